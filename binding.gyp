@@ -1,0 +1,25 @@
+{
+  "targets": [
+    {
+      "target_name": "vmexit",
+      "sources": [
+        "native/addon.cc",
+        "native/handle.cc",
+        "native/ioctls.cc",
+        "native/memory.cc",
+        "native/run.cc"
+      ],
+      "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
+      "defines": [
+        "NAPI_VERSION=9",
+        "NAPI_DISABLE_CPP_EXCEPTIONS",
+        "NODE_API_SWALLOW_UNTHROWABLE_EXCEPTIONS",
+        "NODE_ADDON_API_DISABLE_DEPRECATED"
+      ],
+      "cflags": ["-Wall", "-Wextra", "-fvisibility=hidden"],
+      "cflags_cc": ["-std=c++20"],
+      "cflags!": ["-Wno-unused-parameter"],
+      "libraries": ["-lrt"]
+    }
+  ]
+}

@@ -1,0 +1,43 @@
+// The addon's whole surface. It holds no policy: every decision is made in TypeScript, every check that keeps
+// the process alive is made here.
+#include <napi.h>
+
+#include "ioctls.h"
+#include "memory.h"
+#include "run.h"
+
+namespace {
+
+Napi::Object Init(Napi::Env env, Napi::Object exports) {
+  constexpr struct {
+    const char* name;
+    Napi::Value (*call)(const Napi::CallbackInfo&);
+  } kFunctions[] = {
+      {"open", vmexit::Open},
+      {"ioctl", vmexit::Ioctl},
+      {"create", vmexit::Create},
+      {"setMemoryRegion", vmexit::SetMemoryRegion},
+      {"requests", vmexit::Requests},
+      {"allocate", vmexit::Allocate},
+      {"reserve", vmexit::Reserve},
+      {"openMemory", vmexit::OpenMemory},
+      {"mapGuestMemfd", vmexit::MapGuestMemfd},
+      {"inode", vmexit::Inode},
+      {"fallocate", vmexit::Fallocate},
+      {"madvise", vmexit::Madvise},
+      {"buffer", vmexit::Buffer},
+      {"fd", vmexit::Fd},
+      {"close", vmexit::Close},
+      {"runner", vmexit::Runner},
+      {"kickId", vmexit::KickId},
+      {"kick", vmexit::Kick},
+  };
+  for (const auto& function : kFunctions) {
+    exports.Set(function.name, Napi::Function::New(env, function.call, function.name));
+  }
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(vmexit, Init)

@@ -1,0 +1,75 @@
+// What JS holds: one opaque, type-tagged external per fd or mapping. It belongs to the environment that made
+// it and is closed once, by close() or by its finalizer.
+#pragma once
+
+#include <napi.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+
+namespace vmexit {
+
+// Bits, so that a request can name all the kinds of fd that it goes to.
+enum Kind : uint32_t {
+  kSystem = 1,
+  kVm = 2,
+  kVcpu = 4,
+  kGmem = 8,
+  kDevice = 16,
+  kMemory = 32,
+  kReservation = 64,  // address space with nothing behind it: a slot without backing
+};
+
+// An mmap. Whoever may still reach the memory (a JS view, a memslot, a running vCPU) holds a reference; the
+// last one unmaps. Invariant: data..data+size stays mapped for as long as the object lives.
+struct Mapping {
+  uint8_t* data;
+  size_t size;
+  Mapping(void* data, size_t size) : data(static_cast<uint8_t*>(data)), size(size) {}
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+};
+
+// Host memory behind a VM's memslots, by slot id. Shared by the VM and its vCPUs: a vCPU can run on after the
+// VM's handle was closed, and KVM would then still map what lies at the slot's address.
+using Slots = std::map<uint32_t, std::shared_ptr<Mapping>>;
+
+struct RunState;
+
+struct Handle {
+  Kind kind;
+  int fd = -1;  // -1 for a mapping without a file
+  bool closed = false;
+  uint64_t flags = 0;                // guest_memfd: the flags that it was made with
+  uint64_t size = 0;                 // guest_memfd, memory: bytes
+  std::shared_ptr<Mapping> mapping;  // memory: guest RAM; vCPU: kvm_run
+  std::shared_ptr<Slots> slots;      // VM and its vCPUs
+  std::shared_ptr<RunState> run;     // vCPU
+  Napi::Reference<Napi::ArrayBuffer> buffer;
+
+  ~Handle();
+  void CloseFd();
+};
+
+// Takes ownership of the handle.
+Napi::Value Wrap(Napi::Env env, std::unique_ptr<Handle> handle);
+
+// The open handle in `value`, of one of `kinds`; else throws a JS exception and gives nullptr.
+Handle* Unwrap(Napi::Env env, Napi::Value value, uint32_t kinds, const char* what);
+
+// An unsigned integer from a number (up to 2^53-1) or a bigint (up to 2^64-1); else throws and gives false.
+bool ToU64(Napi::Env env, Napi::Value value, const char* what, uint64_t* out);
+
+// Throws a TypeError with code ERR_KVM_INVALID_ARG.
+void Invalid(Napi::Env env, const std::string& message);
+
+inline Napi::Value Errno(Napi::Env env, int error) { return Napi::Number::New(env, -error); }
+
+// The ArrayBuffer over the handle's mapping, made once. A view of it keeps the memory mapped.
+Napi::Value Buffer(const Napi::CallbackInfo& info);
+Napi::Value Close(const Napi::CallbackInfo& info);
+Napi::Value Fd(const Napi::CallbackInfo& info);
+
+}  // namespace vmexit

@@ -1,0 +1,22 @@
+// ioctl(2), checked: the table says what each request takes, and nothing else is passed on.
+#pragma once
+
+#include "handle.h"
+
+namespace vmexit {
+
+// open(path) -> handle | -errno
+Napi::Value Open(const Napi::CallbackInfo& info);
+// ioctl(handle, request, argument?) -> result | -errno. The argument is a number or bigint where the kernel
+// takes an integer, and a Uint8Array of the struct's exact size where it takes a pointer; what the kernel
+// writes is in it.
+Napi::Value Ioctl(const Napi::CallbackInfo& info);
+// create(handle, request, argument) -> handle | -errno, for requests that return a file descriptor.
+Napi::Value Create(const Napi::CallbackInfo& info);
+// setMemoryRegion(vm, request, region, memory | null, offset, guestMemfd | null) -> 0 | -errno. The addon
+// fills in userspace_addr and guest_memfd, for JS never sees a pointer.
+Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info);
+// requests() -> the table, for the test that holds it against the one in src/uapi.
+Napi::Value Requests(const Napi::CallbackInfo& info);
+
+}  // namespace vmexit

@@ -1,0 +1,320 @@
+/**
+ * Builds a lab kernel, once per recipe.
+ *
+ * It works in a folder of its own inside the cache and is renamed into place at the end, so whatever ends it
+ * leaves nothing that looks complete, and two builds at a time only waste each other's effort.
+ */
+import { spawn } from 'node:child_process';
+import { closeSync, openSync, writeSync } from 'node:fs';
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
+import { availableParallelism } from 'node:os';
+import { basename, join } from 'node:path';
+import { LabError } from './errors.ts';
+import {
+  installCommands,
+  installedPackages,
+  missingMessage,
+  missingPackages,
+  neededPackages,
+  sourceVersion,
+} from './packages.ts';
+import type { Report } from './progress.ts';
+import {
+  type BuiltKernel,
+  cacheFolder,
+  DEFAULT_KERNEL,
+  findKernel,
+  kernelFolder,
+  META_FILE,
+  type Recipe,
+  readRecipe,
+  recipeKey,
+  SOURCE_ARCHIVE,
+  SOURCE_PACKAGE,
+} from './recipe.ts';
+
+export interface BuildOptions {
+  /** `vanilla`, or a folder of lab/kernel/patches. */
+  kernel?: string;
+  /** Install missing packages with apt-get; needs root. */
+  install?: boolean;
+  /** How many compilers run at a time, from 1; all processors by default. */
+  jobs?: number;
+  /** Ends the build: its processes are ended, its files removed, and ERR_LAB_ABORTED thrown. */
+  signal?: AbortSignal;
+  /** Told of each stage, and of what changes while it lasts. */
+  report?: Report;
+  /** Told of each line that the build's programs write. */
+  onLine?: (line: string) => void;
+}
+
+/** What the unpacked source and the objects take at their largest, in bytes. */
+const DISK_BYTES = 2.5 * 2 ** 30;
+
+/** Sources that no x86 kernel of ours compiles, two thirds of the archive; their Kconfig files must stay. */
+const NOT_UNPACKED = [
+  'Documentation/*.rst',
+  'Documentation/devicetree',
+  'arch/[a-wyz]*/*.[chS]',
+  'arch/[a-wyz]*/*.dts*',
+  'drivers/gpu/*.[ch]',
+  'drivers/net/*.[ch]',
+  'drivers/media/*.[ch]',
+  'drivers/staging/*.[ch]',
+  'sound/*.[ch]',
+  'tools/perf',
+  'tools/testing',
+];
+
+/**
+ * What a build whose process is gone left behind is removed after this long, in ms. Not at once: with the cache
+ * on a volume, the process may be alive in another container, and its pid say nothing here.
+ */
+const LEFT_OVER_MS = 60 * 60_000;
+
+/** Variables that would change what make builds must not leak in from an outer make or a shell. */
+const BUILD_ENV = ['PATH', 'HOME', 'TMPDIR', 'http_proxy', 'https_proxy'];
+
+/**
+ * The kernel of this name, from the cache or built now: some minutes, and 2.5 GB of disk meanwhile.
+ *
+ * Throws LabError: ERR_LAB_ARGUMENT for an unknown name or a bad number of jobs, ERR_LAB_PLATFORM,
+ * ERR_LAB_PACKAGES naming what is missing, ERR_LAB_BUILD naming the log, ERR_LAB_ABORTED.
+ */
+export async function buildKernel(options: BuildOptions = {}): Promise<BuiltKernel> {
+  const { kernel = DEFAULT_KERNEL, install = false, jobs = availableParallelism(), signal } = options;
+  if (!Number.isInteger(jobs) || jobs < 1) {
+    throw new LabError('ERR_LAB_ARGUMENT', `jobs is ${jobs}: it must be an integer from 1`);
+  }
+  if (process.platform !== 'linux' || process.arch !== 'x64') {
+    throw new LabError(
+      'ERR_LAB_PLATFORM',
+      `the lab needs x86-64 Linux; this is ${process.arch} ${process.platform}`,
+    );
+  }
+  const recipe = readRecipe(kernel);
+  const cache = cacheFolder();
+  await mkdir(cache, { recursive: true });
+
+  const log = join(cache, `.build-${process.pid}.log`);
+  const failedLog = join(cache, `build-${kernel}-failed.log`);
+  const work: Work = { cache, log, failedLog, fd: openSync(log, 'w'), jobs, options };
+  try {
+    if (install) await installMissing(work, recipe);
+    const installed = installedPackages();
+    const missing = missingPackages(neededPackages(recipe), installed);
+    if (missing.length > 0) {
+      throw new LabError('ERR_LAB_PACKAGES', missingMessage(missing, installed !== undefined));
+    }
+    const source = sourceVersion(installed) ?? (await archiveVersion());
+    return findKernel(kernel, source, { exact: true, cache }) ?? (await buildRecipe(work, recipe, source));
+  } catch (error) {
+    if (signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the build was interrupted', { cause: error });
+    throw error;
+  } finally {
+    closeSync(work.fd);
+    await rm(log, { force: true });
+  }
+}
+
+interface Work {
+  readonly cache: string;
+  readonly log: string;
+  /** Where the log of the last failed step stays. */
+  readonly failedLog: string;
+  readonly fd: number;
+  readonly jobs: number;
+  readonly options: BuildOptions;
+}
+
+/** Without dpkg, the archive is known by its size and time; reading it to hash it would take longer. */
+async function archiveVersion(): Promise<string> {
+  const { size, mtimeMs } = await stat(SOURCE_ARCHIVE);
+  return `${size}-${Math.trunc(mtimeMs)}`;
+}
+
+async function installMissing(work: Work, recipe: Recipe): Promise<void> {
+  const installed = installedPackages();
+  const missing = missingPackages(neededPackages(recipe), installed);
+  if (missing.length === 0) return;
+  const how = { dpkg: installed !== undefined, root: process.getuid?.() === 0 };
+  for (const [command, ...args] of installCommands(missing, how)) {
+    const stage = `${command} ${args[0]}`;
+    await step(work, stage, command!, args, { env: { DEBIAN_FRONTEND: 'noninteractive' } });
+  }
+}
+
+async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<BuiltKernel> {
+  await removeLeftOvers(work.cache);
+  const { bavail, bsize } = await statfs(work.cache);
+  if (bavail * bsize < DISK_BYTES) {
+    const free = ((bavail * bsize) / 2 ** 30).toFixed(1);
+    throw new LabError(
+      'ERR_LAB_BUILD',
+      `the build needs 2.5 GiB of disk in ${work.cache}, and ${free} are free: make room, or set VMEXIT_LAB_CACHE`,
+    );
+  }
+  const folder = await mkdtemp(join(work.cache, `.build-${process.pid}-`));
+  try {
+    const made = join(folder, 'made');
+    await mkdir(made);
+    const version = await compile(work, recipe, folder, made);
+    await cp(work.log, join(made, 'build.log'));
+    await writeFile(join(made, META_FILE), `${JSON.stringify({ kernel: recipe.kernel, version, source })}\n`);
+    const place = kernelFolder(recipe.kernel, recipeKey(recipe, source), work.cache);
+    await rename(made, place).catch((error) => {
+      // Another build of the same kernel was first: the two are equal.
+      if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
+    });
+    return findKernel(recipe.kernel, source, { exact: true, cache: work.cache })!;
+  } finally {
+    work.options.report?.('removing the build tree');
+    await rm(folder, { recursive: true, force: true });
+  }
+}
+
+/** Unpacks, patches, configures and compiles in `folder`; leaves the results in `made`; returns the version. */
+async function compile(work: Work, recipe: Recipe, folder: string, made: string): Promise<string> {
+  const tree = join(folder, SOURCE_PACKAGE);
+  const excludes = NOT_UNPACKED.map((pattern) => `--exclude=${SOURCE_PACKAGE}/${pattern}`);
+  await step(work, 'unpacking the source', 'tar', [
+    ...['--extract', '--xz', '--file', SOURCE_ARCHIVE, '--directory', folder],
+    ...['--wildcards', '--wildcards-match-slash', '--no-same-owner', ...excludes],
+  ]);
+  for (const { path } of recipe.patches) {
+    const args = ['--strip=1', '--batch', '--forward', '--fuzz=0', '--input', path];
+    await step(work, `applying ${basename(path)}`, 'patch', args, { cwd: tree });
+  }
+
+  const make = (stage: string, ...args: string[]) => step(work, stage, 'make', args, { cwd: tree });
+  const config = join(tree, '.config');
+  await make('configuring', 'tinyconfig');
+  // As scripts/kconfig/merge_config.sh does: the last assignment counts.
+  await writeFile(config, recipe.fragment, { flag: 'a' });
+  await make('configuring', 'olddefconfig');
+  const lost = lostOptions(recipe.fragment, await readFile(config, 'utf8'));
+  if (lost.length > 0) {
+    throw new LabError('ERR_LAB_BUILD', `these lines of kernel.fragment did not survive: ${lost.join('; ')}`);
+  }
+  await make('compiling', `-j${work.jobs}`, 'LOCALVERSION=-vmexit', 'bzImage');
+  await make('exporting the headers', 'headers');
+
+  await cp(join(tree, 'arch', 'x86', 'boot', 'bzImage'), join(made, 'bzImage'));
+  await cp(config, join(made, '.config'));
+  // What `make headers_install` copies, without its need for rsync.
+  await cp(join(tree, 'usr', 'include'), join(made, 'include'), {
+    recursive: true,
+    filter: async (path) => path.endsWith('.h') || (await stat(path)).isDirectory(),
+  });
+  const release = await readFile(join(tree, 'include', 'config', 'kernel.release'), 'utf8');
+  return release.trim().replace('-vmexit', '');
+}
+
+/** The lines of a fragment that a finished configuration does not honour. */
+export function lostOptions(fragment: string, config: string): string[] {
+  const lines = new Set(config.split('\n'));
+  return fragment.split('\n').filter((line) => {
+    const unset = /^# (CONFIG_\w+) is not set$/.exec(line);
+    if (unset) return config.includes(`\n${unset[1]}=`);
+    return line.startsWith('CONFIG_') && !lines.has(line);
+  });
+}
+
+async function removeLeftOvers(cache: string): Promise<void> {
+  for (const name of await readdir(cache)) {
+    const pid = /^\.build-(\d+)[-.]/.exec(name)?.[1];
+    if (!pid || isAlive(Number(pid))) continue;
+    const path = join(cache, name);
+    const age = Date.now() - ((await stat(path).catch(() => undefined))?.mtimeMs ?? Date.now());
+    if (age > LEFT_OVER_MS) await rm(path, { recursive: true, force: true });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
+/** Runs one program of the build to its end, its output going to the log. */
+async function step(
+  work: Work,
+  stage: string,
+  command: string,
+  args: string[],
+  { cwd, env }: { cwd?: string; env?: NodeJS.ProcessEnv } = {},
+): Promise<void> {
+  const { signal, report, onLine } = work.options;
+  signal?.throwIfAborted();
+  report?.(stage);
+  writeSync(work.fd, `\n$ ${command} ${args.join(' ')}\n`);
+
+  const kept = BUILD_ENV.filter((name) => process.env[name] !== undefined);
+  const child = spawn(command, args, {
+    ...(cwd ? { cwd } : {}),
+    env: {
+      ...Object.fromEntries(kept.map((name) => [name, process.env[name]])),
+      LC_ALL: 'C',
+      ...BUILT_BY,
+      ...env,
+    },
+    stdio: ['ignore', 'pipe', 'pipe'],
+    // A group of its own, so that make's children end with it.
+    detached: true,
+  });
+  let objects = 0;
+  const read = (stream: NodeJS.ReadableStream) => {
+    let rest = '';
+    stream.on('data', (chunk: Buffer) => {
+      writeSync(work.fd, chunk);
+      const lines = (rest + chunk).split('\n');
+      rest = lines.pop()!;
+      for (const line of lines) {
+        onLine?.(line);
+        if (/^ {2}(CC|AS) /.test(line)) objects++;
+      }
+      report?.(stage, objects > 0 ? `${objects} object files` : undefined);
+    });
+  };
+  read(child.stdout);
+  read(child.stderr);
+
+  const end = (name: NodeJS.Signals) => {
+    try {
+      if (child.pid) process.kill(-child.pid, name);
+    } catch {
+      // the group is gone already
+    }
+  };
+  let killer: NodeJS.Timeout | undefined;
+  const abort = () => {
+    end('SIGTERM');
+    killer = setTimeout(end, 5_000, 'SIGKILL');
+  };
+  const exit = () => end('SIGKILL');
+  signal?.addEventListener('abort', abort, { once: true });
+  process.once('exit', exit);
+  try {
+    const status = await new Promise<number | string>((resolve, reject) => {
+      child.once('error', reject);
+      child.once('close', (code, name) => resolve(code ?? name ?? 'unknown'));
+    });
+    signal?.throwIfAborted();
+    if (status === 0) return;
+    await cp(work.log, work.failedLog);
+    throw new LabError(
+      'ERR_LAB_BUILD',
+      `${stage} failed: ${command} ended with ${status}\n  the log is ${work.failedLog}`,
+    );
+  } finally {
+    clearTimeout(killer);
+    signal?.removeEventListener('abort', abort);
+    process.off('exit', exit);
+  }
+}
+
+/** What /proc/version says of who built the kernel: not this machine's name. */
+const BUILT_BY = { KBUILD_BUILD_USER: 'vmexit', KBUILD_BUILD_HOST: 'lab' };

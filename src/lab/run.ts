@@ -1,0 +1,281 @@
+/** Boots the lab's machine, runs one command in it, and brings back its output and status. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { rmSync, statSync } from 'node:fs';
+import { copyFile, mkdtemp, realpath, writeFile } from 'node:fs/promises';
+import { availableParallelism, tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import type { Duplex, Readable } from 'node:stream';
+import { type Accel, type AccelChoice, chooseAccel, describeAccel, hostNesting } from './accel.ts';
+import { LabError } from './errors.ts';
+import { sourceVersion } from './packages.ts';
+import { commandScript, fstab, PORTS, QEMU, qemuArguments } from './qemu.ts';
+import { DEFAULT_KERNEL, findKernel, labFolder } from './recipe.ts';
+
+export const DEFAULT_TIMEOUT_MS = 10 * 60_000;
+export const DEFAULT_MEMORY_MIB = 3072;
+const LEAST_MEMORY_MIB = 256;
+const MOST_CPUS = 4;
+
+/** How long the machine may take until the command starts; 2 to 3 s are usual under emulation. */
+const BOOT_MS = 90_000;
+
+/** How much of the console and of QEMU's own output an error quotes, in lines. */
+const TAIL_LINES = 25;
+
+export interface LabRun {
+  /** The program, looked up in the PATH of the lab (which is the host's). */
+  command: string;
+  args?: readonly string[];
+  /** An existing folder; the current one by default. The command runs in the same path inside. */
+  cwd?: string;
+  /** Added to PATH, HOME, USER, LANG and TERM of this process, VMEXIT_LAB=1 and VMEXIT_LAB_KERNEL. */
+  env?: Readonly<Record<string, string>>;
+  /** An existing host folder, writable inside under the same path; all else written inside is forgotten. */
+  share?: string;
+  /** `vanilla`, or a folder of lab/kernel/patches. */
+  kernel?: string;
+  accel?: AccelChoice;
+  /** Guest memory in MiB, from 256; at most what the host has. */
+  memory?: number;
+  /** The time limit from start to end, the boot included; at least 1 ms, 10 minutes by default. */
+  timeoutMs?: number;
+  /** Ends the run: the machine is ended and ERR_LAB_ABORTED thrown. */
+  signal?: AbortSignal;
+  /** Told what is about to boot, such as `kernel 6.12.117 (vanilla), emulated SVM (tcg)`. */
+  onStart?: (description: string) => void;
+  onStdout?: (chunk: Buffer) => void;
+  onStderr?: (chunk: Buffer) => void;
+}
+
+export interface LabResult {
+  /** The command's exit status; 128 + n if signal n ended it, 127 if it was not found. */
+  readonly status: number;
+  readonly kernel: string;
+  readonly accel: Accel;
+  /** From QEMU's start to the command's start. */
+  readonly bootMs: number;
+  readonly elapsedMs: number;
+}
+
+/**
+ * Runs a command in the lab. stdin is /dev/null; stdout and stderr arrive byte for byte as they are written.
+ *
+ * Throws LabError: ERR_LAB_ARGUMENT, ERR_LAB_NOT_BUILT, ERR_LAB_PLATFORM and ERR_LAB_PACKAGES before anything is
+ * started; ERR_LAB_BOOT, ERR_LAB_DIED, ERR_LAB_TIMEOUT and ERR_LAB_ABORTED after the machine is gone.
+ */
+export async function runInLab(run: LabRun): Promise<LabResult> {
+  const { kernel = DEFAULT_KERNEL, memory = DEFAULT_MEMORY_MIB, timeoutMs = DEFAULT_TIMEOUT_MS } = run;
+  const cwd = resolve(run.cwd ?? process.cwd());
+  checkFolder('cwd', cwd);
+  if (run.share !== undefined) checkFolder('share', run.share);
+  checkNumber('memory', memory, LEAST_MEMORY_MIB, 'MiB');
+  checkNumber('timeoutMs', timeoutMs, 1, 'ms');
+  const env = labEnvironment(kernel, run.env);
+  for (const word of [run.command, ...(run.args ?? []), ...Object.values(env)]) checkText(word);
+
+  const built = findKernel(kernel, sourceVersion());
+  if (!built) {
+    const option = kernel === DEFAULT_KERNEL ? '' : ` --kernel ${kernel}`;
+    throw new LabError(
+      'ERR_LAB_NOT_BUILT',
+      `the kernel '${kernel}' is not built yet: npx vmexit lab build${option} (some minutes, once)`,
+    );
+  }
+  const host = hostNesting();
+  const accel = chooseAccel(run.accel ?? 'auto', host);
+  if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
+  run.onStart?.(`kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}`);
+
+  const share = run.share === undefined ? undefined : resolve(run.share);
+  const runFolder = await mkdtemp(join(await realpath(tmpdir()), 'vmexit-lab-'));
+  const remove = () => rmSync(runFolder, { recursive: true, force: true });
+  process.once('exit', remove);
+  try {
+    await copyFile(join(labFolder, 'init'), join(runFolder, 'init'));
+    await writeFile(join(runFolder, 'fstab'), fstab('/tmp/root', share));
+    const script = commandScript({ command: run.command, args: run.args ?? [], cwd, env });
+    await writeFile(join(runFolder, 'command'), script);
+    const cpus = Math.min(availableParallelism(), MOST_CPUS);
+    const arguments_ = qemuArguments({ accel, bzImage: built.bzImage, memory, cpus, runFolder, share });
+    return { kernel, accel, ...(await runMachine(arguments_, run, timeoutMs)) };
+  } finally {
+    remove();
+    process.off('exit', remove);
+  }
+}
+
+function checkFolder(name: string, path: string): void {
+  if (!statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
+    throw new LabError('ERR_LAB_ARGUMENT', `${name} is '${path}': it must be an existing folder`);
+  }
+}
+
+function checkNumber(name: string, number: number, least: number, unit: string): void {
+  if (!Number.isFinite(number) || number < least) {
+    throw new LabError('ERR_LAB_ARGUMENT', `${name} is ${number}: it must be at least ${least} ${unit}`);
+  }
+}
+
+function checkText(text: string): void {
+  if (text.includes('\0')) {
+    throw new LabError(
+      'ERR_LAB_ARGUMENT',
+      `'${text.replaceAll('\0', '\\0')}' has a NUL, which no argument can carry`,
+    );
+  }
+}
+
+/** What the command finds in its environment. */
+function labEnvironment(kernel: string, more: Readonly<Record<string, string>> = {}): Record<string, string> {
+  const env: Record<string, string> = {};
+  for (const name of ['PATH', 'HOME', 'USER', 'LANG', 'TERM']) {
+    const text = process.env[name];
+    if (text !== undefined) env[name] = text;
+  }
+  for (const [name, text] of Object.entries(more)) {
+    if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(name)) {
+      throw new LabError('ERR_LAB_ARGUMENT', `'${name}' is no name of an environment variable`);
+    }
+    env[name] = text;
+  }
+  return { ...env, VMEXIT_LAB: '1', VMEXIT_LAB_KERNEL: kernel };
+}
+
+/** The last lines of what a stream carried. */
+class Tail {
+  #text = '';
+
+  add(chunk: Buffer): void {
+    this.#text = (this.#text + chunk.toString()).slice(-16_384);
+  }
+
+  toString(): string {
+    return this.#text.trimEnd().split(/\r?\n/).slice(-TAIL_LINES).join('\n');
+  }
+}
+
+/** Starts QEMU, serves its ports (the protocol is in lab/init), and ends it whatever happens. */
+async function runMachine(
+  args: string[],
+  run: LabRun,
+  timeoutMs: number,
+): Promise<{ status: number; bootMs: number; elapsedMs: number }> {
+  const started = Date.now();
+  const qemu = spawn(QEMU, args, {
+    stdio: ['ignore', 'pipe', 'pipe', ...PORTS.map(() => 'pipe' as const)],
+    // Not in the terminal's group: an interrupt reaches the launcher, which ends QEMU in order.
+    detached: true,
+  });
+  const kill = () => qemu.kill('SIGKILL');
+  process.once('exit', kill);
+  const gone = new Promise<void>((resolve) => {
+    qemu.once('close', () => resolve());
+    qemu.once('error', () => resolve());
+  });
+  const timers: NodeJS.Timeout[] = [];
+  let onAbort: (() => void) | undefined;
+  try {
+    return await new Promise((resolve, reject) => {
+      const machine = serve(qemu, run, started, resolve);
+      const fail = (code: LabError['code'], what: string) =>
+        reject(new LabError(code, what + machine.tails()));
+
+      qemu.once('error', (error: NodeJS.ErrnoException) => {
+        if (error.code !== 'ENOENT') return fail('ERR_LAB_BOOT', `${QEMU} does not start: ${error.message}`);
+        const remedy = 'apt-get install qemu-system-x86, or npx vmexit lab build --install';
+        fail('ERR_LAB_PACKAGES', `${QEMU} is not installed: ${remedy}`);
+      });
+      qemu.once('close', (code, signal) => {
+        const how = `QEMU ended with ${code ?? signal}`;
+        if (machine.bootMs === undefined)
+          fail('ERR_LAB_BOOT', `the machine ended before the command started (${how})`);
+        else fail('ERR_LAB_DIED', `the machine ended under the command: a panic or a reboot (${how})`);
+      });
+      timers.push(
+        setTimeout(() => {
+          if (machine.bootMs !== undefined) return;
+          fail('ERR_LAB_BOOT', `the command has not started after ${BOOT_MS / 1000} s`);
+        }, BOOT_MS),
+        setTimeout(() => {
+          reject(new LabError('ERR_LAB_TIMEOUT', `the time limit of ${timeoutMs / 1000} s has passed`));
+        }, timeoutMs),
+      );
+      onAbort = () => reject(new LabError('ERR_LAB_ABORTED', 'the run was interrupted'));
+      run.signal?.addEventListener('abort', onAbort, { once: true });
+    });
+  } finally {
+    for (const timer of timers) clearTimeout(timer);
+    if (onAbort) run.signal?.removeEventListener('abort', onAbort);
+    kill();
+    await gone;
+    process.off('exit', kill);
+  }
+}
+
+/** Connects the ports of a started QEMU; calls `done` when the command has ended and all its output is here. */
+function serve(
+  qemu: ChildProcess,
+  run: LabRun,
+  started: number,
+  done: (result: { status: number; bootMs: number; elapsedMs: number }) => void,
+) {
+  const [, console, complaints, control, stdout, stderr] = qemu.stdio as unknown as [
+    null,
+    Readable,
+    Readable,
+    Duplex,
+    Duplex,
+    Duplex,
+  ];
+  const consoleTail = new Tail();
+  const qemuTail = new Tail();
+  console.on('data', (chunk) => consoleTail.add(chunk));
+  complaints.on('data', (chunk) => qemuTail.add(chunk));
+
+  const machine = {
+    bootMs: undefined as number | undefined,
+    tails() {
+      const tails = [
+        ['QEMU said', qemuTail],
+        ['the end of the console', consoleTail],
+      ] as const;
+      return tails.map(([title, tail]) => (`${tail}` ? `\n${title}:\n${tail}` : '')).join('');
+    },
+  };
+
+  // The last bytes may come after the word that the command ended: then the counts tell when all are here.
+  const received = [0, 0];
+  let ended: { status: number; counts: number[] } | undefined;
+  const finish = () => {
+    if (!ended || ended.counts.some((count, port) => received[port]! < count)) return;
+    done({ status: ended.status, bootMs: machine.bootMs ?? 0, elapsedMs: Date.now() - started });
+  };
+  const forward = (port: Duplex, index: number, sink?: (chunk: Buffer) => void) =>
+    port.on('data', (chunk: Buffer) => {
+      received[index]! += chunk.length;
+      sink?.(chunk);
+      finish();
+    });
+  forward(stdout, 0, run.onStdout);
+  forward(stderr, 1, run.onStderr);
+
+  let rest = '';
+  control.on('data', (chunk: Buffer) => {
+    const lines = (rest + chunk).split('\n');
+    rest = lines.pop()!;
+    for (const line of lines) {
+      const [word, ...numbers] = line.split(' ');
+      if (word === 'ready') {
+        machine.bootMs = Date.now() - started;
+        control.write(`${(Date.now() / 1000).toFixed(3)}\n`);
+      } else if (word === 'exit') {
+        const [status = 0, ...counts] = numbers.map(Number);
+        ended = { status, counts };
+        finish();
+      }
+    }
+  });
+  // A socket whose QEMU is killed may report so; the process's own end says it better.
+  for (const port of [control, stdout, stderr]) port.on('error', () => {});
+  return machine;
+}

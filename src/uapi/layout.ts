@@ -1,0 +1,241 @@
+/**
+ * C struct layouts as data. Offsets follow the x86-64 psABI (every field at a multiple of its alignment, the
+ * struct padded to that of its widest field); a test holds each of them against the compiler.
+ */
+
+/** How one value lies in memory, and how it is read and written. All KVM structs are little-endian here. */
+export interface Type<T = unknown> {
+  readonly size: number;
+  readonly align: number;
+  /** In a struct: the earlier field that this one shares its bytes with (C's anonymous union). */
+  readonly over?: string;
+  get(view: DataView, at: number): T;
+  set(view: DataView, at: number, value: T): void;
+}
+
+/** The JS value that a type reads and writes. */
+export type Value<X> = X extends Type<infer T> ? T : never;
+
+/** What may be given for a value: 64-bit integers as number or bigint, any fields of a struct. */
+export type Input<T> = T extends bigint | number
+  ? number | bigint
+  : T extends Uint8Array
+    ? Uint8Array
+    : T extends readonly (infer E)[]
+      ? readonly Input<E>[]
+      : T extends object
+        ? { readonly [K in keyof T]?: Input<T[K]> | undefined }
+        : T;
+
+const LE = true;
+
+function integer(
+  size: 1 | 2 | 4,
+  signed: boolean,
+  get: Type<number>['get'],
+  put: Type<number>['set'],
+): Type<number> {
+  const low = signed ? -(2 ** (size * 8 - 1)) : 0;
+  const high = low + 2 ** (size * 8) - 1;
+  return {
+    size,
+    align: size,
+    get,
+    set(view, at, value) {
+      put(view, at, inRange(value, low, high));
+    },
+  };
+}
+
+/** The number, if it is an integer in the range. */
+function inRange(value: number | bigint, low: number, high: number): number {
+  const number = typeof value === 'bigint' ? Number(value) : value;
+  if (Number.isInteger(number) && number >= low && number <= high) return number;
+  throw new RangeError(`${String(value)} is not an integer from ${low} to ${high}`);
+}
+
+export const u8 = integer(
+  1,
+  false,
+  (view, at) => view.getUint8(at),
+  (view, at, value) => view.setUint8(at, value),
+);
+export const u16 = integer(
+  2,
+  false,
+  (view, at) => view.getUint16(at, LE),
+  (view, at, value) => view.setUint16(at, value, LE),
+);
+export const i16 = integer(
+  2,
+  true,
+  (view, at) => view.getInt16(at, LE),
+  (view, at, value) => view.setInt16(at, value, LE),
+);
+export const u32 = integer(
+  4,
+  false,
+  (view, at) => view.getUint32(at, LE),
+  (view, at, value) => view.setUint32(at, value, LE),
+);
+export const i32 = integer(
+  4,
+  true,
+  (view, at) => view.getInt32(at, LE),
+  (view, at, value) => view.setInt32(at, value, LE),
+);
+
+/** The bigint, if 64 bits hold it. Negative ones stand for their two's complement: -1n is every bit set. */
+function in64(value: number | bigint): bigint {
+  const big = BigInt(value);
+  if (big >= -(1n << 63n) && big < 1n << 64n) return big;
+  throw new RangeError(`${big} does not fit in 64 bits`);
+}
+
+/**
+ * A 64-bit value that may use every bit: a register, an MSR, a hypercall argument, a virtual address. Written
+ * from a bigint or an integral number.
+ */
+export const u64: Type<bigint> = {
+  size: 8,
+  align: 8,
+  get: (view, at) => view.getBigUint64(at, LE),
+  set: (view, at, value) => view.setBigUint64(at, in64(value), LE),
+};
+
+export const i64: Type<bigint> = {
+  size: 8,
+  align: 8,
+  get: (view, at) => view.getBigInt64(at, LE),
+  set: (view, at, value) => view.setBigInt64(at, in64(value), LE),
+};
+
+/**
+ * A 64-bit value that the kernel keeps below 2^53: a guest-physical address (52 bits on x86), a size, a flag word
+ * with few bits. Exact as a JS number; reading one does not allocate. A greater value is read rounded.
+ */
+export const size64: Type<number> = {
+  size: 8,
+  align: 8,
+  get: (view, at) => view.getUint32(at + 4, LE) * 0x1_0000_0000 + view.getUint32(at, LE),
+  set(view, at, value) {
+    const number = inRange(value, 0, Number.MAX_SAFE_INTEGER);
+    view.setUint32(at, number % 0x1_0000_0000, LE);
+    view.setUint32(at + 4, Math.floor(number / 0x1_0000_0000), LE);
+  },
+};
+
+/** `count` values of one type; a shorter value writes only its own elements. */
+export function array<T>(type: Type<T>, count: number): Type<T[]> {
+  return {
+    size: type.size * count,
+    align: type.align,
+    get: (view, at) => Array.from({ length: count }, (_, i) => type.get(view, at + i * type.size)),
+    set(view, at, value) {
+      if (value.length > count) throw new RangeError(`${value.length} elements in an array of ${count}`);
+      value.forEach((element, i) => {
+        type.set(view, at + i * type.size, element);
+      });
+    },
+  };
+}
+
+/** `size` bytes as a Uint8Array. Reading gives a copy. */
+export function bytes(size: number): Type<Uint8Array> {
+  return {
+    size,
+    align: 1,
+    get: (view, at) => new Uint8Array(view.buffer, view.byteOffset + at, size).slice(),
+    set(view, at, value) {
+      if (value.length > size) throw new RangeError(`${value.length} bytes in a field of ${size}`);
+      new Uint8Array(view.buffer, view.byteOffset + at, size).set(value);
+    },
+  };
+}
+
+/** A field in the same place as an earlier one: a member of C's anonymous union. Writing both, the later wins. */
+export const over = <X extends Type<never> | Type<unknown>>(field: string, type: X): X => ({
+  ...type,
+  over: field,
+});
+
+export interface Field<T = unknown> {
+  readonly offset: number;
+  readonly type: Type<T>;
+}
+
+type Fields = Record<string, Type<never> | Type<unknown>>;
+type Values<F extends Fields> = { -readonly [K in keyof F]: Value<F[K]> };
+
+export interface Struct<F extends Fields = Fields> extends Type<Values<F>> {
+  /** The kernel's name, without `struct`; of a nameless one the place where it is declared: `kvm_run.io`. */
+  readonly name: string;
+  readonly fields: { readonly [K in keyof F]: Field<Value<F[K]>> };
+  /** A fresh, zeroed struct with the given fields set. An unknown or out-of-range field is named in the error. */
+  encode(value: Input<Values<F>>): Uint8Array<ArrayBuffer>;
+  decode(data: Uint8Array): Values<F>;
+}
+
+const aligned = (offset: number, align: number) => Math.ceil(offset / align) * align;
+
+/** A struct by C's layout rules: fields in order. Field names are the kernel's in camelCase. */
+export function struct<F extends Fields>(name: string, members: F): Struct<F> {
+  return layout(name, members, false);
+}
+
+/** A union: every field at offset 0. Reading one gives every arm, so read it by `fields` instead. */
+export function union<F extends Fields>(name: string, members: F): Struct<F> {
+  return layout(name, members, true);
+}
+
+function layout<F extends Fields>(name: string, members: F, overlaid: boolean): Struct<F> {
+  const fields: Record<string, Field> = {};
+  let end = 0;
+  let align = 1;
+  for (const [key, member] of Object.entries(members)) {
+    const type = member as Type<unknown>;
+    const shared = type.over === undefined ? undefined : fields[type.over]!.offset;
+    const offset = overlaid ? 0 : (shared ?? aligned(end, type.align));
+    fields[key] = { offset, type };
+    end = Math.max(end, offset + type.size);
+    align = Math.max(align, type.align);
+  }
+  const size = aligned(end, align);
+  const entries = Object.entries(fields);
+
+  const get = (view: DataView, at: number) =>
+    Object.fromEntries(entries.map(([key, { offset, type }]) => [key, type.get(view, at + offset)]));
+  const set = (view: DataView, at: number, value: Record<string, unknown>) => {
+    for (const key of Object.keys(value)) {
+      if (!Object.hasOwn(fields, key)) {
+        throw new TypeError(`${name} has no field ${key}; its fields are ${Object.keys(fields).join(', ')}`);
+      }
+      if (value[key] === undefined) continue;
+      const { offset, type } = fields[key]!;
+      try {
+        type.set(view, at + offset, value[key]);
+      } catch (cause) {
+        const ErrorType = cause instanceof TypeError ? TypeError : RangeError;
+        throw new ErrorType(`${name}.${key}: ${(cause as Error).message}`, { cause });
+      }
+    }
+  };
+  return {
+    name,
+    size,
+    align,
+    fields: fields as Struct<F>['fields'],
+    get: get as Struct<F>['get'],
+    set: set as Struct<F>['set'],
+    encode(value) {
+      const data = new Uint8Array(size);
+      set(new DataView(data.buffer), 0, value as Record<string, unknown>);
+      return data;
+    },
+    decode: (data) => get(viewOf(data), 0) as Values<F>,
+  };
+}
+
+/** A DataView over the same bytes. */
+export const viewOf = (data: Uint8Array): DataView =>
+  new DataView(data.buffer, data.byteOffset, data.byteLength);
