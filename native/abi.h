@@ -2,6 +2,12 @@
 // here is held against a current header by test/unit/uapi-abi.test.ts.
 #pragma once
 
+// 6.1's macro puts an empty struct, which has a size in C++, before each flexible array: every such struct,
+// and with it the number of its request, would come out wrong.
+#include <linux/stddef.h>
+#undef __DECLARE_FLEX_ARRAY
+#define __DECLARE_FLEX_ARRAY(TYPE, NAME) TYPE NAME[0]
+
 #include <linux/kvm.h>
 #include <linux/types.h>
 

@@ -125,8 +125,8 @@ constexpr Row kRows[] = {
     STRUCT(KVM_GET_DEBUGREGS, kVcpu),
     STRUCT(KVM_SET_DEBUGREGS, kVcpu),
     STRUCT(KVM_SET_GUEST_DEBUG, kVcpu),
-    INTEGER(KVM_SET_TSC_KHZ, kVcpu),
-    NONE(KVM_GET_TSC_KHZ, kVcpu),
+    INTEGER(KVM_SET_TSC_KHZ, kVm | kVcpu),
+    NONE(KVM_GET_TSC_KHZ, kVm | kVcpu),
     NONE(KVM_KVMCLOCK_CTRL, kVcpu),
 };
 

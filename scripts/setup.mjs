@@ -16,7 +16,8 @@ function newest(...paths) {
     const stat = statSync(path, { throwIfNoEntry: false });
     if (!stat) continue;
     time = Math.max(time, stat.isDirectory() ? 0 : stat.mtimeMs);
-    if (stat.isDirectory()) time = Math.max(time, newest(...readdirSync(path).map((name) => join(path, name))));
+    if (stat.isDirectory())
+      time = Math.max(time, newest(...readdirSync(path).map((name) => join(path, name))));
   }
   return time;
 }
@@ -25,7 +26,9 @@ function run(title, command, args, { optional = false } = {}) {
   process.stderr.write(`vmexit setup: ${title}\n`);
   const result = spawnSync(command, args, { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
   if (result.status === 0) return true;
-  process.stderr.write(`${result.stdout ?? ''}${result.stderr ?? ''}${result.error ? `${result.error.message}\n` : ''}`);
+  process.stderr.write(
+    `${result.stdout ?? ''}${result.stderr ?? ''}${result.error ? `${result.error.message}\n` : ''}`,
+  );
   if (!optional) {
     process.stderr.write(`vmexit setup: ${title} failed: ${command} ${args.join(' ')}\n`);
     process.exit(result.status ?? 1);
@@ -52,17 +55,19 @@ const nodedir = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--
 const nodeGyp = at('node_modules', 'node-gyp', 'bin', 'node-gyp.js');
 if (process.platform === 'linux') {
   step(at('build', 'Release', '.vmexit-built'), [at('native'), at('binding.gyp')], () => {
-    const built = run(
-      'building the addon',
-      process.execPath,
-      [nodeGyp, 'rebuild', '--silent', ...nodedir],
-      { optional: true },
-    );
-    if (!built) process.stderr.write('vmexit setup: going on without the addon: the KVM backend will say so\n');
+    const built = run('building the addon', process.execPath, [nodeGyp, 'rebuild', '--silent', ...nodedir], {
+      optional: true,
+    });
+    if (!built)
+      process.stderr.write('vmexit setup: going on without the addon: the KVM backend will say so\n');
     return built;
   });
 }
 
 step(at('dist', '.vmexit-compiled'), [at('src'), at('tsconfig.json')], () =>
-  run('compiling the TypeScript', process.execPath, [at('node_modules', 'typescript', 'bin', 'tsc'), '-p', root]),
+  run('compiling the TypeScript', process.execPath, [
+    at('node_modules', 'typescript', 'bin', 'tsc'),
+    '-p',
+    root,
+  ]),
 );

@@ -177,7 +177,9 @@ export function parseRun(argv: string[]): LabRun | undefined {
   return {
     command,
     args,
-    ...(values.timeout === undefined ? {} : { timeoutMs: number('--timeout', values.timeout) * 1000 }),
+    ...(values.timeout === undefined
+      ? {}
+      : { timeoutMs: Math.round(number('--timeout', values.timeout) * 1000) }),
     ...(values.memory === undefined ? {} : { memory: number('--memory', values.memory) }),
     ...(values.kernel === undefined ? {} : { kernel: values.kernel }),
     ...(values.accel === undefined ? {} : { accel: values.accel as AccelChoice }),

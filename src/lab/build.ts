@@ -27,6 +27,7 @@ import {
   kernelFolder,
   META_FILE,
   type Recipe,
+  readKernel,
   readRecipe,
   recipeKey,
   SOURCE_ARCHIVE,
@@ -58,7 +59,8 @@ const NOT_UNPACKED = [
   'arch/[a-wyz]*/*.[chS]',
   'arch/[a-wyz]*/*.dts*',
   'drivers/gpu/*.[ch]',
-  'drivers/net/*.[ch]',
+  'drivers/net/ethernet/*.[ch]',
+  'drivers/net/wireless/*.[ch]',
   'drivers/media/*.[ch]',
   'drivers/staging/*.[ch]',
   'sound/*.[ch]',
@@ -166,7 +168,7 @@ async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<
       // Another build of the same kernel was first: the two are equal.
       if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
     });
-    return findKernel(recipe.kernel, source, { exact: true, cache: work.cache })!;
+    return readKernel(place)!;
   } finally {
     work.options.report?.('removing the build tree');
     await rm(folder, { recursive: true, force: true });

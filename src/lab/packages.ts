@@ -62,8 +62,11 @@ export function sourceVersion(installed = installedPackages()): string | undefin
   return installed?.get(SOURCE_PACKAGE);
 }
 
-/** Those of `needed` that are not there, by what dpkg says, else by looking for their programs and files. */
-export function missingPackages(needed: readonly Package[], installed = installedPackages()): Package[] {
+/** Those of `needed` that are not there: dpkg says so, or without it their programs and files are looked for. */
+export function missingPackages(
+  needed: readonly Package[],
+  installed: ReadonlyMap<string, string> | undefined,
+): Package[] {
   const present = installed
     ? (row: Package) => installed.has(row.name)
     : (row: Package) => (row.shownBy.startsWith('/') ? existsSync(row.shownBy) : isProgram(row.shownBy));

@@ -114,7 +114,7 @@ export function findKernel(
 }
 
 /** Reads one folder of the cache; undefined for what is not a built kernel. */
-function readKernel(directory: string): BuiltKernel | undefined {
+export function readKernel(directory: string): BuiltKernel | undefined {
   let meta: { kernel?: unknown; version?: unknown; source?: unknown };
   try {
     meta = JSON.parse(readFileSync(join(directory, META_FILE), 'utf8'));

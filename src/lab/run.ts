@@ -2,7 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { rmSync, statSync } from 'node:fs';
 import { copyFile, mkdtemp, realpath, writeFile } from 'node:fs/promises';
-import { availableParallelism, tmpdir } from 'node:os';
+import { availableParallelism, tmpdir, totalmem } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { Duplex, Readable } from 'node:stream';
 import { type Accel, type AccelChoice, chooseAccel, describeAccel, hostNesting } from './accel.ts';
@@ -13,6 +13,8 @@ import { DEFAULT_KERNEL, findKernel, labFolder } from './recipe.ts';
 
 export const DEFAULT_TIMEOUT_MS = 10 * 60_000;
 export const DEFAULT_MEMORY_MIB = 3072;
+/** What a timer of JavaScript can count, a little under 25 days. */
+const MOST_TIMEOUT_MS = 2 ** 31 - 1;
 const LEAST_MEMORY_MIB = 256;
 const MOST_CPUS = 4;
 
@@ -20,7 +22,7 @@ const MOST_CPUS = 4;
 const BOOT_MS = 90_000;
 
 /** How much of the console and of QEMU's own output an error quotes, in lines. */
-const TAIL_LINES = 25;
+const TAIL_LINES = 40;
 
 export interface LabRun {
   /** The program, looked up in the PATH of the lab (which is the host's). */
@@ -35,9 +37,9 @@ export interface LabRun {
   /** `vanilla`, or a folder of lab/kernel/patches. */
   kernel?: string;
   accel?: AccelChoice;
-  /** Guest memory in MiB, from 256; at most what the host has. */
+  /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
-  /** The time limit from start to end, the boot included; at least 1 ms, 10 minutes by default. */
+  /** The time limit from start to end, the boot included: 1 ms to 2^31-1 ms, 10 minutes by default. */
   timeoutMs?: number;
   /** Ends the run: the machine is ended and ERR_LAB_ABORTED thrown. */
   signal?: AbortSignal;
@@ -68,8 +70,12 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   const cwd = resolve(run.cwd ?? process.cwd());
   checkFolder('cwd', cwd);
   if (run.share !== undefined) checkFolder('share', run.share);
-  checkNumber('memory', memory, LEAST_MEMORY_MIB, 'MiB');
-  checkNumber('timeoutMs', timeoutMs, 1, 'ms');
+  // Without symbolic links, for init would follow them in its own root. The names that lead here still do.
+  const share = run.share === undefined ? undefined : await realpath(run.share);
+  if (share === '/')
+    throw new LabError('ERR_LAB_ARGUMENT', "share is '/': the root is shared anyway, read-only");
+  checkInteger('memory', memory, LEAST_MEMORY_MIB, Math.floor(totalmem() / 2 ** 20), 'MiB');
+  checkInteger('timeoutMs', timeoutMs, 1, MOST_TIMEOUT_MS, 'ms');
   const env = labEnvironment(kernel, run.env);
   for (const word of [run.command, ...(run.args ?? []), ...Object.values(env)]) checkText(word);
 
@@ -86,7 +92,6 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
   run.onStart?.(`kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}`);
 
-  const share = run.share === undefined ? undefined : resolve(run.share);
   const runFolder = await mkdtemp(join(await realpath(tmpdir()), 'vmexit-lab-'));
   const remove = () => rmSync(runFolder, { recursive: true, force: true });
   process.once('exit', remove);
@@ -110,9 +115,10 @@ function checkFolder(name: string, path: string): void {
   }
 }
 
-function checkNumber(name: string, number: number, least: number, unit: string): void {
-  if (!Number.isFinite(number) || number < least) {
-    throw new LabError('ERR_LAB_ARGUMENT', `${name} is ${number}: it must be at least ${least} ${unit}`);
+function checkInteger(name: string, number: number, least: number, most: number, unit: string): void {
+  if (!Number.isInteger(number) || number < least || number > most) {
+    const range = `an integer from ${least} to ${most} ${unit}`;
+    throw new LabError('ERR_LAB_ARGUMENT', `${name} is ${number}: it must be ${range}`);
   }
 }
 
@@ -141,6 +147,9 @@ function labEnvironment(kernel: string, more: Readonly<Record<string, string>> =
   return { ...env, VMEXIT_LAB: '1', VMEXIT_LAB_KERNEL: kernel };
 }
 
+/** QEMU warns of each feature of the processor model that it does not emulate, on each start. */
+const NOISE = /TCG doesn't support requested feature/;
+
 /** The last lines of what a stream carried. */
 class Tail {
   #text = '';
@@ -150,7 +159,11 @@ class Tail {
   }
 
   toString(): string {
-    return this.#text.trimEnd().split(/\r?\n/).slice(-TAIL_LINES).join('\n');
+    const lines = this.#text.trimEnd().split(/\r?\n/);
+    return lines
+      .filter((line) => !NOISE.test(line))
+      .slice(-TAIL_LINES)
+      .join('\n');
   }
 }
 

@@ -7,7 +7,7 @@ import { MemoryFaultFlag } from './constants.ts';
 import { Errno } from './errno.ts';
 import { Exit } from './exit.ts';
 import { EXIT_OFFSET, exitArms, kvm_run } from './kvm-run.ts';
-import { type Struct, size64, struct, type Type, u32, u64 } from './layout.ts';
+import { type Struct, size64, struct, type Type, u32, u64, viewOf } from './layout.ts';
 import { type FaultSignal, mainlineFault, outcomeOf } from './outcome.ts';
 
 /** A memory fault, whichever dialect told of it: an access to the guest-physical bytes [gpa, gpa + size). */
@@ -71,9 +71,9 @@ function dialect(columns: Pick<Dialect, 'name' | 'signal' | 'arm' | 'bits' | 'tr
         unknown |
         BigInt(fault.flags.private ? bits.private : 0) |
         BigInt(fault.flags.userfault ? bits.userfault : 0);
-      rawFlags.set(page, EXIT_OFFSET + flags.offset, word);
-      gpa.type.set(page, EXIT_OFFSET + gpa.offset, fault.gpa);
-      size.type.set(page, EXIT_OFFSET + size.offset, fault.size);
+      const data = arm.encode({ gpa: fault.gpa, size: fault.size });
+      rawFlags.set(viewOf(data), flags.offset, word);
+      new Uint8Array(page.buffer, page.byteOffset + EXIT_OFFSET, arm.size).set(data);
       kvm_run.fields.exitReason.type.set(page, kvm_run.fields.exitReason.offset, signal.exitReason);
     },
     decode(page) {

@@ -151,7 +151,7 @@ export const exitRows = {
   TDX: row(
     exitArms.tdx,
     ({ flags, nr, unknown: { ret, data } }) => ({ flags, nr, ret, data }),
-    (e) => `TDX call ${nameOf(tdvmcalls, Number(e.nr))}${dataWords(e.data)}${unknownFlags(e.flags)}`,
+    (e) => `TDX call ${nameOf(tdvmcalls, e.nr)}${dataWords(e.data)}${unknownFlags(e.flags)}`,
   ),
   SNP_REQ_CERTS: row(
     exitArms.snpReqCerts,
@@ -209,7 +209,8 @@ export function decodeExit(outcome: number, page: DataView, dialect = dialects.m
 export function describeExit(exit: KvmExit): string {
   const state = exit.runFlags ? ` [${flagNames(c.RunFlag, exit.runFlags)}]` : '';
   if (exit.reason === 'OTHER') {
-    return `exit ${exit.outcome} (${exit.name}), not decoded: ${hexBytes(exit.raw)}${state}`;
+    const used = exit.raw.findLastIndex((byte) => byte !== 0) + 1;
+    return `exit ${exit.outcome} (${exit.name}), not decoded: ${hexBytes(exit.raw.subarray(0, used)) || 0}${state}`;
   }
   return exitRows[exit.reason].describe(exit as never) + state;
 }
@@ -228,7 +229,7 @@ const longMode = (flags: bigint) => ({
 });
 
 function hypercall(nr: bigint, args: readonly bigint[]): string {
-  const name = nameOf(c.Hypercall, Number(nr));
+  const name = nameOf(c.Hypercall, nr);
   const [gpa = 0n, pages = 0n, attributes = 0n] = args;
   if (nr !== BigInt(c.Hypercall.MAP_GPA_RANGE)) return `${name}(${args.map((arg) => hex(arg)).join(', ')})`;
   const to = attributes & BigInt(c.MapGpaRange.ENCRYPTED) ? 'private' : 'shared';

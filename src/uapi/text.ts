@@ -16,8 +16,8 @@ export const hexBytes = (data: Uint8Array): string =>
 export const plural = (count: number, noun: string): string => `${count} ${noun}${count === 1 ? '' : 's'}`;
 
 /** The name of a value in a table of constants, or the value in hex: `0x63`. */
-export const nameOf = (table: Readonly<Record<string, number>>, value: number): string =>
-  Object.keys(table).find((name) => table[name] === value) ?? hex(value);
+export const nameOf = (table: Readonly<Record<string, number>>, value: number | bigint): string =>
+  Object.keys(table).find((name) => BigInt(table[name]!) === BigInt(value)) ?? hex(value);
 
 /** The names of the bits that are set, and what has no name in hex: `SMM|0x40`; `0` for none. */
 export function flagNames(table: Readonly<Record<string, number>>, value: number | bigint): string {

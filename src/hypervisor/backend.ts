@@ -1,0 +1,63 @@
+/**
+ * The narrow waist: everything above it is written once, everything below it is the kernel or a model of it.
+ * A backend speaks in ioctls, with the kernel's own structs and errnos; it holds no policy and checks no more than
+ * keeps the process alive.
+ */
+
+/** A file descriptor or a mapping of the backend's: opaque, used only with the backend that made it. */
+export type Handle = { readonly __handle: unique symbol };
+
+export type BackendName = 'kvm' | 'sim';
+
+/** Guest memory of one thread that another may open: what GuestMemory.share() gives. */
+export interface MemoryToken {
+  readonly backend: BackendName;
+  readonly fd: number;
+  readonly inode: number;
+}
+
+/**
+ * Where a call can fail, it gives a negated errno instead of its result. `request` is the full number of the ioctl;
+ * `argument` is a number where the kernel takes an integer and the struct's bytes where it takes a pointer, into
+ * which the kernel's answer is written.
+ */
+export interface Backend {
+  readonly name: BackendName;
+  /** Opens the KVM device. @throws UnavailableError */
+  open(): Handle;
+  ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
+  /** An ioctl that returns a file descriptor. */
+  create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
+  /** Both region ioctls; userspace_addr and guest_memfd are filled in from the handles. */
+  setMemoryRegion(
+    vm: Handle,
+    request: number,
+    region: Uint8Array,
+    memory: Handle | null,
+    memoryOffset: number,
+    guestMemfd: Handle | null,
+  ): number;
+
+  /** Guest RAM, zero, untouched until used. */
+  allocate(size: number): Handle | number;
+  /** Address space with nothing behind it, for a slot without backing. */
+  reserve(size: number): Handle | number;
+  mapGuestMemfd(guestMemfd: Handle): Handle | number;
+  share(memory: Handle): MemoryToken;
+  openMemory(token: MemoryToken): Handle | number;
+  /** Guest RAM, or a vCPU's kvm_run with the pages after it. Of length 0 once the handle is closed. */
+  bytes(handle: Handle): Uint8Array;
+  fallocate(handle: Handle, mode: number, offset: number, size: number): number;
+  madvise(memory: Handle, advice: number, offset: number, size: number): number;
+
+  /** KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed). */
+  runner(vcpu: Handle): (timeoutMs?: number) => number;
+  kickId(vcpu: Handle): number;
+  /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */
+  kick(id: number): boolean;
+  /** Idempotent. */
+  close(handle: Handle): void;
+}
+
+/** The handle, or the error that came instead. */
+export const isHandle = (result: Handle | number): result is Handle => typeof result !== 'number';

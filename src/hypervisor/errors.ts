@@ -1,0 +1,102 @@
+/** The errors of this package. Each has a `code`; none is thrown after something was changed. */
+import { errnoName } from '../uapi/errno.ts';
+
+export type ErrorCode =
+  /** An argument of the wrong type or out of range. A TypeError or a RangeError carries it. */
+  | 'ERR_KVM_INVALID_ARG'
+  /** A handle that was closed. */
+  | 'ERR_KVM_CLOSED'
+  /** The backend cannot be had on this host, or not with what was asked of it. */
+  | 'ERR_KVM_UNAVAILABLE'
+  /** A guest that cannot be loaded: missing, empty, truncated, too large, of an unknown format. */
+  | 'ERR_KVM_BAD_GUEST'
+  /** The same memory fault again and again, with no change in between. */
+  | 'ERR_KVM_NO_PROGRESS'
+  /** A memory fault or a conversion that policy, or the lack of backing, refuses. */
+  | 'ERR_KVM_REFUSED';
+
+/** A system call that the kernel (or the simulator, with the same errno) refused. */
+export class KvmError extends Error {
+  override readonly name = 'KvmError';
+  /** The errno's name, as Node's own errors have it: `EINVAL`. */
+  readonly code: string;
+  /** Negative, as Node's own errors have it: -22. */
+  readonly errno: number;
+  /** `ioctl`, `mmap`, `fallocate`, ... */
+  readonly syscall: string;
+  /** The ioctl's name: `KVM_SET_USER_MEMORY_REGION2`; undefined for other calls. */
+  readonly request: string | undefined;
+
+  /**
+   * @param result what the call gave: a negated errno
+   * @param remedy what the caller can do about it; names the value that is at fault where that is known
+   */
+  constructor(result: number, syscall: string, request?: string, remedy?: string) {
+    const code = errnoName(-result);
+    super(`${request ?? syscall} failed with ${code}${remedy ? `: ${remedy}` : ''}`);
+    this.code = code;
+    this.errno = result;
+    this.syscall = syscall;
+    this.request = request;
+  }
+}
+
+/** A failure that is not an errno's. */
+export class VmexitError extends Error {
+  override readonly name: string = 'VmexitError';
+  readonly code: ErrorCode;
+
+  constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options);
+    this.code = code;
+  }
+}
+
+/** Why a backend cannot be had. */
+export type UnavailableReason =
+  /** The addon is not built, or does not load here. */
+  | 'addon'
+  /** /dev/kvm is not there. */
+  | 'device'
+  /** /dev/kvm is there and may not be opened. */
+  | 'permission'
+  /** KVM is there and lacks something that `needs` names. */
+  | 'feature'
+  /** Another operating system or processor. */
+  | 'platform';
+
+export class UnavailableError extends VmexitError {
+  override readonly name = 'UnavailableError';
+  readonly reason: UnavailableReason;
+
+  constructor(reason: UnavailableReason, message: string, options?: ErrorOptions) {
+    super('ERR_KVM_UNAVAILABLE', message, options);
+    this.reason = reason;
+  }
+}
+
+export const closed = (what: string): VmexitError =>
+  new VmexitError('ERR_KVM_CLOSED', `this ${what} was closed and cannot be used any more`);
+
+const shown = (value: unknown): string => {
+  if (typeof value === 'number' && Number.isInteger(value) && Math.abs(value) > 4095) {
+    return `${value < 0 ? '-' : ''}0x${Math.abs(value).toString(16)}`;
+  }
+  if (typeof value === 'bigint') return `0x${BigInt.asUintN(64, value).toString(16)}`;
+  if (typeof value === 'string') return JSON.stringify(value);
+  if (typeof value === 'function') return 'a function';
+  if (value === null || typeof value !== 'object') return String(value);
+  return `an object of class ${value.constructor?.name ?? 'Object'}`;
+};
+
+function invalid<E extends Error>(error: E): E {
+  return Object.assign(error, { code: 'ERR_KVM_INVALID_ARG' as const });
+}
+
+/** For an argument of the wrong type. `expected` says what it must be. */
+export const wrongType = (name: string, value: unknown, expected: string): TypeError =>
+  invalid(new TypeError(`${name} is ${shown(value)}; it must be ${expected}`));
+
+/** For an argument of the right type with a value that cannot be. `expected` says what it must be. */
+export const outOfRange = (name: string, value: unknown, expected: string): RangeError =>
+  invalid(new RangeError(`${name} is ${shown(value)}; it must be ${expected}`));

@@ -1,0 +1,147 @@
+/** One open file descriptor of a backend, and the ways in which a row of the ioctl table is issued on it. */
+import type { ArrayRow, Ioctl, SizedRow, StructRow } from '../uapi/ioctls.ts';
+import { type Input, type Struct, type Value, viewOf } from '../uapi/layout.ts';
+import type { Integer } from './args.ts';
+import { type Backend, type Handle, isHandle } from './backend.ts';
+import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
+import { remedy } from './remedies.ts';
+
+/** What KVM_GET_CPUID2 and its like are asked for first; they answer E2BIG when there are more. */
+const FIRST_GUESS = 128;
+const E2BIG = -7;
+
+export class Fd {
+  readonly backend: Backend;
+  readonly #what: string;
+  #handle: Handle | undefined;
+
+  /** @param what how errors name it: `vCPU 0` */
+  constructor(backend: Backend, handle: Handle, what: string) {
+    this.backend = backend;
+    this.#handle = handle;
+    this.#what = what;
+  }
+
+  get closed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /** @throws VmexitError ERR_KVM_CLOSED */
+  get handle(): Handle {
+    if (this.#handle === undefined) throw closed(this.#what);
+    return this.#handle;
+  }
+
+  close(): void {
+    if (this.#handle === undefined) return;
+    this.backend.close(this.#handle);
+    this.#handle = undefined;
+  }
+
+  /** Any ioctl with its raw argument. @throws KvmError with the errno, and a remedy where one is known */
+  call(row: Ioctl, argument?: Integer | Uint8Array): number {
+    const result = this.backend.ioctl(this.handle, row.request, argument);
+    if (result < 0) throw failed(result, row, argument);
+    return result;
+  }
+
+  /** An ioctl that returns a file descriptor. */
+  create(row: Ioctl, argument: Integer | Uint8Array): Handle {
+    const result = this.backend.create(this.handle, row.request, argument);
+    if (!isHandle(result)) throw failed(result, row, argument);
+    return result;
+  }
+
+  read<T extends StructRow>(row: T): Value<T['struct']> {
+    const data = new Uint8Array(row.struct.size);
+    this.call(row, data);
+    return row.struct.get(viewOf(data), 0);
+  }
+
+  write<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): number {
+    return this.call(row, encoded(row, value));
+  }
+
+  /** Writes the struct and gives it as the kernel left it. */
+  exchange<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): Value<T['struct']> {
+    const data = encoded(row, value);
+    this.call(row, data);
+    return row.struct.get(viewOf(data), 0);
+  }
+
+  /** The elements of a list whose length only the kernel knows. */
+  readList<T extends ArrayRow>(row: T): Value<T['element']>[] {
+    let count = FIRST_GUESS;
+    for (;;) {
+      const data = listOf(row, [], count);
+      const result = this.backend.ioctl(this.handle, row.request, data);
+      const found = countIn(row, data);
+      if (result >= 0) return elementsIn(row, data, found);
+      if (result !== E2BIG || count >= row.max) throw failed(result, row, data);
+      count = Math.min(Math.max(found, count * 2), row.max);
+    }
+  }
+
+  /** Writes a list; gives the kernel's result and the elements as it left them. */
+  exchangeList<T extends ArrayRow>(
+    row: T,
+    elements: readonly Input<Value<T['element']>>[],
+  ): { result: number; elements: Value<T['element']>[] } {
+    if (!Array.isArray(elements)) throw wrongType(row.name, elements, 'an array');
+    if (elements.length > row.max)
+      throw outOfRange(`${row.name}: the length`, elements.length, `at most ${row.max}`);
+    const data = listOf(row, elements, elements.length);
+    const result = this.call(row, data);
+    return { result, elements: elementsIn(row, data, elements.length) };
+  }
+
+  /** The bytes of a struct whose size a capability tells. */
+  readSized(row: SizedRow, size: number): Uint8Array<ArrayBuffer> {
+    const data = new Uint8Array(Math.max(size, row.struct.size));
+    this.call(row, data);
+    return data;
+  }
+}
+
+function encoded<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): Uint8Array<ArrayBuffer> {
+  const data = new Uint8Array(row.struct.size);
+  if ('fields' in row.struct && (typeof value !== 'object' || value === null)) {
+    throw wrongType(row.name, value, `an object with fields of struct ${(row.struct as Struct).name}`);
+  }
+  try {
+    row.struct.set(viewOf(data), 0, value);
+  } catch (cause) {
+    throw Object.assign(cause as Error, { code: 'ERR_KVM_INVALID_ARG' });
+  }
+  return data;
+}
+
+function countIn(row: ArrayRow, data: Uint8Array): number {
+  const field = row.struct.fields[row.count]!;
+  return Number(field.type.get(viewOf(data), field.offset));
+}
+
+function listOf(row: ArrayRow, elements: readonly unknown[], count: number): Uint8Array<ArrayBuffer> {
+  const data = new Uint8Array(row.struct.size + count * row.element.size);
+  const view = viewOf(data);
+  try {
+    row.struct.set(view, 0, { [row.count]: count });
+    elements.forEach((element, i) => {
+      row.element.set(view, row.struct.size + i * row.element.size, element);
+    });
+  } catch (cause) {
+    throw Object.assign(cause as Error, { code: 'ERR_KVM_INVALID_ARG' });
+  }
+  return data;
+}
+
+function elementsIn<T extends ArrayRow>(row: T, data: Uint8Array, count: number): Value<T['element']>[] {
+  const view = viewOf(data);
+  return Array.from({ length: count }, (_, i) =>
+    row.element.get(view, row.struct.size + i * row.element.size),
+  );
+}
+
+/** The error of a failed ioctl, with what can be told about its argument. */
+export const failed = (result: number, row: Ioctl, argument?: Integer | Uint8Array): KvmError =>
+  new KvmError(result, 'ioctl', row.name, remedy(row.name, result, argument));

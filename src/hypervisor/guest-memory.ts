@@ -1,0 +1,114 @@
+/** Guest RAM that the host sees: ordinary pages, and with it the shared side of every page of a confidential VM. */
+import { integer, pages } from './args.ts';
+import { type Backend, type Handle, isHandle, type MemoryToken } from './backend.ts';
+import { closed, KvmError, outOfRange } from './errors.ts';
+
+/** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (fallocate(2)). */
+export const PUNCH_HOLE = 0x03;
+/** FALLOC_FL_KEEP_SIZE. */
+export const KEEP_SIZE = 0x01;
+
+/** What one GuestMemory can hold, in bytes; larger guests use several. */
+export const MAX_MEMORY = 4 * 2 ** 30;
+
+export class GuestMemory implements Disposable {
+  /** Bytes. */
+  readonly size: number;
+  readonly #backend: Backend;
+  readonly #bytes: Uint8Array;
+  readonly #kind: 'ram' | 'guest_memfd';
+  #handle: Handle | undefined;
+
+  /** Made by Vm.allocate(), Hypervisor.openMemory() and GuestMemfd.map(). */
+  constructor(backend: Backend, handle: Handle, kind: 'ram' | 'guest_memfd' = 'ram') {
+    this.#backend = backend;
+    this.#handle = handle;
+    this.#kind = kind;
+    this.#bytes = backend.bytes(handle);
+    this.size = this.#bytes.byteLength;
+  }
+
+  /**
+   * The memory itself, not a copy: what the guest writes is there at once. Untouched pages cost nothing.
+   * @throws VmexitError ERR_KVM_CLOSED. A view taken before close() has length 0 after it.
+   */
+  get bytes(): Uint8Array {
+    if (this.#handle === undefined) throw closed('GuestMemory');
+    return this.#bytes;
+  }
+
+  get closed(): boolean {
+    return this.#handle === undefined;
+  }
+
+  /** For the classes of this folder. @throws VmexitError ERR_KVM_CLOSED */
+  get handle(): Handle {
+    if (this.#handle === undefined) throw closed('GuestMemory');
+    return this.#handle;
+  }
+
+  /**
+   * Gives the pages back to the host: they read as zero afterwards, in the guest too. Punches the file, for
+   * MADV_DONTNEED on a shared mapping would keep the contents.
+   * @param offset bytes, a multiple of 4096, from 0
+   * @param size bytes, a multiple of 4096, up to the end of the memory
+   * @throws KvmError with the errno of fallocate(2); RangeError ERR_KVM_INVALID_ARG
+   */
+  discard(offset: number, size: number): void {
+    pages('offset', offset, this.size);
+    pages('size', size, this.size - offset);
+    if (size > 0) this.check(this.tryDiscard(offset, size));
+  }
+
+  /** As discard(), unchecked, giving 0 or a negated errno. */
+  tryDiscard(offset: number, size: number): number {
+    return this.#backend.fallocate(this.handle, PUNCH_HOLE, offset, size);
+  }
+
+  /**
+   * madvise(2) on a part of the memory.
+   * @param advice a number of <sys/mman.h> that loses at most contents: MADV_HUGEPAGE is 14
+   * @throws KvmError with the errno; TypeError ERR_KVM_INVALID_ARG for other advice
+   */
+  advise(advice: number, offset = 0, size = this.size - offset): void {
+    integer('advice', advice, 0xff);
+    pages('offset', offset, this.size);
+    pages('size', size, this.size - offset);
+    const result = this.#backend.madvise(this.handle, advice, offset, size);
+    if (result < 0) throw new KvmError(result, 'madvise');
+  }
+
+  /**
+   * A token that another thread of this process gives to Hypervisor.openMemory(). The memory must stay open until
+   * it has.
+   */
+  share(): MemoryToken {
+    if (this.#kind === 'guest_memfd') {
+      throw outOfRange('share(): the memory', 'a view of a guest_memfd', 'made by Vm.allocate()');
+    }
+    return this.#backend.share(this.handle);
+  }
+
+  /** Idempotent. Views become empty; a slot that uses the memory keeps it until the slot or the VM is gone. */
+  close(): void {
+    if (this.#handle === undefined) return;
+    this.#backend.close(this.#handle);
+    this.#handle = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  private check(result: number): void {
+    if (result < 0) throw new KvmError(result, 'fallocate');
+  }
+
+  /** @throws RangeError ERR_KVM_INVALID_ARG; KvmError with the errno of memfd_create(2) or mmap(2) */
+  static allocate(backend: Backend, size: number): GuestMemory {
+    pages('size', size, MAX_MEMORY, 4096);
+    const handle = backend.allocate(size);
+    if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, `the host cannot map ${size} bytes`);
+    return new GuestMemory(backend, handle);
+  }
+}

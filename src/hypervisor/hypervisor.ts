@@ -1,0 +1,101 @@
+/** KVM itself, or the simulator in its place: what /dev/kvm offers. */
+import { ioctls } from '../uapi/ioctls.ts';
+import type { Value } from '../uapi/layout.ts';
+import type { kvm_msr_entry } from '../uapi/x86.ts';
+import { integer, u32 } from './args.ts';
+import { type Backend, type BackendName, isHandle, type MemoryToken } from './backend.ts';
+import { KvmError } from './errors.ts';
+import { Fd } from './fd.ts';
+import { GuestMemory } from './guest-memory.ts';
+import type { CpuidEntry } from './vcpu.ts';
+import { Vm } from './vm.ts';
+
+export class Hypervisor implements Disposable {
+  /** Which one this is. A test asserts it. */
+  readonly backend: BackendName;
+  /** Why it is not the one that `auto` prefers; undefined when it is. */
+  readonly fallback: string | undefined;
+  readonly #fd: Fd;
+
+  /** Made by openHypervisor(). @throws UnavailableError */
+  constructor(backend: Backend, fallback?: string) {
+    this.backend = backend.name;
+    this.fallback = fallback;
+    this.#fd = new Fd(backend, backend.open(), 'Hypervisor');
+  }
+
+  get closed(): boolean {
+    return this.#fd.closed;
+  }
+
+  /** KVM_GET_API_VERSION: 12 since 2.6.22. */
+  getApiVersion(): number {
+    return this.#fd.call(ioctls.KVM_GET_API_VERSION);
+  }
+
+  /** KVM_CHECK_EXTENSION: what KVM can do at all; a VM of some type may do less. 0 for an unknown one. */
+  checkExtension(cap: number): number {
+    return this.#fd.call(ioctls.KVM_CHECK_EXTENSION, u32('cap', cap));
+  }
+
+  /**
+   * KVM_CREATE_VM.
+   * @param options.type VmType; 0 without it. KVM_CAP_VM_TYPES (since 6.8) is a bitmap of those that exist
+   * @throws KvmError EINVAL for a type that this host does not have
+   */
+  createVm({ type = 0 }: { readonly type?: number } = {}): Vm {
+    const handle = this.#fd.create(ioctls.KVM_CREATE_VM, integer('type', type));
+    return new Vm(new Fd(this.#fd.backend, handle, 'Vm'), type);
+  }
+
+  /** KVM_GET_SUPPORTED_CPUID: what setCpuid2() may be given. */
+  getSupportedCpuid(): CpuidEntry[] {
+    return this.#fd.readList(ioctls.KVM_GET_SUPPORTED_CPUID);
+  }
+  /** KVM_GET_EMULATED_CPUID: what KVM emulates although the processor lacks it. */
+  getEmulatedCpuid(): CpuidEntry[] {
+    return this.#fd.readList(ioctls.KVM_GET_EMULATED_CPUID);
+  }
+  /** KVM_GET_MSR_INDEX_LIST: the MSRs that a snapshot needs. */
+  getMsrIndexList(): number[] {
+    return this.#fd.readList(ioctls.KVM_GET_MSR_INDEX_LIST);
+  }
+  /** KVM_GET_MSR_FEATURE_INDEX_LIST: the MSRs that tell features of the host. */
+  getMsrFeatureIndexList(): number[] {
+    return this.#fd.readList(ioctls.KVM_GET_MSR_FEATURE_INDEX_LIST);
+  }
+  /** KVM_GET_MSRS for feature MSRs. @returns those that KVM could read, up to the first that it cannot */
+  getFeatureMsrs(indices: readonly number[]): Value<typeof kvm_msr_entry>[] {
+    const wanted = indices.map((index) => ({ index: u32('index', index) }));
+    const { result, elements } = this.#fd.exchangeList(ioctls.KVM_GET_MSRS, wanted);
+    return elements.slice(0, result);
+  }
+
+  /**
+   * Opens guest memory that another thread of this process shares: the same pages in a view of this thread's own.
+   * @throws KvmError ESTALE or EBADF when it was closed meanwhile
+   */
+  openMemory(token: MemoryToken): GuestMemory {
+    const handle = this.#fd.backend.openMemory(token);
+    if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, 'the shared memory was closed');
+    return new GuestMemory(this.#fd.backend, handle);
+  }
+
+  /**
+   * Interrupts a vCPU of any thread: the run in progress, or else the next one, gives INTERRUPTED.
+   * @param kickId Vcpu.kickId
+   * @returns whether there is such a vCPU
+   */
+  kick(kickId: number): boolean {
+    return this.#fd.backend.kick(integer('kickId', kickId));
+  }
+
+  /** Idempotent. VMs stay open. */
+  close(): void {
+    this.#fd.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,20 @@
+/** The seam: what a VMM is written against, whichever backend is under it. */
+export type { Integer } from './args.ts';
+export type { Backend, BackendName, MemoryToken } from './backend.ts';
+export * from './errors.ts';
+export { GuestMemfd } from './guest-memfd.ts';
+export { GuestMemory, MAX_MEMORY } from './guest-memory.ts';
+export { Hypervisor } from './hypervisor.ts';
+export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
+export { type Range, RangeMap, type ValueRange } from './ranges.ts';
+export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
+export {
+  type CpuidEntry,
+  type DebugRegs,
+  type Msr,
+  type Regs,
+  type Sregs,
+  Vcpu,
+  type VcpuEvents,
+} from './vcpu.ts';
+export { type MemoryAttributes, type MemoryRegion, type MemoryRegion2, Vm } from './vm.ts';

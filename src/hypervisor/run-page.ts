@@ -1,0 +1,275 @@
+/**
+ * A vCPU's kvm_run, live: what KVM_RUN left there is read in place, and what the VMM answers is written in place.
+ * The objects are made once, and reading a number from one allocates nothing.
+ */
+
+import { MemoryFaultFlag } from '../uapi/constants.ts';
+import { EXIT_OFFSET, exitArms, kvm_run, SYNC_REGS_OFFSET } from '../uapi/kvm-run.ts';
+import type { Value } from '../uapi/layout.ts';
+import { size64, u8, u16, u32, u64, viewOf } from '../uapi/layout.ts';
+import { kvm_sync_regs } from '../uapi/x86.ts';
+import { closed, outOfRange } from './errors.ts';
+
+const head = kvm_run.fields;
+const at = <F extends Record<string, { offset: number }>>(arm: { fields: F }): { [K in keyof F]: number } =>
+  Object.fromEntries(
+    Object.entries(arm.fields).map(([name, field]) => [name, EXIT_OFFSET + field.offset]),
+  ) as { [K in keyof F]: number };
+const IO = at(exitArms.io);
+const MMIO = at(exitArms.mmio);
+const FAULT = at(exitArms.memoryFault);
+const CALL = at(exitArms.hypercall);
+const SYNC = kvm_sync_regs.fields;
+
+/** KVM_EXIT_IO: port I/O. `count` elements of `size` bytes each; an IN waits for the VMM to write them. */
+export class IoExit {
+  readonly #page: RunPage;
+  constructor(page: RunPage) {
+    this.#page = page;
+  }
+  /** IoDirection.IN or OUT. */
+  get direction(): number {
+    return this.#page.view.getUint8(IO.direction);
+  }
+  /** Bytes of one element: 1, 2 or 4. */
+  get size(): number {
+    return this.#page.view.getUint8(IO.size);
+  }
+  get port(): number {
+    return this.#page.view.getUint16(IO.port, true);
+  }
+  /** Elements; above 1 for INS and OUTS with REP. */
+  get count(): number {
+    return this.#page.view.getUint32(IO.count, true);
+  }
+  /** The elements' bytes, `size * count` of them: read an OUT's, write an IN's. */
+  get data(): Uint8Array {
+    return this.#page.bytes.subarray(this.#offset(), this.#offset() + this.size * this.count);
+  }
+  /** The first element. */
+  get value(): number {
+    const view = this.#page.view;
+    const offset = this.#offset();
+    const size = this.size;
+    return size === 1
+      ? view.getUint8(offset)
+      : size === 2
+        ? view.getUint16(offset, true)
+        : view.getUint32(offset, true);
+  }
+  set value(value: number) {
+    const type = this.size === 1 ? u8 : this.size === 2 ? u16 : u32;
+    type.set(this.#page.view, this.#offset(), value);
+  }
+  #offset(): number {
+    return size64.get(this.#page.view, IO.dataOffset);
+  }
+}
+
+/** KVM_EXIT_MMIO: an access to guest-physical memory that no slot has. */
+export class MmioExit {
+  readonly #page: RunPage;
+  readonly #data: Uint8Array;
+  constructor(page: RunPage) {
+    this.#page = page;
+    this.#data = page.bytes.subarray(MMIO.data, MMIO.data + exitArms.mmio.fields.data.type.size);
+  }
+  /** Bytes. */
+  get physAddr(): number {
+    return size64.get(this.#page.view, MMIO.physAddr);
+  }
+  /** Bytes, 1 to 8. */
+  get length(): number {
+    return this.#page.view.getUint32(MMIO.len, true);
+  }
+  get isWrite(): boolean {
+    return this.#page.view.getUint8(MMIO.isWrite) !== 0;
+  }
+  /** All eight bytes, of which the first `length` count. A read waits for the VMM to write them. */
+  get data(): Uint8Array {
+    this.#page.check();
+    return this.#data;
+  }
+  /** The bytes as one little-endian number. Setting it answers a read. */
+  get value(): bigint {
+    return BigInt.asUintN(8 * Math.min(this.length, 8), u64.get(this.#page.view, MMIO.data));
+  }
+  set value(value: number | bigint) {
+    u64.set(this.#page.view, MMIO.data, BigInt(value));
+  }
+}
+
+/** KVM_EXIT_MEMORY_FAULT: the guest-physical range [gpa, gpa + size) and why KVM could not map it. */
+export class MemoryFaultExit {
+  readonly #page: RunPage;
+  constructor(page: RunPage) {
+    this.#page = page;
+  }
+  /** MemoryFaultFlag bits, and whatever a newer kernel adds. */
+  get flags(): number {
+    return size64.get(this.#page.view, FAULT.flags);
+  }
+  /** Bytes. */
+  get gpa(): number {
+    return size64.get(this.#page.view, FAULT.gpa);
+  }
+  /** Bytes; not always one page. */
+  get size(): number {
+    return size64.get(this.#page.view, FAULT.size);
+  }
+  /** Whether the access was to private memory. */
+  get isPrivate(): boolean {
+    return (this.#page.view.getUint32(FAULT.flags, true) & MemoryFaultFlag.PRIVATE) !== 0;
+  }
+}
+
+/** KVM_EXIT_HYPERCALL. The guest receives `ret` in RAX when it runs on. */
+export class HypercallExit {
+  readonly #page: RunPage;
+  constructor(page: RunPage) {
+    this.#page = page;
+  }
+  /** Hypercall.*; a number no guest can make inexact, for KVM forwards only those it knows. */
+  get nr(): number {
+    return size64.get(this.#page.view, CALL.nr);
+  }
+  /** Argument 0 to 5, as the guest gave it: any 64 bits. */
+  arg(index: number): bigint {
+    return this.#page.view.getBigUint64(CALL.args + 8 * index, true);
+  }
+  get flags(): number {
+    return size64.get(this.#page.view, CALL.flags);
+  }
+  get ret(): bigint {
+    return u64.get(this.#page.view, CALL.ret);
+  }
+  /** A negative errno is written as its two's complement. */
+  set ret(value: number | bigint) {
+    u64.set(this.#page.view, CALL.ret, BigInt(value));
+  }
+}
+
+/** The registers that KVM_RUN copies out and in without an ioctl (KVM_CAP_SYNC_REGS; api.rst, "kvm_valid_regs"). */
+export class SyncRegsArea {
+  readonly #page: RunPage;
+  constructor(page: RunPage) {
+    this.#page = page;
+  }
+  /** SyncRegs bits: what KVM_RUN copies out when it returns. Unknown bits make it fail with EINVAL. */
+  get valid(): number {
+    return size64.get(this.#page.view, head.kvmValidRegs.offset);
+  }
+  set valid(bits: number) {
+    size64.set(this.#page.view, head.kvmValidRegs.offset, bits);
+  }
+  /** SyncRegs bits: what KVM_RUN takes in before it enters the guest, and then clears. */
+  get dirty(): number {
+    return size64.get(this.#page.view, head.kvmDirtyRegs.offset);
+  }
+  set dirty(bits: number) {
+    size64.set(this.#page.view, head.kvmDirtyRegs.offset, bits);
+  }
+  get regs(): Value<typeof SYNC.regs.type> {
+    return SYNC.regs.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.regs.offset);
+  }
+  set regs(value: Value<typeof SYNC.regs.type>) {
+    SYNC.regs.type.set(this.#page.view, SYNC_REGS_OFFSET + SYNC.regs.offset, value);
+  }
+  get sregs(): Value<typeof SYNC.sregs.type> {
+    return SYNC.sregs.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.sregs.offset);
+  }
+  set sregs(value: Value<typeof SYNC.sregs.type>) {
+    SYNC.sregs.type.set(this.#page.view, SYNC_REGS_OFFSET + SYNC.sregs.offset, value);
+  }
+  get events(): Value<typeof SYNC.events.type> {
+    return SYNC.events.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.events.offset);
+  }
+  set events(value: Value<typeof SYNC.events.type>) {
+    SYNC.events.type.set(this.#page.view, SYNC_REGS_OFFSET + SYNC.events.offset, value);
+  }
+}
+
+export class RunPage {
+  readonly #view: DataView;
+  readonly #bytes: Uint8Array;
+  #open = true;
+
+  readonly io: IoExit;
+  readonly mmio: MmioExit;
+  readonly memoryFault: MemoryFaultExit;
+  readonly hypercall: HypercallExit;
+  readonly syncRegs: SyncRegsArea;
+
+  /** @param page the vCPU's whole mapping: kvm_run, the page of port data, the ring of coalesced writes */
+  constructor(page: Uint8Array) {
+    if (page.length < kvm_run.size)
+      throw outOfRange("kvm_run's size", page.length, `at least ${kvm_run.size}`);
+    this.#bytes = page;
+    this.#view = viewOf(page);
+    this.io = new IoExit(this);
+    this.mmio = new MmioExit(this);
+    this.memoryFault = new MemoryFaultExit(this);
+    this.hypercall = new HypercallExit(this);
+    this.syncRegs = new SyncRegsArea(this);
+  }
+
+  /** A view on a page that is unmapped would throw a bare TypeError. @throws VmexitError ERR_KVM_CLOSED */
+  check(): void {
+    if (!this.#open) throw closed('vCPU');
+  }
+
+  get view(): DataView {
+    if (!this.#open) throw closed('vCPU');
+    return this.#view;
+  }
+
+  get bytes(): Uint8Array {
+    if (!this.#open) throw closed('vCPU');
+    return this.#bytes;
+  }
+
+  close(): void {
+    this.#open = false;
+  }
+
+  /** exit_reason as it stands: meaningful only beside the outcome that run() gave. */
+  get exitReason(): number {
+    return this.view.getUint32(head.exitReason.offset, true);
+  }
+  set exitReason(reason: number) {
+    this.view.setUint32(head.exitReason.offset, reason, true);
+  }
+
+  get immediateExit(): boolean {
+    return this.view.getUint8(head.immediateExit.offset) !== 0;
+  }
+  set immediateExit(on: boolean) {
+    this.view.setUint8(head.immediateExit.offset, on ? 1 : 0);
+  }
+
+  get requestInterruptWindow(): boolean {
+    return this.view.getUint8(head.requestInterruptWindow.offset) !== 0;
+  }
+  set requestInterruptWindow(on: boolean) {
+    this.view.setUint8(head.requestInterruptWindow.offset, on ? 1 : 0);
+  }
+
+  get readyForInterruptInjection(): boolean {
+    return this.view.getUint8(head.readyForInterruptInjection.offset) !== 0;
+  }
+  get ifFlag(): boolean {
+    return this.view.getUint8(head.ifFlag.offset) !== 0;
+  }
+  get flags(): number {
+    return this.view.getUint16(head.flags.offset, true);
+  }
+  get cr8(): bigint {
+    return this.view.getBigUint64(head.cr8.offset, true);
+  }
+  set cr8(value: bigint) {
+    this.view.setBigUint64(head.cr8.offset, value, true);
+  }
+  get apicBase(): bigint {
+    return this.view.getBigUint64(head.apicBase.offset, true);
+  }
+}

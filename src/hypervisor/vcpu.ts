@@ -1,0 +1,338 @@
+/** A virtual processor: run it, and read and write its state. */
+import { Cap } from '../uapi/cap.ts';
+import { Errno } from '../uapi/errno.ts';
+import { Exit } from '../uapi/exit.ts';
+import { decodeExit, type KvmExit } from '../uapi/exits.ts';
+import { ioctls } from '../uapi/ioctls.ts';
+import type { Input, Value } from '../uapi/layout.ts';
+import { outcomeOf } from '../uapi/outcome.ts';
+import type { kvm_enable_cap, kvm_guest_debug, kvm_translation } from '../uapi/structs.ts';
+import type {
+  kvm_cpuid_entry2,
+  kvm_debugregs,
+  kvm_fpu,
+  kvm_lapic_state,
+  kvm_msr_entry,
+  kvm_regs,
+  kvm_sregs,
+  kvm_sregs2,
+  kvm_vcpu_events,
+  kvm_xcrs,
+} from '../uapi/x86.ts';
+import { type Integer, integer, u32 } from './args.ts';
+import { closed, VmexitError, wrongType } from './errors.ts';
+import { type Fd, failed } from './fd.ts';
+import { RunPage } from './run-page.ts';
+
+export type Regs = Value<typeof kvm_regs>;
+export type Sregs = Value<typeof kvm_sregs>;
+export type Sregs2 = Value<typeof kvm_sregs2>;
+export type VcpuEvents = Value<typeof kvm_vcpu_events>;
+export type DebugRegs = Value<typeof kvm_debugregs>;
+export type CpuidEntry = Value<typeof kvm_cpuid_entry2>;
+export type Translation = Value<typeof kvm_translation>;
+/** A model-specific register: its number and its 64 bits. */
+export type Msr = { readonly index: number; readonly data: Integer };
+
+/** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
+const MAX_COMPLETIONS = 65_536;
+
+export class Vcpu implements Disposable {
+  /** The vCPU's number, which is its initial APIC id. */
+  readonly id: number;
+  /** What Hypervisor.kick() takes, from any thread of this process. */
+  readonly kickId: number;
+  readonly #fd: Fd;
+  readonly #checkExtension: (cap: number) => number;
+  readonly #page: RunPage;
+  readonly #run: (timeoutMs?: number) => number;
+  #outcome: number = Exit.UNKNOWN;
+
+  /** Made by Vm.createVcpu(). */
+  constructor(fd: Fd, id: number, checkExtension: (cap: number) => number) {
+    this.#fd = fd;
+    this.id = id;
+    this.#checkExtension = checkExtension;
+    this.#page = new RunPage(fd.backend.bytes(fd.handle));
+    this.#run = fd.backend.runner(fd.handle);
+    this.kickId = fd.backend.kickId(fd.handle);
+  }
+
+  /** kvm_run, raw: exit_reason as it stands, stale or not, and the fields that every exit has. */
+  get raw(): RunPage {
+    return this.#page;
+  }
+  get io() {
+    return this.#page.io;
+  }
+  get mmio() {
+    return this.#page.mmio;
+  }
+  get memoryFault() {
+    return this.#page.memoryFault;
+  }
+  get hypercall() {
+    return this.#page.hypercall;
+  }
+  get syncRegs() {
+    return this.#page.syncRegs;
+  }
+
+  get closed(): boolean {
+    return this.#fd.closed;
+  }
+
+  /**
+   * Runs the guest until something needs the VMM (KVM_RUN). Synchronous: no JS runs in this thread meanwhile.
+   * @param timeoutMs milliseconds, above 0 and below 2^31; without it, no limit
+   * @returns what ended the run, one of `Exit`: an exit reason (0 or more, and as it is if this version does not
+   *   know it); Exit.MEMORY_FAULT or MEMORY_POISONED, with `memoryFault` valid; FAULT (EFAULT without fault
+   *   information); INTERRUPTED (a signal, a kick or immediateExit); AGAIN; or DEADLINE. Allocates nothing.
+   * @throws KvmError with any other errno; VmexitError ERR_KVM_CLOSED
+   */
+  run(timeoutMs?: number): number {
+    if (this.#fd.closed) throw closed('vCPU');
+    const result = this.#run(timeoutMs);
+    if (result >= 0 && result !== Exit.MEMORY_FAULT) {
+      this.#outcome = result;
+      return result;
+    }
+    return this.#settle(result);
+  }
+
+  #settle(result: number): number {
+    const page = this.#page;
+    const outcome = result === -Errno.ETIME ? Exit.DEADLINE : outcomeOf(Math.min(result, 0), page.exitReason);
+    if (outcome === null) throw failed(Math.min(result, -1), ioctls.KVM_RUN);
+    if (outcome === Exit.MEMORY_FAULT || outcome === Exit.MEMORY_POISONED) {
+      // Read, so that no later EINTR finds it standing. Other reasons are left: some must survive KVM_RUN with
+      // immediate_exit (api.rst, KVM_CAP_MEMORY_FAULT_INFO, and the mail that it came with).
+      page.exitReason = Exit.UNKNOWN;
+    }
+    this.#outcome = outcome;
+    return outcome;
+  }
+
+  /** What the last run() gave. */
+  get outcome(): number {
+    return this.#outcome;
+  }
+
+  /** The last run's exit as an object of its own, with every field that its reason has. Allocates. */
+  get exit(): KvmExit {
+    return decodeExit(this.#outcome, this.#page.view);
+  }
+
+  /**
+   * While set, run() completes a pending port or memory-mapped access and then gives INTERRUPTED, before the
+   * guest's next instruction (KVM_CAP_IMMEDIATE_EXIT). The kernel never clears it.
+   */
+  get immediateExit(): boolean {
+    return this.#page.immediateExit;
+  }
+  set immediateExit(on: boolean) {
+    this.#page.immediateExit = on;
+  }
+
+  /**
+   * Finishes the instruction that the last exit interrupted. Needed before registers are set or state is saved:
+   * the pending write-back would override it. A read-modify-write of memory-mapped I/O exits again on the way.
+   * @param service answers such an exit, as after run()
+   */
+  complete(service: (exit: number) => void): void {
+    const before = this.immediateExit;
+    this.immediateExit = true;
+    try {
+      for (let i = 0; i < MAX_COMPLETIONS; i++) {
+        const exit = this.run();
+        if (exit === Exit.INTERRUPTED) return;
+        service(exit);
+      }
+    } finally {
+      this.immediateExit = before;
+    }
+    throw new VmexitError('ERR_KVM_NO_PROGRESS', `one instruction has exited ${MAX_COMPLETIONS} times`);
+  }
+
+  /** The run in progress, or else the next, gives INTERRUPTED. From another thread: Hypervisor.kick(kickId). */
+  kick(): void {
+    if (this.#fd.closed) throw closed('vCPU');
+    this.#fd.backend.kick(this.kickId);
+  }
+
+  /** KVM_GET_REGS. */
+  getRegs(): Regs {
+    return this.#fd.read(ioctls.KVM_GET_REGS);
+  }
+  /** KVM_SET_REGS. All of them: a register that is left out becomes 0. Cancels a pending exception. */
+  setRegs(regs: Input<Regs>): void {
+    this.#fd.write(ioctls.KVM_SET_REGS, regs);
+  }
+  /** KVM_GET_SREGS. */
+  getSregs(): Sregs {
+    return this.#fd.read(ioctls.KVM_GET_SREGS);
+  }
+  /** KVM_SET_SREGS: what is left out becomes 0. @throws KvmError EINVAL for a state no processor can be in */
+  setSregs(sregs: Input<Sregs>): void {
+    this.#fd.write(ioctls.KVM_SET_SREGS, sregs);
+  }
+  /** KVM_GET_SREGS2 (since 5.14). */
+  getSregs2(): Sregs2 {
+    return this.#fd.read(ioctls.KVM_GET_SREGS2);
+  }
+  /** KVM_SET_SREGS2 (since 5.14). */
+  setSregs2(sregs: Input<Sregs2>): void {
+    this.#fd.write(ioctls.KVM_SET_SREGS2, sregs);
+  }
+  /** KVM_GET_FPU. */
+  getFpu(): Value<typeof kvm_fpu> {
+    return this.#fd.read(ioctls.KVM_GET_FPU);
+  }
+  /** KVM_SET_FPU. */
+  setFpu(fpu: Input<Value<typeof kvm_fpu>>): void {
+    this.#fd.write(ioctls.KVM_SET_FPU, fpu);
+  }
+  /** KVM_GET_XSAVE2 where KVM has it (since 5.17), else KVM_GET_XSAVE: the area's bytes. */
+  getXsave(): Uint8Array<ArrayBuffer> {
+    const size = this.#checkExtension(Cap.XSAVE2);
+    if (size > 0) return this.#fd.readSized(ioctls.KVM_GET_XSAVE2, size);
+    const area = new Uint8Array(ioctls.KVM_GET_XSAVE.struct.size);
+    this.#fd.call(ioctls.KVM_GET_XSAVE, area);
+    return area;
+  }
+  /** KVM_SET_XSAVE. @param area what getXsave() gave */
+  setXsave(area: Uint8Array): void {
+    if (!(area instanceof Uint8Array)) throw wrongType('area', area, 'a Uint8Array from getXsave()');
+    this.#fd.call(ioctls.KVM_SET_XSAVE, area);
+  }
+  /** KVM_GET_XCRS. */
+  getXcrs(): Value<typeof kvm_xcrs> {
+    return this.#fd.read(ioctls.KVM_GET_XCRS);
+  }
+  /** KVM_SET_XCRS. */
+  setXcrs(xcrs: Input<Value<typeof kvm_xcrs>>): void {
+    this.#fd.write(ioctls.KVM_SET_XCRS, xcrs);
+  }
+  /** KVM_GET_LAPIC; needs an in-kernel interrupt controller. */
+  getLapic(): Value<typeof kvm_lapic_state> {
+    return this.#fd.read(ioctls.KVM_GET_LAPIC);
+  }
+  /** KVM_SET_LAPIC. */
+  setLapic(lapic: Input<Value<typeof kvm_lapic_state>>): void {
+    this.#fd.write(ioctls.KVM_SET_LAPIC, lapic);
+  }
+  /** KVM_GET_DEBUGREGS. */
+  getDebugRegs(): DebugRegs {
+    return this.#fd.read(ioctls.KVM_GET_DEBUGREGS);
+  }
+  /** KVM_SET_DEBUGREGS. */
+  setDebugRegs(regs: Input<DebugRegs>): void {
+    this.#fd.write(ioctls.KVM_SET_DEBUGREGS, regs);
+  }
+  /** KVM_GET_VCPU_EVENTS: pending and injected exceptions, interrupts, NMIs. */
+  getVcpuEvents(): VcpuEvents {
+    return this.#fd.read(ioctls.KVM_GET_VCPU_EVENTS);
+  }
+  /** KVM_SET_VCPU_EVENTS. */
+  setVcpuEvents(events: Input<VcpuEvents>): void {
+    this.#fd.write(ioctls.KVM_SET_VCPU_EVENTS, events);
+  }
+  /** KVM_GET_MP_STATE: one of MpState. */
+  getMpState(): number {
+    return this.#fd.read(ioctls.KVM_GET_MP_STATE).mpState;
+  }
+  /** KVM_SET_MP_STATE. @throws KvmError EINVAL without an in-kernel interrupt controller, but for RUNNABLE */
+  setMpState(mpState: number): void {
+    this.#fd.write(ioctls.KVM_SET_MP_STATE, { mpState });
+  }
+
+  /** KVM_SET_CPUID2: the CPUID that the guest sees. Before the first run. At most 256 entries. */
+  setCpuid2(entries: readonly Input<CpuidEntry>[]): void {
+    this.#fd.exchangeList(ioctls.KVM_SET_CPUID2, entries);
+  }
+  /** KVM_GET_CPUID2. */
+  getCpuid2(): CpuidEntry[] {
+    return this.#fd.readList(ioctls.KVM_GET_CPUID2);
+  }
+  /**
+   * KVM_GET_MSRS.
+   * @param indices register numbers, at most 256
+   * @returns those that KVM could read: the first that it cannot ends the list
+   */
+  getMsrs(indices: readonly number[]): Value<typeof kvm_msr_entry>[] {
+    if (!Array.isArray(indices)) throw wrongType('indices', indices, 'an array of MSR numbers');
+    const wanted = indices.map((index) => ({ index: u32('index', index) }));
+    const { result, elements } = this.#fd.exchangeList(ioctls.KVM_GET_MSRS, wanted);
+    return elements.slice(0, result);
+  }
+  /** KVM_SET_MSRS. @returns how many were set: the first that KVM refuses ends it */
+  setMsrs(msrs: readonly Msr[]): number {
+    return this.#fd.exchangeList(ioctls.KVM_SET_MSRS, msrs).result;
+  }
+
+  /** KVM_TRANSLATE: walks the guest's page tables. @param linearAddress a virtual address */
+  translate(linearAddress: Integer): Translation {
+    return this.#fd.exchange(ioctls.KVM_TRANSLATE, { linearAddress });
+  }
+  /** KVM_SET_GUEST_DEBUG: single-step (Exit.DEBUG after each instruction), breakpoints. */
+  setGuestDebug(debug: Input<Value<typeof kvm_guest_debug>>): void {
+    this.#fd.write(ioctls.KVM_SET_GUEST_DEBUG, debug);
+  }
+  /**
+   * KVM_INTERRUPT: injects an external interrupt; only without an in-kernel interrupt controller, and only when
+   * `raw.readyForInterruptInjection` is set: ask for that with `raw.requestInterruptWindow`.
+   * @param vector 0 to 255
+   */
+  interrupt(vector: number): void {
+    this.#fd.write(ioctls.KVM_INTERRUPT, { irq: integer('vector', vector, 255) });
+  }
+  /** KVM_NMI: a non-maskable interrupt. */
+  nmi(): void {
+    this.#fd.call(ioctls.KVM_NMI);
+  }
+  /** KVM_SMI: a system-management interrupt (KVM_CAP_X86_SMM). */
+  smi(): void {
+    this.#fd.call(ioctls.KVM_SMI);
+  }
+  /** KVM_GET_TSC_KHZ. */
+  getTscKhz(): number {
+    return this.#fd.call(ioctls.KVM_GET_TSC_KHZ);
+  }
+  /** KVM_SET_TSC_KHZ. */
+  setTscKhz(khz: number): void {
+    this.#fd.call(ioctls.KVM_SET_TSC_KHZ, u32('khz', khz));
+  }
+  /** KVM_KVMCLOCK_CTRL: tells the guest's watchdog that it was paused. */
+  kvmclockCtrl(): void {
+    this.#fd.call(ioctls.KVM_KVMCLOCK_CTRL);
+  }
+  /** KVM_ENABLE_CAP for this vCPU. */
+  enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
+    this.#fd.write(ioctls.KVM_ENABLE_CAP, cap);
+  }
+
+  /**
+   * KVM_PRE_FAULT_MEMORY (since 6.11): maps guest memory before the guest touches it. A failing call writes
+   * kvm_run's exit union: read the exit first.
+   * @param gpa bytes, a multiple of 4096
+   * @param size bytes, a multiple of 4096 above 0
+   * @returns bytes that were not mapped, from the end of the range: 0 when all are
+   * @throws KvmError when nothing was mapped: ENOENT (no slot), EINVAL, EAGAIN, EINTR
+   */
+  preFaultMemory(gpa: number, size: number): number {
+    return this.#fd.exchange(ioctls.KVM_PRE_FAULT_MEMORY, {
+      gpa: integer('gpa', gpa),
+      size: integer('size', size),
+    }).size;
+  }
+
+  /** Idempotent. */
+  close(): void {
+    this.#page.close();
+    this.#fd.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

@@ -1,0 +1,248 @@
+/** A virtual machine: its memory, its vCPUs, its capabilities. One thread owns it. */
+import { MemFlag } from '../uapi/constants.ts';
+import { ioctls } from '../uapi/ioctls.ts';
+import { type Input, size64, type Value, viewOf } from '../uapi/layout.ts';
+import {
+  kvm_create_guest_memfd,
+  type kvm_enable_cap,
+  type kvm_irq_level,
+  kvm_memory_attributes,
+  type kvm_msi,
+} from '../uapi/structs.ts';
+import { integer, object, u32 } from './args.ts';
+import { type Handle, isHandle } from './backend.ts';
+import { KvmError, wrongType } from './errors.ts';
+import { Fd, failed } from './fd.ts';
+import { GuestMemfd } from './guest-memfd.ts';
+import { GuestMemory } from './guest-memory.ts';
+import { MemoryMap } from './memory-map.ts';
+import { Vcpu } from './vcpu.ts';
+
+/** A memory slot to be made, changed or (with memorySize 0) deleted. Addresses and sizes in bytes. */
+export interface MemoryRegion {
+  /** From 0 to below KVM_CAP_NR_MEMSLOTS. */
+  readonly slot: number;
+  /** 0, or 1 for SMM where the VM has two (KVM_CAP_MULTI_ADDRESS_SPACE). */
+  readonly addressSpace?: number;
+  /** MemFlag bits. GUEST_MEMFD is added when a guestMemfd is given. */
+  readonly flags?: number;
+  /** A multiple of 4096. */
+  readonly guestPhysAddr?: number;
+  /** A multiple of 4096; without it what the memory, or else the guest_memfd, has from its offset on. */
+  readonly memorySize?: number;
+  /** Shared memory. Without it a shared access finds nothing behind the slot: Exit.FAULT. */
+  readonly memory?: GuestMemory | undefined;
+  readonly memoryOffset?: number;
+}
+
+export interface MemoryRegion2 extends MemoryRegion {
+  /** Private memory. */
+  readonly guestMemfd?: GuestMemfd | undefined;
+  /** Where in the guest_memfd the slot begins; a multiple of 4096. */
+  readonly guestMemfdOffset?: number;
+}
+
+/** KVM_SET_MEMORY_ATTRIBUTES. Bytes, multiples of 4096; attributes are MemoryAttribute bits. */
+export interface MemoryAttributes {
+  readonly address: number;
+  readonly size: number;
+  readonly attributes: number;
+}
+
+const ATTRIBUTES = kvm_memory_attributes.fields;
+
+export class Vm implements Disposable {
+  /** VmType: what it was created as. */
+  readonly type: number;
+  /** What this Vm's ioctls have made of its memory: slots and attributes. */
+  readonly memoryMap = new MemoryMap();
+  readonly #fd: Fd;
+  // Conversions are the hot path, so their argument is made once.
+  readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
+  readonly #attributesView = viewOf(this.#attributes);
+
+  /** Made by Hypervisor.createVm(). */
+  constructor(fd: Fd, type: number) {
+    this.#fd = fd;
+    this.type = type;
+  }
+
+  get closed(): boolean {
+    return this.#fd.closed;
+  }
+
+  /** KVM_CHECK_EXTENSION for this VM: capabilities depend on its type. 0 for an unknown one. */
+  checkExtension(cap: number): number {
+    return this.#fd.call(ioctls.KVM_CHECK_EXTENSION, u32('cap', cap));
+  }
+
+  /** KVM_ENABLE_CAP. @throws KvmError EINVAL for a capability that cannot be enabled */
+  enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
+    this.#fd.write(ioctls.KVM_ENABLE_CAP, cap);
+  }
+
+  /**
+   * Guest RAM, zero and untouched until used; place it with setUserMemoryRegion() or setUserMemoryRegion2().
+   * @param size bytes, a multiple of 4096, at most 4 GiB
+   * @throws RangeError ERR_KVM_INVALID_ARG; KvmError ENOMEM
+   */
+  allocate(size: number): GuestMemory {
+    this.#fd.handle;
+    return GuestMemory.allocate(this.#fd.backend, size);
+  }
+
+  /**
+   * Private memory (KVM_CREATE_GUEST_MEMFD, since 6.8): the host has no view of it.
+   * @param size bytes, a multiple of 4096 above 0
+   * @param flags GuestMemfdFlag bits (since 6.18)
+   * @throws KvmError EINVAL for other sizes and for flags that this VM does not have
+   */
+  createGuestMemfd(size: number, flags = 0): GuestMemfd {
+    const argument = kvm_create_guest_memfd.encode({
+      size: integer('size', size),
+      flags: integer('flags', flags),
+    });
+    const handle = this.#fd.create(ioctls.KVM_CREATE_GUEST_MEMFD, argument);
+    return new GuestMemfd(new Fd(this.#fd.backend, handle, 'GuestMemfd'), size, flags);
+  }
+
+  /**
+   * KVM_SET_USER_MEMORY_REGION: a slot of ordinary memory.
+   * @throws KvmError EEXIST when it overlaps another slot, EINVAL for what cannot be; nothing has changed then
+   */
+  setUserMemoryRegion(region: MemoryRegion): void {
+    this.#setRegion(ioctls.KVM_SET_USER_MEMORY_REGION, region);
+  }
+
+  /** KVM_SET_USER_MEMORY_REGION2 (since 6.8): as setUserMemoryRegion(), and with private memory. */
+  setUserMemoryRegion2(region: MemoryRegion2): void {
+    this.#setRegion(ioctls.KVM_SET_USER_MEMORY_REGION2, region);
+  }
+
+  #setRegion(
+    row: typeof ioctls.KVM_SET_USER_MEMORY_REGION | typeof ioctls.KVM_SET_USER_MEMORY_REGION2,
+    given: MemoryRegion2,
+  ): void {
+    object('region', given);
+    const { memory, guestMemfd } = given;
+    if (memory !== undefined && !(memory instanceof GuestMemory)) {
+      throw wrongType('memory', memory, 'what Vm.allocate() or GuestMemfd.map() gives');
+    }
+    if (guestMemfd !== undefined && !(guestMemfd instanceof GuestMemfd)) {
+      throw wrongType('guestMemfd', guestMemfd, 'what Vm.createGuestMemfd() gives');
+    }
+    const slot = integer('slot', given.slot, 0xffff);
+    const addressSpace = integer('addressSpace', given.addressSpace ?? 0, 0xffff);
+    const flags = u32('flags', given.flags ?? 0) | (guestMemfd ? MemFlag.GUEST_MEMFD : 0);
+    const start = integer('guestPhysAddr', given.guestPhysAddr ?? 0);
+    const memoryOffset = integer('memoryOffset', given.memoryOffset ?? 0, memory?.size);
+    const guestMemfdOffset = integer('guestMemfdOffset', given.guestMemfdOffset ?? 0);
+    const backing = memory ? memory.size - memoryOffset : (guestMemfd?.size ?? 0) - guestMemfdOffset;
+    const size = integer(
+      'memorySize',
+      given.memorySize ?? Math.max(backing, 0),
+      memory ? backing : undefined,
+    );
+
+    const fields = { slot: slot + addressSpace * 0x1_0000, flags, guestPhysAddr: start, memorySize: size };
+    const argument = row.struct.encode(
+      row === ioctls.KVM_SET_USER_MEMORY_REGION2 ? { ...fields, guestMemfdOffset } : fields,
+    );
+    const backend = this.#fd.backend;
+    const vm = this.#fd.handle;
+    const hollow = memory || size === 0 ? undefined : reserve(this.#fd, size);
+    try {
+      const memoryHandle = memory?.handle ?? hollow ?? null;
+      const fd = guestMemfd?.fd.handle ?? null;
+      const result = backend.setMemoryRegion(vm, row.request, argument, memoryHandle, memoryOffset, fd);
+      if (result < 0) throw failed(result, row, argument);
+    } finally {
+      // The slot keeps what it uses.
+      if (hollow) backend.close(hollow);
+    }
+    this.memoryMap.recordSlot({
+      slot,
+      addressSpace,
+      flags,
+      start,
+      end: start + size,
+      memory,
+      memoryOffset,
+      guestMemfd,
+      guestMemfdOffset,
+    });
+  }
+
+  /**
+   * KVM_SET_MEMORY_ATTRIBUTES (since 6.8): makes pages private or shared. Needs no slot. Over huge ranges the
+   * kernel is busy for seconds.
+   * @throws KvmError EINVAL for ranges that are not whole pages and for attributes that this VM does not have,
+   *   ENOTTY where KVM has none; nothing has changed then
+   */
+  setMemoryAttributes({ address, size, attributes }: MemoryAttributes): void {
+    integer('address', address);
+    integer('size', size);
+    integer('attributes', attributes);
+    const result = this.trySetMemoryAttributes(address, size, attributes);
+    if (result < 0) throw failed(result, ioctls.KVM_SET_MEMORY_ATTRIBUTES, this.#attributes);
+  }
+
+  /** As setMemoryAttributes(), giving 0 or a negated errno. For whole, non-negative numbers. */
+  trySetMemoryAttributes(address: number, size: number, attributes: number): number {
+    const view = this.#attributesView;
+    size64.set(view, ATTRIBUTES.address.offset, address);
+    size64.set(view, ATTRIBUTES.size.offset, size);
+    size64.set(view, ATTRIBUTES.attributes.offset, attributes);
+    const request = ioctls.KVM_SET_MEMORY_ATTRIBUTES.request;
+    const result = this.#fd.backend.ioctl(this.#fd.handle, request, this.#attributes);
+    if (result === 0) this.memoryMap.recordAttributes(address, address + size, attributes);
+    return result;
+  }
+
+  /** KVM_CREATE_VCPU. @param id from 0 to below KVM_CAP_MAX_VCPU_ID; @throws KvmError EEXIST, EINVAL */
+  createVcpu(id = 0): Vcpu {
+    const handle = this.#fd.create(ioctls.KVM_CREATE_VCPU, u32('id', id));
+    const fd = new Fd(this.#fd.backend, handle, `vCPU ${id}`);
+    return new Vcpu(fd, id, (cap) => this.checkExtension(cap));
+  }
+
+  /** KVM_SET_TSS_ADDR: three pages of guest-physical memory that Intel hosts need. @param address bytes, below 4 GiB */
+  setTssAddr(address: number): void {
+    this.#fd.call(ioctls.KVM_SET_TSS_ADDR, u32('address', address));
+  }
+  /** KVM_SET_IDENTITY_MAP_ADDR: one page that Intel hosts need; before the first vCPU. */
+  setIdentityMapAddr(address: number): void {
+    this.#fd.write(ioctls.KVM_SET_IDENTITY_MAP_ADDR, u32('address', address));
+  }
+  /** KVM_CREATE_IRQCHIP: PIC, I/O APIC and local APICs in the kernel; before the first vCPU. */
+  createIrqchip(): void {
+    this.#fd.call(ioctls.KVM_CREATE_IRQCHIP);
+  }
+  /** KVM_CREATE_PIT2; after createIrqchip(). */
+  createPit2(flags = 0): void {
+    this.#fd.write(ioctls.KVM_CREATE_PIT2, { flags: u32('flags', flags) });
+  }
+  /** KVM_IRQ_LINE: raises or lowers a line of the in-kernel interrupt controllers. */
+  irqLine(line: Input<Value<typeof kvm_irq_level>>): void {
+    this.#fd.write(ioctls.KVM_IRQ_LINE, line);
+  }
+  /** KVM_SIGNAL_MSI. @returns above 0 when delivered, 0 when the guest blocked it */
+  signalMsi(msi: Input<Value<typeof kvm_msi>>): number {
+    return this.#fd.write(ioctls.KVM_SIGNAL_MSI, msi);
+  }
+
+  /** Idempotent. Its vCPUs and guest_memfds stay open, and the kernel keeps the VM until they are closed too. */
+  close(): void {
+    this.#fd.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function reserve(fd: Fd, size: number): Handle {
+  const handle = fd.backend.reserve(size);
+  if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, `no address space for ${size} bytes`);
+  return handle;
+}

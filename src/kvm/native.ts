@@ -1,0 +1,77 @@
+/** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import type { Handle } from '../hypervisor/backend.ts';
+import { UnavailableError } from '../hypervisor/errors.ts';
+
+/** A row of the addon's own table. */
+export interface NativeRow {
+  readonly name: string;
+  readonly request: number;
+  /** Bits: 1 system, 2 VM, 4 vCPU, 8 guest_memfd, 16 device. */
+  readonly on: number;
+  /** 0 none, 1 integer, 2 struct, 3 array, 4 sized, 5 memory region. */
+  readonly arg: number;
+  /** Bytes of an array's element. */
+  readonly element: number;
+}
+
+/** Results are handles, or values from 0, or negated errnos. Wrong arguments throw a TypeError. */
+export interface Native {
+  open(path: string): Handle | number;
+  ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
+  create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
+  setMemoryRegion(
+    vm: Handle,
+    request: number,
+    region: Uint8Array,
+    memory: Handle | null,
+    memoryOffset: number,
+    guestMemfd: Handle | null,
+  ): number;
+  requests(): NativeRow[];
+  allocate(size: number): Handle | number;
+  reserve(size: number): Handle | number;
+  openMemory(fd: number, inode: number): Handle | number;
+  mapGuestMemfd(guestMemfd: Handle): Handle | number;
+  inode(handle: Handle): number;
+  fallocate(handle: Handle, mode: number, offset: number, size: number): number;
+  madvise(memory: Handle, advice: number, offset: number, size: number): number;
+  buffer(handle: Handle): ArrayBuffer;
+  fd(handle: Handle): number;
+  close(handle: Handle): void;
+  runner(vcpu: Handle): (timeoutMs?: number) => number;
+  kickId(vcpu: Handle): number;
+  kick(id: number): boolean;
+}
+
+const root = fileURLToPath(new URL('../../', import.meta.url));
+
+/** @throws UnavailableError when this platform has no KVM, or the addon is not built or does not load */
+export function loadNative(): Native {
+  if (process.platform !== 'linux' || process.arch !== 'x64') {
+    throw new UnavailableError(
+      'platform',
+      `KVM needs Linux on x86-64, and this is ${process.platform} on ${process.arch}`,
+    );
+  }
+  const require = createRequire(import.meta.url);
+  const bindings = require('bindings') as (options: object) => Native;
+  try {
+    // With module_root given, bindings does not walk stack traces to find it.
+    return bindings({
+      bindings: 'vmexit',
+      module_root: root,
+      try: [['module_root', 'build', 'Release', 'bindings']],
+    });
+  } catch (cause) {
+    const { tries, message } = cause as Error & { tries?: string[] };
+    throw new UnavailableError(
+      'addon',
+      tries
+        ? `the addon is not built (looked for ${tries.join(', ')}); npm run setup builds it, with g++ and make`
+        : `the addon is built and does not load: ${message}`,
+      { cause },
+    );
+  }
+}

@@ -1,0 +1,22 @@
+/**
+ * Small guests written down as a listing: machine code on the left of each `|`, its source on the right. People
+ * read the source, the program runs the bytes, `node scripts/guests.mjs` makes one from the other and a test holds
+ * them together.
+ */
+export interface Guest {
+  /** Which mode the code is for. */
+  readonly bits: 16 | 32 | 64;
+  readonly code: Uint8Array<ArrayBuffer>;
+  readonly listing: string;
+}
+
+/** The guest in a listing. The source is in GNU as's Intel syntax; the code must not depend on where it lies. */
+export function guest(bits: 16 | 32 | 64, listing: string): Guest {
+  const hex = listing
+    .split('\n')
+    .map((line) => line.split('|')[0]!)
+    .join(' ')
+    .trim();
+  const code = Uint8Array.from(hex === '' ? [] : hex.split(/\s+/), (byte) => Number.parseInt(byte, 16));
+  return { bits, code, listing };
+}
