@@ -16,3 +16,13 @@ export {
   MemoryFaultFlag,
   VmType,
 } from './uapi/index.ts';
+export { type Converter, type Discard, type MemoryState, refusals } from './vmm/conversion.ts';
+export { type Guest, guest } from './vmm/guest.ts';
+export { enterLongMode, enterRealMode, type LongModeOptions, Selector, tablesSize } from './vmm/long-mode.ts';
+export {
+  type MemoryEvent,
+  type MemoryFaultCounters,
+  type MemoryFaultOptions,
+  MemoryFaultService,
+} from './vmm/memory-faults.ts';
+export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';

@@ -1,0 +1,335 @@
+/**
+ * The memory-fault service: what to do when KVM_RUN ends with KVM_EXIT_MEMORY_FAULT, or with a guest's request to
+ * convert memory (KVM_HC_MAP_GPA_RANGE).
+ *
+ * It decides from the state of the memory, not from the flags of the fault alone. On VM types whose guests do not
+ * choose (KVM_X86_SW_PROTECTED_VM), whether an access is private follows from the page's attribute, so a fault whose
+ * flags differ from it can only come from a conversion that ran meanwhile: obeying the flags would undo it and
+ * destroy its data.
+ */
+import { PAGE_SIZE } from '../hypervisor/args.ts';
+import { outOfRange, VmexitError } from '../hypervisor/errors.ts';
+import { failed } from '../hypervisor/fd.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
+import type { Vm } from '../hypervisor/vm.ts';
+import { Hypercall, HypercallErrno, MapGpaRange, MemoryFaultFlag, VmType } from '../uapi/constants.ts';
+import { errnoName } from '../uapi/errno.ts';
+import { Exit } from '../uapi/exit.ts';
+import { ioctls } from '../uapi/ioctls.ts';
+import {
+  attributesOf,
+  Converter,
+  type Discard,
+  type MemoryState,
+  type Refusal,
+  refusals,
+} from './conversion.ts';
+import { type Cause, defaultPolicy, denials, type Policy, type Request } from './policy.ts';
+import { ProgressGuard } from './progress-guard.ts';
+
+/** One thing that the service did. */
+export interface MemoryEvent {
+  readonly cause: Cause;
+  readonly vcpu: number;
+  readonly gpa: number;
+  readonly size: number;
+  /** memory_fault.flags, raw; undefined for a hypercall. */
+  readonly flags: number | undefined;
+  readonly action: MemoryState | 'replace' | 'retry' | 'deny';
+  /** 0, or what went wrong: a negated errno of the kernel's, or of the hypercall's. */
+  readonly result: number;
+}
+
+export interface MemoryFaultOptions {
+  readonly policy?: Policy;
+  /** Which copy a conversion gives back; `both` without it. */
+  readonly discard?: Discard;
+  /** Map what became private at once (KVM_PRE_FAULT_MEMORY) instead of by a fault a page. Failures are counted. */
+  readonly preFault?: boolean;
+  /** How often one instruction may fault at the same page before the run is ended: 64 without it. */
+  readonly maxRepeats?: number;
+  readonly trace?: (event: MemoryEvent) => void;
+  /** Whether guests choose private or shared by their page tables. Follows from the VM's type without it. */
+  readonly guestsChoose?: boolean;
+}
+
+export interface MemoryFaultCounters {
+  /** KVM_EXIT_MEMORY_FAULT exits. */
+  memoryFaults: number;
+  /** Of those, EHWPOISON. */
+  poisoned: number;
+  /** KVM_HC_MAP_GPA_RANGE exits. */
+  hypercalls: number;
+  /** Conversions that changed something. */
+  readonly conversions: { toPrivate: number; toShared: number };
+  readonly bytes: { toPrivate: number; toShared: number };
+  /** Faults that needed nothing: races, and what the policy mended. */
+  retries: number;
+  /** Requests that were not granted. */
+  refusals: number;
+  preFaultFailures: number;
+  discardFailures: number;
+}
+
+/** SNP's C-bit and TDX's shared bit: the guest's page tables say which it wants. */
+const choosingTypes: ReadonlySet<number> = new Set([VmType.SNP, VmType.TDX]);
+
+const KNOWN_FLAGS = MemoryFaultFlag.PRIVATE;
+const MAX_GPA = 1n << 52n;
+const hex = (value: number) => `0x${value.toString(16)}`;
+
+export class MemoryFaultService {
+  readonly #vm: Vm;
+  readonly #policy: Policy;
+  readonly #converter: Converter;
+  readonly #guard: ProgressGuard;
+  readonly #preFault: boolean;
+  readonly #trace: ((event: MemoryEvent) => void) | undefined;
+  readonly #guestsChoose: boolean;
+  readonly #counters = {
+    memoryFaults: 0,
+    poisoned: 0,
+    hypercalls: 0,
+    conversions: { toPrivate: 0, toShared: 0 },
+    bytes: { toPrivate: 0, toShared: 0 },
+    retries: 0,
+    refusals: 0,
+    preFaultFailures: 0,
+  };
+
+  constructor(vm: Vm, options: MemoryFaultOptions = {}) {
+    const { policy = defaultPolicy, discard = 'both', preFault = false, maxRepeats = 64 } = options;
+    if (discard !== 'both' && discard !== 'private' && discard !== 'none') {
+      throw outOfRange('discard', discard, "'both', 'private' or 'none'");
+    }
+    this.#vm = vm;
+    this.#policy = policy;
+    this.#converter = new Converter(vm, discard);
+    this.#guard = new ProgressGuard(maxRepeats);
+    this.#preFault = preFault;
+    this.#trace = options.trace;
+    this.#guestsChoose = options.guestsChoose ?? choosingTypes.has(vm.type);
+  }
+
+  /** What was done so far. */
+  get counters(): Readonly<MemoryFaultCounters> {
+    return { ...this.#counters, discardFailures: this.#converter.discardFailures };
+  }
+
+  /**
+   * Deals with an exit, right after run() and before any pre-fault, which would overwrite it.
+   * @param exit what run() gave
+   * @returns true when it was a memory fault or a conversion request, and the guest can run again; false when it is
+   *   somebody else's
+   * @throws VmexitError ERR_KVM_REFUSED when nothing resolves the fault, ERR_KVM_NO_PROGRESS when one instruction
+   *   faults again and again; KvmError when the kernel refuses the conversion. The guest must not run on.
+   */
+  handle(vcpu: Vcpu, exit: number): boolean {
+    if (exit === Exit.HYPERCALL) return this.#hypercall(vcpu);
+    if (exit === Exit.MEMORY_FAULT) return this.#fault(vcpu, false);
+    if (exit === Exit.MEMORY_POISONED) return this.#fault(vcpu, true);
+    return false;
+  }
+
+  /**
+   * Converts [gpa, gpa + size), as a guest's hypercall does, without asking the policy.
+   * @param gpa bytes, a multiple of 4096
+   * @param size bytes, a multiple of 4096 above 0; all of it in memory slots
+   * @throws VmexitError ERR_KVM_REFUSED, with the reason, before anything changes; KvmError from the kernel
+   */
+  convert(gpa: number, size: number, to: MemoryState): void {
+    if (to !== 'private' && to !== 'shared') throw outOfRange('to', to, "'private' or 'shared'");
+    const refusal = this.#converter.check(gpa, size, to);
+    if (refusal) throw this.#refused(gpa, size, `cannot become ${to}: ${refusal.why}`);
+    const result = this.#convert(gpa, size, to);
+    if (result < 0) throw failed(result, ioctls.KVM_SET_MEMORY_ATTRIBUTES);
+  }
+
+  #convert(gpa: number, size: number, to: MemoryState): number {
+    const result = this.#converter.apply(gpa, size, to);
+    if (result > 0) {
+      const key = to === 'private' ? 'toPrivate' : 'toShared';
+      this.#counters.conversions[key]++;
+      this.#counters.bytes[key] += result;
+    }
+    return Math.min(result, 0);
+  }
+
+  /** KVM_HC_MAP_GPA_RANGE (hypercalls.rst): gpa, pages, attributes. `ret` is written whatever happens. */
+  #hypercall(vcpu: Vcpu): boolean {
+    const call = vcpu.hypercall;
+    if (call.nr !== Hypercall.MAP_GPA_RANGE) return false;
+    this.#counters.hypercalls++;
+    // Any 64 bits, as the guest gave them. What does not fit in 52 is no guest memory.
+    const gpa = call.arg(0);
+    const pages = call.arg(1);
+    const to = (call.arg(2) & BigInt(MapGpaRange.ENCRYPTED)) !== 0n ? 'private' : 'shared';
+    const inRange = gpa < MAX_GPA && pages <= MAX_GPA / BigInt(PAGE_SIZE);
+    const address = Number(gpa);
+    const size = Number(pages) * PAGE_SIZE;
+
+    // Should the policy throw, the guest has been denied.
+    let refusal: Refusal | undefined = refusals.denied;
+    try {
+      refusal = inRange ? this.#grant(vcpu, address, size, to) : refusals.beyond;
+      if (refusal === undefined && this.#preFault && to === 'private') this.#map(vcpu, address, size);
+    } finally {
+      if (refusal) this.#counters.refusals++;
+      const result = refusal ? -refusal.errno : 0;
+      // After the pre-fault, which would overwrite it.
+      call.ret = result;
+      const action = refusal === refusals.denied ? 'deny' : to;
+      this.#trace?.({
+        cause: 'hypercall',
+        vcpu: vcpu.id,
+        gpa: address,
+        size,
+        flags: undefined,
+        action,
+        result,
+      });
+    }
+    return true;
+  }
+
+  #grant(vcpu: Vcpu, gpa: number, size: number, to: MemoryState): Refusal | undefined {
+    const refusal = this.#converter.check(gpa, size, to);
+    if (refusal) return refusal;
+    const slot = this.#vm.memoryMap.slotAt(gpa);
+    const decision = this.#policy({ cause: 'hypercall', vcpu, gpa, size, action: to, slot });
+    if (decision !== 'allow') return decision === 'retry' ? undefined : refusals.denied;
+    return this.#convert(gpa, size, to) < 0 ? refusals.failed : undefined;
+  }
+
+  #fault(vcpu: Vcpu, poisoned: boolean): boolean {
+    const { gpa, size, flags } = vcpu.memoryFault;
+    this.#counters.memoryFaults++;
+    if (poisoned) this.#counters.poisoned++;
+    if (this.#guard.isStuck(vcpu, gpa)) throw this.#stuck(vcpu, gpa, size, flags);
+
+    const cause = poisoned ? 'poisoned' : this.#causeOf(gpa, size, flags);
+    const { action, why } = cause === 'race' ? retry : this.#decide(vcpu, cause, gpa, size, flags);
+    const result = why === undefined ? 0 : -HypercallErrno.EPERM;
+    this.#trace?.({ cause, vcpu: vcpu.id, gpa, size, flags, action, result });
+    if (why !== undefined) {
+      this.#counters.refusals++;
+      throw this.#refused(gpa, size, why, flags);
+    }
+    if (action === 'retry') this.#counters.retries++;
+    return true;
+  }
+
+  /** Asks the policy and does what it says. `why` is there when that does not resolve the fault. */
+  #decide(vcpu: Vcpu, cause: Request['cause'], gpa: number, size: number, flags: number): Outcome {
+    // Where the page is private already, "make it private" would change nothing, and fault for ever.
+    const wanted = cause === 'unbacked' || !isPrivate(flags) ? 'shared' : 'private';
+    const action = cause === 'poisoned' ? 'replace' : wanted;
+    const slot = this.#vm.memoryMap.slotAt(gpa);
+    const decision = this.#policy({ cause, vcpu, gpa, size, action, slot });
+    if (decision === 'retry') return retry;
+    if (decision !== 'allow') return { action: 'deny', why: denials[cause] };
+    return { action, why: this.#resolve(gpa, size, cause, action) };
+  }
+
+  /** What a fault means, from slots and attributes as they are now. Unknown flag bits alone mean nothing. */
+  #causeOf(gpa: number, size: number, flags: number): Cause {
+    const map = this.#vm.memoryMap;
+    for (const { start, end, slot } of map.pieces(gpa, gpa + size)) {
+      const backed = slot !== undefined && map.hasPrivate(slot);
+      for (const { value } of map.attributesWithin(start, end)) {
+        const pagePrivate = isPrivate(value);
+        const wantsPrivate = this.#guestsChoose ? isPrivate(flags) : pagePrivate;
+        if (wantsPrivate && !backed) return 'unbacked';
+        if (wantsPrivate !== pagePrivate) return 'mismatch';
+      }
+    }
+    return 'race';
+  }
+
+  /** Does what the policy allowed. Gives why that does not resolve the fault, or undefined when it does. */
+  #resolve(
+    gpa: number,
+    size: number,
+    cause: Request['cause'],
+    action: Request['action'],
+  ): string | undefined {
+    if (action === 'replace') return this.#replace(gpa, size);
+    // What changes nothing would fault for ever: a guest that wants private memory where there is none.
+    if (this.#vm.memoryMap.hasAttributes(gpa, gpa + size, attributesOf[action])) return denials[cause];
+    // A fault's range is the kernel's, so it is bounded, and pages of no slot can be shared again.
+    const refusal = action === 'private' ? this.#converter.check(gpa, size, action) : undefined;
+    if (refusal) return `cannot become ${action}: ${refusal.why}`;
+    const result = this.#convert(gpa, size, action);
+    if (result === 0) return undefined;
+    return `cannot become ${action}: KVM_SET_MEMORY_ATTRIBUTES failed with ${errnoName(-result)}`;
+  }
+
+  /** Punches poisoned pages out of their guest_memfd: the guest reads zeroes there. */
+  #replace(gpa: number, size: number): string | undefined {
+    for (const { start, end, slot } of this.#vm.memoryMap.pieces(gpa, gpa + size)) {
+      if (slot?.guestMemfd === undefined || slot.guestMemfd.closed)
+        return 'has no open guest_memfd to replace pages in';
+      const result = slot.guestMemfd.tryPunchHole(slot.guestMemfdOffset + start - slot.start, end - start);
+      if (result < 0) return `cannot be replaced: fallocate failed with ${errnoName(-result)}`;
+    }
+    return undefined;
+  }
+
+  /** KVM_PRE_FAULT_MEMORY maps what it can; the rest faults in later as it would have anyway. */
+  #map(vcpu: Vcpu, gpa: number, size: number): void {
+    try {
+      for (let left = size; left > 0; ) {
+        const rest = vcpu.preFaultMemory(gpa + size - left, left);
+        if (rest >= left) break;
+        left = rest;
+      }
+    } catch {
+      this.#counters.preFaultFailures++;
+    }
+  }
+
+  /** The state that a person needs to see what is wrong. */
+  #describe(gpa: number, size: number): string {
+    const map = this.#vm.memoryMap;
+    const slot = map.slotAt(gpa);
+    const behind =
+      slot === undefined
+        ? 'no slot'
+        : `slot ${slot.slot} [${hex(slot.start)}, ${hex(slot.end)}) ${
+            map.hasPrivate(slot)
+              ? 'with guest_memfd'
+              : slot.guestMemfd
+                ? 'whose guest_memfd was closed'
+                : 'without guest_memfd'
+          }`;
+    const state = map.isPrivate(gpa) ? 'private' : 'shared';
+    return `guest memory [${hex(gpa)}, ${hex(gpa + size)}) (now ${state}, ${behind})`;
+  }
+
+  #refused(gpa: number, size: number, why: string, flags?: number): VmexitError {
+    const by = flags === undefined ? '' : `; the fault's flags are ${hex(flags)}${unknownBits(flags)}`;
+    return new VmexitError('ERR_KVM_REFUSED', `${this.#describe(gpa, size)} ${why}${by}`);
+  }
+
+  #stuck(vcpu: Vcpu, gpa: number, size: number, flags: number): VmexitError {
+    const { rip } = vcpu.getRegs();
+    return new VmexitError(
+      'ERR_KVM_NO_PROGRESS',
+      `vCPU ${vcpu.id} faults again and again at ${this.#describe(gpa, size)}, at the instruction at ` +
+        `0x${rip.toString(16)}, with flags ${hex(flags)}${unknownBits(flags)}; an instruction that KVM emulates cannot ` +
+        'use private memory, and a policy that answers "retry" must have changed something',
+    );
+  }
+}
+
+/** What was done about a fault; `why` says why that does not resolve it. */
+interface Outcome {
+  readonly action: MemoryEvent['action'];
+  readonly why: string | undefined;
+}
+const retry: Outcome = { action: 'retry', why: undefined };
+
+const isPrivate = (bits: number): boolean => (bits & MemoryFaultFlag.PRIVATE) !== 0;
+
+const unknownBits = (flags: number): string =>
+  flags === (flags & KNOWN_FLAGS) ? '' : ' (with bits that this version does not know)';

@@ -1,0 +1,52 @@
+/**
+ * Tells a fault that repeats from a guest that gets on. api.rst (KVM_EXIT_MEMORY_FAULT) encourages userspace "to
+ * guard against repeatedly receiving the same error/annotated fault".
+ */
+import { integer } from '../hypervisor/args.ts';
+import type { Regs, Vcpu } from '../hypervisor/vcpu.ts';
+
+interface Last {
+  gpa: number;
+  /** Read from the second fault in a row at one address on: most faults never cost the ioctl. */
+  regs: Regs | undefined;
+  repeats: number;
+}
+
+export class ProgressGuard {
+  readonly #maxRepeats: number;
+  readonly #last = new WeakMap<Vcpu, Last>();
+
+  /** @param maxRepeats how often the same fault may come, 1 to 2^32-1 */
+  constructor(maxRepeats: number) {
+    this.#maxRepeats = integer('maxRepeats', maxRepeats, 0xffff_ffff, 1);
+  }
+
+  /**
+   * To be asked at each fault. The same fault is one at the same address with every register as it was: the same
+   * instruction has run into it again, even if the memory was converted back and forth in between.
+   */
+  isStuck(vcpu: Vcpu, gpa: number): boolean {
+    const last = this.#last.get(vcpu);
+    if (last === undefined) {
+      this.#last.set(vcpu, { gpa, regs: undefined, repeats: 0 });
+      return false;
+    }
+    if (last.gpa !== gpa) {
+      last.gpa = gpa;
+      last.regs = undefined;
+      last.repeats = 0;
+      return false;
+    }
+    const regs = vcpu.getRegs();
+    const before = last.regs;
+    last.regs = regs;
+    if (before === undefined) return false;
+    last.repeats = same(before, regs) ? last.repeats + 1 : 0;
+    return last.repeats >= this.#maxRepeats;
+  }
+}
+
+const same = (a: Regs, b: Regs): boolean => {
+  for (const name in a) if (a[name as keyof Regs] !== b[name as keyof Regs]) return false;
+  return true;
+};
