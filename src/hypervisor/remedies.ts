@@ -152,6 +152,11 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
     ENOTTY: () => 'this kernel cannot pre-fault (since 6.11, with two-dimensional paging)',
     EOPNOTSUPP: () => 'this host pages guests without a second stage, so there is nothing to pre-fault',
   },
+  KVM_SET_SREGS: {
+    EINVAL: () =>
+      'no processor like the one that KVM_SET_CPUID2 describes can be in this state; set its CPUID first ' +
+      '(vcpu.setCpuid2(hv.getSupportedCpuid())), for without it there is no long mode',
+  },
   KVM_ENABLE_CAP: { EINVAL: () => 'this capability cannot be enabled here, or not with these args' },
 };
 

@@ -53,8 +53,9 @@ export const tablesSize = (identity = 4 * GIB): number => TABLES.pd + Math.ceil(
 
 /**
  * Writes the tables into guest memory and puts the vCPU in 64-bit mode at privilege 0, with `identity` bytes mapped
- * one to one by 2 MiB pages, SSE on and interrupts off. rip, rsp and the rest are the caller's, by setRegs().
- * @throws RangeError ERR_KVM_INVALID_ARG when the tables do not fit in the memory
+ * one to one by 2 MiB pages, SSE on and interrupts off. rip, rsp and the rest are the caller's, by setRegs(). The vCPU
+ * needs a CPUID with long mode first: `vcpu.setCpuid2(hv.getSupportedCpuid())`.
+ * @throws KvmError EINVAL without one; RangeError ERR_KVM_INVALID_ARG when the tables do not fit in the memory
  */
 export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongModeOptions): void {
   const { tables, base = 0, identity = 4 * GIB } = options;
