@@ -13,13 +13,6 @@ namespace {
 
 constexpr napi_type_tag kHandleTag = {0x6b1f0f3a9c5d4e27, 0x8d2c7b5a41e6f903};
 
-// What keeps the memory of an ArrayBuffer mapped. V8 counts an external buffer's length as
-// garbage-collectable memory and would collect in a hurry for it; nothing here is on its heap, so the count
-// is taken back.
-struct BufferOwner {
-  std::shared_ptr<Mapping> mapping;
-};
-
 }  // namespace
 
 Mapping::~Mapping() { munmap(data, size); }
@@ -27,7 +20,7 @@ Mapping::~Mapping() { munmap(data, size); }
 Handle::~Handle() { CloseFd(); }
 
 void Handle::CloseFd() {
-  if (run) run->fd = -1;  // run() may outlive the handle, and the number may be given to another file
+  if (run) run->Close();  // run() may outlive the handle
   if (fd >= 0) close(fd);
   fd = -1;
 }
@@ -88,19 +81,21 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (!handle->buffer.IsEmpty()) return handle->buffer.Value();
-  auto* owner = new BufferOwner{handle->mapping};
+  // V8 counts an external buffer's length as garbage-collectable memory and would collect in a hurry for it;
+  // nothing here is on its heap, so the count is taken back.
+  handle->owner = std::make_shared<BufferOwner>(BufferOwner{handle->mapping, handle->mapping->size});
+  auto* reference = new std::shared_ptr<BufferOwner>(handle->owner);
   auto buffer = Napi::ArrayBuffer::New(
       env, handle->mapping->data, handle->mapping->size,
-      [](Napi::Env env, void*, BufferOwner* owner) {
-        Napi::MemoryManagement::AdjustExternalMemory(env, static_cast<int64_t>(owner->mapping->size));
+      [](Napi::Env env, void*, std::shared_ptr<BufferOwner>* owner) {
+        Napi::MemoryManagement::AdjustExternalMemory(env, static_cast<int64_t>((*owner)->size));
         delete owner;
       },
-      owner);
+      reference);
   if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
-    delete owner;
+    delete reference;
     return env.Undefined();
   }
-  Napi::MemoryManagement::AdjustExternalMemory(env, -static_cast<int64_t>(handle->mapping->size));
   handle->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
   return buffer;
 }
@@ -120,6 +115,10 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
     Napi::ArrayBuffer buffer = handle->buffer.Value();
     if (!buffer.IsDetached()) buffer.Detach();
     handle->buffer.Reset();
+    // No view can reach the memory now. The finalizer comes at leisure, and a mapped kvm_run pins the whole
+    // VM.
+    handle->owner->mapping.reset();
+    handle->owner.reset();
   }
   handle->CloseFd();
   handle->run.reset();

@@ -38,6 +38,12 @@ using Slots = std::map<uint32_t, std::shared_ptr<Mapping>>;
 
 struct RunState;
 
+// What keeps the memory of an ArrayBuffer mapped, until the buffer is collected or close() has detached it.
+struct BufferOwner {
+  std::shared_ptr<Mapping> mapping;
+  size_t size;
+};
+
 struct Handle {
   Kind kind;
   int fd = -1;  // -1 for a mapping without a file
@@ -48,6 +54,7 @@ struct Handle {
   std::shared_ptr<Slots> slots;      // VM and its vCPUs
   std::shared_ptr<RunState> run;     // vCPU
   Napi::Reference<Napi::ArrayBuffer> buffer;
+  std::shared_ptr<BufferOwner> owner;  // of that buffer
 
   ~Handle();
   void CloseFd();

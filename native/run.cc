@@ -159,6 +159,12 @@ RunState::~RunState() {
   table.erase(id);
 }
 
+void RunState::Close() {
+  fd = -1;
+  mapping.reset();
+  slots.reset();
+}
+
 // A function of its own for each vCPU: its data pointer costs nothing to find, where unwrapping a handle
 // costs half of what the whole call does.
 Napi::Value Runner(const Napi::CallbackInfo& info) {

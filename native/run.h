@@ -16,11 +16,14 @@ struct RunState {
 
   RunState(int fd, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots);
   ~RunState();
+  // On the thread that runs it: the number of the fd may be given to another file, and the mapping pins the
+  // VM.
+  void Close();
 
   const uint32_t id;  // what kick() takes
   int fd;             // -1 once the vCPU is closed
-  const std::shared_ptr<Mapping> mapping;
-  const std::shared_ptr<Slots> slots;
+  std::shared_ptr<Mapping> mapping;
+  std::shared_ptr<Slots> slots;
   kvm_run* const run;
   std::atomic<int> phase{kIdle};
   std::atomic<bool> kicked{false};

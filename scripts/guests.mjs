@@ -10,12 +10,12 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const check = process.argv.includes('--check');
 const GUEST = /\bguest\(\s*(16|32|64),\s*(?:\/\*.*?\*\/\s*)?`([^`]*)`/g;
 
-const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard', '--', '*.ts'], {
+const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard', '--', '*.ts', '*.mjs'], {
   cwd: root,
   encoding: 'utf8',
 })
   .split('\n')
-  .filter((file) => /^(src|test|examples)\//.test(file));
+  .filter((file) => /^(src|test|examples|bench)\//.test(file));
 
 /** The bytes of each source line, by GNU as's own listing. */
 function assemble(bits, lines, where) {

@@ -47,8 +47,15 @@ export interface Native {
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 
-/** @throws UnavailableError when this platform has no KVM, or the addon is not built or does not load */
+let loaded: Native | undefined;
+
+/** The addon, loaded once. @throws UnavailableError when this platform has no KVM, or the addon is not built or does not load */
 export function loadNative(): Native {
+  loaded ??= load();
+  return loaded;
+}
+
+function load(): Native {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
     throw new UnavailableError(
       'platform',

@@ -1,0 +1,189 @@
+// The C side of the benchmarks: the same ioctls on the same guests as bench/run.mjs, and nothing else.
+//   kvm_bench pio|immediate COUNT         nanoseconds per KVM_RUN, with the exit's fields read
+//   kvm_bench open COUNT                  nanoseconds per VM, from open(2) to its first exit, and closed
+//   again kvm_bench convert-4k|convert-2m COUNT nanoseconds per conversion that the guest asks for
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../native/abi.h"
+
+#ifndef KVM_HC_MAP_GPA_RANGE
+#define KVM_HC_MAP_GPA_RANGE 12
+#endif
+#ifndef FALLOC_FL_PUNCH_HOLE
+#define FALLOC_FL_KEEP_SIZE 1
+#define FALLOC_FL_PUNCH_HOLE 2
+#endif
+
+#define RAM_SIZE (64ul << 20)
+#define AREA 0x40000000ul
+#define AREA_SIZE (2ul << 20)
+#define CODE 0x1000
+
+static void need(int ok, const char* what) {
+  if (ok) return;
+  fprintf(stderr, "kvm_bench: %s: %s\n", what, strerror(errno));
+  exit(1);
+}
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+struct memory {
+  int fd;
+  uint8_t* data;
+};
+
+static struct memory allocate(size_t size) {
+  struct memory m = {memfd_create("bench", MFD_CLOEXEC | MFD_ALLOW_SEALING), 0};
+  need(m.fd >= 0 && ftruncate(m.fd, size) == 0, "memfd");
+  need(fcntl(m.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0, "seals");
+  m.data = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m.fd, 0);
+  need(m.data != MAP_FAILED, "mmap");
+  return m;
+}
+
+struct vm {
+  int kvm, vm, vcpu, gmem;
+  struct memory ram, area;
+  struct kvm_run* run;
+  long run_size;
+};
+
+static struct vm boot(const void* code, size_t code_size, unsigned long type, const struct kvm_regs* regs) {
+  struct vm v = {.gmem = -1, .area = {-1, 0}};
+  need((v.kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC)) >= 0, "/dev/kvm");
+  need(ioctl(v.kvm, KVM_GET_API_VERSION, 0) == KVM_API_VERSION, "API version");
+  need((v.vm = ioctl(v.kvm, KVM_CREATE_VM, type)) >= 0, "KVM_CREATE_VM");
+  v.ram = allocate(RAM_SIZE);
+  struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE,
+                                               .userspace_addr = (uintptr_t)v.ram.data};
+  need(ioctl(v.vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "memory region");
+  memcpy(v.ram.data + CODE, code, code_size);
+
+  need((v.vcpu = ioctl(v.vm, KVM_CREATE_VCPU, 0)) >= 0, "KVM_CREATE_VCPU");
+  v.run_size = ioctl(v.kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
+  v.run = mmap(0, v.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v.vcpu, 0);
+  need(v.run != MAP_FAILED, "kvm_run");
+  struct kvm_sregs sregs;
+  need(ioctl(v.vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
+  sregs.cs.base = sregs.cs.selector = 0;
+  sregs.ds.base = sregs.ds.selector = 0;
+  sregs.es.base = sregs.es.selector = 0;
+  sregs.ss.base = sregs.ss.selector = 0;
+  need(ioctl(v.vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
+  need(ioctl(v.vcpu, KVM_SET_REGS, regs) == 0, "KVM_SET_REGS");
+  return v;
+}
+
+static void shut(struct vm* v) {
+  munmap(v->run, v->run_size);
+  close(v->vcpu);
+  close(v->vm);
+  munmap(v->ram.data, RAM_SIZE);
+  close(v->ram.fd);
+  close(v->kvm);
+}
+
+static const uint8_t kPio[] = {0xe6, 0x80, 0xeb, 0xfc};  // again: out 0x80, al; jmp again
+static const struct kvm_regs kStart = {.rip = CODE, .rflags = 2};
+
+static volatile uint64_t sink;
+
+static double pio(long count, int immediate) {
+  struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+  need(ioctl(v.vcpu, KVM_RUN, 0) == 0, "KVM_RUN");
+  v.run->immediate_exit = immediate;
+  if (immediate) ioctl(v.vcpu, KVM_RUN, 0);  // completes the first OUT
+  uint64_t sum = 0;
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    const int result = ioctl(v.vcpu, KVM_RUN, 0);
+    if (immediate) {
+      if (result == 0 || errno != EINTR) exit(1);
+      continue;
+    }
+    if (result || v.run->exit_reason != KVM_EXIT_IO || v.run->io.direction != KVM_EXIT_IO_OUT) exit(1);
+    sum += v.run->io.port + v.run->io.size + v.run->io.count + *((uint8_t*)v.run + v.run->io.data_offset);
+  }
+  const double elapsed = now() - start;
+  sink = sum;
+  shut(&v);
+  return elapsed / count;
+}
+
+static double open_close(long count) {
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+    need(ioctl(v.vcpu, KVM_RUN, 0) == 0 && v.run->exit_reason == KVM_EXIT_IO, "first exit");
+    shut(&v);
+  }
+  return (now() - start) / count;
+}
+
+// again: mov eax, 12; mov edx, 16; vmmcall; mov eax, 12; xor edx, edx; vmmcall; jmp again
+static const uint8_t kConvert[] = {0x66, 0xb8, 12,   0,    0,    0,    0x66, 0xba, 16,  0,
+                                   0,    0,    0x0f, 0x01, 0xd9, 0x66, 0xb8, 12,   0,   0,
+                                   0,    0x66, 0x31, 0xd2, 0x0f, 0x01, 0xd9, 0xeb, 0xe3};
+
+static double convert(long count, uint64_t pages) {
+  struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rbx = AREA, .rcx = pages};
+  struct vm v = boot(kConvert, sizeof(kConvert), 1 /* KVM_X86_SW_PROTECTED_VM */, &regs);
+  v.area = allocate(AREA_SIZE);
+  struct kvm_create_guest_memfd create = {.size = AREA_SIZE};
+  need((v.gmem = ioctl(v.vm, KVM_CREATE_GUEST_MEMFD, &create)) >= 0, "KVM_CREATE_GUEST_MEMFD");
+  struct kvm_userspace_memory_region2 region = {.slot = 1,
+                                                .flags = KVM_MEM_GUEST_MEMFD,
+                                                .guest_phys_addr = AREA,
+                                                .memory_size = AREA_SIZE,
+                                                .userspace_addr = (uintptr_t)v.area.data,
+                                                .guest_memfd = v.gmem};
+  need(ioctl(v.vm, KVM_SET_USER_MEMORY_REGION2, &region) == 0, "region2");
+  struct kvm_enable_cap cap = {.cap = 201 /* EXIT_HYPERCALL */, .args = {1 << KVM_HC_MAP_GPA_RANGE}};
+  need(ioctl(v.vm, KVM_ENABLE_CAP, &cap) == 0, "KVM_CAP_EXIT_HYPERCALL");
+
+  const int punch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    need(ioctl(v.vcpu, KVM_RUN, 0) == 0, "KVM_RUN");
+    if (v.run->exit_reason != KVM_EXIT_HYPERCALL || v.run->hypercall.nr != KVM_HC_MAP_GPA_RANGE) exit(1);
+    const uint64_t gpa = v.run->hypercall.args[0], size = v.run->hypercall.args[1] * 4096;
+    const int to_private = (v.run->hypercall.args[2] & 16) != 0;
+    if (gpa < AREA || gpa + size > AREA + AREA_SIZE) exit(1);
+    struct kvm_memory_attributes attributes = {gpa, size, to_private ? 8 : 0, 0};
+    need(ioctl(v.vm, KVM_SET_MEMORY_ATTRIBUTES, &attributes) == 0, "attributes");
+    need(fallocate(to_private ? v.area.fd : v.gmem, punch, gpa - AREA, size) == 0, "punch");
+    v.run->hypercall.ret = 0;
+  }
+  return (now() - start) / count;
+}
+
+int main(int argc, char** argv) {
+  const long count = argc == 3 ? atol(argv[2]) : 0;
+  const char* mode = argc == 3 ? argv[1] : "";
+  double ns = -1;
+  if (count > 0 && !strcmp(mode, "pio")) ns = pio(count, 0);
+  if (count > 0 && !strcmp(mode, "immediate")) ns = pio(count, 1);
+  if (count > 0 && !strcmp(mode, "open")) ns = open_close(count);
+  if (count > 0 && !strcmp(mode, "convert-4k")) ns = convert(count, 1);
+  if (count > 0 && !strcmp(mode, "convert-2m")) ns = convert(count, 512);
+  if (ns < 0) {
+    fprintf(stderr, "usage: kvm_bench pio|immediate|open|convert-4k|convert-2m COUNT\n");
+    return 2;
+  }
+  printf("%.1f\n", ns);
+  return 0;
+}

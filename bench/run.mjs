@@ -1,0 +1,237 @@
+// The benchmarks: each beside C that does the same work (kvm_bench.c), in alternate rounds of one run. What counts
+// is the median of each side's rounds, and their ratio or difference. npm run bench [-- --only NAME] [--json]
+import { execFileSync } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { cpus, release, tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
+import {
+  Exit,
+  enterRealMode,
+  guest,
+  MemoryFaultService,
+  missing,
+  openHypervisor,
+  VmType,
+} from '../dist/index.js';
+
+const RAM_SIZE = 64 << 20;
+const AREA = 0x4000_0000;
+const AREA_SIZE = 2 << 20;
+const CODE = 0x1000;
+
+const pio = guest(
+  16,
+  `
+e6 80 | again: out 0x80, al
+eb fc |        jmp again
+`,
+);
+const converting = guest(
+  16,
+  `
+66 b8 0c 00 00 00 | again: mov eax, 12
+66 ba 10 00 00 00 |        mov edx, 16
+0f 01 d9          |        vmmcall
+66 b8 0c 00 00 00 |        mov eax, 12
+66 31 d2          |        xor edx, edx
+0f 01 d9          |        vmmcall
+eb e3             |        jmp again
+`,
+);
+
+function boot(code, { type = 0, regs = {} } = {}) {
+  const hv = openHypervisor();
+  const vm = hv.createVm({ type });
+  const ram = vm.allocate(RAM_SIZE);
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+  ram.bytes.set(code, CODE);
+  const vcpu = vm.createVcpu(0);
+  enterRealMode(vcpu);
+  vcpu.setRegs({ rip: CODE, rflags: 2, ...regs });
+  const close = () => {
+    vcpu.close();
+    vm.close();
+    ram.close();
+    hv.close();
+  };
+  return { hv, vm, vcpu, close };
+}
+
+const nanoseconds = (start, count) => Number(process.hrtime.bigint() - start) / count;
+const expect = (ok) => {
+  if (!ok) throw new Error('the guest did something else');
+};
+
+function exits(count) {
+  const { vcpu, close } = boot(pio.code);
+  expect(vcpu.run() === Exit.IO);
+  const { io } = vcpu;
+  let sum = 0;
+  const start = process.hrtime.bigint();
+  for (let i = 0; i < count; i++) {
+    expect(vcpu.run() === Exit.IO && io.direction === 1);
+    sum += io.port + io.size + io.count + io.value;
+  }
+  const ns = nanoseconds(start, count);
+  expect(sum === count * (0x80 + 1 + 1));
+  close();
+  return ns;
+}
+
+function immediate(count) {
+  const { vcpu, close } = boot(pio.code);
+  expect(vcpu.run() === Exit.IO);
+  vcpu.immediateExit = true;
+  vcpu.run();
+  const start = process.hrtime.bigint();
+  for (let i = 0; i < count; i++) expect(vcpu.run() === Exit.INTERRUPTED);
+  const ns = nanoseconds(start, count);
+  close();
+  return ns;
+}
+
+function openAndClose(count) {
+  const start = process.hrtime.bigint();
+  for (let i = 0; i < count; i++) {
+    const { vcpu, close } = boot(pio.code);
+    expect(vcpu.run() === Exit.IO);
+    close();
+  }
+  return nanoseconds(start, count);
+}
+
+const convert = (pages) => (count) => {
+  const m = boot(converting.code, { type: VmType.SW_PROTECTED, regs: { rbx: AREA, rcx: pages } });
+  const area = m.vm.allocate(AREA_SIZE);
+  const secret = m.vm.createGuestMemfd(AREA_SIZE);
+  m.vm.setUserMemoryRegion2({ slot: 1, guestPhysAddr: AREA, memory: area, guestMemfd: secret });
+  m.vm.enableCap({ cap: 201, args: [1 << 12] });
+  const service = new MemoryFaultService(m.vm);
+  const start = process.hrtime.bigint();
+  for (let i = 0; i < count; i++) expect(service.handle(m.vcpu, m.vcpu.run()));
+  const ns = nanoseconds(start, count);
+  const { conversions, discardFailures } = service.counters;
+  expect(conversions.toPrivate + conversions.toShared === count && discardFailures === 0);
+  m.close();
+  secret.close();
+  area.close();
+  return ns;
+};
+
+// target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's.
+const benches = {
+  pio: { what: 'a port exit, its fields read', run: exits, count: 20_000, target: { more: 100 } },
+  immediate: { what: 'the cheapest return of KVM_RUN', run: immediate, count: 50_000, target: { more: 100 } },
+  open: {
+    what: 'open, VM, vCPU, 64 MiB, first exit, close',
+    run: openAndClose,
+    count: 50,
+    target: { ratio: 1.2 },
+  },
+  'convert-4k': {
+    what: 'a conversion of 4 KiB that the guest asks for',
+    run: convert(1),
+    count: 3_000,
+    target: { ratio: 1 / 0.95 },
+    needs: ['private-memory', 'map-gpa-range'],
+  },
+  'convert-2m': {
+    what: 'a conversion of 2 MiB that the guest asks for',
+    run: convert(512),
+    count: 3_000,
+    target: { ratio: 1 / 0.95 },
+    needs: ['private-memory', 'map-gpa-range'],
+  },
+};
+
+const { values } = parseArgs({
+  options: {
+    only: { type: 'string' },
+    rounds: { type: 'string', default: '11' },
+    json: { type: 'boolean' },
+    help: { type: 'boolean', short: 'h' },
+  },
+});
+if (values.help) {
+  process.stdout.write(
+    `npm run bench [-- --only ${Object.keys(benches).join('|')}|memory] [--rounds N] [--json]\n`,
+  );
+  process.exit(0);
+}
+
+const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
+const program = join(folder, 'kvm_bench');
+
+function compare(name, { run, count }) {
+  const c = [];
+  const js = [];
+  for (let round = 0; round <= Number(values.rounds); round++) {
+    const first = Number(execFileSync(program, [name, String(count)], { encoding: 'utf8' }));
+    const second = run(count);
+    if (round === 0) continue; // warms up: code is compiled, pages are faulted in
+    c.push(first);
+    js.push(second);
+  }
+  const differences = js.map((ns, i) => ns - c[i]);
+  return {
+    c: median(c),
+    js: median(js),
+    more: median(differences),
+    ratio: median(js.map((ns, i) => ns / c[i])),
+  };
+}
+
+/** kB of a line of /proc/self/status. */
+const resident = () =>
+  ['RssAnon', 'RssFile', 'RssShmem'].reduce(
+    (sum, name) =>
+      sum + Number(new RegExp(`${name}:\\s+(\\d+)`).exec(readFileSync('/proc/self/status', 'utf8'))[1]),
+    0,
+  );
+
+const results = {};
+try {
+  execFileSync('gcc', ['-O2', '-Wall', '-o', program, join(root, 'bench', 'kvm_bench.c')]);
+  const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}`;
+  if (!values.json) process.stdout.write(`${about}; ${values.rounds} rounds, medians\n\n`);
+  for (const [name, bench] of Object.entries(benches)) {
+    if (values.only && values.only !== name) continue;
+    const hv = openHypervisor();
+    const [lack] = missing(hv, bench.needs ?? []);
+    hv.close();
+    if (lack) {
+      results[name] = { skipped: lack.reason };
+      if (!values.json) process.stdout.write(`${name.padEnd(11)} skipped: ${lack.reason}\n`);
+      continue;
+    }
+    const { c, js, more, ratio } = compare(name, bench);
+    const { target } = bench;
+    const met = target.more === undefined ? ratio <= target.ratio : more <= target.more;
+    results[name] = { c, js, more, ratio, target, met };
+    if (values.json) continue;
+    process.stdout.write(
+      `${name.padEnd(11)} C ${c.toFixed(0).padStart(9)} ns   vmexit ${js.toFixed(0).padStart(9)} ns   ` +
+        `${more >= 0 ? '+' : ''}${more.toFixed(0)} ns, ${ratio.toFixed(3)} of C's time   ` +
+        `target ${target.more === undefined ? `at most ${target.ratio.toFixed(3)}` : `at most +${target.more} ns`}: ` +
+        `${met ? 'met' : 'MISSED'}   (${bench.what})\n`,
+    );
+  }
+  if (!values.only || values.only === 'memory') {
+    const hv = openHypervisor();
+    const vm = hv.createVm();
+    const before = resident();
+    const ram = vm.allocate(2 ** 30);
+    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+    const after = resident();
+    results.memory = { residentKb: after - before };
+    if (!values.json)
+      process.stdout.write(`memory      1 GiB of guest memory, untouched: ${after - before} kB resident\n`);
+  }
+  if (values.json) process.stdout.write(`${JSON.stringify({ about, results }, null, 2)}\n`);
+} finally {
+  rmSync(folder, { recursive: true });
+}
