@@ -38,6 +38,7 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
+  --cpus N            processors of the machine (default: those of this one, at most 4)
   --kernel NAME       which kernel (default ${DEFAULT_KERNEL})
   --accel HOW         ${ACCEL_CHOICES.join(', ')} (default auto: kvm where the host nests, else tcg)
   --cwd DIR           where the command runs (default: here)
@@ -61,6 +62,7 @@ const STATUS_OF: Partial<Record<LabErrorCode, number>> = {
   ERR_LAB_TIMEOUT: 124,
 };
 
+const STATUS_OF_SIGPIPE = 141;
 const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 
 const say = (text: string) => process.stderr.write(`vmexit lab: ${text}\n`);
@@ -94,17 +96,16 @@ export async function lab(argv: string[]): Promise<number> {
   });
   // A reader that went away, such as head(1): end as a program does that SIGPIPE ends.
   const onPipe = () => {
-    status = 141;
+    status = STATUS_OF_SIGPIPE;
     abort.abort();
   };
   process.stdout.on('error', onPipe);
   try {
     return await command(rest, { signal: abort.signal, status: () => status });
   } catch (error) {
-    if (status !== undefined) return status;
     if (error instanceof LabError) {
-      say(error.message);
-      return STATUS_OF[error.code] ?? 125;
+      if (status !== STATUS_OF_SIGPIPE) say(error.message);
+      return status ?? STATUS_OF[error.code] ?? 125;
     }
     if (error instanceof TypeError && 'code' in error && String(error.code).startsWith('ERR_PARSE_ARGS')) {
       say(error.message);
@@ -156,6 +157,7 @@ export function parseRun(argv: string[]): LabRun | undefined {
       help: { type: 'boolean', short: 'h' },
       timeout: { type: 'string' },
       memory: { type: 'string' },
+      cpus: { type: 'string' },
       kernel: { type: 'string' },
       accel: { type: 'string' },
       cwd: { type: 'string' },
@@ -181,6 +183,7 @@ export function parseRun(argv: string[]): LabRun | undefined {
       ? {}
       : { timeoutMs: Math.round(number('--timeout', values.timeout) * 1000) }),
     ...(values.memory === undefined ? {} : { memory: number('--memory', values.memory) }),
+    ...(values.cpus === undefined ? {} : { cpus: number('--cpus', values.cpus) }),
     ...(values.kernel === undefined ? {} : { kernel: values.kernel }),
     ...(values.accel === undefined ? {} : { accel: values.accel as AccelChoice }),
     ...(values.cwd === undefined ? {} : { cwd: values.cwd }),

@@ -1,96 +1,315 @@
 /**
  * What a VMM can need of a hypervisor, by name. Each is tried on a scratch VM rather than asked for: capability
- * numbers depend on the scope, and several have been given to other things in kernels that people run.
+ * numbers depend on the scope, several have been given to other things in kernels that people run, and what is
+ * claimed does not always work.
  */
-
 import { PAGE_SIZE } from '../hypervisor/args.ts';
-import { KvmError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
-import type { Vm } from '../hypervisor/vm.ts';
 import { Cap } from '../uapi/cap.ts';
-import { GuestMemfdFlag, Hypercall, MemFlag, MemoryAttribute, VmType } from '../uapi/constants.ts';
+import {
+  GuestDebug,
+  GuestMemfdFlag,
+  Hypercall,
+  MemFlag,
+  MemoryAttribute,
+  SyncRegs,
+  VmType,
+} from '../uapi/constants.ts';
+import { Exit } from '../uapi/exit.ts';
+import { guest } from '../vmm/guest.ts';
+import type { Machine } from '../vmm/machine.ts';
+import { type Needs, readHost, whyNot } from './host.ts';
+import { expectExit, type Verdict, withGuest, withVm } from './scratch.ts';
 
-/** Undefined when the feature is there, else why it is not, for a person to read. */
-type Try = (hv: Hypervisor) => string | undefined;
-
-function withVm(hv: Hypervisor, type: number, use: (vm: Vm) => string | undefined): string | undefined {
-  try {
-    using vm = hv.createVm({ type });
-    return use(vm);
-  } catch (error) {
-    if (error instanceof KvmError) return error.message;
-    throw error;
-  }
+interface Row extends Needs {
+  /** What a VMM gets by it. */
+  readonly summary: string;
+  readonly try: (hv: Hypervisor) => Verdict;
 }
 
-const has =
-  (cap: number, why: string): Try =>
+/** Where the scratch guests write, and a slot that some of them find there: real mode reaches just beyond 1 MiB. */
+const BELOW = 0x8000;
+const ABOVE = 0x10_0000;
+
+const halts16 = guest(
+  16,
+  `
+     f4 | hlt
+`,
+);
+const halts64 = guest(
+  64,
+  `
+     b8 01 00 00 80 | mov eax, 0x80000001     # 64-bit code, if this is a 64-bit processor: the REX prefix is one byte of INC otherwise
+     48 c1 e0 20    | shl rax, 32
+     f4             | hlt
+`,
+);
+const spins = guest(
+  16,
+  `
+     fb    | sti
+     eb fe | jmp .
+`,
+);
+const steps = guest(
+  16,
+  `
+     90 | nop
+     f4 | hlt
+`,
+);
+const writesBelow = guest(
+  16,
+  `
+     c6 06 00 80 5a | mov byte ptr [0x8000], 0x5a
+     f4             | hlt
+`,
+);
+const writesAbove = guest(
+  16,
+  `
+     b8 ff ff       | mov ax, 0xffff
+     8e d8          | mov ds, ax
+     c6 06 10 00 5a | mov byte ptr [0x10], 0x5a      # 0xffff0 + 0x10
+     f4             | hlt
+`,
+);
+// KVM_HC_MAP_GPA_RANGE of the first page, to shared: changes nothing. CPUID tells which of the two instructions the
+// processor has, for KVM would have to patch the other one in place.
+const hypercall = guest(
+  64,
+  `
+     31 c0             |         xor eax, eax
+     0f a2             |         cpuid
+     89 ce             |         mov esi, ecx
+     b8 0c 00 00 00    |         mov eax, 12
+     31 db             |         xor ebx, ebx
+     b9 01 00 00 00    |         mov ecx, 1
+     31 d2             |         xor edx, edx
+     81 fe 63 41 4d 44 |         cmp esi, 0x444d4163    # "Authenti" "cAMD"
+     74 04             |         je amd
+     0f 01 c1          |         vmcall
+     f4                |         hlt
+     0f 01 d9          | amd:    vmmcall
+     f4                |         hlt
+`,
+);
+
+const privateMemory: Row = {
+  summary: 'pages that the guest has and the host does not see',
+  since: '6.8',
+  config: 'CONFIG_KVM_SW_PROTECTED_VM',
+  parameters: ['kvm.tdp_mmu', 'kvm_intel.ept', 'kvm_amd.npt'],
+  try: (hv) =>
+    withGuest(
+      hv,
+      writesBelow,
+      ({ vm, vcpu, memory }) => {
+        vm.setMemoryAttributes({ address: BELOW, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
+        const verdict = expectExit(vcpu, Exit.HLT);
+        return (
+          verdict ?? (memory.bytes[BELOW] === 0 ? undefined : 'the host sees what the guest wrote in private')
+        );
+      },
+      { privateMemory: true },
+    ),
+};
+
+const asked =
+  (cap: number): Row['try'] =>
   (hv) =>
-    hv.checkExtension(cap) > 0 ? undefined : why;
+    hv.checkExtension(cap) > 0 ? undefined : 'KVM_CHECK_EXTENSION gives 0';
 
-const onVm =
-  (cap: number, type: number, why: string): Try =>
-  (hv) =>
-    withVm(hv, type, (vm) => (vm.checkExtension(cap) > 0 ? undefined : why));
+const runs = (vcpu: Machine['vcpu'], exit: number) => expectExit(vcpu, exit);
 
-const privateMemory: Try = (hv) =>
-  withVm(hv, VmType.SW_PROTECTED, (vm) => {
-    using secret = vm.createGuestMemfd(PAGE_SIZE);
-    using ram = vm.allocate(PAGE_SIZE);
-    vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: ram, guestMemfd: secret });
-    vm.setMemoryAttributes({ address: 0, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
-    return undefined;
-  });
-
-const guestMemfdMmap: Try = (hv) =>
-  withVm(hv, VmType.DEFAULT, (vm) => {
-    using file = vm.createGuestMemfd(PAGE_SIZE, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED);
-    using view = file.map();
-    vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: view, guestMemfd: file });
-    return undefined;
-  });
-
-/** The capability's number has meant five things: only the flag itself tells (the proposal's 1 << 3). */
-const userfault: Try = (hv) =>
-  withVm(hv, VmType.DEFAULT, (vm) => {
-    using ram = vm.allocate(PAGE_SIZE);
-    vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: ram });
-    try {
-      vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: ram, flags: MemFlag.USERFAULT });
-      return undefined;
-    } catch {
-      return 'no released kernel has KVM_MEM_USERFAULT; this one refuses the flag with EINVAL';
-    }
-  });
-
-const mapGpaRange: Try = (hv) =>
-  withVm(hv, VmType.DEFAULT, (vm) => {
-    if ((vm.checkExtension(Cap.EXIT_HYPERCALL) & (1 << Hypercall.MAP_GPA_RANGE)) === 0) {
-      return 'KVM_CAP_EXIT_HYPERCALL lacks KVM_HC_MAP_GPA_RANGE (since 5.14)';
-    }
-    vm.enableCap({ cap: Cap.EXIT_HYPERCALL, args: [1 << Hypercall.MAP_GPA_RANGE] });
-    return undefined;
-  });
-
-export const features = {
+const rows = {
+  'real-mode': {
+    summary: 'runs a guest in 16-bit real mode',
+    try: (hv) => withGuest(hv, halts16, ({ vcpu }) => runs(vcpu, Exit.HLT)),
+  },
+  'long-mode': {
+    summary: 'runs a guest in 64-bit mode',
+    try: (hv) =>
+      withGuest(hv, halts64, ({ vcpu }) => {
+        const verdict = runs(vcpu, Exit.HLT);
+        return (
+          verdict ?? (vcpu.getRegs().rax === 0x8000_0001n << 32n ? undefined : 'it is not in 64-bit mode')
+        );
+      }),
+  },
   'private-memory': privateMemory,
-  'guest-memfd-mmap': guestMemfdMmap,
-  'map-gpa-range': mapGpaRange,
-  userfault,
-  'user-memory2': has(Cap.USER_MEMORY2, 'KVM_SET_USER_MEMORY_REGION2 is missing (since 6.8)'),
-  'memory-fault-info': has(Cap.MEMORY_FAULT_INFO, 'KVM_CAP_MEMORY_FAULT_INFO is missing (since 6.8)'),
-  'pre-fault': onVm(
-    Cap.PRE_FAULT_MEMORY,
-    VmType.DEFAULT,
-    'KVM_PRE_FAULT_MEMORY is missing (since 6.11, with two-dimensional paging)',
-  ),
-  'sync-regs': has(Cap.SYNC_REGS, 'KVM_CAP_SYNC_REGS is missing (since 4.17)'),
-  'immediate-exit': has(Cap.IMMEDIATE_EXIT, 'KVM_CAP_IMMEDIATE_EXIT is missing (since 4.11)'),
-  'readonly-memory': has(Cap.READONLY_MEM, 'KVM_CAP_READONLY_MEM is missing (since 3.7)'),
-  irqchip: has(Cap.IRQCHIP, 'there is no in-kernel interrupt controller (KVM_CAP_IRQCHIP)'),
-} as const satisfies { readonly [name: string]: Try };
+  'memory-fault': {
+    summary: 'a private access with nothing behind it ends the run with KVM_EXIT_MEMORY_FAULT',
+    since: '6.8',
+    config: 'CONFIG_KVM_SW_PROTECTED_VM',
+    try: (hv) =>
+      withGuest(
+        hv,
+        writesBelow,
+        ({ vm, vcpu }) => {
+          vm.setMemoryAttributes({ address: BELOW, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
+          return runs(vcpu, Exit.MEMORY_FAULT);
+        },
+        { type: VmType.SW_PROTECTED },
+      ),
+  },
+  'map-gpa-range': {
+    summary: 'a guest can ask for conversions by the hypercall KVM_HC_MAP_GPA_RANGE',
+    since: '5.14',
+    try: (hv) =>
+      withGuest(hv, hypercall, ({ vm, vcpu }) => {
+        if ((vm.checkExtension(Cap.EXIT_HYPERCALL) & (1 << Hypercall.MAP_GPA_RANGE)) === 0) {
+          return 'KVM_CAP_EXIT_HYPERCALL lacks KVM_HC_MAP_GPA_RANGE';
+        }
+        vm.enableCap({ cap: Cap.EXIT_HYPERCALL, args: [1 << Hypercall.MAP_GPA_RANGE] });
+        const verdict = runs(vcpu, Exit.HYPERCALL);
+        if (verdict !== undefined) return verdict;
+        vcpu.hypercall.ret = 0;
+        return runs(vcpu, Exit.HLT);
+      }),
+  },
+  'pre-fault': {
+    summary: 'guest memory can be mapped before the guest touches it',
+    since: '6.11',
+    parameters: ['kvm_intel.ept', 'kvm_amd.npt'],
+    try: (hv) =>
+      withGuest(hv, halts16, ({ vcpu }) =>
+        vcpu.preFaultMemory(0, PAGE_SIZE) === 0 ? undefined : 'KVM_PRE_FAULT_MEMORY maps nothing',
+      ),
+  },
+  'guest-memfd-mmap': {
+    summary: 'a guest_memfd with a host view, on a VM without private memory',
+    since: '6.18',
+    config: 'CONFIG_KVM_GUEST_MEMFD',
+    try: (hv) =>
+      withVm(hv, VmType.DEFAULT, (vm) => {
+        using file = vm.createGuestMemfd(PAGE_SIZE, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED);
+        using view = file.map();
+        vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: view, guestMemfd: file });
+        return undefined;
+      }),
+  },
+  userfault: {
+    // The capability's number has meant five things: only the flag itself tells.
+    summary: 'faults by a bitmap of the VMM (KVM_MEM_USERFAULT): a proposal, in no released kernel',
+    try: (hv) =>
+      withVm(hv, VmType.DEFAULT, (vm) => {
+        using memory = vm.allocate(PAGE_SIZE);
+        vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory, flags: MemFlag.USERFAULT });
+        return undefined;
+      }) && 'this kernel refuses the flag',
+  },
+  'user-memory2': {
+    summary: 'KVM_SET_USER_MEMORY_REGION2',
+    since: '6.8',
+    try: (hv) =>
+      withVm(hv, VmType.DEFAULT, (vm) => {
+        using memory = vm.allocate(PAGE_SIZE);
+        vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory });
+        return undefined;
+      }),
+  },
+  'memory-fault-info': {
+    summary: 'KVM says that it fills in memory_fault where it can',
+    since: '6.8',
+    try: asked(Cap.MEMORY_FAULT_INFO),
+  },
+  'unbacked-fault': {
+    summary: 'a slot with nothing mapped behind it ends the run with EFAULT, not with MMIO',
+    try: (hv) =>
+      withGuest(hv, writesAbove, ({ vm, vcpu }) => {
+        vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: ABOVE, memorySize: PAGE_SIZE });
+        return runs(vcpu, Exit.FAULT);
+      }),
+  },
+  'readonly-memory': {
+    summary: 'writes to a read-only slot end the run with MMIO',
+    since: '3.7',
+    try: (hv) =>
+      withGuest(hv, writesAbove, ({ vm, vcpu }) => {
+        using rom = vm.allocate(PAGE_SIZE);
+        vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: ABOVE, memory: rom, flags: MemFlag.READONLY });
+        return runs(vcpu, Exit.MMIO);
+      }),
+  },
+  'dirty-log': {
+    summary: 'a slot can be set to log the pages that the guest writes',
+    try: (hv) =>
+      withGuest(hv, writesBelow, ({ vm, vcpu, memory }) => {
+        vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory, flags: MemFlag.LOG_DIRTY_PAGES });
+        return runs(vcpu, Exit.HLT);
+      }),
+  },
+  'immediate-exit': {
+    summary: 'the VMM can finish an instruction without starting the next',
+    since: '4.11',
+    try: (hv) =>
+      withGuest(hv, halts16, ({ vcpu }) => {
+        vcpu.immediateExit = true;
+        return runs(vcpu, Exit.INTERRUPTED);
+      }),
+  },
+  'sync-regs': {
+    summary: 'registers come with the exit, without an ioctl',
+    since: '4.17',
+    try: (hv) =>
+      withGuest(hv, halts16, ({ vcpu }) => {
+        vcpu.syncRegs.valid = SyncRegs.REGS;
+        const verdict = runs(vcpu, Exit.HLT);
+        if (verdict !== undefined) return verdict;
+        return vcpu.syncRegs.regs.rip === vcpu.getRegs().rip ? undefined : 'KVM_RUN leaves them unset';
+      }),
+  },
+  'single-step': {
+    summary: 'KVM_SET_GUEST_DEBUG ends the run after each instruction',
+    try: (hv) =>
+      withGuest(hv, steps, ({ vcpu }) => {
+        vcpu.setGuestDebug({ control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP });
+        return runs(vcpu, Exit.DEBUG);
+      }),
+  },
+  'interrupt-window': {
+    summary: 'the VMM is told when the guest can take an interrupt',
+    try: (hv) =>
+      withGuest(hv, spins, ({ vcpu }) => {
+        vcpu.raw.requestInterruptWindow = true;
+        return runs(vcpu, Exit.IRQ_WINDOW_OPEN);
+      }),
+  },
+  irqchip: {
+    summary: 'interrupt controllers in the kernel',
+    try: (hv) =>
+      withVm(hv, VmType.DEFAULT, (vm) => {
+        vm.createIrqchip();
+        return undefined;
+      }),
+  },
+} as const satisfies { readonly [name: string]: Row };
 
-export type Feature = keyof typeof features;
+export type Feature = keyof typeof rows;
+
+/** What each feature is, for people. */
+export const summaries = Object.fromEntries(
+  Object.entries(rows).map(([name, { summary }]) => [name, summary]),
+) as { readonly [F in Feature]: string };
+
+/**
+ * By name: tries the feature and gives why this host lacks it, for a person to read, or undefined when it is there.
+ * Runs guests: some milliseconds, a second where one hangs.
+ */
+export const features = Object.fromEntries(
+  Object.entries(rows).map(([name, row]: [string, Row]) => [
+    name,
+    (hv: Hypervisor): Verdict => {
+      const verdict = row.try(hv);
+      if (verdict === undefined) return undefined;
+      const reasons = whyNot(row, readHost());
+      // What the host itself tells is better than the errno's general remedy.
+      return reasons.length === 0 ? verdict : `${verdict.split(': ')[0]}: ${reasons.join('; ')}`;
+    },
+  ]),
+) as { readonly [F in Feature]: (hv: Hypervisor) => Verdict };
 
 /** Those of the needed features that are missing, each with the reason. */
 export function missing(hv: Hypervisor, needs: readonly Feature[]): { feature: Feature; reason: string }[] {

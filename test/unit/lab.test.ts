@@ -1,12 +1,21 @@
 import { spawnSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, realpathSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { lab, parseRun } from '../../src/cli/lab.ts';
 import { chooseAccel, describeAccel } from '../../src/lab/accel.ts';
 import { buildKernel, lostOptions } from '../../src/lab/build.ts';
-import { labStatus, runInLab } from '../../src/lab/index.ts';
+import { kernelHeaders, labStatus, runInLab } from '../../src/lab/index.ts';
 import {
   installCommands,
   missingMessage,
@@ -325,6 +334,118 @@ describe('a run is refused before anything starts', () => {
     });
     expect(labStatus()).toMatchObject({ cache: scratch, kernels: [{ name: 'vanilla' }] });
     expect(labStatus().kernels[0]).not.toHaveProperty('built');
+  });
+});
+
+describe('a build', () => {
+  const cache = () => join(scratch, 'cache');
+
+  /** Programs that do as if: what a build needs of dpkg-query, tar and make, and one line of shell in make. */
+  function stubPrograms(make = ':') {
+    const programs = {
+      'dpkg-query': `for name; do printf '%s\\tinstalled\\t1\\n' "$name"; done`,
+      tar: `while [ "$1" != --directory ]; do shift; done; mkdir -p "$2/linux-source-6.12"`,
+      make: `${make}
+        case "$*" in
+          *tinyconfig) echo '# tiny' >.config ;;
+          *bzImage)
+            echo '  CC      kernel/fork.o'
+            mkdir -p arch/x86/boot include/config
+            echo boots >arch/x86/boot/bzImage
+            echo 6.12.1-vmexit >include/config/kernel.release ;;
+          *headers) mkdir -p usr/include/linux; touch usr/include/linux/kvm.h usr/include/linux/.install ;;
+        esac`,
+    };
+    const bin = join(scratch, 'bin');
+    mkdirSync(bin);
+    for (const [name, script] of Object.entries(programs)) {
+      writeFileSync(join(bin, name), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+    }
+    vi.stubEnv('PATH', `${bin}:${process.env.PATH}`);
+    vi.stubEnv('VMEXIT_LAB_CACHE', cache());
+  }
+
+  it('leaves the kernel, its configuration, its headers and its log in the cache, and nothing else', async () => {
+    stubPrograms();
+    const stages: string[] = [];
+    const built = await buildKernel({ report: (stage) => stages.push(stage) });
+    expect(built).toMatchObject({ kernel: 'vanilla', version: '6.12.1' });
+    expect(readdirSync(cache())).toEqual([basename(built.directory)]);
+    expect(readdirSync(built.directory).sort()).toEqual([
+      '.config',
+      'build.log',
+      'bzImage',
+      'include',
+      'kernel.json',
+    ]);
+    expect(readdirSync(join(built.headers, 'linux'))).toEqual(['kvm.h']);
+    expect(readFileSync(join(built.directory, 'build.log'), 'utf8')).toContain('kernel/fork.o');
+    expect(stages).toEqual(expect.arrayContaining(['unpacking the source', 'configuring', 'compiling']));
+    expect(kernelHeaders()).toBe(built.headers);
+  });
+
+  it('is done once', async () => {
+    stubPrograms();
+    const built = await buildKernel();
+    const stages: string[] = [];
+    expect(await buildKernel({ report: (stage) => stages.push(stage) })).toEqual(built);
+    expect(stages).toEqual([]);
+  });
+
+  it('that fails names the log, and leaves nothing that looks like a kernel', async () => {
+    stubPrograms('case "$*" in *bzImage) echo "fork.c: no"; exit 2 ;; esac');
+    const error = await buildKernel().catch((thrown) => thrown);
+    expect(error).toMatchObject({ code: 'ERR_LAB_BUILD' });
+    const log = join(cache(), 'build-vanilla-failed.log');
+    expect(error.message).toContain(log);
+    expect(readFileSync(log, 'utf8')).toContain('fork.c: no');
+    expect(readdirSync(cache())).toEqual([basename(log)]);
+    expect(findKernel()).toBeUndefined();
+  });
+
+  it('that loses an option of the fragment fails and names it', async () => {
+    stubPrograms(
+      'case "$*" in *olddefconfig) grep -v CONFIG_KVM_SW_PROTECTED_VM .config >new; mv new .config ;; esac',
+    );
+    await expect(buildKernel()).rejects.toThrow(/CONFIG_KVM_SW_PROTECTED_VM=y/);
+  });
+
+  it('that is interrupted ends its programs and leaves nothing', async () => {
+    stubPrograms(`case "$*" in *bzImage) echo $$ >${scratch}/pid; sleep 60 & wait ;; esac`);
+    const abort = new AbortController();
+    const building = buildKernel({
+      signal: abort.signal,
+      report: (stage) => stage === 'compiling' && started(),
+    });
+    const started = () => {
+      const timer = setInterval(() => {
+        if (!existsSync(join(scratch, 'pid'))) return;
+        clearInterval(timer);
+        abort.abort();
+      }, 20);
+    };
+    await expect(building).rejects.toMatchObject({ code: 'ERR_LAB_ABORTED' });
+    expect(readdirSync(cache())).toEqual([]);
+    const pid = Number(readFileSync(join(scratch, 'pid'), 'utf8'));
+    // Dead at once, and gone when process 1 has buried the orphans among them.
+    await vi.waitFor(() => expect(() => process.kill(-pid, 0)).toThrow(/ESRCH/), 10_000);
+  });
+
+  it('beside another of the same kernel gives the same kernel', async () => {
+    stubPrograms();
+    const [one, two] = await Promise.all([buildKernel(), buildKernel()]);
+    expect(one).toEqual(two);
+    expect(readFileSync(one.bzImage, 'utf8')).toBe('boots\n');
+    expect(readdirSync(cache())).toEqual([basename(one.directory)]);
+  });
+
+  it('without its packages names them', async () => {
+    stubPrograms();
+    writeFileSync(join(scratch, 'bin', 'dpkg-query'), '#!/bin/sh\nexit 1\n', { mode: 0o755 });
+    await expect(buildKernel()).rejects.toMatchObject({
+      code: 'ERR_LAB_PACKAGES',
+      message: expect.stringContaining('linux-source-6.12'),
+    });
   });
 });
 

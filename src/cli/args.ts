@@ -1,0 +1,73 @@
+/** What every subcommand does with its command line. */
+import { type ParseArgsConfig, parseArgs } from 'node:util';
+
+/** Wrong usage: one line for the user, and exit status 2. */
+export class UsageError extends Error {
+  override readonly name = 'UsageError';
+}
+
+type Options = NonNullable<ParseArgsConfig['options']>;
+
+/** What every subcommand understands. */
+const COMMON = { help: { type: 'boolean', short: 'h' }, debug: { type: 'boolean' } } as const;
+
+type Parsed<T extends Options> = ReturnType<
+  typeof parseArgs<{ options: T & typeof COMMON; allowPositionals: true; strict: true }>
+>;
+
+/**
+ * The options and the other words; undefined when help was asked for, and printed.
+ * @param words how many other words there must be, with their names: `<guest>`
+ * @throws UsageError
+ */
+export function parse<const T extends Options>(
+  argv: string[],
+  options: T,
+  help: string,
+  words: readonly string[] = [],
+): Parsed<T> | undefined {
+  const { values, positionals } = parseOrExplain(argv, { ...COMMON, ...options });
+  if (values.help) {
+    process.stdout.write(help);
+    return undefined;
+  }
+  if (positionals.length < words.length) throw new UsageError(`${words[positionals.length]} is missing`);
+  if (positionals.length > words.length) {
+    throw new UsageError(`'${positionals[words.length]}' is one argument too many`);
+  }
+  return { values, positionals } as Parsed<T>;
+}
+
+function parseOrExplain(args: string[], options: Options) {
+  try {
+    return parseArgs({ args, options, allowPositionals: true, strict: true });
+  } catch (error) {
+    // Node's advice about '--' after the first sentence helps nobody here.
+    const [sentence] = (error as Error).message.split('. ');
+    throw new UsageError(sentence!);
+  }
+}
+
+const UNITS = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 } as const;
+
+/** `64M` as bytes. */
+export function size(option: string, text: string): number {
+  const [, digits, unit = ''] = /^(\d{1,15})([KMG]?)$/i.exec(text) ?? [];
+  if (digits === undefined)
+    throw new UsageError(`${option} is '${text}'; it must be a size such as 64M or 1G`);
+  return Number(digits) * UNITS[unit.toUpperCase() as keyof typeof UNITS];
+}
+
+/** `2.5` seconds as milliseconds. */
+export function seconds(option: string, text: string): number {
+  const number = /^\d+(\.\d+)?$/.test(text) ? Number(text) : 0;
+  if (!(number > 0)) throw new UsageError(`${option} is '${text}'; it must be a number of seconds above 0`);
+  return number * 1000;
+}
+
+/** One of a few words. */
+export function oneOf<const T extends string>(option: string, text: string, choices: readonly T[]): T {
+  const found = choices.find((choice) => choice === text);
+  if (found === undefined) throw new UsageError(`${option} is '${text}'; it must be ${choices.join(' or ')}`);
+  return found;
+}

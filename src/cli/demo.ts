@@ -1,0 +1,257 @@
+/** `vmexit demo`: a guest keeps a secret from its host, and the host shows what it can and cannot see. */
+import { fileURLToPath } from 'node:url';
+import { UnavailableError, VmexitError } from '../hypervisor/errors.ts';
+import type { Hypervisor } from '../hypervisor/hypervisor.ts';
+import { type LabStatus, labStatus, runInLab } from '../lab/index.ts';
+import { openHypervisor } from '../open.ts';
+import { missing } from '../probe/features.ts';
+import { MemoryAttribute } from '../uapi/constants.ts';
+import { describeExit } from '../uapi/exits.ts';
+import type { Device } from '../vmm/bus.ts';
+import { DebugExit, Serial } from '../vmm/devices.ts';
+import { Machine } from '../vmm/machine.ts';
+import { type MemoryEvent, MemoryFaultService } from '../vmm/memory-faults.ts';
+import { defaultPolicy, type Policy } from '../vmm/policy.ts';
+import { describeRegisters } from '../vmm/registers.ts';
+import { RunLoop } from '../vmm/run-loop.ts';
+import { conversionsAccount, exitsAccount, mapAccount } from './account.ts';
+import { parse } from './args.ts';
+import { ANSWER, demoGuest, NOTE, Place, SECRET, Step } from './demo-guest.ts';
+import { interruptible } from './interrupt.ts';
+import { bytes, isColourful, type Style, styleFor, wrap } from './text.ts';
+
+const HELP = `vmexit demo [options]: see a guest keep a secret from its host
+
+  --no-lab    use this host's KVM and nothing else
+
+Runs a guest of a few hundred bytes that shares a page with its host, makes it private, writes a secret there, gives
+the page back, and touches memory that KVM cannot give it until the VMM has dealt with the memory fault. Where this
+host's KVM has no private memory, the part that needs none, and the whole of it in the lab if the lab's kernel is
+built (npx vmexit lab build).
+
+Exit status: 0 when a guest has run to its end; 1 when it crashed; 69 when there is nothing here to run it.
+`;
+
+const MIB = 2 ** 20;
+const MEMORY = 8 * MIB;
+const ORPHANS_SIZE = 16 * 4096;
+const NOWHERE_SIZE = 16 * 4096;
+/** What is made private of each before the guest begins. */
+const TOUCHED = 4 * 4096;
+/** The guest is over in milliseconds, in an emulated lab in a second or two. */
+const TIMEOUT_MS = 60_000;
+const UNAVAILABLE = 69;
+
+const POST_PORT = 0x80;
+const hex = (address: number) => `0x${address.toString(16)}`;
+
+type Say = (text: string) => void;
+
+/** Lines with who says them in front. */
+function speakers(style: Style): { guest: Say; host: Say; plain: Say } {
+  const write = (line: string) => process.stdout.write(`${line}\n`);
+  const speaker = (name: string) => (text: string) => write(`${name} ${style.dim('|')} ${wrap(text, 98, 8)}`);
+  return { guest: speaker(style.cyan('guest')), host: speaker(style.magenta(' host')), plain: write };
+}
+
+export async function demo(argv: string[]): Promise<number> {
+  const parsed = parse(argv, { 'no-lab': { type: 'boolean', default: false } }, HELP);
+  if (!parsed) return 0;
+  const style = styleFor(process.stdout);
+  return await interruptible(async (signal) => {
+    const here = await runHere(style, signal);
+    if (!here.more || signal.aborted || parsed.values['no-lab']) return here.status;
+    const there = await runThere(style, signal);
+    // The guest that ran here counts, whatever the lab has or lacks.
+    return here.status === UNAVAILABLE ? there : here.status || (there === UNAVAILABLE ? 0 : there);
+  });
+}
+
+interface Ran {
+  readonly status: number;
+  /** Whether there is more to see in the lab. */
+  readonly more: boolean;
+}
+
+/** On this host's KVM: the whole of it, or the shared-only part, or nothing where there is no KVM. */
+async function runHere(style: Style, signal: AbortSignal): Promise<Ran> {
+  const { plain } = speakers(style);
+  let hv: Hypervisor;
+  try {
+    hv = openHypervisor();
+  } catch (error) {
+    if (!(error instanceof UnavailableError)) throw error;
+    plain(style.bold("This host's KVM cannot be used"));
+    plain(wrap(error.message, 106, 0));
+    // The lab brings its own KVM, and not its own addon or processor.
+    return { status: UNAVAILABLE, more: error.reason !== 'addon' && error.reason !== 'platform' };
+  }
+  try {
+    const lacks = missing(hv, ['private-memory', 'map-gpa-range']);
+    const where = process.env.VMEXIT_LAB ? "the lab's KVM" : "this host's KVM";
+    plain(style.bold(`A guest on ${where}${lacks.length > 0 ? ', without private memory' : ''}`));
+    plain('');
+    const status = await runGuest(hv, style, signal, lacks.length === 0);
+    if (lacks.length > 0) {
+      plain('');
+      plain(style.bold('What is missing here'));
+      for (const { feature, reason } of lacks) plain(`  ${feature}: ${wrap(reason, 96, 4)}`);
+    }
+    return { status, more: lacks.length > 0 };
+  } finally {
+    hv.close();
+  }
+}
+
+async function runGuest(hv: Hypervisor, style: Style, signal: AbortSignal, whole: boolean): Promise<number> {
+  const { guest, host, plain } = speakers(style);
+  using machine = new Machine(hv, { memory: MEMORY, privateMemory: whole });
+  machine.load(demoGuest, { rsi: whole ? 1 : 0 });
+  const { memory, vcpu, vm } = machine;
+
+  // Two places where a private access finds nothing, as an earlier guest or a bug of the VMM could leave them.
+  using orphans = vm.allocate(ORPHANS_SIZE);
+  vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: Place.ORPHANS, memory: orphans });
+  using nowhere = whole ? vm.createGuestMemfd(NOWHERE_SIZE) : undefined;
+  if (whole) {
+    for (const address of [Place.ORPHANS, Place.NOWHERE]) {
+      vm.setMemoryAttributes({ address, size: TOUCHED, attributes: MemoryAttribute.PRIVATE });
+    }
+  }
+  const policy: Policy = (request) => {
+    if (request.cause !== 'unbacked') return defaultPolicy(request);
+    // A slot that cannot have private pages: its pages become shared. No slot: now there is one, of private memory.
+    if (request.slot) return 'allow';
+    vm.setUserMemoryRegion2({ slot: 2, guestPhysAddr: Place.NOWHERE, guestMemfd: nowhere });
+    return 'retry';
+  };
+  // `private`: what the host can see of a page stays as it is while the page is private.
+  const faults = new MemoryFaultService(vm, {
+    policy,
+    discard: 'private',
+    trace: (event) => host(tell(event)),
+  });
+
+  const loop = new RunLoop(vcpu, { handlers: [faults] });
+  let line = '';
+  const decoder = new TextDecoder();
+  Serial.attach(loop.ports, (byte) => {
+    line += decoder.decode(Uint8Array.of(byte), { stream: true });
+    if (!line.endsWith('\n')) return;
+    guest(line.trimEnd());
+    line = '';
+  });
+  DebugExit.attach(loop.ports, (value) => loop.stop(value));
+  const steps: { readonly [step: number]: () => void } = {
+    [Step.NOTE_WRITTEN]: () => {
+      host(`I look into page ${hex(Place.NOTE)} of the memory that I gave it: ${see(memory.bytes)}`);
+      host('I write an answer below it.');
+      memory.bytes.set(new TextEncoder().encode(ANSWER), Place.ANSWER);
+    },
+    [Step.SECRET_READ]: () => {
+      host(`I look into the same page, and what I see is still ${see(memory.bytes)}`);
+      host(`I search all ${bytes(memory.size)} that I can see. The note: ${count(memory.bytes, NOTE)}.`);
+      host(style.bold(`The guest's secret: ${count(memory.bytes, SECRET)}.`));
+    },
+    [Step.GIVEN_BACK]: () => {
+      host(`I look into the page: ${see(memory.bytes)}. The private copy is gone, and the secret with it.`);
+    },
+  };
+  loop.ports.attach(
+    POST_PORT,
+    1,
+    postCodes((step) => steps[step]?.()),
+  );
+
+  const end = await loop.run({ timeoutMs: TIMEOUT_MS, signal });
+  if (end.reason === 'unhandled') {
+    host(`The guest ended with ${describeExit(end.exit)}.\n${describeRegisters(vcpu, '  ')}`);
+    return 1;
+  }
+  if (end.reason === 'timeout') throw new VmexitError('ERR_KVM_NO_PROGRESS', "the demo's guest does not end");
+  if (end.reason !== 'halt') return 1;
+
+  for (const part of [mapAccount(vm, style), exitsAccount(loop.exits, style)]) plain(`\n${part}`);
+  if (whole) {
+    plain(`\n${conversionsAccount(faults.counters, style)}`);
+    plain('');
+    plain(
+      style.dim(
+        'Private pages are not mapped into the VMM: no bug in it can leak them. A VM of type SW_PROTECTED does not\n' +
+          "encrypt them, so the host's kernel could; SEV-SNP and TDX, with the same API, keep them from that too.",
+      ),
+    );
+  }
+  return 0;
+}
+
+/** Tells which code the guest wrote to the port. */
+const postCodes = (told: (step: number) => void): Device => ({
+  name: 'POST codes',
+  read: (_offset, data) => void data.fill(0),
+  write: (_offset, data) => told(data[0]!),
+});
+
+/** The text that the host finds in the page. */
+function see(memory: Uint8Array): string {
+  const end = memory.indexOf(0, Place.NOTE);
+  return `"${new TextDecoder().decode(memory.slice(Place.NOTE, end))}"`;
+}
+
+/** How often a text is in the memory, in words. */
+function count(memory: Uint8Array, text: string): string {
+  const all = Buffer.from(memory.buffer, memory.byteOffset, memory.byteLength);
+  let found = 0;
+  for (let at = all.indexOf(text); at >= 0; at = all.indexOf(text, at + 1)) found++;
+  return ['not once', 'once', 'twice'][found] ?? `${found} times`;
+}
+
+/** What the memory-fault service did, in a sentence. */
+function tell({ cause, gpa, size, action, result }: MemoryEvent): string {
+  const range = `${bytes(size)} at ${hex(gpa)}`;
+  if (cause === 'hypercall') {
+    const answer = result === 0 ? `become ${action}` : `do not become ${action} (${result})`;
+    return `It asks by hypercall: ${range} ${answer}.`;
+  }
+  const fault = `A memory fault: ${range}, private, with nothing private behind it.`;
+  return action === 'retry'
+    ? `${fault} I bind a guest_memfd there; it tries again.`
+    : `${fault} I make it ${action}.`;
+}
+
+/** In the lab, if its kernel is built; else how it is. */
+async function runThere(style: Style, signal: AbortSignal): Promise<number> {
+  const { plain } = speakers(style);
+  plain('');
+  if (process.env.VMEXIT_LAB) return UNAVAILABLE;
+  const status = labStatus();
+  const kernel = status.kernels.find(({ built }) => built)?.name;
+  if (kernel === undefined || status.missing.run.length > 0) {
+    plain(howToBuild(status, style));
+    return UNAVAILABLE;
+  }
+  plain(style.bold('The whole of it, in the lab'));
+  const { status: result } = await runInLab({
+    command: process.execPath,
+    args: [fileURLToPath(new URL('./main.js', import.meta.url)), 'demo', '--no-lab'],
+    kernel,
+    timeoutMs: 3 * TIMEOUT_MS,
+    env: isColourful(process.stdout) ? { FORCE_COLOR: '1' } : {},
+    signal,
+    onStart: (description) => plain(style.dim(`${description}; this takes some seconds`)),
+    onStdout: (chunk) => process.stdout.write(chunk),
+    onStderr: (chunk) => process.stderr.write(chunk),
+  });
+  return result;
+}
+
+function howToBuild({ missing: lacks }: LabStatus, style: Style): string {
+  const packages =
+    lacks.build.length > 0 ? ` It needs packages first (${lacks.build.join(' ')}): --install.` : '';
+  return `${style.bold('See the whole of it in the lab')}
+The lab boots a kernel that has private guest memory, on any x86-64 Linux. Build its kernel once, in some minutes:
+
+  npx vmexit lab build
+
+and run this again.${packages}`;
+}

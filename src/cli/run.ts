@@ -1,0 +1,163 @@
+/** `vmexit run`: one guest, from its file to its exit status. */
+import { KvmError, VmexitError } from '../hypervisor/errors.ts';
+import { openHypervisor } from '../open.ts';
+import { describeExit, type KvmExit } from '../uapi/exits.ts';
+import { DebugExit, Serial } from '../vmm/devices.ts';
+import { loadGuest } from '../vmm/loader.ts';
+import { checkMachineMemory, Machine } from '../vmm/machine.ts';
+import { MemoryFaultService } from '../vmm/memory-faults.ts';
+import { describeRegisters } from '../vmm/registers.ts';
+import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
+import { Trace } from '../vmm/trace.ts';
+import { oneOf, parse, seconds, size } from './args.ts';
+import { interruptible } from './interrupt.ts';
+import { serialOutput } from './serial.ts';
+
+const HELP = `vmexit run [options] <guest>: run a guest until it ends
+
+The guest is an ELF64 executable for x86-64, whose segments go to their physical addresses and which begins in
+64-bit mode; or anything else, as a flat binary, which goes to address 0x1000 and begins there in real mode.
+
+  --mode real|long   how a flat binary begins: in 16-bit real mode, or in 64-bit mode (default real)
+  --memory SIZE      guest memory, such as 64M or 1G, from address 0 (default 64M, at most 3G)
+  --private          let the guest have private memory, and serve its conversions
+  --timeout SECONDS  end a guest that has not ended by then, with status 124
+  --trace FILE       write one line of JSON for each exit, memory fault and conversion
+  --json             print one JSON object about the run on stdout; serial output goes to stderr then
+  --backend NAME     kvm, or auto (default): the one that can do it
+
+In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
+memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 and
+the stack is below 0x1000. Interrupts are off, and there is no interrupt controller.
+
+What the guest sends to the serial port (0x3f8) goes to stdout, byte for byte. It ends by HLT, or by writing to port
+0xf4: what it writes is the exit status, 255 for more than that. Ports and addresses that nobody has read as all ones.
+
+Exit status: 0 after HLT; what the guest wrote to port 0xf4; 1 when it crashed (a triple fault, a memory fault that
+nothing resolves) or could not be loaded; 2 wrong usage; 69 this host cannot; 124 the time limit; 130 interrupted.
+`;
+
+const OPTIONS = {
+  mode: { type: 'string' },
+  memory: { type: 'string', default: '64M' },
+  private: { type: 'boolean', default: false },
+  timeout: { type: 'string' },
+  trace: { type: 'string' },
+  json: { type: 'boolean', default: false },
+  backend: { type: 'string', default: 'auto' },
+} as const;
+
+/** A status is eight bits; no failure may look like success. */
+const MAX_STATUS = 255;
+
+/** What each end of a run is called, and becomes as an exit status. */
+const ends: { readonly [R in RunEnd['reason']]: readonly [result: string, status: number] } = {
+  halt: ['halted', 0],
+  stop: ['exited', 0],
+  timeout: ['timeout', 124],
+  abort: ['interrupted', 130],
+  unhandled: ['crashed', 1],
+};
+
+/** What a crash of some kind most often is. */
+const hints: { readonly [reason: string]: string } = {
+  SHUTDOWN:
+    'an exception that it has no handler for: often a bad address, or code for another mode (--mode, for a flat binary)',
+  INTERNAL_ERROR: 'often code in memory that nobody has, or an instruction that KVM cannot emulate',
+};
+
+export async function run(argv: string[]): Promise<number> {
+  const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
+  if (!parsed) return 0;
+  const { values, positionals } = parsed;
+  const backend = oneOf('--backend', values.backend, ['auto', 'kvm']);
+  const mode = values.mode === undefined ? undefined : oneOf('--mode', values.mode, ['real', 'long']);
+  const memory = size('--memory', values.memory);
+  const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
+  const privateMemory = values.private;
+
+  checkMachineMemory(memory);
+  // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
+  const image = loadGuest(positionals[0]!, { mode, most: memory });
+  using hv = openHypervisor({ backend, needs: privateMemory ? ['private-memory', 'map-gpa-range'] : [] });
+  if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
+  using machine = new Machine(hv, { memory, privateMemory });
+  machine.load(image, image.mode === 'long' ? { rdi: memory, rsi: privateMemory ? 1 : 0 } : {});
+
+  using trace = values.trace === undefined ? undefined : openTrace(values.trace);
+  const { vcpu } = machine;
+  const faults = new MemoryFaultService(machine.vm, { trace: (event) => trace?.memory(event) });
+  const serial = serialOutput(values.json ? process.stderr : process.stdout);
+  const loop = new RunLoop(vcpu, {
+    handlers: [faults],
+    onSlice: serial.flush,
+    ...(trace ? { onExit: (vcpu) => trace.exit(vcpu) } : {}),
+  });
+  Serial.attach(loop.ports, serial.send);
+  DebugExit.attach(loop.ports, (value) => loop.stop(value));
+
+  // Awaited here: what is opened above is closed when this function returns.
+  return await interruptible(async (signal) => {
+    const begun = performance.now();
+    const end = await runOrFail(loop, { timeoutMs, signal });
+    const elapsedMs = Math.round((performance.now() - begun) * 1000) / 1000;
+    const [result, known] = ends[end.reason];
+    const status = end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : known;
+    const error = 'exit' in end || 'error' in end ? explain(end) : undefined;
+    if (values.json) {
+      const { memoryFaults, conversions } = faults.counters;
+      const summary = {
+        backend: hv.backend,
+        guest: image.name,
+        mode: image.mode,
+        result,
+        status,
+        exits: loop.exits,
+        memoryFaults,
+        conversions,
+        unclaimed: { ports: loop.ports.unclaimed, mmio: loop.mmio.unclaimed },
+        elapsedMs,
+        ...(error === undefined ? {} : { error }),
+      };
+      process.stdout.write(`${JSON.stringify(summary)}\n`);
+    }
+    if (end.reason === 'timeout') {
+      const { rip } = vcpu.getRegs();
+      const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip 0x${rip.toString(16)}`;
+      process.stderr.write(`vmexit: ${text}\n`);
+    }
+    if (error !== undefined) {
+      process.stderr.write(`vmexit: ${error}\n${describeRegisters(vcpu, '  ')}\n`);
+    }
+    return status;
+  });
+}
+
+type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmError };
+
+/** The run's end. What the memory-fault service refuses, or KVM_RUN itself, is an end too, and has its summary. */
+async function runOrFail(loop: RunLoop, limits: Parameters<RunLoop['run']>[0]): Promise<RunEnd | Failed> {
+  try {
+    return await loop.run(limits);
+  } catch (error) {
+    if (error instanceof VmexitError || error instanceof KvmError) return { reason: 'unhandled', error };
+    throw error;
+  }
+}
+
+function explain(end: { readonly exit: KvmExit } | Failed): string {
+  if ('error' in end) return `the guest cannot go on: ${end.error.message}`;
+  const hint = hints[end.exit.reason];
+  return `the guest ended with ${describeExit(end.exit)}${hint ? `: ${hint}` : ''}`;
+}
+
+function openTrace(path: string): Trace {
+  try {
+    return new Trace(path);
+  } catch (cause) {
+    const { code = '' } = cause as NodeJS.ErrnoException;
+    throw Object.assign(new Error(`--trace: ${path} cannot be written (${code})`, { cause }), {
+      code: 'ERR_KVM_INVALID_ARG',
+    });
+  }
+}

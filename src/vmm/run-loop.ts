@@ -1,0 +1,173 @@
+/**
+ * The loop around KVM_RUN, for a program that has an event loop of its own: run() keeps the thread for one slice at
+ * a time, so that timers, signals and I/O of the VMM live on between the slices.
+ */
+import { setImmediate } from 'node:timers/promises';
+import { outOfRange } from '../hypervisor/errors.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
+import { IoDirection } from '../uapi/constants.ts';
+import { Exit, exitName } from '../uapi/exit.ts';
+import type { KvmExit } from '../uapi/exits.ts';
+import { Bus } from './bus.ts';
+
+/** Serves exits of some kind; a MemoryFaultService is one. */
+export interface ExitHandler {
+  /** @returns whether it was this one's exit and the guest can run on */
+  handle(vcpu: Vcpu, exit: number): boolean;
+}
+
+export interface RunLoopOptions {
+  /** Who answers port I/O; without it nobody does. */
+  readonly ports?: Bus;
+  /** Who answers accesses to guest-physical memory that no slot has. */
+  readonly mmio?: Bus;
+  /** Asked in order, before anything else. */
+  readonly handlers?: readonly ExitHandler[];
+  /** Told of each exit after it was served, with what the VMM answered in place. */
+  readonly onExit?: (vcpu: Vcpu, exit: number) => void;
+  /** Told between slices: the place to flush what was buffered. */
+  readonly onSlice?: () => void;
+  /** How long the thread is kept at a time, in milliseconds: 50 without it. */
+  readonly sliceMs?: number;
+}
+
+export interface RunLimits {
+  /** Milliseconds, above 0; no limit without it. */
+  readonly timeoutMs?: number | undefined;
+  /** Ends the run at the end of a slice, or at once when a signal has woken the thread. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Why a run has ended. */
+export type RunEnd =
+  /** The guest has halted, and with no interrupt controller nothing can wake it. */
+  | { readonly reason: 'halt' }
+  /** stop() was called: by a device that ends the guest, for one. */
+  | { readonly reason: 'stop'; readonly value: number }
+  | { readonly reason: 'timeout' }
+  | { readonly reason: 'abort' }
+  /** An exit that nobody serves: a triple fault, an internal error of KVM's, one that is new. */
+  | { readonly reason: 'unhandled'; readonly exit: KvmExit };
+
+const DEFAULT_SLICE_MS = 50;
+/** run() counts whole milliseconds here: so short a rest is not worth a timer's precision. */
+const LEAST_RUN_MS = 1;
+
+/** Ends of a run that are the host's doing and no exit of the guest's. They end the slice. */
+const hostEnds: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
+
+type Serve = (loop: RunLoop) => RunEnd | undefined;
+
+export class RunLoop {
+  readonly vcpu: Vcpu;
+  readonly ports: Bus;
+  readonly mmio: Bus;
+  readonly #handlers: readonly ExitHandler[];
+  readonly #onExit: ((vcpu: Vcpu, exit: number) => void) | undefined;
+  readonly #onSlice: (() => void) | undefined;
+  readonly #sliceMs: number;
+  readonly #counts = new Map<number, number>();
+  #stopped: { readonly reason: 'stop'; readonly value: number } | undefined;
+
+  constructor(vcpu: Vcpu, options: RunLoopOptions = {}) {
+    const { ports = new Bus(), mmio = new Bus(), handlers = [], sliceMs = DEFAULT_SLICE_MS } = options;
+    if (!(sliceMs >= LEAST_RUN_MS && sliceMs < 2 ** 31))
+      throw outOfRange('sliceMs', sliceMs, 'from 1 to 2^31-1');
+    this.vcpu = vcpu;
+    this.ports = ports;
+    this.mmio = mmio;
+    this.#handlers = handlers;
+    this.#onExit = options.onExit;
+    this.#onSlice = options.onSlice;
+    this.#sliceMs = sliceMs;
+  }
+
+  /** The guest's exits so far, by name. What the host's own timers and signals end is not among them. */
+  get exits(): Readonly<Record<string, number>> {
+    return Object.fromEntries([...this.#counts].map(([exit, count]) => [exitName(exit), count]));
+  }
+
+  /** Ends the run once the exit in hand is served. @param value what the run's end tells */
+  stop(value = 0): void {
+    this.#stopped ??= { reason: 'stop', value };
+  }
+
+  /**
+   * Runs the guest until it ends, or until a limit. May be called again: the guest goes on where it was.
+   * @throws VmexitError ERR_KVM_REFUSED or ERR_KVM_NO_PROGRESS from a memory-fault service; KvmError when KVM_RUN
+   *   fails, or what a handler throws
+   */
+  async run({ timeoutMs = Number.POSITIVE_INFINITY, signal }: RunLimits = {}): Promise<RunEnd> {
+    if (!(timeoutMs > 0)) throw outOfRange('timeoutMs', timeoutMs, 'above 0');
+    const deadline = performance.now() + timeoutMs;
+    this.#stopped = undefined;
+    try {
+      for (;;) {
+        if (signal?.aborted) return this.#pause({ reason: 'abort' });
+        const left = deadline - performance.now();
+        if (left <= 0) return this.#pause({ reason: 'timeout' });
+        const end = this.#slice(Math.min(this.#sliceMs, left));
+        if (end) return end.reason === 'stop' ? this.#pause(end) : end;
+        this.#onSlice?.();
+        await setImmediate();
+      }
+    } finally {
+      this.#onSlice?.();
+    }
+  }
+
+  #slice(ms: number): RunEnd | undefined {
+    const end = performance.now() + ms;
+    for (let left = ms; left > 0; left = end - performance.now()) {
+      const exit = this.vcpu.run(Math.max(left, LEAST_RUN_MS));
+      if (hostEnds.has(exit)) return undefined;
+      const ended = this.#serve(exit);
+      if (ended) return ended;
+    }
+    return undefined;
+  }
+
+  #serve(exit: number): RunEnd | undefined {
+    this.#counts.set(exit, (this.#counts.get(exit) ?? 0) + 1);
+    try {
+      for (const handler of this.#handlers) {
+        if (handler.handle(this.vcpu, exit)) return this.#stopped;
+      }
+      const serve = RunLoop.#services.get(exit);
+      return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
+    } finally {
+      this.#onExit?.(this.vcpu, exit);
+    }
+  }
+
+  /** Finishes the instruction in hand: only then are the registers those of the guest as it stands. */
+  #pause(end: RunEnd): RunEnd {
+    this.vcpu.complete((exit) => this.#serve(exit));
+    return end;
+  }
+
+  #port(): RunEnd | undefined {
+    const { data, direction, port, size } = this.vcpu.io;
+    for (let at = 0; at < data.length; at += size) {
+      const element = data.subarray(at, at + size);
+      if (direction === IoDirection.OUT) this.ports.write(port, element);
+      else this.ports.read(port, element);
+    }
+    return this.#stopped;
+  }
+
+  #memory(): RunEnd | undefined {
+    const { data, isWrite, length, physAddr } = this.vcpu.mmio;
+    const access = data.subarray(0, length);
+    if (isWrite) this.mmio.write(physAddr, access);
+    else this.mmio.read(physAddr, access);
+    return this.#stopped;
+  }
+
+  static readonly #services: ReadonlyMap<number, Serve> = new Map<number, Serve>([
+    [Exit.IO, (loop) => loop.#port()],
+    [Exit.MMIO, (loop) => loop.#memory()],
+    [Exit.HLT, () => ({ reason: 'halt' })],
+    [Exit.IRQ_WINDOW_OPEN, (loop) => loop.#stopped],
+  ]);
+}

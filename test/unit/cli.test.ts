@@ -1,0 +1,145 @@
+import { cpSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+import { features } from '../../src/index.ts';
+import { root, scratchFolder, vmexit } from './cli-vmexit.ts';
+import { whyNot } from './vmm-kvm.ts';
+
+const scratch = scratchFolder();
+const commands = ['probe', 'run', 'demo', 'lab'];
+const { version } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8')) as { version: string };
+
+describe('vmexit', () => {
+  it('tells its commands and its version on stdout', () => {
+    for (const option of ['--help', '-h', 'help']) {
+      const { status, stdout, stderr } = vmexit([option]);
+      expect([status, stderr]).toEqual([0, '']);
+      for (const name of commands) expect(stdout).toMatch(new RegExp(`^  vmexit ${name} +\\w`, 'm'));
+    }
+    for (const option of ['--version', '-V']) {
+      expect(vmexit([option])).toEqual({ status: 0, stdout: `${version}\n`, stderr: '' });
+    }
+  });
+
+  it.each(commands)('%s has help on stdout', (name) => {
+    const { status, stdout, stderr } = vmexit([name, '--help']);
+    expect([status, stderr]).toEqual([0, '']);
+    expect(stdout).toMatch(new RegExp(`^vmexit ${name}\\b`));
+    for (const line of stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(120);
+  });
+
+  it.each([
+    [[], /^vmexit: a command is missing: probe, run, demo, lab \(vmexit --help\)$/],
+    [['fly'], /^vmexit: there is no command 'fly': there is probe, run, demo, lab/],
+    [['toString'], /^vmexit: there is no command 'toString'/],
+    [['--fly'], /^vmexit: Unknown option '--fly' \(vmexit --help\)$/],
+    [['probe', '--fly'], /^vmexit: probe: Unknown option '--fly' \(vmexit probe --help\)$/],
+    [['probe', 'x'], /^vmexit: probe: 'x' is one argument too many/],
+    [['probe', '--require', 'flying'], /there is no feature 'flying'; there is real-mode, .*private-memory/],
+    [['probe', '--require'], /^vmexit: probe: Option '--require <value>' argument missing/],
+    [['run'], /^vmexit: run: <guest> is missing \(vmexit run --help\)$/],
+    [['run', 'a', 'b'], /^vmexit: run: 'b' is one argument too many/],
+    [['run', 'a', '--memory', '12Q'], /--memory is '12Q'; it must be a size such as 64M or 1G/],
+    [['run', 'a', '--memory=-1'], /--memory is '-1'/],
+    [['run', 'a', '--timeout', '0'], /--timeout is '0'; it must be a number of seconds above 0/],
+    [['run', 'a', '--timeout', '1s'], /--timeout is '1s'/],
+    [['run', 'a', '--mode', 'virtual'], /--mode is 'virtual'; it must be real or long/],
+    [['run', 'a', '--backend', 'xen'], /--backend is 'xen'; it must be auto or kvm/],
+    [['run', 'a', '--json=yes'], /does not take an argument/],
+    [['demo', '--fly'], /^vmexit: demo: Unknown option '--fly'/],
+  ])('%j is wrong usage: one line on stderr, status 2', (args, says) => {
+    const { status, stdout, stderr } = vmexit(args);
+    expect([status, stdout]).toEqual([2, '']);
+    expect(stderr.trimEnd()).toMatch(says);
+    expect(stderr.split('\n')).toHaveLength(2);
+  });
+
+  it('shows where an error comes from only when it is asked to', () => {
+    const missing = ['run', join(scratch.path, 'nothing')];
+    const plain = vmexit(missing);
+    expect(plain).toEqual({ status: 1, stdout: '', stderr: `vmexit: ${missing[1]} does not exist\n` });
+    for (const debugged of [
+      vmexit([...missing, '--debug']),
+      vmexit(missing, { env: { VMEXIT_DEBUG: '1' } }),
+    ]) {
+      expect(debugged.status).toBe(1);
+      expect(debugged.stderr).toMatch(/\n {4}at .*loader\.js/);
+    }
+  });
+});
+
+describe('vmexit probe', () => {
+  const kvmHere = whyNot() === undefined;
+
+  it('prints one JSON object: the host, KVM, its VM types, features and capabilities', () => {
+    const { status, stdout, stderr } = vmexit(['probe', '--json']);
+    expect([status, stderr]).toEqual([0, '']);
+    const report = JSON.parse(stdout);
+    expect(Object.keys(report)).toEqual(['host', 'kvm', 'vmTypes', 'features', 'capabilities']);
+    expect(report.kvm.available).toBe(kvmHere);
+    expect(report.features.map(({ name }: { name: string }) => name)).toEqual(Object.keys(features));
+    for (const { available, reason } of report.features) expect(available).toBe(reason === undefined);
+  });
+
+  it('prints a table for people, without colours where nobody looks', () => {
+    const { status, stdout } = vmexit(['probe']);
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/^Host\n {2}kernel +linux /);
+    expect(stdout).not.toContain('\x1b');
+    if (kvmHere) expect(stdout).toMatch(/^ {2}long-mode +yes {2}runs a guest in 64-bit mode$/m);
+    for (const line of stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(120);
+    expect(vmexit(['probe'], { env: { FORCE_COLOR: '1' } }).stdout).toContain('\x1b[1mHost');
+    expect(vmexit(['probe'], { env: { FORCE_COLOR: '1', NO_COLOR: '1' } }).stdout).not.toContain('\x1b');
+  });
+
+  it('ends with status 1 and the reason when something required is missing, else with 0', () => {
+    const lacking = vmexit(['probe', '--require', 'long-mode,userfault']);
+    expect([lacking.status, lacking.stdout]).toEqual([1, '']);
+    expect(lacking.stderr).toMatch(/^vmexit: this host lacks userfault: \w/m);
+    if (!kvmHere) return;
+    expect(lacking.stderr).not.toMatch(/lacks long-mode/);
+    expect(vmexit(['probe', '--require', 'long-mode, real-mode'])).toEqual({
+      status: 0,
+      stdout: 'this host has long-mode, real-mode\n',
+      stderr: '',
+    });
+    const both = vmexit(['probe', '--json', '--require', 'userfault']);
+    expect(both.status).toBe(1);
+    expect(JSON.parse(both.stdout).kvm.available).toBe(true);
+  });
+
+  it('is of use without KVM: it says what is missing and what to do', () => {
+    const device = join(scratch.path, 'no-kvm');
+    const { status, stdout } = vmexit(['probe', '--device', device]);
+    expect(status).toBe(0);
+    expect(stdout).toMatch(/KVM +not available: \S*no-kvm does not exist: load kvm_intel or kvm_amd/);
+    expect(stdout).toMatch(/npx vmexit lab build/);
+    const required = vmexit(['probe', '--device', device, '--require', 'long-mode']);
+    expect(required.status).toBe(1);
+    expect(required.stderr).toMatch(/this host lacks long-mode: \S*no-kvm does not exist/);
+    expect(vmexit(['probe', '--device', '/dev/null']).stdout).toMatch(
+      /\/dev\/null cannot be opened as KVM: ENOTTY/,
+    );
+  });
+
+  it('is of use without the addon, and so are the others: they say how to build it', () => {
+    const clone = join(scratch.path, 'clone');
+    mkdirSync(clone);
+    for (const part of ['dist', 'package.json'])
+      cpSync(join(root, part), join(clone, part), { recursive: true });
+    symlinkSync(join(root, 'node_modules'), join(clone, 'node_modules'));
+    const options = { main: join(clone, 'dist/cli/main.js') };
+    const { status, stdout } = vmexit(['probe'], options);
+    expect(status).toBe(0);
+    expect(stdout.replace(/\s+/g, ' ')).toMatch(
+      /KVM not available: the addon is not built .* npm run setup builds it/,
+    );
+    expect(JSON.parse(vmexit(['probe', '--json'], options).stdout).kvm.reason).toBe('addon');
+    const run = vmexit(['run', scratch.file('hlt.bin', Uint8Array.of(0xf4))], options);
+    expect(run.status).toBe(69);
+    expect(run.stderr).toMatch(/^vmexit: the addon is not built/);
+    const demo = vmexit(['demo'], options);
+    expect(demo.status).toBe(69);
+    expect(demo.stdout).toMatch(/the addon is not built/);
+  });
+});
