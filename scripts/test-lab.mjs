@@ -14,12 +14,12 @@ const SUITES = ['test/conformance', 'test/faults'];
 const TIME_LIMIT_MS = 40 * 60_000;
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const { buildKernel, LabError, runInLab, showProgress } = await import('../dist/lab/index.js').catch(
-  (error) => {
-    process.stderr.write(`test-lab: dist/ is not there (${error.code}): npm run setup\n`);
-    process.exit(2);
-  },
-);
+const { buildKernel, LabError, labStatus, runInLab, showProgress } = await import(
+  '../dist/lab/index.js'
+).catch((error) => {
+  process.stderr.write(`test-lab: dist/ is not there (${error.code}): npm run setup\n`);
+  process.exit(2);
+});
 
 const install = process.argv.includes('--install');
 const passed = process.argv.slice(2).filter((argument) => argument !== '--install');
@@ -41,7 +41,7 @@ function totals(path) {
 
 const share = mkdtempSync(join(tmpdir(), 'vmexit-test-lab-'));
 try {
-  {
+  if (install || !labStatus().kernels[0].built) {
     const progress = showProgress(process.stderr, 'test-lab');
     await buildKernel({ install, signal: abort.signal, report: progress.report }).finally(() =>
       progress[Symbol.dispose](),

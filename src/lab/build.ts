@@ -4,8 +4,7 @@
  * It works in a folder of its own inside the cache and is renamed into place at the end, so whatever ends it
  * leaves nothing that looks complete, and two builds at a time only waste each other's effort.
  */
-import { spawn } from 'node:child_process';
-import { closeSync, openSync, writeSync } from 'node:fs';
+import { closeSync, openSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
@@ -33,6 +32,7 @@ import {
   SOURCE_ARCHIVE,
   SOURCE_PACKAGE,
 } from './recipe.ts';
+import { step, type Work } from './step.ts';
 
 export interface BuildOptions {
   /** `vanilla`, or a folder of lab/kernel/patches. */
@@ -74,9 +74,6 @@ const NOT_UNPACKED = [
  */
 const LEFT_OVER_MS = 60 * 60_000;
 
-/** Variables that would change what make builds must not leak in from an outer make or a shell. */
-const BUILD_ENV = ['PATH', 'HOME', 'TMPDIR', 'http_proxy', 'https_proxy'];
-
 /**
  * The kernel of this name, from the cache or built now: some minutes, and 2.5 GB of disk meanwhile.
  *
@@ -96,43 +93,46 @@ export async function buildKernel(options: BuildOptions = {}): Promise<BuiltKern
   }
   const recipe = readRecipe(kernel);
   const cache = cacheFolder();
-  await mkdir(cache, { recursive: true });
-
-  const log = join(cache, `.build-${process.pid}.log`);
+  const folder = await makeFolder(cache);
+  const log = join(folder, 'build.log');
   const failedLog = join(cache, `build-${kernel}-failed.log`);
-  const work: Work = { cache, log, failedLog, fd: openSync(log, 'w'), jobs, options };
+  const work: Work = { cache, folder, log, failedLog, fd: openSync(log, 'w'), jobs, options };
   try {
     if (install) await installMissing(work, recipe);
     const installed = installedPackages();
+    const source = sourceVersion(installed) ?? (await archiveVersion());
+    const done = findKernel(kernel, source, { exact: true, cache });
+    if (done) return done;
     const missing = missingPackages(neededPackages(recipe), installed);
     if (missing.length > 0) {
       throw new LabError('ERR_LAB_PACKAGES', missingMessage(missing, installed !== undefined));
     }
-    const source = sourceVersion(installed) ?? (await archiveVersion());
-    return findKernel(kernel, source, { exact: true, cache }) ?? (await buildRecipe(work, recipe, source));
+    return await buildRecipe(work, recipe, source);
   } catch (error) {
     if (signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the build was interrupted', { cause: error });
     throw error;
   } finally {
     closeSync(work.fd);
-    await rm(log, { force: true });
+    await rm(folder, { recursive: true, force: true });
   }
 }
 
-interface Work {
-  readonly cache: string;
-  readonly log: string;
-  /** Where the log of the last failed step stays. */
-  readonly failedLog: string;
-  readonly fd: number;
-  readonly jobs: number;
-  readonly options: BuildOptions;
+/** A folder of the build's own in the cache, which is made if need be, and cleared of what dead builds left. */
+async function makeFolder(cache: string): Promise<string> {
+  try {
+    await mkdir(cache, { recursive: true });
+    await removeLeftOvers(cache);
+    return await mkdtemp(join(cache, `.build-${process.pid}-`));
+  } catch (error) {
+    const message = `the cache ${cache} cannot be written (${(error as Error).message}): set VMEXIT_LAB_CACHE`;
+    throw new LabError('ERR_LAB_BUILD', message, { cause: error });
+  }
 }
 
 /** Without dpkg, the archive is known by its size and time; reading it to hash it would take longer. */
 async function archiveVersion(): Promise<string> {
-  const { size, mtimeMs } = await stat(SOURCE_ARCHIVE);
-  return `${size}-${Math.trunc(mtimeMs)}`;
+  const archive = await stat(SOURCE_ARCHIVE).catch(() => undefined);
+  return archive ? `${archive.size}-${Math.trunc(archive.mtimeMs)}` : 'none';
 }
 
 async function installMissing(work: Work, recipe: Recipe): Promise<void> {
@@ -142,12 +142,11 @@ async function installMissing(work: Work, recipe: Recipe): Promise<void> {
   const how = { dpkg: installed !== undefined, root: process.getuid?.() === 0 };
   for (const [command, ...args] of installCommands(missing, how)) {
     const stage = `${command} ${args[0]}`;
-    await step(work, stage, command!, args, { env: { DEBIAN_FRONTEND: 'noninteractive' } });
+    await step(work, stage, command!, args, { env: { ...process.env, DEBIAN_FRONTEND: 'noninteractive' } });
   }
 }
 
 async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<BuiltKernel> {
-  await removeLeftOvers(work.cache);
   const { bavail, bsize } = await statfs(work.cache);
   if (bavail * bsize < DISK_BYTES) {
     const free = ((bavail * bsize) / 2 ** 30).toFixed(1);
@@ -156,31 +155,26 @@ async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<
       `the build needs 2.5 GiB of disk in ${work.cache}, and ${free} are free: make room, or set VMEXIT_LAB_CACHE`,
     );
   }
-  const folder = await mkdtemp(join(work.cache, `.build-${process.pid}-`));
-  try {
-    const made = join(folder, 'made');
-    await mkdir(made);
-    const version = await compile(work, recipe, folder, made);
-    await cp(work.log, join(made, 'build.log'));
-    await writeFile(join(made, META_FILE), `${JSON.stringify({ kernel: recipe.kernel, version, source })}\n`);
-    const place = kernelFolder(recipe.kernel, recipeKey(recipe, source), work.cache);
-    await rename(made, place).catch((error) => {
-      // Another build of the same kernel was first: the two are equal.
-      if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
-    });
-    return readKernel(place)!;
-  } finally {
-    work.options.report?.('removing the build tree');
-    await rm(folder, { recursive: true, force: true });
-  }
+  const made = join(work.folder, 'made');
+  await mkdir(made);
+  const version = await compile(work, recipe, made);
+  await cp(work.log, join(made, 'build.log'));
+  await writeFile(join(made, META_FILE), `${JSON.stringify({ kernel: recipe.kernel, version, source })}\n`);
+  const place = kernelFolder(recipe.kernel, recipeKey(recipe, source), work.cache);
+  await rename(made, place).catch((error) => {
+    // Another build of the same kernel was first: the two are equal.
+    if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
+  });
+  work.options.report?.('removing the build tree');
+  return readKernel(place)!;
 }
 
-/** Unpacks, patches, configures and compiles in `folder`; leaves the results in `made`; returns the version. */
-async function compile(work: Work, recipe: Recipe, folder: string, made: string): Promise<string> {
-  const tree = join(folder, SOURCE_PACKAGE);
+/** Unpacks, patches, configures and compiles; leaves the results in `made`; returns the kernel's version. */
+async function compile(work: Work, recipe: Recipe, made: string): Promise<string> {
+  const tree = join(work.folder, SOURCE_PACKAGE);
   const excludes = NOT_UNPACKED.map((pattern) => `--exclude=${SOURCE_PACKAGE}/${pattern}`);
   await step(work, 'unpacking the source', 'tar', [
-    ...['--extract', '--xz', '--file', SOURCE_ARCHIVE, '--directory', folder],
+    ...['--extract', '--xz', '--file', SOURCE_ARCHIVE, '--directory', work.folder],
     ...['--wildcards', '--wildcards-match-slash', '--no-same-owner', ...excludes],
   ]);
   for (const { path } of recipe.patches) {
@@ -224,7 +218,7 @@ export function lostOptions(fragment: string, config: string): string[] {
 
 async function removeLeftOvers(cache: string): Promise<void> {
   for (const name of await readdir(cache)) {
-    const pid = /^\.build-(\d+)[-.]/.exec(name)?.[1];
+    const pid = /^\.build-(\d+)-/.exec(name)?.[1];
     if (!pid || isAlive(Number(pid))) continue;
     const path = join(cache, name);
     const age = Date.now() - ((await stat(path).catch(() => undefined))?.mtimeMs ?? Date.now());
@@ -240,83 +234,3 @@ function isAlive(pid: number): boolean {
     return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
-
-/** Runs one program of the build to its end, its output going to the log. */
-async function step(
-  work: Work,
-  stage: string,
-  command: string,
-  args: string[],
-  { cwd, env }: { cwd?: string; env?: NodeJS.ProcessEnv } = {},
-): Promise<void> {
-  const { signal, report, onLine } = work.options;
-  signal?.throwIfAborted();
-  report?.(stage);
-  writeSync(work.fd, `\n$ ${command} ${args.join(' ')}\n`);
-
-  const kept = BUILD_ENV.filter((name) => process.env[name] !== undefined);
-  const child = spawn(command, args, {
-    ...(cwd ? { cwd } : {}),
-    env: {
-      ...Object.fromEntries(kept.map((name) => [name, process.env[name]])),
-      LC_ALL: 'C',
-      ...BUILT_BY,
-      ...env,
-    },
-    stdio: ['ignore', 'pipe', 'pipe'],
-    // A group of its own, so that make's children end with it.
-    detached: true,
-  });
-  let objects = 0;
-  const read = (stream: NodeJS.ReadableStream) => {
-    let rest = '';
-    stream.on('data', (chunk: Buffer) => {
-      writeSync(work.fd, chunk);
-      const lines = (rest + chunk).split('\n');
-      rest = lines.pop()!;
-      for (const line of lines) {
-        onLine?.(line);
-        if (/^ {2}(CC|AS) /.test(line)) objects++;
-      }
-      report?.(stage, objects > 0 ? `${objects} object files` : undefined);
-    });
-  };
-  read(child.stdout);
-  read(child.stderr);
-
-  const end = (name: NodeJS.Signals) => {
-    try {
-      if (child.pid) process.kill(-child.pid, name);
-    } catch {
-      // the group is gone already
-    }
-  };
-  let killer: NodeJS.Timeout | undefined;
-  const abort = () => {
-    end('SIGTERM');
-    killer = setTimeout(end, 5_000, 'SIGKILL');
-  };
-  const exit = () => end('SIGKILL');
-  signal?.addEventListener('abort', abort, { once: true });
-  process.once('exit', exit);
-  try {
-    const status = await new Promise<number | string>((resolve, reject) => {
-      child.once('error', reject);
-      child.once('close', (code, name) => resolve(code ?? name ?? 'unknown'));
-    });
-    signal?.throwIfAborted();
-    if (status === 0) return;
-    await cp(work.log, work.failedLog);
-    throw new LabError(
-      'ERR_LAB_BUILD',
-      `${stage} failed: ${command} ended with ${status}\n  the log is ${work.failedLog}`,
-    );
-  } finally {
-    clearTimeout(killer);
-    signal?.removeEventListener('abort', abort);
-    process.off('exit', exit);
-  }
-}
-
-/** What /proc/version says of who built the kernel: not this machine's name. */
-const BUILT_BY = { KBUILD_BUILD_USER: 'vmexit', KBUILD_BUILD_HOST: 'lab' };

@@ -16,13 +16,15 @@ export const DEFAULT_MEMORY_MIB = 3072;
 /** What a timer of JavaScript can count, a little under 25 days. */
 const MOST_TIMEOUT_MS = 2 ** 31 - 1;
 const LEAST_MEMORY_MIB = 256;
-const MOST_CPUS = 4;
+const USUAL_CPUS = 4;
+/** CONFIG_NR_CPUS of kernel.fragment. */
+const MOST_CPUS = 8;
 
 /** How long the machine may take until the command starts; 2 to 3 s are usual under emulation. */
 const BOOT_MS = 90_000;
 
 /** How much of the console and of QEMU's own output an error quotes, in lines. */
-const TAIL_LINES = 40;
+const TAIL_LINES = 30;
 
 export interface LabRun {
   /** The program, looked up in the PATH of the lab (which is the host's). */
@@ -39,6 +41,8 @@ export interface LabRun {
   accel?: AccelChoice;
   /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
+  /** Processors of the machine, 1 to 8; those of the host by default, at most 4. */
+  cpus?: number;
   /** The time limit from start to end, the boot included: 1 ms to 2^31-1 ms, 10 minutes by default. */
   timeoutMs?: number;
   /** Ends the run: the machine is ended and ERR_LAB_ABORTED thrown. */
@@ -75,6 +79,8 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   if (share === '/')
     throw new LabError('ERR_LAB_ARGUMENT', "share is '/': the root is shared anyway, read-only");
   checkInteger('memory', memory, LEAST_MEMORY_MIB, Math.floor(totalmem() / 2 ** 20), 'MiB');
+  const cpus = run.cpus ?? Math.min(availableParallelism(), USUAL_CPUS);
+  checkInteger('cpus', cpus, 1, MOST_CPUS, 'processors');
   checkInteger('timeoutMs', timeoutMs, 1, MOST_TIMEOUT_MS, 'ms');
   const env = labEnvironment(kernel, run.env);
   for (const word of [run.command, ...(run.args ?? []), ...Object.values(env)]) checkText(word);
@@ -100,7 +106,6 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     await writeFile(join(runFolder, 'fstab'), fstab('/tmp/root', share));
     const script = commandScript({ command: run.command, args: run.args ?? [], cwd, env });
     await writeFile(join(runFolder, 'command'), script);
-    const cpus = Math.min(availableParallelism(), MOST_CPUS);
     const arguments_ = qemuArguments({ accel, bzImage: built.bzImage, memory, cpus, runFolder, share });
     return { kernel, accel, ...(await runMachine(arguments_, run, timeoutMs)) };
   } finally {
@@ -150,7 +155,10 @@ function labEnvironment(kernel: string, more: Readonly<Record<string, string>> =
 /** QEMU warns of each feature of the processor model that it does not emulate, on each start. */
 const NOISE = /TCG doesn't support requested feature/;
 
-/** The last lines of what a stream carried. */
+/** How the kernel begins to tell of its end; what follows the first of these says more than the last lines. */
+const TROUBLE = /^(Oops|BUG|Kernel panic|Out of memory)/;
+
+/** What an error quotes of a stream: some lines from the first sign of trouble, else its last ones. */
 class Tail {
   #text = '';
 
@@ -160,8 +168,9 @@ class Tail {
 
   toString(): string {
     const lines = this.#text.trimEnd().split(/\r?\n/);
-    return lines
-      .filter((line) => !NOISE.test(line))
+    const telling = lines.filter((line) => !NOISE.test(line));
+    const trouble = telling.findIndex((line) => TROUBLE.test(line));
+    return (trouble < 0 ? telling : telling.slice(trouble, trouble + TAIL_LINES))
       .slice(-TAIL_LINES)
       .join('\n');
   }
@@ -250,7 +259,7 @@ function serve(
     tails() {
       const tails = [
         ['QEMU said', qemuTail],
-        ['the end of the console', consoleTail],
+        ['the console said', consoleTail],
       ] as const;
       return tails.map(([title, tail]) => (`${tail}` ? `\n${title}:\n${tail}` : '')).join('');
     },
