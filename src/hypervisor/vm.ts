@@ -133,7 +133,7 @@ export class Vm implements Disposable {
     }
     const slot = integer('slot', given.slot, 0xffff);
     const addressSpace = integer('addressSpace', given.addressSpace ?? 0, 0xffff);
-    const flags = u32('flags', given.flags ?? 0) | (guestMemfd ? MemFlag.GUEST_MEMFD : 0);
+    const flags = (u32('flags', given.flags ?? 0) | (guestMemfd ? MemFlag.GUEST_MEMFD : 0)) >>> 0;
     const start = integer('guestPhysAddr', given.guestPhysAddr ?? 0);
     const memoryOffset = integer('memoryOffset', given.memoryOffset ?? 0, memory?.size);
     const guestMemfdOffset = integer('guestMemfdOffset', given.guestMemfdOffset ?? 0);

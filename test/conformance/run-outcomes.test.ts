@@ -1,0 +1,103 @@
+/** What ends KVM_RUN besides I/O and memory (api.rst, KVM_RUN and "The kvm_run structure"). */
+import { expect } from 'vitest';
+import { Exit, type Hypervisor, type Vm } from '../../src/index.ts';
+import { InternalError, MpState } from '../../src/uapi/index.ts';
+import { Agent, Layout } from '../support/agent.ts';
+import { AREA } from '../support/area.ts';
+import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
+import * as code from '../support/snippets.ts';
+import { conformance } from '../support/suite.ts';
+
+function withAgent(hv: Hypervisor, use: (agent: Agent) => void): void {
+  using agent = Agent.boot(hv);
+  use(agent);
+}
+
+/** A VM with in-kernel interrupt controllers: its vCPUs but the first wait for INIT and SIPI. */
+function withProcessors(hv: Hypervisor, use: (vm: Vm) => void): void {
+  using vm = hv.createVm();
+  vm.createIrqchip();
+  using ram = vm.allocate(0x1_0000);
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+  use(vm);
+}
+
+/** The SDM's message address and delivery modes (volume 3, "Message Signalled Interrupts"), to APIC id 1. */
+const TO_ONE = { addressLo: 0xfee0_1000 };
+const DeliveryMode = { INIT: 5 << 8, STARTUP: 6 << 8 } as const;
+
+conformance('outcomes of KVM_RUN', ({ it, needs }) => {
+  it('HLT ends the run where no interrupt controller of the kernel could wake it; rip is beyond it', (hv) => {
+    withAgent(hv, (agent) => {
+      agent.begin('hlt');
+      expectOutcome(agent.vcpu, Exit.HLT);
+      const at = Number(agent.vcpu.getRegs().rip);
+      expect(agent.ram.bytes[at - 1]).toBe(0xf4);
+    });
+  });
+
+  it('an exception that finds no IDT is a triple fault: SHUTDOWN', (hv) => {
+    withAgent(hv, (agent) => {
+      agent.beginCode(code.invalid);
+      expectOutcome(agent.vcpu, Exit.SHUTDOWN);
+    });
+  });
+
+  it('an access that the page tables do not map is a page fault of the guest, not an exit of its own', (hv) => {
+    withAgent(hv, (agent) => {
+      agent.begin('read', { rdi: 2n ** 46n });
+      expectOutcome(agent.vcpu, Exit.SHUTDOWN);
+    });
+  });
+
+  it('an instruction that KVM must emulate and cannot is an internal error of suberror EMULATION', (hv) => {
+    withAgent(hv, (agent) => {
+      // fldenv of MMIO: no emulator has it.
+      agent.beginCode(code.unemulated, { rsi: AREA });
+      expectOutcome(agent.vcpu, Exit.INTERNAL_ERROR);
+      expect(agent.vcpu.exit).toMatchObject({ reason: 'INTERNAL_ERROR', suberror: InternalError.EMULATION });
+      expect(agent.vcpu.getRegs().rip).toBe(BigInt(Layout.snippet));
+    });
+  });
+
+  it('a vCPU number is given once: EEXIST; and below KVM_CAP_MAX_VCPU_ID: EINVAL', (hv) => {
+    withAgent(hv, ({ vm }) => {
+      expect(errnoOf(() => vm.createVcpu(0).close())).toBe('EEXIST');
+      expect(errnoOf(() => vm.createVcpu(2 ** 31).close())).toBe('EINVAL');
+    });
+  });
+
+  const itSmp = needs('irqchip');
+
+  itSmp('an application processor begins UNINITIALIZED, the first one RUNNABLE', (hv) => {
+    withProcessors(hv, (vm) => {
+      using first = vm.createVcpu(0);
+      using second = vm.createVcpu(1);
+      expect([first.getMpState(), second.getMpState()]).toEqual([MpState.RUNNABLE, MpState.UNINITIALIZED]);
+    });
+  });
+
+  itSmp('an UNINITIALIZED processor blocks in KVM_RUN until the deadline', (hv) => {
+    withProcessors(hv, (vm) => {
+      using _first = vm.createVcpu(0);
+      using second = vm.createVcpu(1);
+      second.run(50);
+      expectOutcome(second, Exit.DEADLINE);
+      expect(second.getMpState()).toBe(MpState.UNINITIALIZED);
+    });
+  });
+
+  // kvm_arch_vcpu_ioctl_run: the run in which an event arrives ends with EAGAIN, and the next enters the guest.
+  itSmp('an UNINITIALIZED processor to which INIT comes gives EAGAIN, whatever stands in exit_reason', (hv) => {
+    withProcessors(hv, (vm) => {
+      using _first = vm.createVcpu(0);
+      using second = vm.createVcpu(1);
+      vm.signalMsi({ ...TO_ONE, data: DeliveryMode.INIT });
+      vm.signalMsi({ ...TO_ONE, data: DeliveryMode.STARTUP | 1 });
+      second.raw.exitReason = Exit.MEMORY_FAULT;
+      runTo(second, Exit.AGAIN);
+      expect(second.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+      expect(second.getMpState()).not.toBe(MpState.UNINITIALIZED);
+    });
+  });
+});

@@ -1,0 +1,78 @@
+/** What a case can need of its host: the package's own features, and a few of the suite's, each tried. */
+import { readFileSync } from 'node:fs';
+import { Cap, type Feature, features, type Hypervisor, MemFlag, missing, VmType } from '../../src/index.ts';
+import { Quirk } from '../../src/uapi/index.ts';
+import { errnoOf } from './run.ts';
+import { Tap } from './tap.ts';
+
+/** Undefined when the host has it, else why not. */
+type Try = (hv: Hypervisor) => string | undefined;
+
+const others = {
+  /** Without a second stage KVM walks the guest's page tables itself, and takes other ways on a fault. */
+  'two-dimensional-paging': (hv) =>
+    hv.checkExtension(Cap.PRE_FAULT_MEMORY) > 0
+      ? undefined
+      : 'KVM pages guests without a second stage (KVM_CAP_PRE_FAULT_MEMORY is 0)',
+  'instruction-fetch': () =>
+    / decodeassists /.test(readFileSync('/proc/cpuinfo', 'utf8'))
+      ? 'this processor gives KVM the bytes of an instruction that it must emulate (decodeassists)'
+      : undefined,
+  'slot-zap-quirk'(hv) {
+    using vm = hv.createVm();
+    return (vm.checkExtension(Cap.DISABLE_QUIRKS2) & Quirk.SLOT_ZAP_ALL) !== 0
+      ? undefined
+      : 'KVM_CAP_DISABLE_QUIRKS2 lacks SLOT_ZAP_ALL (since 6.12)';
+  },
+  'guest-memfd'(hv) {
+    using vm = hv.createVm();
+    const errno = errnoOf(() => vm.createGuestMemfd(4096).close());
+    return errno === 'ok' ? undefined : `KVM_CREATE_GUEST_MEMFD gives ${errno} (since 6.8)`;
+  },
+  'guest-memfd-slots': (hv) =>
+    bindableType(hv) === undefined
+      ? 'no VM type here can bind a guest_memfd (KVM_CAP_GUEST_MEMFD is 0)'
+      : undefined,
+  'guest-memfd-bounds': (hv) =>
+    bindAt(hv, (1n << 63n) - 4096n) === 'EINVAL'
+      ? undefined
+      : 'this kernel binds a slot beyond the end of its guest_memfd where offset and size wrap (mended after 6.18)',
+} as const satisfies { readonly [name: string]: Try };
+
+/** Binds one page of a guest_memfd of one page at any offset of 64 bits: the errno, or `ok`. */
+export function bindAt(hv: Hypervisor, guestMemfdOffset: bigint): string {
+  using tap = new Tap(hv.backend);
+  using vm = tap.hv.createVm({ type: bindableType(hv)! });
+  using ram = vm.allocate(4096);
+  using secret = vm.createGuestMemfd(4096);
+  const region = { flags: MemFlag.GUEST_MEMFD, memorySize: 4096, guestMemfdOffset };
+  return tap.setRegion(region, ram, secret.fd.handle);
+}
+
+/** A VM type whose slots can have a guest_memfd: SW_PROTECTED, or else (since 6.18) the default. */
+export function bindableType(hv: Hypervisor): number | undefined {
+  const there = hv.checkExtension(Cap.VM_TYPES) | (1 << VmType.DEFAULT);
+  return [VmType.SW_PROTECTED, VmType.DEFAULT].find((type) => {
+    if ((there & (1 << type)) === 0) return false;
+    using vm = hv.createVm({ type });
+    return vm.checkExtension(Cap.GUEST_MEMFD) > 0;
+  });
+}
+
+export type Condition = Feature | keyof typeof others;
+
+const tried = new Map<string, string | undefined>();
+
+/** Why the host has not got it, or undefined if it has. Tried once per process. */
+export function lacking(hv: Hypervisor, condition: Condition): string | undefined {
+  const key = `${hv.backend} ${condition}`;
+  if (!tried.has(key)) {
+    tried.set(
+      key,
+      condition in features
+        ? missing(hv, [condition as Feature])[0]?.reason
+        : others[condition as keyof typeof others](hv),
+    );
+  }
+  return tried.get(key);
+}

@@ -1,0 +1,59 @@
+/**
+ * The conformance suite's frame: cases are written once and run on every backend. What a host lacks is a skip with
+ * the reason beside it; where the lab must have it, a failure.
+ */
+import { afterAll, beforeAll, describe, expect, it as test } from 'vitest';
+import { type BackendName, type Hypervisor, openHypervisor, UnavailableError } from '../../src/index.ts';
+import { type Condition, lacking } from './conditions.ts';
+import { inLab } from './run.ts';
+
+/** Every backend there is. */
+const backends: readonly Exclude<BackendName, 'sim'>[] = ['kvm'];
+
+/** What the lab's kernel is too old for, or has in no release; everything else it must have. */
+const beyondLab: readonly Condition[] = ['guest-memfd-mmap', 'userfault'];
+
+/** A sentence about what the kernel does, and what shows it. */
+export type It = (sentence: string, shows: (hv: Hypervisor) => void | Promise<void>) => void;
+
+export interface Suite {
+  /** A case that every host can run. */
+  readonly it: It;
+  /** For cases that need something of the host. */
+  needs(...conditions: Condition[]): It;
+}
+
+/** Defines the cases of a topic for each backend. */
+export function conformance(topic: string, define: (suite: Suite) => void): void {
+  describe.each(backends)(`${topic} (%s)`, (backend) => {
+    let hv: Hypervisor | undefined;
+    let unavailable: string | undefined;
+    beforeAll(() => {
+      try {
+        hv = openHypervisor({ backend });
+      } catch (error) {
+        if (inLab || !(error instanceof UnavailableError)) throw error;
+        unavailable = error.message;
+      }
+    });
+    afterAll(() => hv?.close());
+
+    const needs =
+      (...conditions: Condition[]): It =>
+      (sentence, shows) => {
+        test(sentence, async (context) => {
+          if (hv === undefined) return context.skip(unavailable);
+          expect(hv.backend).toBe(backend);
+          for (const condition of conditions) {
+            const reason = lacking(hv, condition);
+            if (reason === undefined) continue;
+            if (inLab && !beyondLab.includes(condition))
+              throw new Error(`the lab lacks ${condition}: ${reason}`);
+            context.skip(`${condition}: ${reason}`);
+          }
+          await shows(hv);
+        });
+      };
+    define({ it: needs(), needs });
+  });
+}
