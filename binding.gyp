@@ -19,6 +19,8 @@
       "cflags": ["-Wall", "-Wextra", "-fvisibility=hidden"],
       "cflags_cc": ["-std=c++20"],
       "cflags!": ["-Wno-unused-parameter"],
+      # A worker that ends closes its addons; the handler of the signal in native/run.cc must stay.
+      "ldflags": ["-Wl,-z,nodelete"],
       "libraries": ["-lrt"]
     }
   ]

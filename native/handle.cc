@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "run.h"
@@ -11,16 +12,34 @@ namespace vmexit {
 
 namespace {
 
-constexpr napi_type_tag kHandleTag = {0x6b1f0f3a9c5d4e27, 0x8d2c7b5a41e6f903};
+// Its own address: another build of this addon in the same process may lay a Handle out differently.
+const napi_type_tag kHandleTag = {0x6b1f0f3a9c5d4e27, reinterpret_cast<uintptr_t>(&kHandleTag)};
+
+bool IsHandle(Napi::Value value) {
+  return value.IsExternal() && value.As<Napi::External<Handle>>().CheckTypeTag(&kHandleTag);
+}
 
 }  // namespace
 
-Mapping::~Mapping() { munmap(data, size); }
+// What the bytes of an ArrayBuffer keep mapped. V8 counts an external buffer's length as memory that a
+// collection could free, and collects in a hurry for it; nothing here is on its heap, so the count is taken
+// back.
+struct View {
+  std::shared_ptr<Mapping> mapping;  // empty once the handle is closed
+  const int64_t size;
+};
+
+Addresses::~Addresses() { munmap(data, size); }
+
+Mapping::~Mapping() {
+  if (addresses.use_count() == 1) return;
+  mmap(data, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+}
 
 Handle::~Handle() { CloseFd(); }
 
 void Handle::CloseFd() {
-  if (run) run->Close();  // run() may outlive the handle
+  if (run) run->Close();
   if (fd >= 0) close(fd);
   fd = -1;
 }
@@ -32,15 +51,13 @@ Napi::Value Wrap(Napi::Env env, std::unique_ptr<Handle> handle) {
 }
 
 Handle* Unwrap(Napi::Env env, Napi::Value value, uint32_t kinds, const char* what) {
-  if (!value.IsExternal() || !value.As<Napi::External<Handle>>().CheckTypeTag(&kHandleTag)) {
+  if (!IsHandle(value)) {
     Invalid(env, std::string(what) + " must be a handle that this addon made");
     return nullptr;
   }
   Handle* handle = value.As<Napi::External<Handle>>().Data();
   if (handle->closed) {
-    auto error = Napi::Error::New(env, std::string(what) + " is closed");
-    error.Set("code", "ERR_KVM_CLOSED");
-    error.ThrowAsJavaScriptException();
+    napi_throw_error(env, "ERR_KVM_CLOSED", (std::string(what) + " is closed").c_str());
     return nullptr;
   }
   if (!(handle->kind & kinds)) {
@@ -67,9 +84,7 @@ bool ToU64(Napi::Env env, Napi::Value value, const char* what, uint64_t* out) {
 }
 
 void Invalid(Napi::Env env, const std::string& message) {
-  auto error = Napi::TypeError::New(env, message);
-  error.Set("code", "ERR_KVM_INVALID_ARG");
-  error.ThrowAsJavaScriptException();
+  napi_throw_type_error(env, "ERR_KVM_INVALID_ARG", message.c_str());
 }
 
 Napi::Value Buffer(const Napi::CallbackInfo& info) {
@@ -81,22 +96,23 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (!handle->buffer.IsEmpty()) return handle->buffer.Value();
-  // V8 counts an external buffer's length as garbage-collectable memory and would collect in a hurry for it;
-  // nothing here is on its heap, so the count is taken back.
-  handle->owner = std::make_shared<BufferOwner>(BufferOwner{handle->mapping, handle->mapping->size});
-  auto* reference = new std::shared_ptr<BufferOwner>(handle->owner);
+  auto* view = new View{handle->mapping, static_cast<int64_t>(handle->mapping->size)};
   auto buffer = Napi::ArrayBuffer::New(
       env, handle->mapping->data, handle->mapping->size,
-      [](Napi::Env env, void*, std::shared_ptr<BufferOwner>* owner) {
-        Napi::MemoryManagement::AdjustExternalMemory(env, static_cast<int64_t>((*owner)->size));
-        delete owner;
+      [](Napi::Env env, void*, View* view) {
+        Napi::MemoryManagement::AdjustExternalMemory(env, view->size);
+        delete view;
       },
-      reference);
+      view);
   if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
-    delete reference;
+    delete view;
     return env.Undefined();
   }
+  Napi::MemoryManagement::AdjustExternalMemory(env, -view->size);
+  buffer.AddFinalizer([](Napi::Env, std::shared_ptr<Addresses>* addresses) { delete addresses; },
+                      new std::shared_ptr<Addresses>(handle->mapping->addresses));
   handle->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
+  handle->view = view;
   return buffer;
 }
 
@@ -104,7 +120,7 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
 // pointer.
 Napi::Value Close(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!info[0].IsExternal() || !info[0].As<Napi::External<Handle>>().CheckTypeTag(&kHandleTag)) {
+  if (!IsHandle(info[0])) {
     Invalid(env, "close() takes a handle that this addon made");
     return env.Undefined();
   }
@@ -113,12 +129,11 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
   handle->closed = true;
   if (!handle->buffer.IsEmpty()) {
     Napi::ArrayBuffer buffer = handle->buffer.Value();
-    if (!buffer.IsDetached()) buffer.Detach();
+    if (!buffer.IsDetached()) {  // by ArrayBuffer.prototype.transfer(): the bytes are another buffer's then
+      buffer.Detach();
+      handle->view->mapping.reset();
+    }
     handle->buffer.Reset();
-    // No view can reach the memory now. The finalizer comes at leisure, and a mapped kvm_run pins the whole
-    // VM.
-    handle->owner->mapping.reset();
-    handle->owner.reset();
   }
   handle->CloseFd();
   handle->run.reset();

@@ -21,15 +21,27 @@ enum Kind : uint32_t {
   kReservation = 64,  // address space with nothing behind it: a slot without backing
 };
 
-// An mmap. Whoever may still reach the memory (a JS view, a memslot, a running vCPU) holds a reference; the
-// last one unmaps. Invariant: data..data+size stays mapped for as long as the object lives.
+// A part of the process's address space. Invariant: something is mapped at all of it for as long as the
+// object lives. JS's ArrayBuffer holds a reference even when it is detached: an asynchronous operation (zlib,
+// crypto) may be at work on its bytes in another thread, which no detaching stops.
+struct Addresses {
+  uint8_t* const data;
+  const size_t size;
+  Addresses(void* data, size_t size) : data(static_cast<uint8_t*>(data)), size(size) {}
+  ~Addresses();
+  Addresses(const Addresses&) = delete;
+  Addresses& operator=(const Addresses&) = delete;
+};
+
+// An mmap. Whoever may still reach the memory (a JS view, a memslot, a vCPU) holds a reference. The last one
+// gives the memory back, and leaves nothing but zeroes at the addresses if those are still held.
 struct Mapping {
-  uint8_t* data;
-  size_t size;
-  Mapping(void* data, size_t size) : data(static_cast<uint8_t*>(data)), size(size) {}
+  const std::shared_ptr<Addresses> addresses;
+  uint8_t* const data;
+  const size_t size;
+  Mapping(void* data, size_t size)
+      : addresses(std::make_shared<Addresses>(data, size)), data(addresses->data), size(size) {}
   ~Mapping();
-  Mapping(const Mapping&) = delete;
-  Mapping& operator=(const Mapping&) = delete;
 };
 
 // Host memory behind a VM's memslots, by slot id. Shared by the VM and its vCPUs: a vCPU can run on after the
@@ -37,12 +49,7 @@ struct Mapping {
 using Slots = std::map<uint32_t, std::shared_ptr<Mapping>>;
 
 struct RunState;
-
-// What keeps the memory of an ArrayBuffer mapped, until the buffer is collected or close() has detached it.
-struct BufferOwner {
-  std::shared_ptr<Mapping> mapping;
-  size_t size;
-};
+struct View;
 
 struct Handle {
   Kind kind;
@@ -54,7 +61,7 @@ struct Handle {
   std::shared_ptr<Slots> slots;      // VM and its vCPUs
   std::shared_ptr<RunState> run;     // vCPU
   Napi::Reference<Napi::ArrayBuffer> buffer;
-  std::shared_ptr<BufferOwner> owner;  // of that buffer
+  View* view = nullptr;  // what `buffer` holds; valid while that is not detached
 
   ~Handle();
   void CloseFd();
@@ -69,7 +76,8 @@ Handle* Unwrap(Napi::Env env, Napi::Value value, uint32_t kinds, const char* wha
 // An unsigned integer from a number (up to 2^53-1) or a bigint (up to 2^64-1); else throws and gives false.
 bool ToU64(Napi::Env env, Napi::Value value, const char* what, uint64_t* out);
 
-// Throws a TypeError with code ERR_KVM_INVALID_ARG.
+// Throws a TypeError with code ERR_KVM_INVALID_ARG. Not by node-addon-api, which aborts the process when a
+// setter that the user put on Error.prototype throws.
 void Invalid(Napi::Env env, const std::string& message);
 
 inline Napi::Value Errno(Napi::Env env, int error) { return Napi::Number::New(env, -error); }

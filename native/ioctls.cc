@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
@@ -32,9 +33,6 @@ struct Row {
   size_t element = 0;
   uint32_t max = 0;
 };
-
-// A slot at address 0 gives the guest whatever the process has there. Below vm.mmap_min_addr it has nothing.
-constexpr uint64_t kNullSlotMost = 64 << 10;
 
 #define NONE(name, on) \
   {                    \
@@ -136,28 +134,37 @@ const Row* Find(unsigned long request) {
   return row == std::end(kRows) ? nullptr : row;
 }
 
-// A Uint8Array's bytes, copied: what is checked must be what the kernel reads.
-bool CopyIn(Napi::Env env, Napi::Value value, std::vector<uint8_t>* bytes) {
-  if (value.IsTypedArray() && value.As<Napi::TypedArray>().TypedArrayType() == napi_uint8_array) {
-    auto array = value.As<Napi::Uint8Array>();
-    // Not a SharedArrayBuffer: another thread could write it between the copy and the copy back.
-    if (array.ArrayBuffer().IsArrayBuffer()) {
-      if (array.ByteLength() > 0) bytes->assign(array.Data(), array.Data() + array.ByteLength());
-      return true;
-    }
-  }
-  Invalid(env, "argument must be a Uint8Array that is not shared");
+bool Refuse(Napi::Env env, const Row& row, const std::string& reason) {
+  Invalid(env, std::string(row.name) + ": " + reason);
   return false;
+}
+
+// The most bytes that a request's argument can have.
+size_t Most(const Row& row) {
+  return row.arg == Arg::kSized ? kXsaveMost : _IOC_SIZE(row.request) + row.max * row.element;
+}
+
+// A Uint8Array's bytes, copied: what is checked must be what the kernel reads.
+bool CopyIn(Napi::Env env, const Row& row, Napi::Value value, std::vector<uint8_t>* bytes) {
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    return Refuse(env, row, "argument must be a Uint8Array");
+  }
+  auto array = value.As<Napi::Uint8Array>();
+  // Another thread could write it between the copy and the copy back.
+  if (!array.ArrayBuffer().IsArrayBuffer()) return Refuse(env, row, "argument must not be shared");
+  // All of guest memory may be given by mistake: 4 GiB are not to be copied only to be refused.
+  if (array.ByteLength() > Most(row)) {
+    return Refuse(env, row,
+                  "argument has " + std::to_string(array.ByteLength()) + " bytes; at most " +
+                      std::to_string(Most(row)) + " are known");
+  }
+  if (array.ByteLength() > 0) bytes->assign(array.Data(), array.Data() + array.ByteLength());
+  return true;
 }
 
 void CopyOut(Napi::Value value, const std::vector<uint8_t>& bytes) {
   auto array = value.As<Napi::Uint8Array>();
   memcpy(array.Data(), bytes.data(), std::min(bytes.size(), array.ByteLength()));
-}
-
-bool Refuse(Napi::Env env, const Row& row, const std::string& reason) {
-  Invalid(env, std::string(row.name) + ": " + reason);
-  return false;
 }
 
 // The size that the kernel will read or write must lie inside the copy.
@@ -199,7 +206,7 @@ bool Call(const Napi::CallbackInfo& info, const Row& row, const Handle* handle, 
     return true;
   }
   std::vector<uint8_t> bytes;
-  if (!CopyIn(env, info[2], &bytes) || !SizeFits(env, row, bytes)) return false;
+  if (!CopyIn(env, row, info[2], &bytes) || !SizeFits(env, row, bytes)) return false;
   if (HasWildPointer(row, bytes)) return Refuse(env, row, "args[0] of this capability is a pointer");
   if (row.arg == Arg::kSized) bytes.resize(kXsaveMost);
   *result = ioctl(handle->fd, row.request, bytes.data());
@@ -223,13 +230,17 @@ const Row* RowFor(Napi::Env env, Napi::Value value, bool makes) {
 
 Napi::Value Open(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  if (!info[0].IsString()) {
-    Invalid(env, "open() takes the path of the KVM device");
+  char path[PATH_MAX + 1];
+  size_t length = 0;
+  if (napi_get_value_string_utf8(env, info[0], path, sizeof(path), &length) != napi_ok ||
+      strlen(path) != length) {
+    Invalid(env, "open() takes the path of the KVM device, without NUL");
     return env.Undefined();
   }
   auto handle = std::make_unique<Handle>();
   handle->kind = kSystem;
-  handle->fd = open(info[0].As<Napi::String>().Utf8Value().c_str(), O_RDWR | O_CLOEXEC);
+  // The path may be that of a terminal by mistake: neither wait for its carrier nor become its session's.
+  handle->fd = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
   if (handle->fd < 0) return Errno(env, errno);
   const int version = ioctl(handle->fd, KVM_GET_API_VERSION, 0);
   if (version < 0) return Errno(env, errno);
@@ -290,7 +301,7 @@ Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   Handle* vm = Unwrap(env, info[0], row->on, row->name);
-  if (!vm || !CopyIn(env, info[2], &bytes)) return env.Undefined();
+  if (!vm || !CopyIn(env, *row, info[2], &bytes)) return env.Undefined();
   if (bytes.size() != _IOC_SIZE(request)) {
     Refuse(env, *row, "region must have " + std::to_string(_IOC_SIZE(request)) + " bytes");
     return env.Undefined();
@@ -311,7 +322,7 @@ Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info) {
       return env.Undefined();
     }
     region.userspace_addr = reinterpret_cast<uint64_t>(mapping->data) + offset;
-  } else if (region.memory_size > kNullSlotMost) {
+  } else if (region.memory_size > 0) {
     Refuse(env, *row, "a slot needs memory, or a reservation");
     return env.Undefined();
   }
@@ -341,7 +352,10 @@ Napi::Value Requests(const Napi::CallbackInfo& info) {
     object["request"] = Napi::Number::New(env, static_cast<double>(row.request));
     object["on"] = Napi::Number::New(env, row.on);
     object["arg"] = Napi::Number::New(env, static_cast<int>(row.arg));
+    object["makes"] = Napi::Number::New(env, row.makes == kSystem ? 0 : row.makes);
+    object["count"] = Napi::Number::New(env, static_cast<double>(row.count_offset));
     object["element"] = Napi::Number::New(env, static_cast<double>(row.element));
+    object["max"] = Napi::Number::New(env, row.max);
     rows[index++] = object;
   }
   return rows;

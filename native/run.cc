@@ -7,6 +7,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cmath>
 #include <mutex>
 #include <unordered_map>
@@ -24,8 +25,6 @@ std::mutex table_mutex;
 std::unordered_map<uint32_t, RunState*> table;
 uint32_t next_id = 1;
 
-int Signal() { return SIGRTMIN + 5; }
-
 // What this thread is running, for the signal handler.
 thread_local RunState* volatile current = nullptr;
 
@@ -36,6 +35,23 @@ void OnSignal(int, siginfo_t* info, void*) {
   if (!state) return;
   if (info->si_code == SI_TIMER) state->expired = true;
   state->run->immediate_exit = 1;
+}
+
+// The signal of kicks and deadlines: the first that has no handler yet, for another build of this addon may
+// be in the same process.
+int Signal() {
+  static const int chosen = [] {
+    struct sigaction action {};
+    action.sa_sigaction = OnSignal;
+    action.sa_flags = SA_SIGINFO;  // no SA_RESTART: KVM_RUN must come back
+    int number = SIGRTMIN + 5;
+    for (struct sigaction old{}; number < SIGRTMAX; number++) {
+      if (sigaction(number, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) break;
+    }
+    sigaction(number, &action, nullptr);
+    return number;
+  }();
+  return chosen;
 }
 
 // A timer that signals this thread alone; made when the thread first runs with a deadline.
@@ -53,12 +69,17 @@ struct DeadlineTimer {
   ~DeadlineTimer() {
     if (!error) timer_delete(timer);
   }
-  void Set(double milliseconds) {
-    itimerspec spec{};
-    spec.it_value.tv_sec = static_cast<time_t>(milliseconds / 1e3);
-    spec.it_value.tv_nsec = static_cast<long>(std::fmod(milliseconds, 1e3) * 1e6);
-    timer_settime(timer, 0, &spec, nullptr);
+  void Start(double milliseconds) {
+    // Zero would disarm it, so a time above 0 is at least a nanosecond.
+    const auto nanoseconds = std::max<int64_t>(static_cast<int64_t>(milliseconds * 1e6), 1);
+    Set(itimerspec{
+        .it_interval = {},
+        .it_value = {.tv_sec = nanoseconds / 1'000'000'000, .tv_nsec = nanoseconds % 1'000'000'000}});
   }
+  void Stop() { Set(itimerspec{}); }
+
+ private:
+  void Set(const itimerspec& spec) { timer_settime(timer, 0, &spec, nullptr); }
 };
 
 DeadlineTimer& ThreadTimer() {
@@ -68,13 +89,6 @@ DeadlineTimer& ThreadTimer() {
 
 // Once per thread that runs a vCPU: a thread may have been started with every signal blocked.
 void ListenForSignal() {
-  static std::once_flag installed;
-  std::call_once(installed, [] {
-    struct sigaction action {};
-    action.sa_sigaction = OnSignal;
-    action.sa_flags = SA_SIGINFO;  // no SA_RESTART: KVM_RUN must come back
-    sigaction(Signal(), &action, nullptr);
-  });
   thread_local bool listening = false;
   if (listening) return;
   sigset_t set;
@@ -99,16 +113,18 @@ int RunOnce(RunState* state, double timeout_ms) {
   // consistent.
   state->phase.exchange(RunState::kRunning);
   if (state->kicked.load()) run->immediate_exit = 1;
-  if (timed) ThreadTimer().Set(timeout_ms);
+  if (timed) ThreadTimer().Start(timeout_ms);
 
   const int result = ioctl(state->fd, KVM_RUN, 0) == 0 ? static_cast<int>(run->exit_reason) : -errno;
 
   // Disarming takes a system call, and a thread-directed signal that is pending is delivered before it
   // returns: no signal of this deadline can reach a later run.
-  if (timed) ThreadTimer().Set(0);
-  current = nullptr;
+  if (timed) ThreadTimer().Stop();
   int running = RunState::kRunning;
   while (!state->phase.compare_exchange_weak(running, RunState::kIdle)) running = RunState::kRunning;
+  // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
+  if (state->kicked.load()) syscall(SYS_gettid);
+  current = nullptr;
   run->immediate_exit = immediate_exit;
 
   if (result != -EINTR) return result;  // a kick stays pending until it has interrupted a run
@@ -154,15 +170,15 @@ RunState::RunState(int fd, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slo
   table[id] = this;
 }
 
-RunState::~RunState() {
-  std::lock_guard<std::mutex> lock(table_mutex);
-  table.erase(id);
-}
-
 void RunState::Close() {
   fd = -1;
   mapping.reset();
   slots.reset();
+}
+
+RunState::~RunState() {
+  std::lock_guard<std::mutex> lock(table_mutex);
+  table.erase(id);
 }
 
 // A function of its own for each vCPU: its data pointer costs nothing to find, where unwrapping a handle
@@ -197,7 +213,8 @@ Napi::Value Kick(const Napi::CallbackInfo& info) {
   if (!ToU64(info.Env(), info[0], "id", &id)) return info.Env().Undefined();
   std::lock_guard<std::mutex> lock(table_mutex);
   const auto found = id <= UINT32_MAX ? table.find(static_cast<uint32_t>(id)) : table.end();
-  if (found == table.end()) return Napi::Boolean::New(info.Env(), false);
+  // run() may outlive its vCPU, and its state with it.
+  if (found == table.end() || found->second->fd < 0) return Napi::Boolean::New(info.Env(), false);
   RunState* state = found->second;
   state->kicked.store(true);
   // In kKicking the thread cannot leave run(), so the signal goes to nobody who is not inside it.

@@ -16,15 +16,15 @@ struct RunState {
 
   RunState(int fd, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots);
   ~RunState();
-  // On the thread that runs it: the number of the fd may be given to another file, and the mapping pins the
-  // VM.
+  // On the thread that runs it: the number of the fd may be given to another file, and what is mapped pins
+  // the VM and its memory.
   void Close();
 
-  const uint32_t id;  // what kick() takes
-  int fd;             // -1 once the vCPU is closed
+  const uint32_t id;    // what kick() takes
+  std::atomic<int> fd;  // -1 once the vCPU is closed, which a kick from another thread must see
   std::shared_ptr<Mapping> mapping;
   std::shared_ptr<Slots> slots;
-  kvm_run* const run;
+  kvm_run* const run;  // valid while fd is
   std::atomic<int> phase{kIdle};
   std::atomic<bool> kicked{false};
   pid_t tid = 0;                  // written before phase becomes kRunning, read only in kKicking

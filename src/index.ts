@@ -44,7 +44,7 @@ export {
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
 export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';
-export { describeRegisters } from './vmm/registers.ts';
+export { describeRegisters, isReset } from './vmm/registers.ts';
 export {
   type ExitHandler,
   type RunEnd,

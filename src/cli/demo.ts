@@ -1,4 +1,5 @@
 /** `vmexit demo`: a guest keeps a secret from its host, and the host shows what it can and cannot see. */
+import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { UnavailableError, VmexitError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
@@ -60,6 +61,8 @@ export async function demo(argv: string[]): Promise<number> {
   const style = styleFor(process.stdout);
   return await interruptible(async (signal) => {
     const here = await runHere(style, signal);
+    // A signal that came while the guest had the thread is only seen now.
+    await setImmediate();
     if (!here.more || signal.aborted || parsed.values['no-lab']) return here.status;
     const there = await runThere(style, signal);
     // The guest that ran here counts, whatever the lab has or lacks.

@@ -6,7 +6,7 @@ import { DebugExit, Serial } from '../vmm/devices.ts';
 import { loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, Machine } from '../vmm/machine.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { describeRegisters } from '../vmm/registers.ts';
+import { describeRegisters, isReset } from '../vmm/registers.ts';
 import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
 import { oneOf, parse, seconds, size } from './args.ts';
@@ -127,7 +127,10 @@ export async function run(argv: string[]): Promise<number> {
       process.stderr.write(`vmexit: ${text}\n`);
     }
     if (error !== undefined) {
-      process.stderr.write(`vmexit: ${error}\n${describeRegisters(vcpu, '  ')}\n`);
+      const registers = isReset(vcpu)
+        ? '  (KVM has reset the processor, as it does on AMD: its registers are gone. --trace shows the exits before.)'
+        : describeRegisters(vcpu, '  ');
+      process.stderr.write(`vmexit: ${error}\n${registers}\n`);
     }
     return status;
   });

@@ -108,11 +108,7 @@ function encoded<T extends StructRow>(row: T, value: Input<Value<T['struct']>>):
   if ('fields' in row.struct && (typeof value !== 'object' || value === null)) {
     throw wrongType(row.name, value, `an object with fields of struct ${(row.struct as Struct).name}`);
   }
-  try {
-    row.struct.set(viewOf(data), 0, value);
-  } catch (cause) {
-    throw Object.assign(cause as Error, { code: 'ERR_KVM_INVALID_ARG' });
-  }
+  row.struct.set(viewOf(data), 0, value);
   return data;
 }
 
@@ -124,14 +120,10 @@ function countIn(row: ArrayRow, data: Uint8Array): number {
 function listOf(row: ArrayRow, elements: readonly unknown[], count: number): Uint8Array<ArrayBuffer> {
   const data = new Uint8Array(row.struct.size + count * row.element.size);
   const view = viewOf(data);
-  try {
-    row.struct.set(view, 0, { [row.count]: count });
-    elements.forEach((element, i) => {
-      row.element.set(view, row.struct.size + i * row.element.size, element);
-    });
-  } catch (cause) {
-    throw Object.assign(cause as Error, { code: 'ERR_KVM_INVALID_ARG' });
-  }
+  row.struct.set(view, 0, { [row.count]: count });
+  elements.forEach((element, i) => {
+    row.element.set(view, row.struct.size + i * row.element.size, element);
+  });
   return data;
 }
 

@@ -35,8 +35,9 @@ export class GuestMemfd implements Disposable {
    * @param size bytes, a multiple of 4096; the range ends within the file
    * @throws KvmError EINVAL for other values, ENOMEM
    */
-  allocate(offset = 0, size = this.size - offset): void {
-    this.fallocate(KEEP_SIZE, offset, size);
+  allocate(offset = 0, size?: number): void {
+    const from = integer('offset', offset, this.size);
+    this.fallocate(KEEP_SIZE, from, size ?? this.size - from);
   }
 
   /**
@@ -51,10 +52,8 @@ export class GuestMemfd implements Disposable {
 
   /** fallocate(2) with any mode; a guest_memfd knows KEEP_SIZE and PUNCH_HOLE|KEEP_SIZE. */
   fallocate(mode: number, offset: number, size: number): void {
-    integer('mode', mode, 0xffff);
-    integer('offset', offset);
-    integer('size', size);
-    const result = this.fd.backend.fallocate(this.fd.handle, mode, offset, size);
+    const range = [integer('mode', mode, 0xffff), integer('offset', offset), integer('size', size)] as const;
+    const result = this.fd.backend.fallocate(this.fd.handle, ...range);
     if (result < 0) {
       throw new KvmError(result, 'fallocate', undefined, `mode ${mode}, offset ${offset}, size ${size}`);
     }

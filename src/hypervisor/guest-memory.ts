@@ -55,9 +55,10 @@ export class GuestMemory implements Disposable {
    * @throws KvmError with the errno of fallocate(2); RangeError ERR_KVM_INVALID_ARG
    */
   discard(offset: number, size: number): void {
-    pages('offset', offset, this.size);
-    pages('size', size, this.size - offset);
-    if (size > 0) this.check(this.tryDiscard(offset, size));
+    const from = pages('offset', offset, this.size);
+    const length = pages('size', size, this.size - from);
+    const result = length > 0 ? this.tryDiscard(from, length) : 0;
+    if (result < 0) throw new KvmError(result, 'fallocate');
   }
 
   /** As discard(), unchecked, giving 0 or a negated errno. */
@@ -70,11 +71,11 @@ export class GuestMemory implements Disposable {
    * @param advice a number of <sys/mman.h> that loses at most contents: MADV_HUGEPAGE is 14
    * @throws KvmError with the errno; TypeError ERR_KVM_INVALID_ARG for other advice
    */
-  advise(advice: number, offset = 0, size = this.size - offset): void {
+  advise(advice: number, offset = 0, size?: number): void {
     integer('advice', advice, 0xff);
-    pages('offset', offset, this.size);
-    pages('size', size, this.size - offset);
-    const result = this.#backend.madvise(this.handle, advice, offset, size);
+    const from = pages('offset', offset, this.size);
+    const length = pages('size', size ?? this.size - from, this.size - from);
+    const result = this.#backend.madvise(this.handle, advice, from, length);
     if (result < 0) throw new KvmError(result, 'madvise');
   }
 
@@ -98,10 +99,6 @@ export class GuestMemory implements Disposable {
 
   [Symbol.dispose](): void {
     this.close();
-  }
-
-  private check(result: number): void {
-    if (result < 0) throw new KvmError(result, 'fallocate');
   }
 
   /** @throws RangeError ERR_KVM_INVALID_ARG; KvmError with the errno of memfd_create(2) or mmap(2) */

@@ -2,9 +2,9 @@
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Value } from '../uapi/layout.ts';
 import type { kvm_msr_entry } from '../uapi/x86.ts';
-import { integer, u32 } from './args.ts';
+import { integer, object, u32 } from './args.ts';
 import { type Backend, type BackendName, isHandle, type MemoryToken } from './backend.ts';
-import { KvmError } from './errors.ts';
+import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
 import type { CpuidEntry } from './vcpu.ts';
@@ -43,7 +43,8 @@ export class Hypervisor implements Disposable {
    * @param options.type VmType; 0 without it. KVM_CAP_VM_TYPES (since 6.8) is a bitmap of those that exist
    * @throws KvmError EINVAL for a type that this host does not have
    */
-  createVm({ type = 0 }: { readonly type?: number } = {}): Vm {
+  createVm(options: { readonly type?: number } = {}): Vm {
+    const { type = 0 } = object('options', options);
     const handle = this.#fd.create(ioctls.KVM_CREATE_VM, integer('type', type));
     return new Vm(new Fd(this.#fd.backend, handle, 'Vm'), type);
   }
@@ -66,6 +67,7 @@ export class Hypervisor implements Disposable {
   }
   /** KVM_GET_MSRS for feature MSRs. @returns those that KVM could read, up to the first that it cannot */
   getFeatureMsrs(indices: readonly number[]): Value<typeof kvm_msr_entry>[] {
+    if (!Array.isArray(indices)) throw wrongType('indices', indices, 'an array of MSR numbers');
     const wanted = indices.map((index) => ({ index: u32('index', index) }));
     const { result, elements } = this.#fd.exchangeList(ioctls.KVM_GET_MSRS, wanted);
     return elements.slice(0, result);
@@ -76,6 +78,10 @@ export class Hypervisor implements Disposable {
    * @throws KvmError ESTALE or EBADF when it was closed meanwhile
    */
   openMemory(token: MemoryToken): GuestMemory {
+    const { backend } = object('token', token);
+    if (backend !== this.backend) throw outOfRange('token.backend', backend, `'${this.backend}'`);
+    integer('token.fd', token.fd, 0x7fff_ffff);
+    integer('token.inode', token.inode);
     const handle = this.#fd.backend.openMemory(token);
     if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, 'the shared memory was closed');
     return new GuestMemory(this.#fd.backend, handle);

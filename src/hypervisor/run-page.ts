@@ -62,7 +62,10 @@ export class IoExit {
     type.set(this.#page.view, this.#offset(), value);
   }
   #offset(): number {
-    return size64.get(this.#page.view, IO.dataOffset);
+    const offset = size64.get(this.#page.view, IO.dataOffset);
+    if (offset + 4 <= this.#page.bytes.length) return offset;
+    // What another exit left in the union.
+    throw outOfRange('io.dataOffset', offset, 'inside kvm_run, as it is after Exit.IO');
   }
 }
 
@@ -95,7 +98,7 @@ export class MmioExit {
     return BigInt.asUintN(8 * Math.min(this.length, 8), u64.get(this.#page.view, MMIO.data));
   }
   set value(value: number | bigint) {
-    u64.set(this.#page.view, MMIO.data, BigInt(value));
+    u64.set(this.#page.view, MMIO.data, value as bigint);
   }
 }
 
@@ -135,6 +138,7 @@ export class HypercallExit {
   }
   /** Argument 0 to 5, as the guest gave it: any 64 bits. */
   arg(index: number): bigint {
+    if (!(Number.isInteger(index) && index >= 0 && index < 6)) throw outOfRange('index', index, '0 to 5');
     return this.#page.view.getBigUint64(CALL.args + 8 * index, true);
   }
   get flags(): number {
@@ -145,7 +149,7 @@ export class HypercallExit {
   }
   /** A negative errno is written as its two's complement. */
   set ret(value: number | bigint) {
-    u64.set(this.#page.view, CALL.ret, BigInt(value));
+    u64.set(this.#page.view, CALL.ret, value as bigint);
   }
 }
 
@@ -237,7 +241,7 @@ export class RunPage {
     return this.view.getUint32(head.exitReason.offset, true);
   }
   set exitReason(reason: number) {
-    this.view.setUint32(head.exitReason.offset, reason, true);
+    u32.set(this.view, head.exitReason.offset, reason);
   }
 
   get immediateExit(): boolean {
@@ -267,7 +271,7 @@ export class RunPage {
     return this.view.getBigUint64(head.cr8.offset, true);
   }
   set cr8(value: bigint) {
-    this.view.setBigUint64(head.cr8.offset, value, true);
+    u64.set(this.view, head.cr8.offset, value);
   }
   get apicBase(): bigint {
     return this.view.getBigUint64(head.apicBase.offset, true);

@@ -179,10 +179,11 @@ export class Vm implements Disposable {
    * @throws KvmError EINVAL for ranges that are not whole pages and for attributes that this VM does not have,
    *   ENOTTY where KVM has none; nothing has changed then
    */
-  setMemoryAttributes({ address, size, attributes }: MemoryAttributes): void {
-    integer('address', address);
-    integer('size', size);
-    integer('attributes', attributes);
+  setMemoryAttributes(given: MemoryAttributes): void {
+    object('range', given);
+    const address = integer('address', given.address);
+    const size = integer('size', given.size);
+    const attributes = integer('attributes', given.attributes);
     const result = this.trySetMemoryAttributes(address, size, attributes);
     if (result < 0) throw failed(result, ioctls.KVM_SET_MEMORY_ATTRIBUTES, this.#attributes);
   }

@@ -12,8 +12,12 @@ export interface NativeRow {
   readonly on: number;
   /** 0 none, 1 integer, 2 struct, 3 array, 4 sized, 5 memory region. */
   readonly arg: number;
-  /** Bytes of an array's element. */
+  /** The kind of fd that it returns, as in `on`; 0 for none. */
+  readonly makes: number;
+  /** Of an array: where in its head the count is, the bytes of an element, and how many there may be. */
+  readonly count: number;
   readonly element: number;
+  readonly max: number;
 }
 
 /** Results are handles, or values from 0, or negated errnos. Wrong arguments throw a TypeError. */

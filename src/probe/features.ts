@@ -16,9 +16,8 @@ import {
   VmType,
 } from '../uapi/constants.ts';
 import { Exit } from '../uapi/exit.ts';
-import { guest } from '../vmm/guest.ts';
-import type { Machine } from '../vmm/machine.ts';
-import { type Needs, readHost, whyNot } from './host.ts';
+import { halts16, halts64, hypercall, spins, steps, writesAbove, writesBelow } from './guests.ts';
+import { type Needs, readHost, swProtected, whyNot } from './host.ts';
 import { expectExit, type Verdict, withGuest, withVm } from './scratch.ts';
 
 interface Row extends Needs {
@@ -27,129 +26,58 @@ interface Row extends Needs {
   readonly try: (hv: Hypervisor) => Verdict;
 }
 
-/** Where the scratch guests write, and a slot that some of them find there: real mode reaches just beyond 1 MiB. */
+/** Where the guests write. */
 const BELOW = 0x8000;
 const ABOVE = 0x10_0000;
-
-const halts16 = guest(
-  16,
-  `
-     f4 | hlt
-`,
-);
-const halts64 = guest(
-  64,
-  `
-     b8 01 00 00 80 | mov eax, 0x80000001     # 64-bit code, if this is a 64-bit processor: the REX prefix is one byte of INC otherwise
-     48 c1 e0 20    | shl rax, 32
-     f4             | hlt
-`,
-);
-const spins = guest(
-  16,
-  `
-     fb    | sti
-     eb fe | jmp .
-`,
-);
-const steps = guest(
-  16,
-  `
-     90 | nop
-     f4 | hlt
-`,
-);
-const writesBelow = guest(
-  16,
-  `
-     c6 06 00 80 5a | mov byte ptr [0x8000], 0x5a
-     f4             | hlt
-`,
-);
-const writesAbove = guest(
-  16,
-  `
-     b8 ff ff       | mov ax, 0xffff
-     8e d8          | mov ds, ax
-     c6 06 10 00 5a | mov byte ptr [0x10], 0x5a      # 0xffff0 + 0x10
-     f4             | hlt
-`,
-);
-// KVM_HC_MAP_GPA_RANGE of the first page, to shared: changes nothing. CPUID tells which of the two instructions the
-// processor has, for KVM would have to patch the other one in place.
-const hypercall = guest(
-  64,
-  `
-     31 c0             |         xor eax, eax
-     0f a2             |         cpuid
-     89 ce             |         mov esi, ecx
-     b8 0c 00 00 00    |         mov eax, 12
-     31 db             |         xor ebx, ebx
-     b9 01 00 00 00    |         mov ecx, 1
-     31 d2             |         xor edx, edx
-     81 fe 63 41 4d 44 |         cmp esi, 0x444d4163    # "Authenti" "cAMD"
-     74 04             |         je amd
-     0f 01 c1          |         vmcall
-     f4                |         hlt
-     0f 01 d9          | amd:    vmmcall
-     f4                |         hlt
-`,
-);
-
-const privateMemory: Row = {
-  summary: 'pages that the guest has and the host does not see',
-  since: '6.8',
-  config: 'CONFIG_KVM_SW_PROTECTED_VM',
-  parameters: ['kvm.tdp_mmu', 'kvm_intel.ept', 'kvm_amd.npt'],
-  try: (hv) =>
-    withGuest(
-      hv,
-      writesBelow,
-      ({ vm, vcpu, memory }) => {
-        vm.setMemoryAttributes({ address: BELOW, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
-        const verdict = expectExit(vcpu, Exit.HLT);
-        return (
-          verdict ?? (memory.bytes[BELOW] === 0 ? undefined : 'the host sees what the guest wrote in private')
-        );
-      },
-      { privateMemory: true },
-    ),
-};
 
 const asked =
   (cap: number): Row['try'] =>
   (hv) =>
     hv.checkExtension(cap) > 0 ? undefined : 'KVM_CHECK_EXTENSION gives 0';
 
-const runs = (vcpu: Machine['vcpu'], exit: number) => expectExit(vcpu, exit);
-
 const rows = {
   'real-mode': {
     summary: 'runs a guest in 16-bit real mode',
-    try: (hv) => withGuest(hv, halts16, ({ vcpu }) => runs(vcpu, Exit.HLT)),
+    try: (hv) => withGuest(hv, halts16, ({ vcpu }) => expectExit(vcpu, Exit.HLT)),
   },
   'long-mode': {
     summary: 'runs a guest in 64-bit mode',
     try: (hv) =>
       withGuest(hv, halts64, ({ vcpu }) => {
-        const verdict = runs(vcpu, Exit.HLT);
+        const verdict = expectExit(vcpu, Exit.HLT);
         return (
           verdict ?? (vcpu.getRegs().rax === 0x8000_0001n << 32n ? undefined : 'it is not in 64-bit mode')
         );
       }),
   },
-  'private-memory': privateMemory,
+  'private-memory': {
+    ...swProtected,
+    summary: 'pages that the guest has and the host does not see',
+    try: (hv) =>
+      withGuest(
+        hv,
+        writesBelow,
+        ({ vm, vcpu, memory }) => {
+          vm.setMemoryAttributes({ address: BELOW, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
+          const verdict = expectExit(vcpu, Exit.HLT);
+          return (
+            verdict ??
+            (memory.bytes[BELOW] === 0 ? undefined : 'the host sees what the guest wrote in private')
+          );
+        },
+        { privateMemory: true },
+      ),
+  },
   'memory-fault': {
+    ...swProtected,
     summary: 'a private access with nothing behind it ends the run with KVM_EXIT_MEMORY_FAULT',
-    since: '6.8',
-    config: 'CONFIG_KVM_SW_PROTECTED_VM',
     try: (hv) =>
       withGuest(
         hv,
         writesBelow,
         ({ vm, vcpu }) => {
           vm.setMemoryAttributes({ address: BELOW, size: PAGE_SIZE, attributes: MemoryAttribute.PRIVATE });
-          return runs(vcpu, Exit.MEMORY_FAULT);
+          return expectExit(vcpu, Exit.MEMORY_FAULT);
         },
         { type: VmType.SW_PROTECTED },
       ),
@@ -163,10 +91,10 @@ const rows = {
           return 'KVM_CAP_EXIT_HYPERCALL lacks KVM_HC_MAP_GPA_RANGE';
         }
         vm.enableCap({ cap: Cap.EXIT_HYPERCALL, args: [1 << Hypercall.MAP_GPA_RANGE] });
-        const verdict = runs(vcpu, Exit.HYPERCALL);
+        const verdict = expectExit(vcpu, Exit.HYPERCALL);
         if (verdict !== undefined) return verdict;
         vcpu.hypercall.ret = 0;
-        return runs(vcpu, Exit.HLT);
+        return expectExit(vcpu, Exit.HLT);
       }),
   },
   'pre-fault': {
@@ -183,11 +111,12 @@ const rows = {
     since: '6.18',
     config: 'CONFIG_KVM_GUEST_MEMFD',
     try: (hv) =>
-      withVm(hv, VmType.DEFAULT, (vm) => {
+      withGuest(hv, writesAbove, ({ vm, vcpu }) => {
         using file = vm.createGuestMemfd(PAGE_SIZE, GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED);
         using view = file.map();
-        vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory: view, guestMemfd: file });
-        return undefined;
+        vm.setUserMemoryRegion2({ slot: 1, guestPhysAddr: ABOVE, memory: view, guestMemfd: file });
+        const verdict = expectExit(vcpu, Exit.HLT);
+        return verdict ?? (view.bytes[0] === 0x5a ? undefined : 'the host does not see what the guest wrote');
       }),
   },
   userfault: {
@@ -220,7 +149,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, writesAbove, ({ vm, vcpu }) => {
         vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: ABOVE, memorySize: PAGE_SIZE });
-        return runs(vcpu, Exit.FAULT);
+        return expectExit(vcpu, Exit.FAULT);
       }),
   },
   'readonly-memory': {
@@ -230,7 +159,7 @@ const rows = {
       withGuest(hv, writesAbove, ({ vm, vcpu }) => {
         using rom = vm.allocate(PAGE_SIZE);
         vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: ABOVE, memory: rom, flags: MemFlag.READONLY });
-        return runs(vcpu, Exit.MMIO);
+        return expectExit(vcpu, Exit.MMIO);
       }),
   },
   'dirty-log': {
@@ -238,7 +167,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, writesBelow, ({ vm, vcpu, memory }) => {
         vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory, flags: MemFlag.LOG_DIRTY_PAGES });
-        return runs(vcpu, Exit.HLT);
+        return expectExit(vcpu, Exit.HLT);
       }),
   },
   'immediate-exit': {
@@ -247,7 +176,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, halts16, ({ vcpu }) => {
         vcpu.immediateExit = true;
-        return runs(vcpu, Exit.INTERRUPTED);
+        return expectExit(vcpu, Exit.INTERRUPTED);
       }),
   },
   'sync-regs': {
@@ -256,7 +185,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, halts16, ({ vcpu }) => {
         vcpu.syncRegs.valid = SyncRegs.REGS;
-        const verdict = runs(vcpu, Exit.HLT);
+        const verdict = expectExit(vcpu, Exit.HLT);
         if (verdict !== undefined) return verdict;
         return vcpu.syncRegs.regs.rip === vcpu.getRegs().rip ? undefined : 'KVM_RUN leaves them unset';
       }),
@@ -266,7 +195,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, steps, ({ vcpu }) => {
         vcpu.setGuestDebug({ control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP });
-        return runs(vcpu, Exit.DEBUG);
+        return expectExit(vcpu, Exit.DEBUG);
       }),
   },
   'interrupt-window': {
@@ -274,7 +203,7 @@ const rows = {
     try: (hv) =>
       withGuest(hv, spins, ({ vcpu }) => {
         vcpu.raw.requestInterruptWindow = true;
-        return runs(vcpu, Exit.IRQ_WINDOW_OPEN);
+        return expectExit(vcpu, Exit.IRQ_WINDOW_OPEN);
       }),
   },
   irqchip: {

@@ -111,6 +111,13 @@ export interface Needs {
   readonly parameters?: readonly string[];
 }
 
+/** What a VM of type SW_PROTECTED asks for: two-dimensional paging, by the newer of KVM's two MMUs (mmu.c). */
+export const swProtected: Needs = {
+  since: '6.8',
+  config: 'CONFIG_KVM_SW_PROTECTED_VM',
+  parameters: ['kvm.tdp_mmu', 'kvm_intel.ept', 'kvm_amd.npt'],
+};
+
 const off = new Set(['N', '0']);
 
 /** Why a host cannot have it, as far as that can be told from outside. */

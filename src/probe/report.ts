@@ -4,7 +4,7 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { Cap } from '../uapi/cap.ts';
 import { VmType } from '../uapi/constants.ts';
 import { type Feature, features, summaries } from './features.ts';
-import { type Host, type Needs, readHost, whyNoDevice, whyNot } from './host.ts';
+import { type Host, type Needs, readHost, swProtected, whyNoDevice, whyNot } from './host.ts';
 
 export interface FeatureReport {
   readonly name: Feature;
@@ -45,11 +45,7 @@ export interface ProbeReport {
 
 /** What the types beyond the ordinary one ask of a host. */
 const typeNeeds: { readonly [T in keyof typeof VmType]?: Needs } = {
-  SW_PROTECTED: {
-    since: '6.8',
-    config: 'CONFIG_KVM_SW_PROTECTED_VM',
-    parameters: ['kvm.tdp_mmu', 'kvm_intel.ept', 'kvm_amd.npt'],
-  },
+  SW_PROTECTED: swProtected,
   SEV: { since: '6.10', config: 'CONFIG_KVM_AMD_SEV', parameters: ['kvm_amd.sev'] },
   SEV_ES: { since: '6.10', config: 'CONFIG_KVM_AMD_SEV', parameters: ['kvm_amd.sev_es'] },
   SNP: { since: '6.11', config: 'CONFIG_KVM_AMD_SEV', parameters: ['kvm_amd.sev_snp'] },

@@ -47,11 +47,23 @@ function integer(
   };
 }
 
+const CODE = 'ERR_KVM_INVALID_ARG';
+/** An error about a value that a field cannot hold, with the code that all errors of arguments have here. */
+const invalid = (
+  ErrorType: RangeErrorConstructor | TypeErrorConstructor,
+  value: unknown,
+  why: string,
+  cause?: unknown,
+): Error => {
+  const shown = typeof value === 'object' && value !== null ? 'an object' : String(value);
+  return Object.assign(new ErrorType(`${shown}${why}`, cause ? { cause } : undefined), { code: CODE });
+};
+
 /** The number, if it is an integer in the range. */
 function inRange(value: number | bigint, low: number, high: number): number {
   const number = typeof value === 'bigint' ? Number(value) : value;
   if (Number.isInteger(number) && number >= low && number <= high) return number;
-  throw new RangeError(`${String(value)} is not an integer from ${low} to ${high}`);
+  throw invalid(RangeError, value, ` is not an integer from ${low} to ${high}`);
 }
 
 export const u8 = integer(
@@ -87,9 +99,12 @@ export const i32 = integer(
 
 /** The bigint, if 64 bits hold it. Negative ones stand for their two's complement: -1n is every bit set. */
 function in64(value: number | bigint): bigint {
+  if (typeof value !== 'bigint' && !Number.isInteger(value)) {
+    throw invalid(typeof value === 'number' ? RangeError : TypeError, value, ' is not an integer');
+  }
   const big = BigInt(value);
   if (big >= -(1n << 63n) && big < 1n << 64n) return big;
-  throw new RangeError(`${big} does not fit in 64 bits`);
+  throw invalid(RangeError, big, ' does not fit in 64 bits');
 }
 
 /**
@@ -132,7 +147,9 @@ export function array<T>(type: Type<T>, count: number): Type<T[]> {
     align: type.align,
     get: (view, at) => Array.from({ length: count }, (_, i) => type.get(view, at + i * type.size)),
     set(view, at, value) {
-      if (value.length > count) throw new RangeError(`${value.length} elements in an array of ${count}`);
+      if (!Array.isArray(value))
+        throw invalid(TypeError, value, ` is not an array of up to ${count} elements`);
+      if (value.length > count) throw invalid(RangeError, value.length, ` elements in an array of ${count}`);
       value.forEach((element, i) => {
         type.set(view, at + i * type.size, element);
       });
@@ -147,7 +164,9 @@ export function bytes(size: number): Type<Uint8Array> {
     align: 1,
     get: (view, at) => new Uint8Array(view.buffer, view.byteOffset + at, size).slice(),
     set(view, at, value) {
-      if (value.length > size) throw new RangeError(`${value.length} bytes in a field of ${size}`);
+      if (!(value instanceof Uint8Array))
+        throw invalid(TypeError, value, ` is not a Uint8Array of up to ${size} bytes`);
+      if (value.length > size) throw invalid(RangeError, value.length, ` bytes in a field of ${size}`);
       new Uint8Array(view.buffer, view.byteOffset + at, size).set(value);
     },
   };
@@ -206,17 +225,25 @@ function layout<F extends Fields>(name: string, members: F, overlaid: boolean): 
   const get = (view: DataView, at: number) =>
     Object.fromEntries(entries.map(([key, { offset, type }]) => [key, type.get(view, at + offset)]));
   const set = (view: DataView, at: number, value: Record<string, unknown>) => {
+    if (typeof value !== 'object' || value === null) {
+      throw invalid(TypeError, value, ` is not an object with fields of ${name}`);
+    }
     for (const key of Object.keys(value)) {
       if (!Object.hasOwn(fields, key)) {
-        throw new TypeError(`${name} has no field ${key}; its fields are ${Object.keys(fields).join(', ')}`);
+        throw invalid(
+          TypeError,
+          name,
+          ` has no field ${key}; its fields are ${Object.keys(fields).join(', ')}`,
+        );
       }
       if (value[key] === undefined) continue;
       const { offset, type } = fields[key]!;
       try {
         type.set(view, at + offset, value[key]);
       } catch (cause) {
+        if ((cause as { code?: unknown } | undefined)?.code !== CODE) throw cause; // a getter's of the caller
         const ErrorType = cause instanceof TypeError ? TypeError : RangeError;
-        throw new ErrorType(`${name}.${key}: ${(cause as Error).message}`, { cause });
+        throw invalid(ErrorType, name, `.${key}: ${(cause as Error).message}`, cause);
       }
     }
   };

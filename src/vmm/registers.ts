@@ -12,6 +12,16 @@ const CONTROL = ['cr0', 'cr2', 'cr3', 'cr4', 'efer'] as const satisfies readonly
 const wide = (value: bigint) => value.toString(16).padStart(16, '0');
 const hex = (value: number | bigint) => `0x${value.toString(16)}`;
 
+/** Where a processor begins after a reset (SDM volume 3, 10.1.4 "First Instruction Executed"): code segment and rip. */
+const RESET = { base: 0xffff_0000n, rip: 0xfff0n } as const;
+
+/**
+ * Whether the vCPU is as after a reset. KVM on AMD resets it at a triple fault (svm.c, shutdown_interception), so
+ * that after Exit.SHUTDOWN its registers may tell nothing about the guest.
+ */
+export const isReset = (vcpu: Vcpu): boolean =>
+  vcpu.getRegs().rip === RESET.rip && vcpu.getSregs().cs.base === RESET.base;
+
 /**
  * Six lines: where it is, what is in the general registers, which mode it is in. Of a vCPU that is not in run().
  * @param indent goes before each line

@@ -1,6 +1,7 @@
 import { expect } from 'vitest';
 import { Cap, type Hypervisor, type Vm, VmType } from '../../src/index.ts';
 import { API_VERSION, Hypercall, MemoryAttribute, SyncRegs } from '../../src/uapi/index.ts';
+import { typesOf } from '../support/conditions.ts';
 import { errnoOf } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
@@ -88,9 +89,7 @@ conformance('capabilities', ({ it, needs }) => {
 
   needs('guest-memfd')('KVM_CAP_GUEST_MEMFD tells at VM scope whether this VM can bind one', (hv) => {
     expect(hv.checkExtension(Cap.GUEST_MEMFD)).toBe(1);
-    const types = hv.checkExtension(Cap.VM_TYPES) | (1 << VmType.DEFAULT);
-    for (const type of [VmType.DEFAULT, VmType.SW_PROTECTED]) {
-      if ((types & (1 << type)) === 0) continue;
+    for (const type of typesOf(hv).filter((type) => type <= VmType.SW_PROTECTED)) {
       using vm = hv.createVm({ type });
       using ram = vm.allocate(4096);
       using secret = vm.createGuestMemfd(4096);

@@ -1,12 +1,12 @@
 /**
- * Spec 4, the errno ABI: kvm_run.memory_fault is valid if and only if KVM_RUN failed with EFAULT or EHWPOISON and
+ * The errno ABI (api.rst, KVM_CAP_MEMORY_FAULT_INFO, and the mails of November 2023 about it): kvm_run.memory_fault is valid if and only if KVM_RUN failed with EFAULT or EHWPOISON and
  * exit_reason is KVM_EXIT_MEMORY_FAULT. Everything else that ends KVM_RUN leaves in exit_reason what stood there, and
  * some reasons must survive a KVM_RUN with immediate_exit. (KVM_ENABLE_CAP of the capability: capabilities.test.ts; a
  * failed KVM_PRE_FAULT_MEMORY: pre-fault.test.ts.)
  */
 import { expect } from 'vitest';
 import { Exit, type Hypervisor, type Vcpu } from '../../src/index.ts';
-import { Errno, errnoName, exitArms, EXIT_OFFSET, kvm_run } from '../../src/uapi/index.ts';
+import { Errno, EXIT_OFFSET, errnoName, exitArms, kvm_run } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA, AREA_SLOT, Area, PAGE } from '../support/area.ts';
 import { DEADLINE_MS, errnoOf, expectOutcome, runTo } from '../support/run.ts';
@@ -55,29 +55,37 @@ const injected: readonly (readonly [number, number, number | string])[] = [
 ];
 
 const outcomeName = (outcome: number | string) =>
-  typeof outcome === 'string' ? `the error ${outcome}` : Object.entries(Exit).find(([, n]) => n === outcome)![0];
+  typeof outcome === 'string'
+    ? `the error ${outcome}`
+    : Object.entries(Exit).find(([, n]) => n === outcome)![0];
 
 conformance('the errno ABI', ({ it, needs }) => {
   const itExits = needs('immediate-exit');
 
   for (const [name, arrange] of exits) {
-    itExits(`exit_reason ${name} is preserved across a run with immediate_exit, which is an interruption`, (hv) => {
-      withAgent(hv, (agent) => {
-        arrange(agent);
-        expectOutcome(agent.vcpu, Exit[name]);
-        runInterrupted(agent.vcpu);
-        expect(agent.vcpu.raw.exitReason).toBe(Exit[name]);
-      });
-    });
+    itExits(
+      `exit_reason ${name} is preserved across a run with immediate_exit, which is an interruption`,
+      (hv) => {
+        withAgent(hv, (agent) => {
+          arrange(agent);
+          expectOutcome(agent.vcpu, Exit[name]);
+          runInterrupted(agent.vcpu);
+          expect(agent.vcpu.raw.exitReason).toBe(Exit[name]);
+        });
+      },
+    );
   }
 
-  itExits('EINTR with MEMORY_FAULT standing in exit_reason is an interruption, and KVM leaves it there', (hv) => {
-    withAgent(hv, ({ vcpu }) => {
-      vcpu.raw.exitReason = Exit.MEMORY_FAULT;
-      runInterrupted(vcpu);
-      expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
-    });
-  });
+  itExits(
+    'EINTR with MEMORY_FAULT standing in exit_reason is an interruption, and KVM leaves it there',
+    (hv) => {
+      withAgent(hv, ({ vcpu }) => {
+        vcpu.raw.exitReason = Exit.MEMORY_FAULT;
+        runInterrupted(vcpu);
+        expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+      });
+    },
+  );
 
   itExits('a run that enters the guest clears what stood in exit_reason', (hv) => {
     withAgent(hv, (agent) => {
@@ -88,14 +96,17 @@ conformance('the errno ABI', ({ it, needs }) => {
     });
   });
 
-  needs('sync-regs')('EINVAL with MEMORY_FAULT standing in exit_reason is an error and no memory fault', (hv) => {
-    withAgent(hv, ({ vcpu }) => {
-      vcpu.raw.exitReason = Exit.MEMORY_FAULT;
-      vcpu.syncRegs.valid = 2 ** 31;
-      expect(errnoOf(() => vcpu.run(DEADLINE_MS))).toBe('EINVAL');
-      expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
-    });
-  });
+  needs('sync-regs')(
+    'EINVAL with MEMORY_FAULT standing in exit_reason is an error and no memory fault',
+    (hv) => {
+      withAgent(hv, ({ vcpu }) => {
+        vcpu.raw.exitReason = Exit.MEMORY_FAULT;
+        vcpu.syncRegs.valid = 2 ** 31;
+        expect(errnoOf(() => vcpu.run(DEADLINE_MS))).toBe('EINVAL');
+        expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+      });
+    },
+  );
 
   needs('private-memory', 'memory-fault')('after a memory fault is decoded, exit_reason is reset', (hv) => {
     using area = new Area(hv);
@@ -108,28 +119,34 @@ conformance('the errno ABI', ({ it, needs }) => {
   });
 
   // kvm_handle_error_pfn returns -EFAULT as it is: the capability's text promises more than x86 does.
-  needs('unbacked-fault')('a slot with no mapping behind it gives an EFAULT without fault information', (hv) => {
-    withAgent(hv, (agent) => {
-      agent.vm.setUserMemoryRegion({ slot: AREA_SLOT, guestPhysAddr: AREA, memorySize: PAGE });
-      agent.begin('read', { rdi: AREA });
-      expectOutcome(agent.vcpu, Exit.FAULT);
-      expect(agent.vcpu.raw.exitReason).not.toBe(Exit.MEMORY_FAULT);
-    });
-  });
+  needs('unbacked-fault')(
+    'a slot with no mapping behind it gives an EFAULT without fault information',
+    (hv) => {
+      withAgent(hv, (agent) => {
+        agent.vm.setUserMemoryRegion({ slot: AREA_SLOT, guestPhysAddr: AREA, memorySize: PAGE });
+        agent.begin('read', { rdi: AREA });
+        expectOutcome(agent.vcpu, Exit.FAULT);
+        expect(agent.vcpu.raw.exitReason).not.toBe(Exit.MEMORY_FAULT);
+      });
+    },
+  );
 
-  needs('unbacked-fault')('an EFAULT without fault information can be mended and the access retried', (hv) => {
-    withAgent(hv, (agent) => {
-      const slot = { slot: AREA_SLOT, guestPhysAddr: AREA };
-      using ram = agent.vm.allocate(PAGE);
-      agent.vm.setUserMemoryRegion({ ...slot, memorySize: PAGE });
-      agent.begin('read', { rdi: AREA });
-      expectOutcome(agent.vcpu, Exit.FAULT);
-      agent.vm.setUserMemoryRegion({ ...slot, memorySize: 0 });
-      agent.vm.setUserMemoryRegion({ ...slot, memory: ram });
-      ram.bytes[0] = 7;
-      expect(agent.resume()).toBe(7n);
-    });
-  });
+  needs('unbacked-fault')(
+    'an EFAULT without fault information can be mended and the access retried',
+    (hv) => {
+      withAgent(hv, (agent) => {
+        const slot = { slot: AREA_SLOT, guestPhysAddr: AREA };
+        using ram = agent.vm.allocate(PAGE);
+        agent.vm.setUserMemoryRegion({ ...slot, memorySize: PAGE });
+        agent.begin('read', { rdi: AREA });
+        expectOutcome(agent.vcpu, Exit.FAULT);
+        agent.vm.setUserMemoryRegion({ ...slot, memorySize: 0 });
+        agent.vm.setUserMemoryRegion({ ...slot, memory: ram });
+        ram.bytes[0] = 7;
+        expect(agent.resume()).toBe(7n);
+      });
+    },
+  );
 
   for (const [errno, standing, outcome] of injected) {
     const reason = standing === Exit.RISCV_CSR ? '36' : outcomeName(standing);

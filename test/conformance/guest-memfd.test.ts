@@ -12,6 +12,7 @@ import {
 import { expect } from 'vitest';
 import { Cap, type GuestMemfd, type Hypervisor, type Vm } from '../../src/index.ts';
 import { PAGE } from '../support/area.ts';
+import { typesOf } from '../support/conditions.ts';
 import { errnoOf } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 import { Tap } from '../support/tap.ts';
@@ -129,14 +130,16 @@ conformance('guest_memfd', ({ needs }) => {
     }
   });
 
-  it('a flag is taken exactly if KVM_CAP_GUEST_MEMFD_FLAGS of the VM has it; else EINVAL', (hv) => {
+  it('a flag is taken exactly if KVM_CAP_GUEST_MEMFD_FLAGS of the VM has it, by every VM type; else EINVAL', (hv) => {
     using tap = new Tap(hv.backend);
-    using vm = tap.hv.createVm();
-    const known = BigInt(vm.checkExtension(Cap.GUEST_MEMFD_FLAGS));
-    for (let bit = 0n; bit < 64n; bit++) {
-      const flags = 1n << bit;
-      const answer = tap.createGuestMemfd({ size: PAGE, flags });
-      expect.soft(answer, `bit ${bit}`).toBe((flags & known) !== 0n ? 'ok' : 'EINVAL');
+    for (const type of typesOf(hv)) {
+      using vm = tap.hv.createVm({ type });
+      const known = BigInt(vm.checkExtension(Cap.GUEST_MEMFD_FLAGS));
+      for (let bit = 0n; bit < 64n; bit++) {
+        const flags = 1n << bit;
+        const answer = tap.createGuestMemfd({ size: PAGE, flags });
+        expect.soft(answer, `VM type ${type}, bit ${bit}`).toBe((flags & known) !== 0n ? 'ok' : 'EINVAL');
+      }
     }
   });
 

@@ -2,9 +2,9 @@
 import { expect } from 'vitest';
 import { Exit, type Hypervisor } from '../../src/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
+import { kicker } from '../support/kicker.ts';
 import { DEADLINE_MS, expectOutcome, runTo } from '../support/run.ts';
 import { spin } from '../support/snippets.ts';
-import { kicker } from '../support/kicker.ts';
 import { conformance } from '../support/suite.ts';
 
 /** How long a guest spins before it is stopped; long enough to have begun. */

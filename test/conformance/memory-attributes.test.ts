@@ -1,4 +1,5 @@
-/** api.rst, KVM_SET_MEMORY_ATTRIBUTES; spec 3: the gfn's PRIVATE attribute picks which memory is mapped. */
+/** api.rst, KVM_SET_MEMORY_ATTRIBUTES; the commit "KVM: x86/mmu: Handle page fault for private memory":
+ * the gfn's PRIVATE attribute picks which memory is mapped. */
 import { expect } from 'vitest';
 import { Cap, type Hypervisor, MemoryAttribute, VmType } from '../../src/index.ts';
 import { ioctls } from '../../src/uapi/index.ts';

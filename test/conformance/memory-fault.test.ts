@@ -1,6 +1,6 @@
 /**
- * KVM_EXIT_MEMORY_FAULT as today's kernels have it (spec 3 and 4; api.rst, KVM_EXIT_MEMORY_FAULT and
- * KVM_CAP_MEMORY_FAULT_INFO; the kernel's private_mem_kvm_exits_test).
+ * KVM_EXIT_MEMORY_FAULT as today's kernels have it: api.rst, KVM_EXIT_MEMORY_FAULT and KVM_CAP_MEMORY_FAULT_INFO; the
+ * kernel's private_mem_kvm_exits_test.
  *
  * On a SW_PROTECTED VM the attribute itself says whether an access is private (arch/x86/kvm/mmu/mmu.c), so what ends
  * here are private accesses that find nothing behind them. The other condition of the documents, a guest that asks
@@ -136,7 +136,7 @@ conformance('memory faults', ({ needs }) => {
     });
   });
 
-  // Spec 1 and 2: userspace may handle the error and return to KVM to retry the previous memory access.
+  // The exit's first descriptions say it so: userspace may handle the error and return to KVM to retry the previous memory access.
   it('a slot with a guest_memfd resolves it: the access is retried and finds the private memory', (hv) => {
     withPrivateArea(hv, (area) => {
       area.agent.write(AREA, PRIVATE);

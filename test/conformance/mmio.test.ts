@@ -73,7 +73,10 @@ conformance('memory-mapped I/O', ({ it }) => {
       expect(mmioOf(agent.vcpu)).toEqual(read(MMIO + 8, 8));
       agent.vcpu.mmio.value = 2n;
       agent.resume();
-      expect([wordAt(agent.ram.bytes, Layout.free), wordAt(agent.ram.bytes, Layout.free + 8)]).toEqual([1n, 2n]);
+      expect([wordAt(agent.ram.bytes, Layout.free), wordAt(agent.ram.bytes, Layout.free + 8)]).toEqual([
+        1n,
+        2n,
+      ]);
     });
   });
 

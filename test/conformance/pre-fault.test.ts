@@ -95,35 +95,44 @@ conformance('pre-faulting', ({ needs }) => {
     expect([wordAt(area.shared.bytes), wordAt(area.shared.bytes, PAGE)]).toEqual([0n, VALUE]);
   });
 
-  itPrivate('a private page with nothing behind it gives EFAULT, and leaves MEMORY_FAULT in exit_reason', (hv) => {
-    withUnbacked(hv, ({ agent: { vcpu } }) => {
-      expect(vcpu.raw.exitReason).not.toBe(Exit.MEMORY_FAULT);
-      expect(errnoOf(() => vcpu.preFaultMemory(AREA, PAGE))).toBe('EFAULT');
-      expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
-    });
-  });
+  itPrivate(
+    'a private page with nothing behind it gives EFAULT, and leaves MEMORY_FAULT in exit_reason',
+    (hv) => {
+      withUnbacked(hv, ({ agent: { vcpu } }) => {
+        expect(vcpu.raw.exitReason).not.toBe(Exit.MEMORY_FAULT);
+        expect(errnoOf(() => vcpu.preFaultMemory(AREA, PAGE))).toBe('EFAULT');
+        expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+      });
+    },
+  );
 
-  // Spec 4: an EINTR must not be misinterpreted because of what stands in exit_reason.
-  itPrivate('an interrupted run after it is no memory fault, although MEMORY_FAULT stands in exit_reason', (hv) => {
-    withUnbacked(hv, ({ agent: { vcpu } }) => {
-      errnoOf(() => vcpu.preFaultMemory(AREA, PAGE));
-      vcpu.immediateExit = true;
-      vcpu.run();
-      expectOutcome(vcpu, Exit.INTERRUPTED);
-      expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
-    });
-  });
+  // The mails about KVM_CAP_MEMORY_FAULT_INFO: an EINTR must not be misinterpreted because of what stands in exit_reason.
+  itPrivate(
+    'an interrupted run after it is no memory fault, although MEMORY_FAULT stands in exit_reason',
+    (hv) => {
+      withUnbacked(hv, ({ agent: { vcpu } }) => {
+        errnoOf(() => vcpu.preFaultMemory(AREA, PAGE));
+        vcpu.immediateExit = true;
+        vcpu.run();
+        expectOutcome(vcpu, Exit.INTERRUPTED);
+        expect(vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+      });
+    },
+  );
 
   // memory_fault and mmio share the exit union: gpa lies where mmio.data does.
-  itPrivate('a failing pre-fault overwrites the pending exit: what an MMIO read was answered is lost', (hv) => {
-    withUnbacked(hv, ({ agent }) => {
-      agent.begin('read', { rdi: 2 * AREA - PAGE });
-      expectOutcome(agent.vcpu, Exit.MMIO);
-      agent.vcpu.mmio.value = FROM_VMM;
-      errnoOf(() => agent.vcpu.preFaultMemory(AREA, PAGE));
-      expect(agent.resume()).toBe(BigInt(AREA));
-    });
-  });
+  itPrivate(
+    'a failing pre-fault overwrites the pending exit: what an MMIO read was answered is lost',
+    (hv) => {
+      withUnbacked(hv, ({ agent }) => {
+        agent.begin('read', { rdi: 2 * AREA - PAGE });
+        expectOutcome(agent.vcpu, Exit.MMIO);
+        agent.vcpu.mmio.value = FROM_VMM;
+        errnoOf(() => agent.vcpu.preFaultMemory(AREA, PAGE));
+        expect(agent.resume()).toBe(BigInt(AREA));
+      });
+    },
+  );
 
   itPrivate('an answer written after the pre-fault reaches the guest', (hv) => {
     withUnbacked(hv, ({ agent }) => {

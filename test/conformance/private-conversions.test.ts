@@ -1,5 +1,5 @@
 /**
- * Conversions that the guest asks for (spec 1 and 2, "explicit conversion"): the guest calls KVM_HC_MAP_GPA_RANGE, KVM
+ * Conversions that the guest asks for ("explicit conversion" in the descriptions of KVM_EXIT_MEMORY_ERROR and of its ninth version): the guest calls KVM_HC_MAP_GPA_RANGE, KVM
  * exits, the VMM converts and answers. After the kernel's private_mem_conversions_test.
  */
 import { expect } from 'vitest';

@@ -139,7 +139,12 @@ conformance('sync regs', ({ needs }) => {
       for (const nr of [2, 32, 255]) {
         vcpu.syncRegs.events = { ...events, exception: { ...events.exception, nr, injected: 1 } };
         vcpu.syncRegs.dirty = SyncRegs.EVENTS;
-        expect.soft(errnoOf(() => vcpu.run(1000)), `exception ${nr}`).toBe('EINVAL');
+        expect
+          .soft(
+            errnoOf(() => vcpu.run(1000)),
+            `exception ${nr}`,
+          )
+          .toBe('EINVAL');
       }
       vcpu.syncRegs.dirty = 0;
       runTo(vcpu, Exit.IO);

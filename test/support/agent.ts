@@ -3,7 +3,7 @@
  * a test is a conversation instead of machine code of its own.
  */
 import { Exit, type GuestMemory, type Hypervisor, type Regs, type Vcpu, type Vm } from '../../src/index.ts';
-import type { Input } from '../../src/uapi/index.ts';
+import { GuestDebug, type Input } from '../../src/uapi/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
 import { enterLongMode } from '../../src/vmm/long-mode.ts';
 import { DEADLINE_MS, expectOutcome } from './run.ts';
@@ -71,6 +71,12 @@ const RAM_SIZE = 0x10_0000;
 const AFTER_OUT = 2;
 const RESERVED_FLAG = 0x2n;
 const IOPL3 = 0x3000n;
+
+/** For setGuestDebug(): a breakpoint in the first debug register (SDM volume 3, 18.2.4: DR7's G0, on execution). */
+export const breakAt = (address: number) => ({
+  control: GuestDebug.ENABLE | GuestDebug.USE_HW_BP,
+  arch: { debugreg: [BigInt(address), 0n, 0n, 0n, 0n, 0n, 0n, 0x402n] },
+});
 
 export interface AgentOptions {
   /** VmType. */

@@ -1,8 +1,21 @@
 /** What a case can need of its host: the package's own features, and a few of the suite's, each tried. */
 import { readFileSync } from 'node:fs';
-import { Cap, type Feature, features, type Hypervisor, MemFlag, missing, VmType } from '../../src/index.ts';
+import {
+  Cap,
+  Exit,
+  exitName,
+  type Feature,
+  features,
+  type Hypervisor,
+  MemFlag,
+  missing,
+  VmType,
+} from '../../src/index.ts';
 import { Quirk } from '../../src/uapi/index.ts';
+import { Agent, breakAt, Layout } from './agent.ts';
+import { noPoison } from './hwpoison.ts';
 import { errnoOf } from './run.ts';
+import { nops } from './snippets.ts';
 import { Tap } from './tap.ts';
 
 /** Undefined when the host has it, else why not. */
@@ -18,6 +31,15 @@ const others = {
     / decodeassists /.test(readFileSync('/proc/cpuinfo', 'utf8'))
       ? 'this processor gives KVM the bytes of an instruction that it must emulate (decodeassists)'
       : undefined,
+  'hardware-breakpoint'(hv) {
+    using agent = Agent.boot(hv);
+    agent.vcpu.setGuestDebug(breakAt(Layout.snippet));
+    const outcome = agent.beginCode(nops);
+    return outcome === Exit.DEBUG
+      ? undefined
+      : `a debug register's breakpoint is passed over: ${exitName(outcome)}`;
+  },
+  'hwpoison-injection': noPoison,
   'slot-zap-quirk'(hv) {
     using vm = hv.createVm();
     return (vm.checkExtension(Cap.DISABLE_QUIRKS2) & Quirk.SLOT_ZAP_ALL) !== 0
@@ -49,15 +71,21 @@ export function bindAt(hv: Hypervisor, guestMemfdOffset: bigint): string {
   return tap.setRegion(region, ram, secret.fd.handle);
 }
 
-/** A VM type whose slots can have a guest_memfd: SW_PROTECTED, or else (since 6.18) the default. */
-export function bindableType(hv: Hypervisor): number | undefined {
-  const there = hv.checkExtension(Cap.VM_TYPES) | (1 << VmType.DEFAULT);
-  return [VmType.SW_PROTECTED, VmType.DEFAULT].find((type) => {
-    if ((there & (1 << type)) === 0) return false;
-    using vm = hv.createVm({ type });
-    return vm.checkExtension(Cap.GUEST_MEMFD) > 0;
-  });
+/** The VM types that the host makes, the default first. */
+export function typesOf(hv: Hypervisor): number[] {
+  const types = hv.checkExtension(Cap.VM_TYPES) | (1 << VmType.DEFAULT);
+  return Object.values(VmType).filter((type) => (types & (1 << type)) !== 0);
 }
+
+/** A VM type whose slots can have a guest_memfd: SW_PROTECTED, or else (since 6.18) the default. */
+export const bindableType = (hv: Hypervisor): number | undefined =>
+  typesOf(hv)
+    .filter((type) => type === VmType.SW_PROTECTED || type === VmType.DEFAULT)
+    .reverse()
+    .find((type) => {
+      using vm = hv.createVm({ type });
+      return vm.checkExtension(Cap.GUEST_MEMFD) > 0;
+    });
 
 export type Condition = Feature | keyof typeof others;
 

@@ -18,7 +18,11 @@ const source = `
 `;
 
 /** A thread that is ready to kick, after a time; `kicked` tells whether there was such a vCPU. */
-export async function kicker(backend: string, kickId: number, afterMs: number): Promise<{ kicked: Promise<boolean> }> {
+export async function kicker(
+  backend: string,
+  kickId: number,
+  afterMs: number,
+): Promise<{ kicked: Promise<boolean> }> {
   if (!existsSync(dist)) throw new Error('dist/ is not there: npm run setup');
   const worker = new Worker(source, { eval: true, workerData: { backend, kickId, afterMs } });
   const message = () =>

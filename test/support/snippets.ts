@@ -148,10 +148,11 @@ export const invalid = guest(
  0f 0b | ud2
 `,
 );
+/** Waits with interrupts on until a handler has set al. */
 export const interruptible = guest(
   64,
   `
- fb 90 90 fa c3 | sti; nop; nop; cli; ret
+ b0 00 fb 84 c0 74 fc fa c3 | mov al, 0; sti; again: test al, al; jz again; cli; ret
 `,
 );
 /** No emulator of KVM's has this; on memory-mapped I/O it would need one. */
@@ -166,5 +167,18 @@ export const count = guest(
   64,
   `
  ee 48 ff c3 eb fa | again: out dx, al; inc rbx; jmp again
+`,
+);
+export const nops = guest(
+  64,
+  `
+ 90 90 90 f4 | nop; nop; nop; hlt
+`,
+);
+/** rax: what CPUID gave in ebx. */
+export const cpuid = guest(
+  64,
+  `
+ 0f a2 89 d8 c3 | cpuid; mov eax, ebx; ret
 `,
 );

@@ -194,8 +194,11 @@ describe('vmexit run', () => {
     const { status, stdout, stderr } = vmexit(['run', '--mode', 'long', bin('crashes', crashes)]);
     expect([status, stdout]).toEqual([1, '']);
     expect(stderr).toMatch(/^vmexit: the guest ended with shutdown \(on x86 a triple fault\): /);
-    expect(stderr).toMatch(/^ {2}rip 0x100a in 0x8 \(base 0x0, 64-bit\)/m);
-    expect(stderr).toMatch(/rbx 1122334455667788/);
+    // KVM on AMD resets the processor at a triple fault.
+    if (!/its registers are gone/.test(stderr)) {
+      expect(stderr).toMatch(/^ {2}rip 0x100a in 0x8 \(base 0x0, 64-bit\)/m);
+      expect(stderr).toMatch(/rbx 1122334455667788/);
+    }
     expect(stderr).not.toMatch(/ at /);
   });
 

@@ -182,7 +182,8 @@ describe('the probe', () => {
     const reason = features['map-gpa-range'](hv);
     if (!claimed) expect(reason).toMatch(/KVM_CAP_EXIT_HYPERCALL lacks/);
     // There are hosts where it is claimed, and the hypercall never comes back from KVM.
-    else if (reason !== undefined) expect(reason).toMatch(/a guest that tries it (does not come back|ends with)/);
+    else if (reason !== undefined)
+      expect(reason).toMatch(/a guest that tries it (does not come back|ends with)/);
   });
 
   onKvm('is what openHypervisor asks about its needs', (hv) => {

@@ -7,6 +7,7 @@ import {
   type Guest,
   guest,
   type Hypervisor,
+  isReset,
   MAX_MACHINE_MEMORY,
   Machine,
   type MachineOptions,
@@ -45,6 +46,13 @@ const prints = guest(
      b0 61    |        mov al, 'a'
      ee       | next:  out dx, al
      eb fd    |        jmp next
+`,
+);
+const haltsTwice = guest(
+  16,
+  `
+     f4 | hlt
+     f4 | hlt
 `,
 );
 const crashes = guest(
@@ -221,7 +229,8 @@ describe('the run loop', () => {
       const end = await loop.run(SAFE);
       expect(end).toMatchObject({ reason: 'unhandled', exit: { reason: 'SHUTDOWN' } });
       expect(loop.exits).toEqual({ SHUTDOWN: 1 });
-      expect(describeRegisters(vcpu)).toMatch(/^rip 0x1000 in 0x8 \(base 0x0, 64-bit\)/);
+      // KVM on AMD resets the processor at a triple fault.
+      if (!isReset(vcpu)) expect(describeRegisters(vcpu)).toMatch(/^rip 0x1000 in 0x8 \(base 0x0, 64-bit\)/);
     }),
   );
 
@@ -229,14 +238,14 @@ describe('the run loop', () => {
     const told: string[] = [];
     const handlers = [
       { handle: () => false },
-      { handle: (_vcpu: unknown, exit: number) => exit === Exit.SHUTDOWN && told.push('handled') === 1 },
+      { handle: (_vcpu: unknown, exit: number) => exit === Exit.HLT && told.push('handled') === 1 },
     ];
     const onExit: RunLoopOptions['onExit'] = (vcpu, exit) => told.push(`${exit} ${vcpu.exit.reason}`);
-    return withLoop(hv, crashes, { handlers, onExit }, async (loop) => {
-      // Served once, the triple fault comes again, for nobody has mended it.
-      expect(await loop.run(SAFE)).toMatchObject({ reason: 'unhandled' });
-      expect(told).toEqual(['handled', '8 SHUTDOWN', 'handled', '8 SHUTDOWN']);
-      expect(loop.exits).toEqual({ SHUTDOWN: 2 });
+    return withLoop(hv, haltsTwice, { handlers, onExit }, async (loop) => {
+      // The second HLT is not the handler's, and so it is the end.
+      expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
+      expect(told).toEqual(['handled', '5 HLT', 'handled', '5 HLT']);
+      expect(loop.exits).toEqual({ HLT: 2 });
     });
   });
 

@@ -1,0 +1,360 @@
+// Calls every function of the addon with whatever JS can make, and reports what came back. Run as a process of its
+// own by hostile.test.ts, for what it looks for is this process's death.
+//
+//   node --expose-gc hostile-native.mjs SEED CALLS LOG
+//
+// LOG always holds the call in progress: the last line of a process that died. VMEXIT_ADDON names another build of
+// the addon (a sanitizer's).
+import { openSync, readdirSync, writeSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { isExternal, isUint8Array } from 'node:util/types';
+import {
+  arrays,
+  below,
+  bigints,
+  bytes,
+  chance,
+  choice,
+  hugeBigints,
+  numbers,
+  objects,
+  others,
+  seed,
+  sizes,
+} from './hostile-values.mjs';
+
+const [, , SEED, CALLS, LOG] = process.argv;
+const addon = process.env.VMEXIT_ADDON ?? new URL('../../build/Release/vmexit.node', import.meta.url);
+const native = createRequire(import.meta.url)(fileURLToPath(new URL(addon, 'file:')));
+seed(Number(SEED));
+const log = LOG === undefined ? undefined : openSync(LOG, 'w');
+
+const PAGE = 4096;
+const POOL = 48; // open handles at most
+const BIG = 2 ** 20; // memory larger than this is closed at once, lest a call fills it
+const rows = native.requests();
+const row = (name) => rows.find((other) => other.name === name);
+const request = (name) => row(name).request;
+
+// --- handles -----------------------------------------------------------------------------------------------------
+
+/** Open handles by kind; `functions` are what runner() made. */
+const open = { system: [], vm: [], vcpu: [], gmem: [], memory: [], reservation: [], functions: [] };
+const kinds = ['system', 'vm', 'vcpu', 'gmem', 'memory', 'reservation'];
+const closedHandles = [];
+
+function keep(kind, handle) {
+  if (!isExternal(handle)) return undefined; // an errno, or what `new` makes of one
+  open[kind].push(handle);
+  return handle;
+}
+
+function discard(kind, index = below(open[kind].length)) {
+  const [handle] = open[kind].splice(index, 1);
+  if (handle === undefined) return;
+  // Some are left to the garbage collector.
+  if (chance(0.8)) native.close(handle);
+  closedHandles.push(handle);
+  if (closedHandles.length > 16) closedHandles.shift();
+}
+
+const forgetClosed = (handle) => {
+  for (const kind of kinds) {
+    const index = open[kind].indexOf(handle);
+    if (index >= 0) open[kind].splice(index, 1);
+  }
+};
+
+/** A VM with RAM full of random code, a vCPU, and what else this KVM allows. */
+function furnish() {
+  const system = open.system[0] ?? keep('system', native.open('/dev/kvm'));
+  if (open.vm.length > 3) discard('vm', 0);
+  const vm = keep('vm', native.create(system, request('KVM_CREATE_VM'), chance(0.2) ? below(6) : 0));
+  if (vm === undefined) return;
+  const memory = keep('memory', native.allocate(16 * PAGE));
+  const ram = new Uint8Array(native.buffer(memory));
+  for (let i = 0; i < ram.length; i += 1 + below(8)) ram[i] = below(256);
+  const region = new Uint8Array(32);
+  new DataView(region.buffer).setBigUint64(16, BigInt(ram.length), true);
+  native.setMemoryRegion(vm, request('KVM_SET_USER_MEMORY_REGION'), region, memory, 0, null);
+  const vcpu = keep('vcpu', native.create(vm, request('KVM_CREATE_VCPU'), 0));
+  if (vcpu !== undefined) {
+    startAtZero(vcpu);
+    open.functions.push(native.runner(vcpu));
+  }
+  const wanted = new Uint8Array(64);
+  new DataView(wanted.buffer).setBigUint64(0, BigInt(16 * PAGE), true);
+  new DataView(wanted.buffer).setBigUint64(8, BigInt(choice([0, 0, 3])), true);
+  keep('gmem', native.create(vm, request('KVM_CREATE_GUEST_MEMFD'), wanted));
+  keep('reservation', native.reserve(16 * PAGE));
+  while (open.functions.length > 8) open.functions.shift();
+}
+
+/** Real mode, at the first byte of the RAM. */
+function startAtZero(vcpu) {
+  const sregs = new Uint8Array(312);
+  native.ioctl(vcpu, request('KVM_GET_SREGS'), sregs);
+  sregs.fill(0, 0, 8).fill(0, 12, 14); // cs.base, cs.selector
+  native.ioctl(vcpu, request('KVM_SET_SREGS'), sregs);
+  const regs = new Uint8Array(144);
+  regs[136] = 2; // rflags; rip is 0
+  native.ioctl(vcpu, request('KVM_SET_REGS'), regs);
+}
+
+function bound() {
+  for (const kind of kinds) {
+    while (open[kind].length > POOL / kinds.length) discard(kind, 0);
+  }
+}
+
+// --- values ------------------------------------------------------------------------------------------------------
+
+const structSizes = rows.map(({ request }) => (request >>> 16) & 0x3fff);
+
+/** Guest memory, or kvm_run itself. */
+function own() {
+  const handle = choice([...open.memory, ...open.vcpu]);
+  if (handle === undefined) return bytes(8);
+  const buffer = native.buffer(handle);
+  return new Uint8Array(buffer);
+}
+
+const anyHandle = () => {
+  const kind = choice(kinds);
+  return open[kind].length > 0 ? choice(open[kind]) : (closedHandles[0] ?? null);
+};
+
+function value() {
+  switch (below(9)) {
+    case 0:
+      return choice(numbers);
+    case 1:
+      return choice(chance(0.7) ? bigints : hugeBigints);
+    case 2:
+      return below(2 ** 32);
+    case 3:
+      return choice(others);
+    case 4:
+      return choice(objects);
+    case 5: {
+      const size = choice(chance(0.5) ? sizes : structSizes);
+      return chance(0.1) ? own().subarray(below(2), size) : choice(arrays)(size);
+    }
+    case 6:
+      return closedHandles.length > 0 ? choice(closedHandles) : null;
+    case 7:
+      return rows[below(rows.length)].request;
+    default:
+      return anyHandle();
+  }
+}
+
+// --- calls -------------------------------------------------------------------------------------------------------
+
+/** Requests that the kernel took, and runs that entered it: that the storm gets past the addon's own checks. */
+const accepted = new Set();
+let runs = 0;
+const EINTR = -4;
+const ETIME = -62;
+
+const names = [...Object.keys(native), 'run'];
+const deep = ['ioctl', 'ioctl', 'ioctl', 'create', 'setMemoryRegion', 'run'];
+const kindOf = { 1: 'system', 2: 'vm', 4: 'vcpu', 8: 'gmem' };
+const handleFor = (on) => {
+  const suitable = Object.keys(kindOf).filter((bit) => (on & bit) !== 0 && open[kindOf[bit]].length > 0);
+  return suitable.length > 0 ? choice(open[kindOf[choice(suitable)]]) : anyHandle();
+};
+
+/** An argument of the right shape for the row, with any contents. */
+function argumentFor({ arg, request, element }) {
+  const fixed = (request >>> 16) & 0x3fff;
+  if (arg === 0) return undefined;
+  if (arg === 1) return chance(0.5) ? below(300) : choice(numbers);
+  if (arg === 4) return bytes(choice([4096, 8192, 65_536]));
+  if (arg !== 3) return bytes(fixed);
+  const count = choice([0, 1, 2, 3, 16, 128, 256, 257, 4096]);
+  const list = bytes(fixed + count * element);
+  if (fixed + count * element >= 4) new DataView(list.buffer).setUint32(0, count, true);
+  return list;
+}
+
+/** Arguments that the function may well accept. */
+const plausible = {
+  open: () => [
+    choice(['/dev/kvm', '/dev/null', '/dev/zero', '/', '/nonexistent', '/dev/kvm\0', 'x'.repeat(5000)]),
+  ],
+  ioctl: () => {
+    const wanted = choice(rows);
+    return [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
+  },
+  create: () => {
+    const wanted = row(
+      choice(['KVM_CREATE_VM', 'KVM_CREATE_VCPU', 'KVM_CREATE_VCPU', 'KVM_CREATE_GUEST_MEMFD']),
+    );
+    return [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
+  },
+  setMemoryRegion: () => {
+    const wanted = row(choice(['KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_REGION2']));
+    const memory = chance(0.8) ? choice([...open.memory, ...open.reservation, null]) : null;
+    const gmem = chance(0.5) ? choice([...open.gmem, null]) : null;
+    return [handleFor(2), wanted.request, argumentFor(wanted), memory, choice([0, 0, 4096, 1, 65_536]), gmem];
+  },
+  requests: () => [],
+  allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],
+  reserve: () => [choice([4096, 8192, 65_536, 2 ** 32, 2 ** 46])],
+  openMemory: () => {
+    const memory = choice(open.memory);
+    if (memory === undefined) return [];
+    return [chance(0.8) ? native.fd(memory) : below(64), chance(0.8) ? native.inode(memory) : below(2 ** 32)];
+  },
+  mapGuestMemfd: () => [choice(open.gmem)],
+  inode: () => [choice([...open.memory, ...open.gmem])],
+  fallocate: () => [
+    choice([...open.memory, ...open.gmem]),
+    choice([0, 1, 3, 3, 2, 8, 0x10, 0x20, 0x40]),
+    choice([0, 4096, 8192, 1]),
+    choice([0, 4096, 65_536, 1, 2 ** 20]),
+  ],
+  madvise: () => [
+    choice(open.memory),
+    choice([0, 1, 3, 4, 9, 14, 15, 22, 23, 100]),
+    choice([0, 4096, 1]),
+    4096,
+  ],
+  buffer: () => [choice([...open.memory, ...open.vcpu])],
+  fd: () => [anyHandle()],
+  close: () => [anyHandle()],
+  runner: () => [choice(open.vcpu)],
+  kickId: () => [choice(open.vcpu)],
+  kick: () => [chance(0.5) ? below(2000) : open.vcpu.length > 0 ? native.kickId(choice(open.vcpu)) : 0],
+  run: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
+};
+
+/** Keeps a call from taking the host's memory or time; what JS may do to itself is not what is tested. */
+function tame(name, args) {
+  if (
+    name === 'open' &&
+    typeof args[0] === 'string' &&
+    args[0].startsWith('/dev/') &&
+    args[0] !== '/dev/kvm'
+  ) {
+    args[0] = '/dev/null';
+  }
+  const [, wanted, argument] = args;
+  const is = (ioctl) => wanted === request(ioctl) && isUint8Array(argument);
+  // The kernel is busy for minutes with the attributes of all addresses.
+  if (name === 'ioctl' && is('KVM_SET_MEMORY_ATTRIBUTES') && readable(argument) >= 16)
+    argument.fill(0, 12, 16);
+  // Pages of a file that is too large would be allocated by fallocate().
+  if (name === 'create' && is('KVM_CREATE_GUEST_MEMFD') && readable(argument) >= 8) argument.fill(0, 3, 8);
+  // Without a limit, and with none to stop it, a guest may run for ever.
+  if (name === 'run' && !(typeof args[0] === 'number' && args[0] <= 10)) {
+    for (const vcpu of open.vcpu) native.kick(native.kickId(vcpu));
+  }
+}
+
+/** byteLength without the array's own opinion about it. */
+const readable = (array) => Reflect.get(Object.getPrototypeOf(Uint8Array.prototype), 'byteLength', array);
+
+function call(name) {
+  const style = below(10);
+  let args = style < 6 ? plausible[name]() : [];
+  if (style >= 6) while (args.length < below(7)) args.push(value());
+  // A good call with one bad argument goes deepest.
+  if (style < 6 && style > 2) args[below(args.length + 1)] = value();
+  args = args.slice();
+  tame(name, args);
+  const target = name === 'run' ? choice(open.functions) : native[name];
+  if (target === undefined) return;
+  if (log !== undefined) writeSync(log, describe(name, args), 0);
+
+  const result = chance(0.02)
+    ? Reflect.construct(target, args)
+    : Reflect.apply(target, chance(0.1) ? value() : native, args);
+  if (name === 'ioctl' && result >= 0) accepted.add(rows.find((other) => other.request === args[1]).name);
+  if (name === 'run' && (result >= 0 || result === EINTR || result === ETIME)) runs++;
+  if (name === 'open') keep('system', result);
+  if (name === 'create') keepCreated(args, result);
+  if (name === 'allocate' || name === 'openMemory' || name === 'mapGuestMemfd') keepMemory(result);
+  if (name === 'reserve') keep('reservation', result);
+  if (name === 'runner' && typeof result === 'function') open.functions.push(result);
+  if (name === 'close') forgetClosed(args[0]);
+}
+
+function keepCreated([, wanted], result) {
+  if (!isExternal(result)) return;
+  const name = rows.find((other) => other.request === Number(wanted)).name;
+  keep({ KVM_CREATE_VM: 'vm', KVM_CREATE_VCPU: 'vcpu', KVM_CREATE_GUEST_MEMFD: 'gmem' }[name], result);
+}
+
+function keepMemory(result) {
+  if (!isExternal(result)) return;
+  if (native.buffer(result).byteLength > BIG) native.close(result);
+  else keep('memory', result);
+}
+
+function describe(name, args) {
+  const shown = args.map((argument) => {
+    if (isUint8Array(argument)) {
+      const hex =
+        readable(argument) > 0
+          ? Buffer.from(argument.buffer, argument.byteOffset, Math.min(readable(argument), 64)).toString(
+              'hex',
+            )
+          : '';
+      return `${readable(argument)} bytes ${hex}`;
+    }
+    return typeof argument === 'object' && argument !== null ? 'an object' : String(argument).slice(0, 40);
+  });
+  const asked =
+    name === 'ioctl' || name === 'create' ? rows.find(({ request }) => request === args[1])?.name : '';
+  return `${name} ${asked}(${shown.join(', ')})`.padEnd(600).slice(0, 600).concat('\n');
+}
+
+// --- the storm ---------------------------------------------------------------------------------------------------
+
+const count = { calls: 0, returned: 0, thrown: 0, wrong: [] };
+const byName = {};
+
+function attempt(name) {
+  count.calls++;
+  byName[name] = (byName[name] ?? 0) + 1;
+  try {
+    call(name);
+    count.returned++;
+  } catch (error) {
+    count.thrown++;
+    const typed = error instanceof Error && /^ERR_KVM_(INVALID_ARG|CLOSED)$/.test(error.code);
+    if (!typed && count.wrong.length < 10) count.wrong.push(`${name}: ${error?.stack ?? String(error)}`);
+  }
+}
+
+for (let i = 0; count.calls < Number(CALLS); i++) {
+  if (i % 400 === 0) furnish();
+  if (i % 5000 === 0) {
+    globalThis.gc?.();
+    // Finalizers and the ends of detached buffers come with the event loop.
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  bound();
+  attempt(choice(chance(0.4) ? deep : names));
+}
+
+for (const kind of kinds) while (open[kind].length > 0) discard(kind, 0);
+open.functions.length = 0;
+closedHandles.length = 0;
+for (let i = 0; i < 3; i++) {
+  globalThis.gc?.();
+  await new Promise((resolve) => setTimeout(resolve, 10));
+}
+process.stdout.write(
+  `${JSON.stringify({
+    ...count,
+    byName,
+    accepted: [...accepted],
+    runs,
+    fds: readdirSync('/proc/self/fd').length,
+    maxRssMiB: process.resourceUsage().maxRSS >> 10,
+  })}\n`,
+);

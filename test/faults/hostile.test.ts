@@ -1,0 +1,74 @@
+/** Hostile input: nothing from JS may end the process. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { describe, expect } from 'vitest';
+import { inLab } from '../support/run.ts';
+import { node, pathOf, scenario, it as test } from './child.ts';
+
+const CALLS = inLab ? 10_000 : 100_000;
+const SEED = process.env.VMEXIT_SEED ?? '1';
+/** A hundred times what it takes, for a machine that is busy. */
+const LIMIT_MS = 1_200_000;
+
+const run = (name: string) => scenario('hostile.mjs', name);
+
+describe('the addon', () => {
+  test(
+    `survives ${CALLS} hostile calls (VMEXIT_SEED=${SEED}), and every error it throws is typed`,
+    async () => {
+      const folder = mkdtempSync(join(tmpdir(), 'vmexit-hostile-'));
+      const log = join(folder, 'call');
+      const { status, signal, stdout, stderr } = await node(
+        [pathOf('hostile-native.mjs'), SEED, String(CALLS), log],
+        { limitMs: LIMIT_MS },
+      );
+      const last = readFileSync(log, 'utf8').trim();
+      rmSync(folder, { recursive: true });
+      expect({ status, signal }, `seed ${SEED}, in the call ${last}\n${stderr}`).toEqual({
+        status: 0,
+        signal: null,
+      });
+
+      const result = JSON.parse(stdout);
+      expect(result.calls).toBe(CALLS);
+      expect(result.wrong).toEqual([]);
+      // The storm is one: it gets past the addon's checks, and into guests.
+      expect(result.accepted.length).toBeGreaterThan(20);
+      expect(result.runs).toBeGreaterThan(CALLS / 200);
+      expect(result.fds).toBeLessThan(64);
+      expect(result.maxRssMiB).toBeLessThan(512);
+    },
+    LIMIT_MS,
+  );
+
+  test('gives back what a setter on Error.prototype throws', async () => {
+    expect(await run('setters')).toBeGreaterThan(100);
+  });
+
+  test('throws its errors at the end of the stack too', async () => {
+    expect(await run('deepStack')).toBe(true);
+  });
+
+  test('refuses an argument of 4 GiB without copying it', async () => {
+    const { codes, maxRssMiB } = await run('hugeArgument');
+    expect(codes).toEqual(Array(3).fill('ERR_KVM_INVALID_ARG'));
+    expect(maxRssMiB).toBeLessThan(512);
+  });
+
+  test('opens no path with a NUL in it, and gives the errno for what is no KVM', async () => {
+    const { nul, long, folder, device } = await run('paths');
+    expect(nul).toBe('ERR_KVM_INVALID_ARG');
+    expect({ long, folder, device }).toEqual({ long: -36, folder: -21, device: -25 });
+  });
+
+  test('refuses the capability whose argument is an address to write to', async () => {
+    expect(await run('pointers')).toEqual({ code: 'ERR_KVM_INVALID_ARG', target: 0 });
+  });
+});
+
+describe('a vCPU', () => {
+  test('survives any bytes in kvm_run', async () => {
+    expect(await run('kvmRunPage')).toContain('ok');
+  });
+});

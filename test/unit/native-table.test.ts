@@ -1,0 +1,135 @@
+/** The addon's table of requests against the one in src/uapi: the two are written by hand, and must say the same. */
+import { describe, expect, it as test } from 'vitest';
+import { UnavailableError } from '../../src/index.ts';
+import { loadNative, type NativeRow } from '../../src/kvm/native.ts';
+import { type FdKind, type Ioctl, ioctls } from '../../src/uapi/index.ts';
+
+/** enum Kind of native/handle.h. */
+const bits: Readonly<Record<FdKind, number>> = { system: 1, vm: 2, vcpu: 4, gmem: 8, device: 16 };
+/** enum Arg of native/ioctls.cc. */
+const args = ['none', 'integer', 'struct', 'array', 'sized', 'pointers'];
+const makes: Readonly<Record<string, number>> = {
+  KVM_CREATE_VM: bits.vm,
+  KVM_CREATE_VCPU: bits.vcpu,
+  KVM_CREATE_GUEST_MEMFD: bits.gmem,
+};
+
+/** In src/uapi alone: requests that no method needs yet. KVM_RUN is the addon's run function. */
+const notInTheAddon = [
+  'KVM_X86_GET_MCE_CAP_SUPPORTED',
+  'KVM_GET_DIRTY_LOG',
+  'KVM_SET_NR_MMU_PAGES',
+  'KVM_GET_IRQCHIP',
+  'KVM_SET_IRQCHIP',
+  'KVM_CREATE_PIT',
+  'KVM_GET_PIT',
+  'KVM_SET_PIT',
+  'KVM_IRQ_LINE_STATUS',
+  'KVM_REGISTER_COALESCED_MMIO',
+  'KVM_UNREGISTER_COALESCED_MMIO',
+  'KVM_SET_GSI_ROUTING',
+  'KVM_REINJECT_CONTROL',
+  'KVM_IRQFD',
+  'KVM_SET_BOOT_CPU_ID',
+  'KVM_IOEVENTFD',
+  'KVM_XEN_HVM_CONFIG',
+  'KVM_GET_PIT2',
+  'KVM_SET_PIT2',
+  'KVM_SET_PMU_EVENT_FILTER',
+  'KVM_MEMORY_ENCRYPT_REG_REGION',
+  'KVM_MEMORY_ENCRYPT_UNREG_REGION',
+  'KVM_HYPERV_EVENTFD',
+  'KVM_CLEAR_DIRTY_LOG',
+  'KVM_X86_SET_MSR_FILTER',
+  'KVM_RESET_DIRTY_RINGS',
+  'KVM_XEN_HVM_EVTCHN_SEND',
+  'KVM_CREATE_DEVICE',
+  'KVM_RUN',
+  'KVM_SET_SIGNAL_MASK',
+  'KVM_TPR_ACCESS_REPORTING',
+  'KVM_SET_VAPIC_ADDR',
+  'KVM_X86_SETUP_MCE',
+  'KVM_X86_SET_MCE',
+  'KVM_GET_ONE_REG',
+  'KVM_SET_ONE_REG',
+  'KVM_GET_REG_LIST',
+  'KVM_GET_NESTED_STATE',
+  'KVM_SET_NESTED_STATE',
+  'KVM_GET_SUPPORTED_HV_CPUID',
+  'KVM_GET_STATS_FD',
+  'KVM_SET_DEVICE_ATTR',
+  'KVM_GET_DEVICE_ATTR',
+  'KVM_HAS_DEVICE_ATTR',
+];
+
+let rows: readonly NativeRow[] = [];
+let missing: string | undefined;
+try {
+  rows = loadNative().requests();
+} catch (error) {
+  if (!(error instanceof UnavailableError)) throw error;
+  missing = error.message;
+}
+
+const it = (sentence: string, shows: () => void) =>
+  test(sentence, (context) => {
+    context.skip(missing !== undefined, missing);
+    shows();
+  });
+
+const uapi = (name: string): Ioctl => {
+  const row = (ioctls as Readonly<Record<string, Ioctl>>)[name];
+  if (row === undefined) throw new Error(`${name} is in the addon's table and not in src/uapi/ioctls.ts`);
+  return row;
+};
+
+describe("the addon's table", () => {
+  it('has every request once, under the number and the name of src/uapi', () => {
+    expect(new Set(rows.map(({ name }) => name)).size).toBe(rows.length);
+    expect(rows.length).toBeGreaterThan(50);
+    for (const { name, request } of rows) expect(request, name).toBe(uapi(name).request);
+  });
+
+  it('gives no two requests the same number: it is what the addon finds a row by', () => {
+    expect(new Set(rows.map(({ request }) => request)).size).toBe(rows.length);
+  });
+
+  it('says as src/uapi does on which fds a request is known, and which it makes', () => {
+    for (const row of rows) {
+      const { on, returns } = uapi(row.name);
+      expect(row.on, row.name).toBe(on.reduce((mask, kind) => mask | bits[kind], 0));
+      expect(row.makes, row.name).toBe(makes[row.name] ?? 0);
+      expect(row.makes !== 0, row.name).toBe(returns === 'fd');
+    }
+  });
+
+  it('says as src/uapi does what kind of argument it is', () => {
+    for (const row of rows) expect(args[row.arg], row.name).toBe(uapi(row.name).kind);
+  });
+
+  it('counts the elements of lists where src/uapi does, with the same size, and allows as many', () => {
+    const lists = rows.filter(({ arg }) => args[arg] === 'array');
+    expect(lists.length).toBeGreaterThan(5);
+    for (const row of lists) {
+      const list = uapi(row.name);
+      if (list.kind !== 'array') throw new Error(`${row.name} is no list in src/uapi`);
+      expect(row.count, row.name).toBe(list.struct.fields[list.count]?.offset);
+      expect(row.element, row.name).toBe(list.element.size);
+      expect(row.max, row.name).toBeGreaterThanOrEqual(list.max);
+    }
+  });
+
+  it('takes for each struct as many bytes as the layout in src/uapi has', () => {
+    for (const { name, request } of rows) {
+      const row = uapi(name);
+      if (row.kind === 'struct' || row.kind === 'pointers') {
+        expect((request >>> 16) & 0x3fff, name).toBe(row.struct.size);
+      }
+    }
+  });
+
+  it('lacks these requests of src/uapi, not in the addon yet, and no others', () => {
+    const there = new Set(rows.map(({ name }) => name));
+    expect(Object.keys(ioctls).filter((name) => !there.has(name))).toEqual(notInTheAddon);
+  });
+});
