@@ -71,3 +71,12 @@ step(at('dist', '.vmexit-compiled'), [at('src'), at('tsconfig.json')], () =>
     root,
   ]),
 );
+
+// They import the package by its own name, from what was just compiled.
+step(at('dist', 'examples', '.vmexit-compiled'), [at('examples'), at('dist', '.vmexit-compiled')], () =>
+  run('compiling the examples', process.execPath, [
+    at('node_modules', 'typescript', 'bin', 'tsc'),
+    '-p',
+    at('examples'),
+  ]),
+);

@@ -224,6 +224,7 @@ async function runMachine(
       );
       onAbort = () => reject(new LabError('ERR_LAB_ABORTED', 'the run was interrupted'));
       run.signal?.addEventListener('abort', onAbort, { once: true });
+      if (run.signal?.aborted) onAbort(); // while this was being set up
     });
   } finally {
     for (const timer of timers) clearTimeout(timer);
