@@ -110,7 +110,7 @@ conformance('guest_memfd slots', ({ needs }) => {
         ...slot,
         slot: 2,
         guestPhysAddr: 2 * BASE,
-        guestMemfdOffset,
+        guestMemfdOffset: SIZE + guestMemfdOffset,
       });
       const accepted = Array.from({ length: PAGE - 1 }, (_, i) => i + 1).filter(
         (offset) => errnoOf(() => vm.setUserMemoryRegion2({ ...at(offset), memorySize: PAGE })) !== 'EINVAL',
