@@ -21,14 +21,6 @@ bool IsHandle(Napi::Value value) {
 
 }  // namespace
 
-// What the bytes of an ArrayBuffer keep mapped. V8 counts an external buffer's length as memory that a
-// collection could free, and collects in a hurry for it; nothing here is on its heap, so the count is taken
-// back.
-struct View {
-  std::shared_ptr<Mapping> mapping;  // empty once the handle is closed
-  const int64_t size;
-};
-
 Addresses::~Addresses() { munmap(data, size); }
 
 Mapping::~Mapping() {
@@ -96,19 +88,14 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (!handle->buffer.IsEmpty()) return handle->buffer.Value();
-  auto* view = new View{handle->mapping, static_cast<int64_t>(handle->mapping->size)};
+  auto* view = new std::shared_ptr<Mapping>(handle->mapping);
   auto buffer = Napi::ArrayBuffer::New(
       env, handle->mapping->data, handle->mapping->size,
-      [](Napi::Env env, void*, View* view) {
-        Napi::MemoryManagement::AdjustExternalMemory(env, view->size);
-        delete view;
-      },
-      view);
+      [](Napi::Env, void*, std::shared_ptr<Mapping>* view) { delete view; }, view);
   if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
     delete view;
     return env.Undefined();
   }
-  Napi::MemoryManagement::AdjustExternalMemory(env, -view->size);
   buffer.AddFinalizer([](Napi::Env, std::shared_ptr<Addresses>* addresses) { delete addresses; },
                       new std::shared_ptr<Addresses>(handle->mapping->addresses));
   handle->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
@@ -131,7 +118,7 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
     Napi::ArrayBuffer buffer = handle->buffer.Value();
     if (!buffer.IsDetached()) {  // by ArrayBuffer.prototype.transfer(): the bytes are another buffer's then
       buffer.Detach();
-      handle->view->mapping.reset();
+      handle->view->reset();
     }
     handle->buffer.Reset();
   }

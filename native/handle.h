@@ -49,7 +49,6 @@ struct Mapping {
 using Slots = std::map<uint32_t, std::shared_ptr<Mapping>>;
 
 struct RunState;
-struct View;
 
 struct Handle {
   Kind kind;
@@ -61,7 +60,7 @@ struct Handle {
   std::shared_ptr<Slots> slots;      // VM and its vCPUs
   std::shared_ptr<RunState> run;     // vCPU
   Napi::Reference<Napi::ArrayBuffer> buffer;
-  View* view = nullptr;  // what `buffer` holds; valid while that is not detached
+  std::shared_ptr<Mapping>* view = nullptr;  // what `buffer` holds; valid while that is not detached
 
   ~Handle();
   void CloseFd();

@@ -352,7 +352,7 @@ Napi::Value Requests(const Napi::CallbackInfo& info) {
     object["request"] = Napi::Number::New(env, static_cast<double>(row.request));
     object["on"] = Napi::Number::New(env, row.on);
     object["arg"] = Napi::Number::New(env, static_cast<int>(row.arg));
-    object["makes"] = Napi::Number::New(env, row.makes == kSystem ? 0 : row.makes);
+    object["makes"] = Napi::Number::New(env, row.makes == kSystem ? 0u : uint32_t{row.makes});
     object["count"] = Napi::Number::New(env, static_cast<double>(row.count_offset));
     object["element"] = Napi::Number::New(env, static_cast<double>(row.element));
     object["max"] = Napi::Number::New(env, row.max);

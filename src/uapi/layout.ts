@@ -220,26 +220,28 @@ function layout<F extends Fields>(name: string, members: F, overlaid: boolean): 
     align = Math.max(align, type.align);
   }
   const size = aligned(end, align);
-  const entries = Object.entries(fields);
+  const entries = Object.entries(fields).map(([key, { offset, type }]) => ({ key, offset, type }));
+  const byName = new Map(entries.map((entry) => [entry.key, entry]));
 
-  const get = (view: DataView, at: number) =>
-    Object.fromEntries(entries.map(([key, { offset, type }]) => [key, type.get(view, at + offset)]));
+  const get = (view: DataView, at: number) => {
+    const value: Record<string, unknown> = {};
+    for (const { key, offset, type } of entries) value[key] = type.get(view, at + offset);
+    return value;
+  };
   const set = (view: DataView, at: number, value: Record<string, unknown>) => {
     if (typeof value !== 'object' || value === null) {
       throw invalid(TypeError, value, ` is not an object with fields of ${name}`);
     }
     for (const key of Object.keys(value)) {
-      if (!Object.hasOwn(fields, key)) {
-        throw invalid(
-          TypeError,
-          name,
-          ` has no field ${key}; its fields are ${Object.keys(fields).join(', ')}`,
-        );
+      const field = byName.get(key);
+      if (field === undefined) {
+        const known = [...byName.keys()].join(', ');
+        throw invalid(TypeError, name, ` has no field ${key}; its fields are ${known}`);
       }
-      if (value[key] === undefined) continue;
-      const { offset, type } = fields[key]!;
+      const given = value[key];
+      if (given === undefined) continue;
       try {
-        type.set(view, at + offset, value[key]);
+        field.type.set(view, at + field.offset, given);
       } catch (cause) {
         if ((cause as { code?: unknown } | undefined)?.code !== CODE) throw cause; // a getter's of the caller
         const ErrorType = cause instanceof TypeError ? TypeError : RangeError;
