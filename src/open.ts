@@ -1,5 +1,6 @@
 /** The one place that chooses a backend. */
-import { outOfRange, UnavailableError } from './hypervisor/errors.ts';
+import { object } from './hypervisor/args.ts';
+import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
 import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
 import { type Feature, features, missing } from './probe/features.ts';
@@ -16,14 +17,17 @@ export interface OpenOptions {
 /**
  * Opens KVM.
  * @throws UnavailableError whose `reason` and message say what is missing: the addon, the device, the permission, or
- *   a feature of `needs`; RangeError ERR_KVM_INVALID_ARG
+ *   a feature of `needs`; TypeError or RangeError ERR_KVM_INVALID_ARG
  */
-export function openHypervisor({ backend = 'auto', needs = [], device }: OpenOptions = {}): Hypervisor {
+export function openHypervisor(options: OpenOptions = {}): Hypervisor {
+  const { backend = 'auto', needs = [], device } = object('options', options);
   if (backend !== 'auto' && backend !== 'kvm') throw outOfRange('backend', backend, "'auto' or 'kvm'");
+  if (!Array.isArray(needs)) throw wrongType('needs', needs, 'an array of features');
   for (const need of needs) {
     if (!Object.hasOwn(features, need))
       throw outOfRange('needs', need, `among ${Object.keys(features).join(', ')}`);
   }
+  if (device !== undefined && typeof device !== 'string') throw wrongType('device', device, 'a path');
   const hv = new Hypervisor(kvmBackend(device));
   const lacks = missing(hv, needs);
   if (lacks.length === 0) return hv;

@@ -53,20 +53,26 @@ export class Fd {
   }
 
   read<T extends StructRow>(row: T): Value<T['struct']> {
-    const data = new Uint8Array(row.struct.size);
-    this.call(row, data);
-    return row.struct.get(viewOf(data), 0);
+    return lend(row.struct.size, (data, view) => {
+      this.call(row, data);
+      return row.struct.get(view, 0);
+    });
   }
 
   write<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): number {
-    return this.call(row, encoded(row, value));
+    return lend(row.struct.size, (data, view) => {
+      encode(row, view, value);
+      return this.call(row, data);
+    });
   }
 
   /** Writes the struct and gives it as the kernel left it. */
   exchange<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): Value<T['struct']> {
-    const data = encoded(row, value);
-    this.call(row, data);
-    return row.struct.get(viewOf(data), 0);
+    return lend(row.struct.size, (data, view) => {
+      encode(row, view, value);
+      this.call(row, data);
+      return row.struct.get(view, 0);
+    });
   }
 
   /** The elements of a list whose length only the kernel knows. */
@@ -103,13 +109,37 @@ export class Fd {
   }
 }
 
-function encoded<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): Uint8Array<ArrayBuffer> {
-  const data = new Uint8Array(row.struct.size);
+interface Spare {
+  readonly bytes: Uint8Array<ArrayBuffer>;
+  readonly view: DataView;
+}
+
+const SPARE_SIZE = 4096;
+const spares: Spare[] = [];
+
+/**
+ * Lends zeroed bytes for one ioctl's argument. What V8 makes anew for so many bytes lies outside its heap, and is a
+ * reason to collect when guest memory was made just before. Several are out at once when a getter in a caller's
+ * value issues an ioctl of its own.
+ */
+export function lend<R>(size: number, use: (data: Uint8Array<ArrayBuffer>, view: DataView) => R): R {
+  let spare = size <= SPARE_SIZE ? spares.pop() : undefined;
+  if (spare === undefined) {
+    const bytes = new Uint8Array(Math.max(size, SPARE_SIZE));
+    spare = { bytes, view: viewOf(bytes) };
+  }
+  try {
+    return use(spare.bytes.subarray(0, size).fill(0), spare.view);
+  } finally {
+    if (spare.bytes.length === SPARE_SIZE) spares.push(spare);
+  }
+}
+
+function encode<T extends StructRow>(row: T, view: DataView, value: Input<Value<T['struct']>>): void {
   if ('fields' in row.struct && (typeof value !== 'object' || value === null)) {
     throw wrongType(row.name, value, `an object with fields of struct ${(row.struct as Struct).name}`);
   }
-  row.struct.set(viewOf(data), 0, value);
-  return data;
+  row.struct.set(view, 0, value);
 }
 
 function countIn(row: ArrayRow, data: Uint8Array): number {

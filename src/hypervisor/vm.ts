@@ -12,7 +12,7 @@ import {
 import { integer, object, u32 } from './args.ts';
 import { type Handle, isHandle } from './backend.ts';
 import { KvmError, wrongType } from './errors.ts';
-import { Fd, failed } from './fd.ts';
+import { Fd, failed, lend } from './fd.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { GuestMemory } from './guest-memory.ts';
 import { MemoryMap } from './memory-map.ts';
@@ -145,17 +145,18 @@ export class Vm implements Disposable {
     );
 
     const fields = { slot: slot + addressSpace * 0x1_0000, flags, guestPhysAddr: start, memorySize: size };
-    const argument = row.struct.encode(
-      row === ioctls.KVM_SET_USER_MEMORY_REGION2 ? { ...fields, guestMemfdOffset } : fields,
-    );
     const backend = this.#fd.backend;
     const vm = this.#fd.handle;
     const hollow = memory || size === 0 ? undefined : reserve(this.#fd, size);
     try {
-      const memoryHandle = memory?.handle ?? hollow ?? null;
-      const fd = guestMemfd?.fd.handle ?? null;
-      const result = backend.setMemoryRegion(vm, row.request, argument, memoryHandle, memoryOffset, fd);
-      if (result < 0) throw failed(result, row, argument);
+      lend(row.struct.size, (argument, view) => {
+        const second = row === ioctls.KVM_SET_USER_MEMORY_REGION2;
+        row.struct.encodeInto(view, second ? { ...fields, guestMemfdOffset } : fields);
+        const memoryHandle = memory?.handle ?? hollow ?? null;
+        const fd = guestMemfd?.fd.handle ?? null;
+        const result = backend.setMemoryRegion(vm, row.request, argument, memoryHandle, memoryOffset, fd);
+        if (result < 0) throw failed(result, row, argument);
+      });
     } finally {
       // The slot keeps what it uses.
       if (hollow) backend.close(hollow);

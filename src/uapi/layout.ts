@@ -192,6 +192,8 @@ export interface Struct<F extends Fields = Fields> extends Type<Values<F>> {
   readonly fields: { readonly [K in keyof F]: Field<Value<F[K]>> };
   /** A fresh, zeroed struct with the given fields set. An unknown or out-of-range field is named in the error. */
   encode(value: Input<Values<F>>): Uint8Array<ArrayBuffer>;
+  /** As encode(), into zeroed bytes at the start of the view. */
+  encodeInto(view: DataView, value: Input<Values<F>>): void;
   decode(data: Uint8Array): Values<F>;
 }
 
@@ -261,6 +263,7 @@ function layout<F extends Fields>(name: string, members: F, overlaid: boolean): 
       set(new DataView(data.buffer), 0, value as Record<string, unknown>);
       return data;
     },
+    encodeInto: (view, value) => set(view, 0, value as Record<string, unknown>),
     decode: (data) => get(viewOf(data), 0) as Values<F>,
   };
 }

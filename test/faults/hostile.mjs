@@ -1,5 +1,7 @@
 // Single attacks on the addon, each of which something is there to stop: scenarios of hostile.test.ts.
 import { Buffer } from 'node:buffer';
+import { execFileSync } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import { boot, code, codeOf, main, native, requests } from './fixture.mjs';
 
 const attempts = [
@@ -80,6 +82,29 @@ await main({
       folder: native.open('/'),
       device: native.open('/dev/null'),
     };
+  },
+
+  /** A host whose limits are reached. */
+  limits() {
+    const { vm } = boot(code.halt);
+    const page = vm.allocate(4096);
+    const said = (call) => {
+      try {
+        call();
+        return 'ok';
+      } catch (error) {
+        return `${error.name} ${error.message}`;
+      }
+    };
+    const limit = (what) => execFileSync('prlimit', ['--pid', String(process.pid), what]);
+    const addresses = Number(/VmSize:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024;
+    limit(`--as=${addresses + 2 ** 30}`);
+    const memory = said(() => vm.allocate(2 ** 32));
+    limit('--as=unlimited');
+    limit(`--nofile=${readdirSync('/proc/self/fd').length}:1024`);
+    const files = [said(() => vm.allocate(4096)), said(() => vm.createVcpu(1)), said(() => boot(code.halt))];
+    limit('--nofile=1024');
+    return { memory, files, after: said(() => vm.allocate(4096)), page: page.bytes.length };
   },
 
   /** Whatever JS writes into kvm_run, the next run comes back, and so does the reading of its exit. */
