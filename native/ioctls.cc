@@ -195,22 +195,30 @@ bool HasWildPointer(const Row& row, const std::vector<uint8_t>& bytes) {
   return cap.cap == KVM_CAP_HYPERV_ENLIGHTENED_VMCS && cap.args[0] != 0;
 }
 
+// ioctl(2), giving a negated errno. What makes a VM or a vCPU is interrupted by any signal to the thread, a
+// profiler's for one; it has made nothing then, and is issued again.
+int Issue(const Row& row, int fd, uintptr_t argument) {
+  for (;;) {
+    const int result = ioctl(fd, row.request, argument);
+    if (result >= 0) return result;
+    if (errno != EINTR || row.makes == kSystem) return -errno;
+  }
+}
+
 // Calls with the argument that the row asks for. Gives false with a JS exception pending when it is not that.
 bool Call(const Napi::CallbackInfo& info, const Row& row, const Handle* handle, int* result) {
   Napi::Env env = info.Env();
   if (row.arg == Arg::kNone || row.arg == Arg::kInteger) {
     uint64_t value = 0;
     if (row.arg == Arg::kInteger && !ToU64(env, info[2], row.name, &value)) return false;
-    *result = ioctl(handle->fd, row.request, value);
-    if (*result < 0) *result = -errno;
+    *result = Issue(row, handle->fd, value);
     return true;
   }
   std::vector<uint8_t> bytes;
   if (!CopyIn(env, row, info[2], &bytes) || !SizeFits(env, row, bytes)) return false;
   if (HasWildPointer(row, bytes)) return Refuse(env, row, "args[0] of this capability is a pointer");
   if (row.arg == Arg::kSized) bytes.resize(kXsaveMost);
-  *result = ioctl(handle->fd, row.request, bytes.data());
-  if (*result < 0) *result = -errno;
+  *result = Issue(row, handle->fd, reinterpret_cast<uintptr_t>(bytes.data()));
   // Also after an error: GET_CPUID2 and GET_MSR_INDEX_LIST answer E2BIG with the count that they need.
   if (_IOC_DIR(row.request) & _IOC_READ || row.arg == Arg::kSized || row.arg == Arg::kArray)
     CopyOut(info[2], bytes);

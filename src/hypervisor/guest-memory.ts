@@ -1,4 +1,5 @@
 /** Guest RAM that the host sees: ordinary pages, and with it the shared side of every page of a confidential VM. */
+import { Errno } from '../uapi/errno.ts';
 import { integer, pages } from './args.ts';
 import { type Backend, type Handle, isHandle, type MemoryToken } from './backend.ts';
 import { closed, KvmError, outOfRange } from './errors.ts';
@@ -105,7 +106,11 @@ export class GuestMemory implements Disposable {
   static allocate(backend: Backend, size: number): GuestMemory {
     pages('size', size, MAX_MEMORY, 4096);
     const handle = backend.allocate(size);
-    if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, `the host cannot map ${size} bytes`);
+    if (!isHandle(handle)) {
+      const files = handle === -Errno.EMFILE || handle === -Errno.ENFILE;
+      const why = files ? 'too many files are open (ulimit -n)' : `the host cannot map ${size} bytes`;
+      throw new KvmError(handle, files ? 'memfd_create' : 'mmap', undefined, why);
+    }
     return new GuestMemory(backend, handle);
   }
 }

@@ -2,7 +2,7 @@
 import { Buffer } from 'node:buffer';
 import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
-import { boot, code, codeOf, main, native, requests } from './fixture.mjs';
+import { boot, code, codeOf, DEADLINE_MS, exitName, main, native, requests } from './fixture.mjs';
 
 const attempts = [
   () => native.close(1),
@@ -98,13 +98,26 @@ await main({
     };
     const limit = (what) => execFileSync('prlimit', ['--pid', String(process.pid), what]);
     const addresses = Number(/VmSize:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024;
-    limit(`--as=${addresses + 2 ** 30}`);
+    limit(`--as=${addresses + 2 ** 30}:`);
     const memory = said(() => vm.allocate(2 ** 32));
-    limit('--as=unlimited');
-    limit(`--nofile=${readdirSync('/proc/self/fd').length}:1024`);
-    const files = [said(() => vm.allocate(4096)), said(() => vm.createVcpu(1)), said(() => boot(code.halt))];
-    limit('--nofile=1024');
-    return { memory, files, after: said(() => vm.allocate(4096)), page: page.bytes.length };
+    limit('--as=unlimited:');
+    limit(`--nofile=${readdirSync('/proc/self/fd').length - 1}:`);
+    let allocated = 'ok';
+    while (allocated === 'ok') allocated = said(() => vm.allocate(4096));
+    const files = [allocated, said(() => vm.createVcpu(1)), said(() => boot(code.halt))];
+    page.close();
+    return { memory, files, after: said(() => vm.allocate(4096)) };
+  },
+
+  /** Run under a profiler, whose signals come all the time. */
+  signals() {
+    const exits = [];
+    for (let i = 0; i < 300; i++) {
+      const { hv, vm, ram, vcpu } = boot(code.out);
+      exits.push(exitName(vcpu.run(DEADLINE_MS)));
+      for (const object of [vcpu, vm, ram, hv]) object.close();
+    }
+    return { count: exits.length, exits: [...new Set(exits)].sort() };
   },
 
   /** Whatever JS writes into kvm_run, the next run comes back, and so does the reading of its exit. */
