@@ -15,7 +15,7 @@ import {
   openHypervisor,
   VmType,
 } from '../dist/index.js';
-import { Hypercall } from '../dist/uapi/index.js';
+import { Cap, Hypercall } from '../dist/uapi/index.js';
 
 const MIB = 2 ** 20;
 const RAM_SIZE = 64 * MIB;

@@ -20,21 +20,14 @@ const LIMIT_MS = inLab ? 120_000 : 30_000;
 
 export interface Options {
   readonly limitMs?: number;
-  readonly uid?: number;
-  readonly env?: Readonly<Record<string, string>>;
 }
 
 export const pathOf = (file: string): string => fileURLToPath(new URL(file, import.meta.url));
 
 /** Runs `node --expose-gc ARGS` to its end. */
-export function node(
-  args: readonly string[],
-  { limitMs = LIMIT_MS, uid, env }: Options = {},
-): Promise<Ending> {
+export function node(args: readonly string[], { limitMs = LIMIT_MS }: Options = {}): Promise<Ending> {
   return new Promise((resolve, reject) => {
     const child = spawn(process.execPath, ['--expose-gc', ...args], {
-      env: { ...process.env, ...env },
-      ...(uid === undefined ? {} : { uid, gid: uid }),
       stdio: ['ignore', 'pipe', 'pipe'],
     });
     let stdout = '';

@@ -67,6 +67,43 @@ describe('the addon', () => {
   });
 });
 
+describe('the package', () => {
+  test(
+    `gives a typed error for wrong arguments of every method (VMEXIT_SEED=${SEED})`,
+    async () => {
+      const calls = inLab ? 4000 : 40_000;
+      const args = [pathOf('hostile-api.mjs'), SEED, String(calls)];
+      const { status, stdout, stderr } = await node(args, { limitMs: LIMIT_MS });
+      expect(status, stderr).toBe(0);
+      const { thrown, members, untyped } = JSON.parse(stdout);
+      expect(untyped).toEqual({});
+      expect(members).toBeGreaterThan(100);
+      expect(thrown).toBeGreaterThan(calls / 4);
+    },
+    LIMIT_MS,
+  );
+
+  test('says what the host has run out of, and goes on when there is some again', async () => {
+    const { memory, files, after } = await run('limits');
+    expect(memory).toBe('KvmError mmap failed with ENOMEM: the host cannot map 4294967296 bytes');
+    expect(files[0]).toMatch(/^KvmError memfd_create failed with EMFILE: too many files/);
+    expect(files[1]).toMatch(/^KvmError KVM_CREATE_VCPU failed with EMFILE/);
+    expect(files[2]).toMatch(/^UnavailableError .*EMFILE/);
+    expect(after).toBe('ok');
+  });
+
+  test('makes VMs while signals come all the time', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'vmexit-profile-'));
+    const profiler = ['--cpu-prof', '--cpu-prof-interval=50', `--cpu-prof-dir=${folder}`];
+    const { status, stdout, stderr } = await node([...profiler, pathOf('hostile.mjs'), 'signals']);
+    rmSync(folder, { recursive: true });
+    expect(status, stderr).toBe(0);
+    const { count, exits } = JSON.parse(stdout);
+    expect(count).toBe(300);
+    expect(['IO', 'INTERRUPTED']).toEqual(expect.arrayContaining(exits));
+  });
+});
+
 describe('a vCPU', () => {
   test('survives any bytes in kvm_run', async () => {
     expect(await run('kvmRunPage')).toContain('ok');
