@@ -48,6 +48,7 @@ export class RangeMap<T> {
     if (end <= start) return;
     const first = this.#find(start);
     const last = this.#find(end - 1);
+    if (first === last && this.#setWithin(first, start, end, value)) return;
     const before = this.#starts[first]! < start ? this.#values[first] : this.#values[first - 1];
     const after = this.#values[last]!;
     const lastEnd = this.#starts[last + 1];
@@ -75,6 +76,31 @@ export class RangeMap<T> {
       this.#starts.splice(first, last - first + 1 + drop, ...starts);
       this.#values.splice(first, last - first + 1 + drop, ...values);
     }
+  }
+
+  /** The two changes that conversions back and forth are made of, without making arrays. Gives whether it was one. */
+  #setWithin(at: number, start: number, end: number, value: T): boolean {
+    const old = this.#values[at]!;
+    if (old === value) return true;
+    const from = this.#starts[at]!;
+    const to = this.#starts[at + 1];
+    if (from < start && (to === undefined || end < to)) {
+      this.#starts.splice(at + 1, 0, start, end);
+      this.#values.splice(at + 1, 0, value, old);
+      return true;
+    }
+    if (
+      from === start &&
+      to === end &&
+      at > 0 &&
+      this.#values[at - 1] === value &&
+      this.#values[at + 1] === value
+    ) {
+      this.#starts.splice(at, 2);
+      this.#values.splice(at, 2);
+      return true;
+    }
+    return false;
   }
 
   /** The parts of [start, end), in order. */

@@ -141,6 +141,11 @@ export class HypercallExit {
     if (!(Number.isInteger(index) && index >= 0 && index < 6)) throw outOfRange('index', index, '0 to 5');
     return this.#page.view.getBigUint64(CALL.args + 8 * index, true);
   }
+  /** As arg(), as a number: exact below 2^53, and no less than that above. Allocates nothing. */
+  argNumber(index: number): number {
+    if (!(Number.isInteger(index) && index >= 0 && index < 6)) throw outOfRange('index', index, '0 to 5');
+    return size64.get(this.#page.view, CALL.args + 8 * index);
+  }
   get flags(): number {
     return size64.get(this.#page.view, CALL.flags);
   }
@@ -149,7 +154,12 @@ export class HypercallExit {
   }
   /** A negative errno is written as its two's complement. */
   set ret(value: number | bigint) {
-    u64.set(this.#page.view, CALL.ret, value as bigint);
+    if (typeof value === 'number' && value === (value | 0)) {
+      this.#page.view.setInt32(CALL.ret, value, true);
+      this.#page.view.setInt32(CALL.ret + 4, value >> 31, true);
+    } else {
+      u64.set(this.#page.view, CALL.ret, value as bigint);
+    }
   }
 }
 

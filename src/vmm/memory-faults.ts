@@ -75,7 +75,8 @@ export interface MemoryFaultCounters {
 const choosingTypes: ReadonlySet<number> = new Set([VmType.SNP, VmType.TDX]);
 
 const KNOWN_FLAGS = MemoryFaultFlag.PRIVATE;
-const MAX_GPA = 1n << 52n;
+const MAX_GPA = 2 ** 52;
+const ENCRYPTED = BigInt(MapGpaRange.ENCRYPTED);
 const hex = (value: number) => `0x${value.toString(16)}`;
 
 export class MemoryFaultService {
@@ -160,13 +161,11 @@ export class MemoryFaultService {
     const call = vcpu.hypercall;
     if (call.nr !== Hypercall.MAP_GPA_RANGE) return false;
     this.#counters.hypercalls++;
-    // Any 64 bits, as the guest gave them. What does not fit in 52 is no guest memory.
-    const gpa = call.arg(0);
-    const pages = call.arg(1);
-    const to = (call.arg(2) & BigInt(MapGpaRange.ENCRYPTED)) !== 0n ? 'private' : 'shared';
-    const inRange = gpa < MAX_GPA && pages <= MAX_GPA / BigInt(PAGE_SIZE);
-    const address = Number(gpa);
-    const size = Number(pages) * PAGE_SIZE;
+    // Any 64 bits, as the guest gave them. What does not fit in 52 is no guest memory; below that, numbers are exact.
+    const address = call.argNumber(0);
+    const size = call.argNumber(1) * PAGE_SIZE;
+    const to = (call.arg(2) & ENCRYPTED) !== 0n ? 'private' : 'shared';
+    const inRange = address < MAX_GPA && size <= MAX_GPA;
 
     // Should the policy throw, the guest has been denied.
     let refusal: Refusal | undefined = refusals.denied;

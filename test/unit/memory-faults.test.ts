@@ -278,6 +278,14 @@ describe('a request by KVM_HC_MAP_GPA_RANGE', () => {
     expect(m.backend.calls).toEqual([]);
   });
 
+  it('is told by bit 4 of the attributes, whatever the other 63 are', () => {
+    const m = machine(VmType.SW_PROTECTED);
+    expect(asked(m, mapGpaRange(0n, 1n, ENC | (1n << 63n)))).toBe(0n);
+    expect(m.vm.memoryMap.isPrivate(0)).toBe(true);
+    expect(asked(m, mapGpaRange(0n, 1n, ((1n << 64n) - 1n) & ~ENC))).toBe(0n);
+    expect(m.vm.memoryMap.isPrivate(0)).toBe(false);
+  });
+
   it('gets EPERM when the policy denies, and the run goes on', () => {
     const m = machine(VmType.SW_PROTECTED, { policy: () => 'deny' });
     expect(asked(m, mapGpaRange(0n, 1n, ENC))).toBe(-1n);
