@@ -1,7 +1,7 @@
 // Assembles the guests that are written as listings (src/vmm/guest.ts): every guest(BITS, `...`) in the sources.
 // Fills in the bytes on the left of each `|`; with --check it only compares, and names what differs.
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -10,12 +10,11 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const check = process.argv.includes('--check');
 const GUEST = /\bguest\(\s*(16|32|64),\s*(?:\/\*.*?\*\/\s*)?`([^`]*)`/g;
 
-const files = execFileSync('git', ['ls-files', '-co', '--exclude-standard', '--', '*.ts', '*.mjs'], {
-  cwd: root,
-  encoding: 'utf8',
-})
-  .split('\n')
-  .filter((file) => /^(src|test|examples|bench)\//.test(file));
+const files = ['src', 'test', 'examples', 'bench'].flatMap((folder) =>
+  readdirSync(join(root, folder), { recursive: true })
+    .map((name) => join(folder, name))
+    .filter((name) => /\.(ts|mjs)$/.test(name)),
+);
 
 /** The bytes of each source line, by GNU as's own listing. */
 function assemble(bits, lines, where) {
