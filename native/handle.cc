@@ -19,6 +19,17 @@ bool IsHandle(Napi::Value value) {
   return value.IsExternal() && value.As<Napi::External<Handle>>().CheckTypeTag(&kHandleTag);
 }
 
+// What an ArrayBuffer holds of its memory. Since Node 22 its bytes may be another ArrayBuffer's by now (by
+// transfer()), in another thread even, which Node forgets when an environment ends. Their addresses stay
+// mapped for good then: JS cannot be called any more, which is how to tell.
+void ReleaseView(Napi::Env env, void*, std::shared_ptr<Mapping>* view) {
+  bool has = false;
+  if (*view && napi_has_named_property(env, env.Global(), "", &has) != napi_ok) {
+    new std::shared_ptr<Addresses>((*view)->addresses);
+  }
+  delete view;
+}
+
 }  // namespace
 
 Addresses::~Addresses() { munmap(data, size); }
@@ -89,9 +100,7 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
   }
   if (!handle->buffer.IsEmpty()) return handle->buffer.Value();
   auto* view = new std::shared_ptr<Mapping>(handle->mapping);
-  auto buffer = Napi::ArrayBuffer::New(
-      env, handle->mapping->data, handle->mapping->size,
-      [](Napi::Env, void*, std::shared_ptr<Mapping>* view) { delete view; }, view);
+  auto buffer = Napi::ArrayBuffer::New(env, handle->mapping->data, handle->mapping->size, ReleaseView, view);
   if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
     delete view;
     return env.Undefined();

@@ -17,7 +17,7 @@ const steps = fix
       ['clang-format', 'npx', ['clang-format', '-i', ...cxx]],
     ]
   : [
-      ['setup', process.execPath, ['scripts/setup.mjs']],
+      ['setup, without a warning', process.execPath, ['scripts/setup.mjs', '--strict']],
       ['biome', 'npx', ['biome', 'check', '--error-on-warnings', '.']],
       ['clang-format', 'npx', ['clang-format', '--dry-run', '--Werror', ...cxx]],
       ['types of the tests and examples', 'npx', ['tsc', '-p', 'test']],

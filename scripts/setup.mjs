@@ -1,13 +1,68 @@
 // Makes a clone ready to run: dependencies, the addon, the compiled TypeScript. Each step is skipped when
 // nothing that it reads is newer than what it wrote, so a second run costs a few directory listings.
-// It is plain JavaScript because it runs before there is a compiler.
+// It is plain JavaScript because it runs before there is a compiler. With --strict a warning of the C++ compiler is
+// an error, and a missing compiler too.
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdirSync, readdirSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  linkSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  utimesSync,
+  writeFileSync,
+} from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const at = (...parts) => join(root, ...parts);
+const say = (text) => process.stderr.write(`vmexit setup: ${text}\n`);
+
+// The headers beside the node binary serve where there are any: no download then.
+const prefix = dirname(dirname(process.execPath));
+const nodedir = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
+const nodeGyp = at('node_modules', 'node-gyp', 'bin', 'node-gyp.js');
+const tsc = at('node_modules', 'typescript', 'bin', 'tsc');
+const strict = process.argv.includes('--strict');
+const built = at('build', 'Release', '.vmexit-built');
+
+const steps = [
+  {
+    title: 'installing dependencies',
+    stamp: at('node_modules', '.vmexit-installed'),
+    inputs: [at('package.json'), at('package-lock.json')],
+    command: ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund'],
+  },
+  {
+    title: 'building the addon',
+    // What was built strictly serves in any case, and not the other way round; a rebuild removes both.
+    stamp: strict ? at('build', 'Release', '.vmexit-strict') : built,
+    also: built,
+    inputs: [at('native'), at('binding.gyp')],
+    command: [process.execPath, nodeGyp, 'rebuild', '--silent', ...nodedir],
+    env: strict ? { CXXFLAGS: `${process.env.CXXFLAGS ?? ''} -Werror` } : {},
+    skip: process.platform !== 'linux',
+    otherwise: strict
+      ? undefined
+      : 'going on without the addon (it needs g++, make and python3): the KVM backend will say so',
+  },
+  {
+    title: 'compiling the TypeScript',
+    stamp: at('dist', '.vmexit-compiled'),
+    inputs: [at('src'), at('tsconfig.json')],
+    command: [process.execPath, tsc, '-p', root],
+  },
+  {
+    // They import the package by its own name, from what was just compiled.
+    title: 'compiling the examples',
+    stamp: at('dist', 'examples', '.vmexit-compiled'),
+    inputs: [at('examples'), at('dist', '.vmexit-compiled')],
+    command: [process.execPath, tsc, '-p', at('examples')],
+  },
+];
 
 /** The newest modification time under the given files and folders, in ms; 0 when there are none. */
 function newest(...paths) {
@@ -15,68 +70,76 @@ function newest(...paths) {
   for (const path of paths) {
     const stat = statSync(path, { throwIfNoEntry: false });
     if (!stat) continue;
-    time = Math.max(time, stat.isDirectory() ? 0 : stat.mtimeMs);
-    if (stat.isDirectory())
-      time = Math.max(time, newest(...readdirSync(path).map((name) => join(path, name))));
+    const below = stat.isDirectory() ? readdirSync(path).map((name) => join(path, name)) : [];
+    time = Math.max(time, stat.isDirectory() ? newest(...below) : stat.mtimeMs);
   }
   return time;
 }
 
-function run(title, command, args, { optional = false } = {}) {
-  process.stderr.write(`vmexit setup: ${title}\n`);
-  const result = spawnSync(command, args, { cwd: root, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'] });
-  if (result.status === 0) return true;
-  process.stderr.write(
-    `${result.stdout ?? ''}${result.stderr ?? ''}${result.error ? `${result.error.message}\n` : ''}`,
-  );
-  if (!optional) {
-    process.stderr.write(`vmexit setup: ${title} failed: ${command} ${args.join(' ')}\n`);
-    process.exit(result.status ?? 1);
-  }
-  return false;
-}
+const due = ({ stamp, inputs, skip }) =>
+  !skip && (statSync(stamp, { throwIfNoEntry: false })?.mtimeMs ?? 0) <= newest(...inputs);
 
-/** Runs `build` unless `stamp` is newer than every input. A failed build leaves no stamp. */
-function step(stamp, inputs, build) {
-  const made = statSync(stamp, { throwIfNoEntry: false })?.mtimeMs ?? 0;
-  if (made > newest(...inputs)) return;
-  if (!build()) return;
-  mkdirSync(dirname(stamp), { recursive: true });
-  writeFileSync(stamp, '');
-}
-
-step(at('node_modules', '.vmexit-installed'), [at('package.json'), at('package-lock.json')], () =>
-  run('installing dependencies', 'npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund']),
-);
-
-// The headers beside the node binary serve where there are any: no download then.
-const prefix = dirname(dirname(process.execPath));
-const nodedir = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
-const nodeGyp = at('node_modules', 'node-gyp', 'bin', 'node-gyp.js');
-if (process.platform === 'linux') {
-  step(at('build', 'Release', '.vmexit-built'), [at('native'), at('binding.gyp')], () => {
-    const built = run('building the addon', process.execPath, [nodeGyp, 'rebuild', '--silent', ...nodedir], {
-      optional: true,
-    });
-    if (!built)
-      process.stderr.write('vmexit setup: going on without the addon: the KVM backend will say so\n');
-    return built;
+/** A failed step leaves no stamp. The stamp has the time of the start: what was edited meanwhile is newer. */
+function perform({ title, stamp, also = stamp, command: [command, ...args], env, otherwise }) {
+  say(title);
+  const started = new Date();
+  const { status, error, stdout, stderr } = spawnSync(command, args, {
+    cwd: root,
+    encoding: 'utf8',
+    env: { ...process.env, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
   });
+  if (status === 0) {
+    for (const file of new Set([stamp, also])) {
+      mkdirSync(dirname(file), { recursive: true });
+      writeFileSync(file, '');
+      utimesSync(file, started, started);
+    }
+    return;
+  }
+  process.stderr.write(`${stdout ?? ''}${stderr ?? ''}${error ? `${error.message}\n` : ''}`);
+  if (otherwise) return say(otherwise);
+  say(`${title} failed: ${command} ${args.join(' ')}`);
+  process.exit(status ?? 1);
 }
 
-step(at('dist', '.vmexit-compiled'), [at('src'), at('tsconfig.json')], () =>
-  run('compiling the TypeScript', process.execPath, [
-    at('node_modules', 'typescript', 'bin', 'tsc'),
-    '-p',
-    root,
-  ]),
-);
+/** Waits until no other setup of this clone is at work: `npm test` and `npm start` may be begun together. */
+function lock() {
+  const file = at('dist', '.vmexit-setup');
+  const own = `${file}.${process.pid}`;
+  mkdirSync(dirname(file), { recursive: true });
+  writeFileSync(own, String(process.pid));
+  for (let waited = false; !taken(own, file); waited = true) {
+    if (isGone(file)) rmSync(file, { force: true });
+    else if (!waited) say('waiting for another setup of this clone');
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200);
+  }
+  rmSync(own);
+  process.on('exit', () => rmSync(file, { force: true }));
+}
 
-// They import the package by its own name, from what was just compiled.
-step(at('dist', 'examples', '.vmexit-compiled'), [at('examples'), at('dist', '.vmexit-compiled')], () =>
-  run('compiling the examples', process.execPath, [
-    at('node_modules', 'typescript', 'bin', 'tsc'),
-    '-p',
-    at('examples'),
-  ]),
-);
+/** Whether the file, which then has its contents already, was put in the place that only one can have. */
+function taken(own, file) {
+  try {
+    linkSync(own, file);
+    return true;
+  } catch (error) {
+    if (error.code !== 'EEXIST') throw error;
+    return false;
+  }
+}
+
+/** Whether the setup that holds the place was killed. */
+function isGone(file) {
+  try {
+    process.kill(Number(readFileSync(file, 'utf8')), 0);
+    return false;
+  } catch (error) {
+    return error.code === 'ESRCH';
+  }
+}
+
+if (steps.some(due)) {
+  lock();
+  for (const step of steps) if (due(step)) perform(step);
+}

@@ -39,7 +39,7 @@ const request = (name) => row(name).request;
 
 // --- handles -----------------------------------------------------------------------------------------------------
 
-/** Open handles by kind; `functions` are what runner() made. */
+/** Open handles by kind; `functions` are what runner() made, each with the kickId of its vCPU. */
 const open = { system: [], vm: [], vcpu: [], gmem: [], memory: [], reservation: [], functions: [] };
 const kinds = ['system', 'vm', 'vcpu', 'gmem', 'memory', 'reservation'];
 const closedHandles = [];
@@ -81,7 +81,7 @@ function furnish() {
   const vcpu = keep('vcpu', native.create(vm, request('KVM_CREATE_VCPU'), 0));
   if (vcpu !== undefined) {
     startAtZero(vcpu);
-    open.functions.push(native.runner(vcpu));
+    open.functions.push({ run: native.runner(vcpu), id: native.kickId(vcpu) });
   }
   const wanted = new Uint8Array(64);
   new DataView(wanted.buffer).setBigUint64(0, BigInt(16 * PAGE), true);
@@ -248,9 +248,10 @@ function tame(name, args) {
     argument.fill(0, 12, 16);
   // Pages of a file that is too large would be allocated by fallocate().
   if (name === 'create' && is('KVM_CREATE_GUEST_MEMFD') && readable(argument) >= 8) argument.fill(0, 3, 8);
-  // Without a limit, and with none to stop it, a guest may run for ever.
+  // Without a limit, and with none to stop it, a guest may run for ever: also that of a vCPU which is left to
+  // the garbage collector.
   if (name === 'run' && !(typeof args[0] === 'number' && args[0] <= 10)) {
-    for (const vcpu of open.vcpu) native.kick(native.kickId(vcpu));
+    for (const { id } of open.functions) native.kick(id);
   }
 }
 
@@ -265,7 +266,7 @@ function call(name) {
   if (style < 6 && style > 2) args[below(args.length + 1)] = value();
   args = args.slice();
   tame(name, args);
-  const target = name === 'run' ? choice(open.functions) : native[name];
+  const target = name === 'run' ? choice(open.functions)?.run : native[name];
   if (target === undefined) return;
   if (log !== undefined) writeSync(log, describe(name, args), 0);
 
@@ -278,7 +279,8 @@ function call(name) {
   if (name === 'create') keepCreated(args, result);
   if (name === 'allocate' || name === 'openMemory' || name === 'mapGuestMemfd') keepMemory(result);
   if (name === 'reserve') keep('reservation', result);
-  if (name === 'runner' && typeof result === 'function') open.functions.push(result);
+  if (name === 'runner' && typeof result === 'function')
+    open.functions.push({ run: result, id: native.kickId(args[0]) });
   if (name === 'close') forgetClosed(args[0]);
 }
 

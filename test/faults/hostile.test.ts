@@ -8,8 +8,8 @@ import { node, pathOf, scenario, it as test } from './child.ts';
 
 const CALLS = inLab ? 10_000 : 100_000;
 const SEED = process.env.VMEXIT_SEED ?? '1';
-/** A hundred times what it takes, for a machine that is busy. */
-const LIMIT_MS = 1_200_000;
+/** Twenty times what it takes, for a machine that is busy. */
+const LIMIT_MS = 300_000;
 
 const run = (name: string) => scenario('hostile.mjs', name);
 
@@ -99,7 +99,7 @@ describe('the package', () => {
     rmSync(folder, { recursive: true });
     expect(status, stderr).toBe(0);
     const { count, exits } = JSON.parse(stdout);
-    expect(count).toBe(300);
+    expect(count).toBe(inLab ? 50 : 300);
     expect(['IO', 'INTERRUPTED']).toEqual(expect.arrayContaining(exits));
   });
 });

@@ -43,6 +43,10 @@ describe('kick()', () => {
     expect(await run('kickWaitsForARun')).toEqual(['IO', 'INTERRUPTED', 'IO']);
   });
 
+  test('stays pending over an exit that comes first', async () => {
+    expect(await run('kickBetweenTwoExits')).toEqual(['MMIO', 'MMIO', 'INTERRUPTED', 'MMIO']);
+  });
+
   test('in a storm over many short runs loses no exit and interrupts no other system call', async () => {
     const { exits, interrupted, kicks, rounds } = await run('storm');
     expect(Object.keys(exits).sort()).toEqual(['INTERRUPTED', 'IO']);
@@ -59,6 +63,14 @@ describe('kick()', () => {
 
   test('lets terminate() end a worker that is inside run()', async () => {
     expect(await run('terminateRunning')).toEqual({ code: 1, kicked: true, afterwards: false });
+  });
+});
+
+describe('the bytes of guest memory', () => {
+  test('can be given to another thread, and the one that made them can end', async (context) => {
+    const result = await run('transferred');
+    context.skip(typeof result === 'string', result);
+    expect(result).toEqual({ usable: true });
   });
 });
 
