@@ -1,0 +1,48 @@
+/** What is thrown through the processor. One object of each is used again and again: a throw through translated code is dear otherwise. */
+
+/** Vectors of the exceptions (SDM volume 3, table 6-1). */
+export const Vector = {
+  DE: 0,
+  DB: 1,
+  NMI: 2,
+  BP: 3,
+  OF: 4,
+  BR: 5,
+  UD: 6,
+  NM: 7,
+  DF: 8,
+  TS: 10,
+  NP: 11,
+  SS: 12,
+  GP: 13,
+  PF: 14,
+  MF: 16,
+  AC: 17,
+  XM: 19,
+} as const;
+
+/** An exception of the guest's, raised by the instruction that is executing, which has changed nothing. */
+export class GuestFault {
+  vector = 0;
+  /** undefined for those that push none. */
+  errorCode: number | undefined;
+  /** CR2 of a page fault. */
+  address = 0n;
+}
+
+const fault = new GuestFault();
+
+/** Raises an exception in the guest. */
+export function raise(vector: number, errorCode?: number, address = 0n): never {
+  fault.vector = vector;
+  fault.errorCode = errorCode;
+  fault.address = address;
+  throw fault;
+}
+
+/**
+ * The instruction that is executing must be executed again by itself, because it does what translated code cannot:
+ * memory-mapped I/O, or a write to code. It has changed nothing yet.
+ */
+export class Alone {}
+export const alone = new Alone();

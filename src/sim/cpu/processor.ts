@@ -1,0 +1,51 @@
+/**
+ * Where the simulated kernel and the simulated processor meet: what the processor asks of the second stage of
+ * translation, and what it stops for. Neither side knows more of the other than this.
+ */
+
+/** What an access is, as the second stage needs it. */
+export const Access = { READ: 0, WRITE: 1, FETCH: 2 } as const;
+export type Access = (typeof Access)[keyof typeof Access];
+
+/** There is no memory: the access is I/O. */
+export const MMIO = -1;
+
+/** Guest-physical to host: the kernel's part of translation. */
+export interface SecondStage {
+  /**
+   * Where in the arena the 4 KiB page with this guest-physical address begins, faulted in if need be; MMIO where no
+   * slot is, and for writes to a read-only slot.
+   * @param wants what the guest's page tables ask for, in VMs whose guests choose; undefined in others
+   * @throws SecondStageFault when KVM_RUN must end
+   */
+  page(gpa: number, access: Access, wants: boolean | undefined): number;
+  /** For emulated accesses, which use the shared copy whatever the attributes say: as page(), but it never faults. */
+  sharedPage(gpa: number, access: Access): number;
+}
+
+/** Thrown through the processor by the second stage: KVM_RUN ends with `errno`, and the instruction has not happened. */
+export class SecondStageFault {
+  /** Negated. */
+  readonly errno: number;
+  constructor(errno: number) {
+    this.errno = errno;
+  }
+}
+
+/** Why the processor does not go on. `rip` is where KVM leaves it for each. */
+export type Stop =
+  /** Memory-mapped or port I/O in the middle of an instruction: answered by finish(). */
+  | { readonly kind: 'io'; readonly write: boolean; readonly port: number; readonly size: 1 | 2 | 4; readonly count: number; readonly data: Uint8Array }
+  | { readonly kind: 'mmio'; readonly write: boolean; readonly gpa: number; readonly data: Uint8Array }
+  | { readonly kind: 'hypercall'; readonly number: bigint; readonly args: readonly bigint[]; readonly longMode: boolean }
+  | { readonly kind: 'halt' }
+  /** A triple fault. */
+  | { readonly kind: 'shutdown' }
+  /** The guest can take an interrupt, and somebody waits for that. */
+  | { readonly kind: 'interrupt-window' }
+  /** KVM_GUESTDBG_*: a step or a breakpoint that userspace asked for. */
+  | { readonly kind: 'debug'; readonly exception: number; readonly pc: bigint; readonly dr6: bigint; readonly dr7: bigint }
+  /** MSR accesses that userspace wants to see, and what the model cannot do. */
+  | { readonly kind: 'internal-error'; readonly suberror: number; readonly data: readonly bigint[] }
+  /** Its time slice is over: look at kicks and the deadline, then go on. */
+  | { readonly kind: 'slice' };
