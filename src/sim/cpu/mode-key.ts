@@ -1,0 +1,13 @@
+/** What translated code depends on beside its bytes: a translation holds for one of these. */
+export interface Mode {
+  readonly bits: 16 | 32 | 64;
+  readonly stackBits: 16 | 32 | 64;
+  /** CPL is 3: the user's rights. */
+  readonly user: boolean;
+  /** A bit for each segment with base 0 and no limit that can be read and written: nothing to check. */
+  readonly flat: number;
+  /** The base of CS, by which linear addresses differ from RIP. */
+  readonly codeBase: bigint;
+  /** One number for all of it. */
+  readonly key: number;
+}
