@@ -43,12 +43,12 @@ eb e3             |        jmp again
 `,
 );
 
-function boot(code, { type = 0, regs = {}, size = RAM_SIZE } = {}) {
+function boot(code, { type = 0, regs = {} } = {}) {
   const hv = openHypervisor();
   const vm = hv.createVm({ type });
-  const ram = vm.allocate(size);
+  const ram = vm.allocate(RAM_SIZE);
   vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
-  ram.bytes.set(code, CODE);
+  ram.write(CODE, code);
   const vcpu = vm.createVcpu(0);
   enterRealMode(vcpu);
   vcpu.setRegs({ rip: CODE, rflags: 2, ...regs });
@@ -97,11 +97,11 @@ function immediate() {
   };
 }
 
-const firstExit = (size) => () => (count) => {
+const firstExit = () => (count) => {
   let elapsed = 0;
   for (let i = 0; i < count; i++) {
     const start = process.hrtime.bigint();
-    const { vcpu, close } = boot(pio.code, { size });
+    const { vcpu, close } = boot(pio.code);
     expect(vcpu.run() === Exit.IO);
     elapsed += nanoseconds(start, 1);
     close();
@@ -139,15 +139,7 @@ const benches = {
   },
   open: {
     what: 'open, VM, vCPU, 64 MiB, first exit',
-    prepare: firstExit(RAM_SIZE),
-    count: 30,
-    target: { ratio: 1.2 },
-  },
-  // V8 begins a collection when an ArrayBuffer of 64 MiB or more is made, whoever owns its memory. This is the rest.
-  'open-63m': {
-    what: 'the same with 63 MiB',
-    mode: 'open',
-    prepare: firstExit(63 * MIB),
+    prepare: firstExit,
     count: 30,
     target: { ratio: 1.2 },
   },
@@ -187,12 +179,12 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
 const program = join(folder, 'kvm_bench');
 
-function compare(name, { prepare, count, mode = name }) {
+function compare(name, { prepare, count }) {
   const round = prepare();
   const c = [];
   const js = [];
   for (let i = 0; i <= Number(values.rounds); i++) {
-    const first = Number(execFileSync(program, [mode, String(count)], { encoding: 'utf8' }));
+    const first = Number(execFileSync(program, [name, String(count)], { encoding: 'utf8' }));
     const second = round(count);
     if (i === 0) continue; // warms up: code is compiled, pages are faulted in
     c.push(first);

@@ -33,7 +33,7 @@ using hv = openHypervisor();
 using vm = hv.createVm();
 using ram = vm.allocate(64 * 1024);
 vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
-ram.bytes.set(hello.code, ADDRESS);
+ram.write(ADDRESS, hello.code);
 
 using vcpu = vm.createVcpu();
 enterRealMode(vcpu);

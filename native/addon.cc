@@ -25,6 +25,8 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"inode", vmexit::Inode},
       {"fallocate", vmexit::Fallocate},
       {"madvise", vmexit::Madvise},
+      {"write", vmexit::Write},
+      {"read", vmexit::Read},
       {"buffer", vmexit::Buffer},
       {"fd", vmexit::Fd},
       {"close", vmexit::Close},

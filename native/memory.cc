@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 
 #include "abi.h"
 
@@ -46,6 +47,31 @@ Napi::Value MapShared(Napi::Env env, int fd, uint64_t size) {
   const int error = errno;
   close(fd);
   return Errno(env, error);
+}
+
+// What write() and read() copy: equally many bytes of guest memory and of a Uint8Array.
+struct Copy {
+  uint8_t* memory = nullptr;
+  uint8_t* bytes = nullptr;
+  size_t size = 0;
+};
+
+// Empty, with a JS exception pending, when an argument is wrong.
+Copy ToCopy(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Handle* handle = Unwrap(env, info[0], kMemory, "memory");
+  uint64_t offset = 0;
+  if (!handle || !ToU64(env, info[1], "offset", &offset)) return {};
+  if (!info[2].IsTypedArray() || info[2].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array) {
+    Invalid(env, "bytes must be a Uint8Array");
+    return {};
+  }
+  auto bytes = info[2].As<Napi::Uint8Array>();
+  if (offset > handle->mapping->size || bytes.ByteLength() > handle->mapping->size - offset) {
+    Invalid(env, "the bytes reach beyond the memory");
+    return {};
+  }
+  return {handle->mapping->data + offset, bytes.Data(), bytes.ByteLength()};
 }
 
 }  // namespace
@@ -119,6 +145,19 @@ Napi::Value Inode(const Napi::CallbackInfo& info) {
   struct stat stat {};
   if (fstat(handle->fd, &stat)) return Errno(env, errno);
   return Napi::Number::New(env, static_cast<double>(stat.st_ino));
+}
+
+// The array may be a view of the same memory: the two may overlap.
+Napi::Value Write(const Napi::CallbackInfo& info) {
+  const Copy copy = ToCopy(info);
+  if (copy.size > 0) memmove(copy.memory, copy.bytes, copy.size);
+  return info.Env().Undefined();
+}
+
+Napi::Value Read(const Napi::CallbackInfo& info) {
+  const Copy copy = ToCopy(info);
+  if (copy.size > 0) memmove(copy.bytes, copy.memory, copy.size);
+  return info.Env().Undefined();
 }
 
 Napi::Value Fallocate(const Napi::CallbackInfo& info) {

@@ -15,6 +15,9 @@ Napi::Value OpenMemory(const Napi::CallbackInfo& info);
 Napi::Value MapGuestMemfd(const Napi::CallbackInfo& info);
 // inode(handle) -> number: tells a reused fd number from the file that it once was.
 Napi::Value Inode(const Napi::CallbackInfo& info);
+// write(memory, offset, bytes), read(memory, offset, into): copies, for what is not worth a view of it all.
+Napi::Value Write(const Napi::CallbackInfo& info);
+Napi::Value Read(const Napi::CallbackInfo& info);
 // fallocate(handle, mode, offset, bytes) -> 0 | -errno
 Napi::Value Fallocate(const Napi::CallbackInfo& info);
 // madvise(memory, advice, offset, bytes) -> 0 | -errno

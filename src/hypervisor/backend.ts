@@ -47,6 +47,9 @@ export interface Backend {
   openMemory(token: MemoryToken): Handle | number;
   /** Guest RAM, or a vCPU's kvm_run with the pages after it. Of length 0 once the handle is closed. */
   bytes(handle: Handle): Uint8Array;
+  /** Copies between guest RAM, from the offset on, and bytes of JS's, in a range that lies inside the memory. */
+  write(memory: Handle, offset: number, bytes: Uint8Array): void;
+  read(memory: Handle, offset: number, into: Uint8Array): void;
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
 

@@ -79,7 +79,7 @@ export class GuestMemfd implements Disposable {
     }
     const handle = this.fd.backend.mapGuestMemfd(this.fd.handle);
     if (!isHandle(handle)) throw new KvmError(handle, 'mmap');
-    return new GuestMemory(this.fd.backend, handle, 'guest_memfd');
+    return new GuestMemory(this.fd.backend, handle, this.size, 'guest_memfd');
   }
 
   close(): void {

@@ -2,7 +2,7 @@
 import { Errno } from '../uapi/errno.ts';
 import { integer, pages } from './args.ts';
 import { type Backend, type Handle, isHandle, type MemoryToken } from './backend.ts';
-import { closed, KvmError, outOfRange } from './errors.ts';
+import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
 
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (fallocate(2)). */
 export const PUNCH_HOLE = 0x03;
@@ -16,26 +16,54 @@ export class GuestMemory implements Disposable {
   /** Bytes. */
   readonly size: number;
   readonly #backend: Backend;
-  readonly #bytes: Uint8Array;
   readonly #kind: 'ram' | 'guest_memfd';
+  #bytes: Uint8Array | undefined;
   #handle: Handle | undefined;
 
   /** Made by Vm.allocate(), Hypervisor.openMemory() and GuestMemfd.map(). */
-  constructor(backend: Backend, handle: Handle, kind: 'ram' | 'guest_memfd' = 'ram') {
+  constructor(backend: Backend, handle: Handle, size: number, kind: 'ram' | 'guest_memfd' = 'ram') {
     this.#backend = backend;
     this.#handle = handle;
     this.#kind = kind;
-    this.#bytes = backend.bytes(handle);
-    this.size = this.#bytes.byteLength;
+    this.size = size;
   }
 
   /**
-   * The memory itself, not a copy: what the guest writes is there at once. Untouched pages cost nothing.
+   * The memory itself, not a copy: what the guest writes is there at once. Untouched pages cost nothing. The first use
+   * makes the view, and V8 takes one of 64 MiB or more as a reason to collect garbage (milliseconds); write() and
+   * read() need none.
    * @throws VmexitError ERR_KVM_CLOSED. A view taken before close() has length 0 after it.
    */
   get bytes(): Uint8Array {
-    if (this.#handle === undefined) throw closed('GuestMemory');
+    const handle = this.handle;
+    this.#bytes ??= this.#backend.bytes(handle);
     return this.#bytes;
+  }
+
+  /**
+   * Copies bytes into the memory.
+   * @param offset bytes, from 0
+   * @param bytes no more than the memory has from there on
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED. Nothing is written then
+   */
+  write(offset: number, bytes: Uint8Array): void {
+    const from = integer('offset', offset, this.size);
+    if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', bytes, 'a Uint8Array');
+    integer("bytes' length", bytes.length, this.size - from);
+    this.#backend.write(this.handle, from, bytes);
+  }
+
+  /**
+   * A copy of a part of the memory.
+   * @param offset bytes, from 0
+   * @param length bytes, up to the end of the memory
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED
+   */
+  read(offset: number, length: number): Uint8Array<ArrayBuffer> {
+    const from = integer('offset', offset, this.size);
+    const copy = new Uint8Array(integer('length', length, this.size - from));
+    this.#backend.read(this.handle, from, copy);
+    return copy;
   }
 
   get closed(): boolean {
@@ -104,13 +132,13 @@ export class GuestMemory implements Disposable {
 
   /** @throws RangeError ERR_KVM_INVALID_ARG; KvmError with the errno of memfd_create(2) or mmap(2) */
   static allocate(backend: Backend, size: number): GuestMemory {
-    pages('size', size, MAX_MEMORY, 4096);
-    const handle = backend.allocate(size);
+    const length = pages('size', size, MAX_MEMORY, 4096);
+    const handle = backend.allocate(length);
     if (!isHandle(handle)) {
       const files = handle === -Errno.EMFILE || handle === -Errno.ENFILE;
       const why = files ? 'too many files are open (ulimit -n)' : `the host cannot map ${size} bytes`;
       throw new KvmError(handle, files ? 'memfd_create' : 'mmap', undefined, why);
     }
-    return new GuestMemory(backend, handle);
+    return new GuestMemory(backend, handle, length);
   }
 }

@@ -82,9 +82,9 @@ export class Hypervisor implements Disposable {
     if (backend !== this.backend) throw outOfRange('token.backend', backend, `'${this.backend}'`);
     integer('token.fd', token.fd, 0x7fff_ffff);
     integer('token.inode', token.inode);
-    const handle = this.#fd.backend.openMemory(token);
-    if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, 'the shared memory was closed');
-    return new GuestMemory(this.#fd.backend, handle);
+    const memory = this.#fd.backend.openMemory(token);
+    if (!isHandle(memory)) throw new KvmError(memory, 'mmap', undefined, 'the shared memory was closed');
+    return new GuestMemory(this.#fd.backend, memory, this.#fd.backend.bytes(memory).byteLength);
   }
 
   /**

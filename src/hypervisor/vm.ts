@@ -98,12 +98,10 @@ export class Vm implements Disposable {
    * @throws KvmError EINVAL for other sizes and for flags that this VM does not have
    */
   createGuestMemfd(size: number, flags = 0): GuestMemfd {
-    const argument = kvm_create_guest_memfd.encode({
-      size: integer('size', size),
-      flags: integer('flags', flags),
-    });
+    const wanted = { size: integer('size', size), flags: integer('flags', flags) };
+    const argument = kvm_create_guest_memfd.encode(wanted);
     const handle = this.#fd.create(ioctls.KVM_CREATE_GUEST_MEMFD, argument);
-    return new GuestMemfd(new Fd(this.#fd.backend, handle, 'GuestMemfd'), size, flags);
+    return new GuestMemfd(new Fd(this.#fd.backend, handle, 'GuestMemfd'), wanted.size, wanted.flags);
   }
 
   /**

@@ -49,6 +49,8 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     },
     openMemory: (token) => native.openMemory(token.fd, token.inode),
     bytes: (handle) => new Uint8Array(native.buffer(handle)),
+    write: native.write,
+    read: native.read,
     fallocate: native.fallocate,
     madvise: native.madvise,
     runner: native.runner,

@@ -41,6 +41,8 @@ export interface Native {
   inode(handle: Handle): number;
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
+  write(memory: Handle, offset: number, bytes: Uint8Array): void;
+  read(memory: Handle, offset: number, into: Uint8Array): void;
   buffer(handle: Handle): ArrayBuffer;
   fd(handle: Handle): number;
   close(handle: Handle): void;

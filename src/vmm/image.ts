@@ -49,7 +49,7 @@ export function flatImage(data: Uint8Array, mode: Mode, name = 'the guest'): Gue
  */
 export function placeImage(
   image: GuestImage,
-  memory: Pick<GuestMemory, 'bytes' | 'size'>,
+  memory: Pick<GuestMemory, 'write' | 'size'>,
   reserved?: Range,
 ): void {
   for (const { address, size } of image.segments) {
@@ -70,5 +70,5 @@ export function placeImage(
     }
   }
   // Fresh guest memory is zero: only the bytes that the file has are written, and the rest stays untouched.
-  for (const { address, data } of image.segments) memory.bytes.set(data, address);
+  for (const { address, data } of image.segments) memory.write(address, data);
 }

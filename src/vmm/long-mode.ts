@@ -67,7 +67,8 @@ export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongMode
     throw outOfRange('tables', tables, `page-aligned, with ${size} bytes of the memory from there on`);
   }
 
-  const view = viewOf(memory.bytes.subarray(tables - base, tables - base + size));
+  const bytes = new Uint8Array(size);
+  const view = viewOf(bytes);
   const set = (at: number, value: bigint) => view.setBigUint64(at, value, true);
   set(TABLES.gdt, 0n);
   set(TABLES.gdt + Selector.CODE64, 0x00af_9b00_0000_ffffn);
@@ -79,6 +80,7 @@ export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongMode
   for (let page = 0; page * LARGE_PAGE < identity; page++) {
     set(TABLES.pd + 8 * page, BigInt(page * LARGE_PAGE) | PS | ENTRY);
   }
+  memory.write(tables - base, bytes);
 
   const sregs: Input<Sregs> = {
     ...vcpu.getSregs(),

@@ -13,6 +13,7 @@ import { conformance } from '../support/suite.ts';
 const root = fileURLToPath(new URL('../../', import.meta.url));
 const PAGE = 4096;
 const OUT = [0xe6, 0x10, 0xeb, 0xfc]; // again: out 0x10, al ; jmp again
+const OUT_BYTES = Uint8Array.from(OUT);
 
 /** Two VMs, of which the second is only there to be the wrong one. */
 function boot(hv: Hypervisor) {
@@ -55,6 +56,7 @@ const state = ({ vm, vcpu, ram, spare }: World) => ({
 type Refusal = readonly [errorClass: string, code: string, ...says: (string | RegExp)[]];
 const range = (...says: (string | RegExp)[]): Refusal => ['RangeError', 'ERR_KVM_INVALID_ARG', ...says];
 const type = (...says: (string | RegExp)[]): Refusal => ['TypeError', 'ERR_KVM_INVALID_ARG', ...says];
+const closed = (...says: (string | RegExp)[]): Refusal => ['VmexitError', 'ERR_KVM_CLOSED', ...says];
 const errno = (code: string, ...says: (string | RegExp)[]): Refusal => ['KvmError', code, ...says];
 
 // biome-ignore lint/suspicious/noExplicitAny: the arguments are wrong on purpose.
@@ -93,6 +95,23 @@ const rows: readonly Row[] = [
     ({ hv }) => hv.openMemory({ backend: 'kvm', fd: 99_999, inode: 1 }),
     errno('EBADF', 'closed'),
   ],
+
+  ['write at -1', ({ ram }) => ram.write(-1, OUT_BYTES), range('offset is -1')],
+  ['write at 1.5', ({ ram }) => ram.write(1.5, OUT_BYTES), range('offset is 1.5', 'whole number')],
+  ['write at "0"', ({ ram }) => ram.write('0', OUT_BYTES), type('offset is "0"')],
+  ['write beyond the end', ({ ram }) => ram.write(16 * PAGE + 1, OUT_BYTES), range('0x10001', '0x10000')],
+  ['write over the end', ({ ram }) => ram.write(16 * PAGE - 3, OUT_BYTES), range('length is 4', '0x3')],
+  [
+    'write of an array',
+    ({ ram }) => ram.write(0, OUT),
+    type('bytes is an object of class Array', 'Uint8Array'),
+  ],
+  ['write of a buffer', ({ ram }) => ram.write(0, OUT_BYTES.buffer), type('ArrayBuffer', 'Uint8Array')],
+  ['write to closed memory', ({ closedMemory }) => closedMemory.write(0, OUT_BYTES), closed('GuestMemory')],
+  ['read over the end', ({ ram }) => ram.read(PAGE, 16 * PAGE), range('length is 0x10000', '0xf000')],
+  ['read of -1 bytes', ({ ram }) => ram.read(0, -1), range('length is -1')],
+  ['read without a length', ({ ram }) => ram.read(0), type('length is undefined')],
+  ['read of closed memory', ({ closedMemory }) => closedMemory.read(0, 1), closed('GuestMemory')],
 
   ['a region that is no object', ({ vm }) => vm.setUserMemoryRegion(null), type('region is null')],
   ['a region without a slot', ({ vm }) => vm.setUserMemoryRegion({}), type('slot is undefined')],
@@ -143,7 +162,7 @@ const rows: readonly Row[] = [
     'a slot of memory that is closed',
     ({ vm, closedMemory }) =>
       vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: 2 ** 20, memory: closedMemory }),
-    ['VmexitError', 'ERR_KVM_CLOSED', 'GuestMemory'],
+    closed('GuestMemory'),
   ],
   [
     'a Uint8Array as memory',

@@ -179,6 +179,12 @@ function argumentFor({ arg, request, element }) {
   return list;
 }
 
+/** A memory, an offset into it, and bytes: of JS's, or of guest memory too. */
+const copied = () => {
+  const array = chance(0.2) ? own() : choice(arrays)(choice(sizes));
+  return [choice(open.memory), choice([0, 1, 4095, 4096, 65_535, 65_536, 2 ** 53 - 1]), array];
+};
+
 /** Arguments that the function may well accept. */
 const plausible = {
   open: () => [
@@ -222,6 +228,8 @@ const plausible = {
     choice([0, 4096, 1]),
     4096,
   ],
+  write: copied,
+  read: copied,
   buffer: () => [choice([...open.memory, ...open.vcpu])],
   fd: () => [anyHandle()],
   close: () => [anyHandle()],

@@ -250,11 +250,15 @@ describe('a file', () => {
 });
 
 describe('placing a program', () => {
-  const memory = () => ({ size: 0x4000, bytes: new Uint8Array(0x4000) });
+  const memory = () => {
+    const bytes = new Uint8Array(0x4000);
+    return { size: bytes.length, bytes, write: (at: number, data: Uint8Array) => bytes.set(data, at) };
+  };
 
   it('copies each segment to its address and touches nothing else', () => {
-    const { bytes, size } = memory();
-    placeImage(flatImage(code, 'real'), { bytes, size });
+    const ram = memory();
+    placeImage(flatImage(code, 'real'), ram);
+    const { bytes } = ram;
     expect([...bytes.subarray(FLAT_ADDRESS, FLAT_ADDRESS + 4)]).toEqual([1, 2, 3, 4]);
     expect(bytes.reduce((sum, byte) => sum + byte, 0)).toBe(10);
   });
@@ -267,13 +271,13 @@ describe('placing a program', () => {
       ]),
       'big',
     );
-    const { bytes, size } = memory();
-    const error = refusal(() => placeImage(image, { bytes, size }));
+    const ram = memory();
+    const error = refusal(() => placeImage(image, ram));
     expect(error.code).toBe('ERR_KVM_BAD_GUEST');
     expect(error.message).toMatch(
       /^big needs guest memory at \[0x3ffd, 0x4001\), and the guest has 0x4000 bytes/,
     );
-    expect(bytes.every((byte) => byte === 0)).toBe(true);
+    expect(ram.bytes.every((byte) => byte === 0)).toBe(true);
   });
 
   it('refuses a segment where the VMM keeps tables of its own', () => {
