@@ -17,7 +17,22 @@ const RSP = 4;
 
 /** The conditions of Jcc, SETcc and CMOVcc by their names in mnemonics; each with its opposite. */
 export type Condition =
-  | 'o' | 'no' | 'b' | 'ae' | 'e' | 'ne' | 'be' | 'a' | 's' | 'ns' | 'p' | 'np' | 'l' | 'ge' | 'le' | 'g';
+  | 'o'
+  | 'no'
+  | 'b'
+  | 'ae'
+  | 'e'
+  | 'ne'
+  | 'be'
+  | 'a'
+  | 's'
+  | 'ns'
+  | 'p'
+  | 'np'
+  | 'l'
+  | 'ge'
+  | 'le'
+  | 'g';
 
 /** An address that was computed once, of an operand that is read and written. */
 export interface Place {
@@ -33,6 +48,8 @@ export class Builder {
   end: End | undefined;
   /** What the last `flags` op of this block described, as long as nothing else can have changed them. */
   #flags: { kind: number; a: Node; b: Node; result: Node } | undefined;
+  /** CF and OF where they are known by themselves. */
+  #alone: Carries = {};
   /** The whole registers whose value is known. */
   readonly #known = new Map<number, Node>();
   /** The linear address of the segment check helper; set by the processor (lowering knows no helpers). */
@@ -81,7 +98,8 @@ export class Builder {
   xor = (size: Size, a: Node, b: Node) => this.op(size === 8 ? 'xor64' : 'xor32', [a, b]);
   not = (size: Size, a: Node) => this.xor(size, a, this.constant(size, -1));
   /** Shifts by a count of the same type, which must be below the operand's bits (32 for 1 and 2 bytes). */
-  shl = (size: Size, a: Node, count: Node) => this.#fit(size, this.op(size === 8 ? 'shl64' : 'shl32', [a, count]));
+  shl = (size: Size, a: Node, count: Node) =>
+    this.#fit(size, this.op(size === 8 ? 'shl64' : 'shl32', [a, count]));
   shr = (size: Size, a: Node, count: Node) => this.op(size === 8 ? 'shr64' : 'shr32', [a, count]);
   sar = (size: Size, a: Node, count: Node) =>
     this.#fit(size, this.op(size === 8 ? 'sar64' : 'sar32', [this.extend(size, a), count]));
@@ -140,7 +158,8 @@ export class Builder {
     const offset = State.gpr + index * 8 + (high ? 1 : 0);
     if (size < 4) {
       this.#known.delete(index);
-      return this.set(offset, size, value);
+      this.set(offset, size, value);
+      return;
     }
     const whole = size === 8 ? value : this.op('zext', [value]);
     this.set(offset, 8, whole);
@@ -172,10 +191,14 @@ export class Builder {
       return segment < FS ? offset : this.op('add64', [offset, this.get(State.segmentBase + segment * 8, 8)]);
     }
     if (this.mode.flat & (1 << segment)) return offset;
-    return this.op('call64', [this.const32(segment), offset, this.const32(size), this.const32(write ? 1 : 0)], {
-      helper: this.#segment,
-      insn: this.insn,
-    });
+    return this.op(
+      'call64',
+      [this.const32(segment), offset, this.const32(size), this.const32(write ? 1 : 0)],
+      {
+        helper: this.#segment,
+        insn: this.insn,
+      },
+    );
   }
   place(memory: Memory, size: number, write: boolean): Place {
     return {
@@ -201,7 +224,9 @@ export class Builder {
   /** The size of an operand that is a general register or memory; immediates have their instruction's. */
   sizeOf(index: number): Size {
     const operand = this.operand(index);
-    return operand.kind === 'gpr' || operand.kind === 'mem' ? (operand.size as Size) : (this.insn.operandSize as Size);
+    return operand.kind === 'gpr' || operand.kind === 'mem'
+      ? (operand.size as Size)
+      : (this.insn.operandSize as Size);
   }
   read(index: number, size = this.sizeOf(index)): Node {
     const operand = this.operand(index);
@@ -212,15 +237,19 @@ export class Builder {
   }
   write(index: number, value: Node, size = this.sizeOf(index)): void {
     const operand = this.operand(index);
-    if (operand.kind === 'gpr') return this.setGpr(operand.index, size, value, operand.high);
-    if (operand.kind === 'mem') return this.store(this.place(operand, size, true), size, value);
-    throw new Error(`${this.insn.code}: operand ${index} cannot be written`);
+    if (operand.kind === 'gpr') this.setGpr(operand.index, size, value, operand.high);
+    else if (operand.kind === 'mem') this.store(this.place(operand, size, true), size, value);
+    else throw new Error(`${this.insn.code}: operand ${index} cannot be written`);
   }
   /**
    * Replaces an operand by what `change` makes of it. Flags and other registers are set in `then`, after the write,
    * which is the last thing that can fault.
    */
-  modify(index: number, change: (value: Node, size: Size) => Node, then?: (before: Node, after: Node) => void): void {
+  modify(
+    index: number,
+    change: (value: Node, size: Size) => Node,
+    then?: (before: Node, after: Node) => void,
+  ): void {
     const operand = this.operand(index);
     const size = this.sizeOf(index);
     if (operand.kind === 'mem') {
@@ -242,7 +271,8 @@ export class Builder {
   /** RSP, ESP or SP as an offset in SS, moved by some bytes: an `l`. */
   #stackPointer(delta: number): Node {
     const { bits, stackBits } = this.mode;
-    const moved = delta === 0 ? this.gpr(RSP, 8) : this.op('add64', [this.gpr(RSP, 8), this.const64(BigInt(delta))]);
+    const moved =
+      delta === 0 ? this.gpr(RSP, 8) : this.op('add64', [this.gpr(RSP, 8), this.const64(BigInt(delta))]);
     if (bits === 64) return moved;
     return this.op('and64', [moved, this.const64(stackBits === 32 ? 0xffff_ffffn : 0xffffn)]);
   }
@@ -271,27 +301,75 @@ export class Builder {
 
   /** The flags of result = a + b (ADD) or a - b (SUB), all of one size. */
   flags(kind: 'ADD' | 'SUB', size: Size, a: Node, b: Node, result: Node): void {
-    this.#describe(FlagKind[kind], ...([a, b, result].map((value) => this.signExtend(size, 8, value)) as [Node, Node, Node]));
+    this.#describe(
+      FlagKind[kind],
+      ...([a, b, result].map((value) => this.signExtend(size, 8, value)) as [Node, Node, Node]),
+    );
   }
   /** SF, ZF and PF from the result; CF, AF and OF as the bits of `packed` (an `i`), or cleared. */
   flagsOf(size: Size, result: Node, packed?: Node): void {
     const others = packed === undefined ? this.const64(0n) : this.op('zext', [packed]);
     this.#describe(FlagKind.RESULT, others, this.const64(0n), this.signExtend(size, 8, result));
   }
+  /** As flagsOf() where `condition` (an `i`) is not 0; elsewhere the flags stay. */
+  flagsOfIf(condition: Node, size: Size, result: Node, packed: Node): void {
+    const known = this.#flags;
+    const others = this.op('zext', [packed]);
+    const wide = this.signExtend(size, 8, result);
+    if (known !== undefined && known.kind !== FlagKind.EXPLICIT) {
+      const before = this.op('zext', [this.#carries({})]);
+      const a = this.select(8, condition, others, before);
+      this.#describe(FlagKind.RESULT, a, this.const64(0n), this.select(8, condition, wide, known.result));
+      return;
+    }
+    const kind = this.get(State.flagKind, 4);
+    this.set(State.flagA, 8, this.select(8, condition, others, this.get(State.flagA, 8)));
+    this.set(State.flagResult, 8, this.select(8, condition, wide, this.get(State.flagResult, 8)));
+    this.set(State.flagKind, 4, this.select(4, condition, this.const32(FlagKind.RESULT), kind));
+    this.#flags = undefined;
+    this.#alone = {};
+  }
   #describe(kind: number, a: Node, b: Node, result: Node): void {
     this.op('flags', [a, b, result], { kind });
     this.#flags = { kind, a, b, result };
+    this.#alone = {};
   }
-  /** Sets RFLAGS's arithmetic flags one by one from their bits; the others stay. */
+  /** CF, AF and OF at their places, some of them replaced. */
+  #carries(changed: Carries): Node {
+    const bit = (name: 'CF' | 'AF' | 'OF', shift: number) => {
+      const value = name === 'AF' ? this.flag(name) : (changed[name] ?? this.flag(name));
+      return shift === 0 ? value : this.op('shl32', [value, this.const32(shift)]);
+    };
+    return this.op('or32', [this.op('or32', [bit('CF', 0), bit('AF', 4)]), bit('OF', 11)]);
+  }
+  /** Sets CF, OF or both, from `i`s that are 1 or 0; the other flags stay. */
+  setCarries(changed: Carries): void {
+    const known = this.#flags;
+    const carries = this.#carries(changed);
+    const a = known?.a ?? this.get(State.flagA, 8);
+    // What else flagA says matters only if it is all flags.
+    const rest = this.op('and32', [this.op('wrap', [a]), this.const32(~0x811)]);
+    const packed = this.op('zext', [this.op('or32', [rest, carries])]);
+    if (known !== undefined) {
+      const kind = known.kind === FlagKind.EXPLICIT ? FlagKind.EXPLICIT : FlagKind.RESULT;
+      this.#describe(kind, packed, this.const64(0n), known.result);
+      this.#alone = changed;
+      return;
+    }
+    const lazy = this.op('ne32', [this.get(State.flagKind, 4), this.const32(FlagKind.EXPLICIT)]);
+    const kind = this.select(4, lazy, this.const32(FlagKind.RESULT), this.const32(FlagKind.EXPLICIT));
+    this.set(State.flagKind, 4, kind);
+    this.set(State.flagA, 8, packed);
+    this.#alone = { ...this.#alone, ...changed };
+  }
+  /** Sets all arithmetic flags from their bits at their places in RFLAGS (an `i`). */
   setArithmeticFlags(bits: Node): void {
-    const others = this.op('and32', [this.get(State.eflags, 4), this.const32(~0x8d5)]);
-    this.set(State.eflags, 4, this.op('or32', [others, this.op('and32', [bits, this.const32(0x8d5)])]));
-    this.set(State.flagKind, 4, this.const32(FlagKind.EXPLICIT));
-    this.#flags = undefined;
+    this.#describe(FlagKind.EXPLICIT, this.op('zext', [bits]), this.const64(0n), this.const64(0n));
   }
   /** All arithmetic flags at their places in RFLAGS: an `i`. */
   arithmeticFlags(): Node {
-    const bit = (value: Node, shift: number) => (shift === 0 ? value : this.op('shl32', [value, this.const32(shift)]));
+    const bit = (value: Node, shift: number) =>
+      shift === 0 ? value : this.op('shl32', [value, this.const32(shift)]);
     const all = [
       bit(this.flag('CF'), 0),
       bit(this.flag('PF'), 2),
@@ -305,28 +383,33 @@ export class Builder {
 
   /** A flag: an `i`, 1 or 0. */
   flag(name: 'CF' | 'PF' | 'AF' | 'ZF' | 'SF' | 'OF'): Node {
+    const alone = name === 'CF' || name === 'OF' ? this.#alone[name] : undefined;
+    if (alone !== undefined) return alone;
     const known = this.#flags;
     if (known !== undefined) return this.#flagOf(name, known.kind, known.a, known.b, known.result);
     const kind = this.get(State.flagKind, 4);
     const a = this.get(State.flagA, 8);
     const b = this.get(State.flagB, 8);
     const result = this.get(State.flagResult, 8);
-    const eflags = this.get(State.eflags, 4);
-    const shift = Math.log2(Flag[name]);
-    const explicit = this.op('and32', [this.op('shr32', [eflags, this.const32(shift)]), this.const32(1)]);
     const is = (which: number) => this.op('eq32', [kind, this.const32(which)]);
-    // SF, ZF and PF do not depend on the kind, but EXPLICIT.
-    let lazy = this.#flagOf(name, FlagKind.SUB, a, b, result);
-    if (name === 'CF' || name === 'OF' || name === 'AF') {
-      lazy = this.op('select32', [is(FlagKind.ADD), this.#flagOf(name, FlagKind.ADD, a, b, result), lazy]);
-      lazy = this.op('select32', [is(FlagKind.RESULT), this.#flagOf(name, FlagKind.RESULT, a, b, result), lazy]);
-    }
-    return this.op('select32', [is(FlagKind.EXPLICIT), explicit, lazy]);
+    const of = (which: number) => this.#flagOf(name, which, a, b, result);
+    if (name === 'SF' || name === 'ZF' || name === 'PF')
+      return this.select(4, is(FlagKind.EXPLICIT), of(FlagKind.EXPLICIT), of(FlagKind.RESULT));
+    const packed = of(FlagKind.RESULT); // and of EXPLICIT
+    return this.select(
+      4,
+      is(FlagKind.SUB),
+      of(FlagKind.SUB),
+      this.select(4, is(FlagKind.ADD), of(FlagKind.ADD), packed),
+    );
   }
 
-  #flagOf(name: string, kind: number, a: Node, b: Node, result: Node): Node {
-    const packed = (shift: number) =>
-      this.op('and32', [this.op('shr32', [this.op('wrap', [a]), this.const32(shift)]), this.const32(1)]);
+  #flagOf(name: keyof typeof Flag, kind: number, a: Node, b: Node, result: Node): Node {
+    const packed = () => {
+      const shift = this.const32(Math.log2(Flag[name]));
+      return this.op('and32', [this.op('shr32', [this.op('wrap', [a]), shift]), this.const32(1)]);
+    };
+    if (kind === FlagKind.EXPLICIT) return packed();
     const top = (value: Node) => this.op('lts64', [value, this.const64(0n)]);
     const xor = (x: Node, y: Node) => this.op('xor64', [x, y]);
     switch (name) {
@@ -339,15 +422,15 @@ export class Builder {
         return this.op('and32', [this.op('xor32', [ones, this.const32(1)]), this.const32(1)]);
       }
       case 'CF':
-        if (kind === FlagKind.RESULT) return packed(0);
+        if (kind === FlagKind.RESULT) return packed();
         return kind === FlagKind.ADD ? this.op('ltu64', [result, a]) : this.op('ltu64', [a, b]);
       case 'AF': {
-        if (kind === FlagKind.RESULT) return packed(4);
+        if (kind === FlagKind.RESULT) return packed();
         const low = this.op('wrap', [xor(xor(a, b), result)]);
         return this.op('and32', [this.op('shr32', [low, this.const32(4)]), this.const32(1)]);
       }
       default: // OF
-        if (kind === FlagKind.RESULT) return packed(11);
+        if (kind === FlagKind.RESULT) return packed();
         return top(
           kind === FlagKind.ADD
             ? this.op('and64', [xor(a, result), xor(b, result)])
@@ -356,7 +439,7 @@ export class Builder {
     }
   }
 
-  /** A condition: an `i`, 0 or not. */
+  /** A condition: an `i`, 1 or 0. */
   condition(name: Condition): Node {
     const not = (value: Node) => this.op('eqz32', [value]);
     const or = (a: Node, b: Node) => this.op('or32', [a, b]);
@@ -364,8 +447,18 @@ export class Builder {
     // A comparison needs no flags: the operands say it.
     if (known?.kind === FlagKind.SUB) {
       const { a, b } = known;
-      const less = { b: ['ltu64', a, b], ae: ['ltu64', a, b], be: ['ltu64', b, a], a: ['ltu64', b, a] } as const;
-      const signed = { l: ['lts64', a, b], ge: ['lts64', a, b], le: ['lts64', b, a], g: ['lts64', b, a] } as const;
+      const less = {
+        b: ['ltu64', a, b],
+        ae: ['ltu64', a, b],
+        be: ['ltu64', b, a],
+        a: ['ltu64', b, a],
+      } as const;
+      const signed = {
+        l: ['lts64', a, b],
+        ge: ['lts64', a, b],
+        le: ['lts64', b, a],
+        g: ['lts64', b, a],
+      } as const;
       const found = { ...less, ...signed }[name as keyof typeof less | keyof typeof signed];
       if (found !== undefined) {
         const value = this.op(found[0], [found[1], found[2]]);
@@ -407,9 +500,18 @@ export class Builder {
   ask(result: 'i' | 'l', helper: CallTarget, ...args: Node[]): Node {
     return this.op(result === 'i' ? 'call32' : 'call64', args, { helper, insn: this.insn });
   }
+  /** Calls a helper that raises an exception, or does nothing else, where `condition` (an `i`) is not 0. */
+  callIf(condition: Node, helper: CallTarget, ...args: Node[]): void {
+    this.op('callIf', [condition, ...args], { helper, insn: this.insn });
+  }
+  /** An `l` of a helper's where `condition` (an `i`) is not 0, else `otherwise`. */
+  askIf(condition: Node, otherwise: Node, helper: CallTarget, ...args: Node[]): Node {
+    return this.op('call64If', [condition, otherwise, ...args], { helper, insn: this.insn });
+  }
   #forget(): void {
     this.#known.clear();
     this.#flags = undefined;
+    this.#alone = {};
   }
 
   /** Ends the block: execution goes on at this RIP. */
@@ -427,6 +529,12 @@ export class Builder {
   leave(): void {
     this.end = { kind: 'left' };
   }
+}
+
+/** Flags that instructions set by themselves: `i`s, 1 or 0. */
+interface Carries {
+  readonly CF?: Node;
+  readonly OF?: Node;
 }
 
 type Bits32 = 8 | 16 | 32;

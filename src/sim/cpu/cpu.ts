@@ -1,7 +1,18 @@
 /** An x86-64 processor: its registers outside the arena, and the loop that executes. */
 import type { Arena } from '../arena.ts';
-import type { SecondStage, Stop } from './processor.ts';
-import { CpuState } from './state.ts';
+import { effectiveAddress, linearAddress } from './addressing.ts';
+import { Code } from './code.ts';
+import type { Decoder } from './decode.ts';
+import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
+import { Alone, GuestFault } from './fault.ts';
+import type { Insn, Memory as MemoryOperand } from './insn.ts';
+import { IoLog, IoStop } from './io.ts';
+import { Memory } from './memory.ts';
+import type { Mode } from './mode-key.ts';
+import { walk } from './paging.ts';
+import { Access, type SecondStage, type Stop } from './processor.ts';
+import { CpuState, Flag, State } from './state.ts';
+import type { Unit } from './unit.ts';
 
 /** A segment register with its descriptor cache (SDM volume 3, 3.4.3). */
 export interface Segment {
@@ -121,12 +132,34 @@ export class Cpu {
   windowRequested = false;
   debugging: GuestDebugging = { singleStep: false, softwareBreakpoints: false, hardware: undefined };
 
-  constructor(arena: Arena, stage: SecondStage, options: { vendor: 'intel' | 'amd'; choice?: GuestChoice }) {
+  // --- execution ---
+  readonly decoder: Decoder;
+  readonly memory: Memory;
+  readonly code: Code;
+  readonly io = new IoLog();
+  mode!: Mode;
+  /** The unit that is executing, or was last. */
+  current: Unit | undefined;
+  /** A helper's way to stop: taken when its instruction is done. */
+  stop: Stop | undefined;
+  /** iced-x86's names of what the guest executed and this processor lacks. */
+  readonly unimplemented = new Set<string>();
+  /** Alignment is checked: CPL 3, CR0.AM and RFLAGS.AC. */
+  alignment = false;
+
+  constructor(
+    arena: Arena,
+    stage: SecondStage,
+    options: { vendor: 'intel' | 'amd'; decoder: Decoder; choice?: GuestChoice | undefined },
+  ) {
     this.arena = arena;
     this.state = new CpuState(arena);
     this.stage = stage;
     this.vendor = options.vendor;
     this.choice = options.choice;
+    this.decoder = options.decoder;
+    this.memory = new Memory(this);
+    this.code = new Code(this);
     this.reset();
   }
 
@@ -135,40 +168,254 @@ export class Cpu {
     this.state.flags = 2;
     this.state.rip = 0xfff0n;
     this.state.setGpr(2, 0x600n);
+    this.state.setU32(State.mxcsr, 0x1f80);
+    this.state.setU16(State.fcw, 0x40);
+    this.state.setU16(State.ftw, 0x5555);
+    this.changed();
+  }
+
+  free(): void {
+    this.state.free();
+  }
+
+  get user(): boolean {
+    return this.mode.user;
+  }
+  /** IA-32e mode is active, be it 64-bit or compatibility mode. */
+  get longMode(): boolean {
+    return (this.efer & EFER_LMA) !== 0;
+  }
+  /** The linear address of a RIP. */
+  linearOf(rip: bigint): bigint {
+    if (this.mode.bits === 64) return rip;
+    return BigInt.asUintN(32, rip + this.mode.codeBase);
+  }
+  /** The linear address of a memory operand, with everything checked but paging. */
+  address(memory: MemoryOperand, insn: Insn, size: number, write: boolean): bigint {
+    return linearAddress(this, memory.segment, effectiveAddress(this, memory, insn.addressSize), size, write);
   }
 
   /**
-   * Executes until something needs the kernel. At most `slice` instructions pass before it gives 'slice'.
+   * Executes until something needs the kernel. At most `slice` instructions pass (about) before it gives 'slice'.
    * @throws SecondStageFault
    */
-  run(_slice: number): Stop {
-    throw new Error('not there yet');
+  run(slice: number): Stop {
+    this.code.begin();
+    const { state } = this;
+    const limit = state.count + BigInt(slice);
+    state.limit = limit;
+    for (;;) {
+      try {
+        const stop = this.#events();
+        if (stop !== undefined) return stop;
+        if (state.count >= limit) return { kind: 'slice' };
+        const stepping = this.mode.single;
+        if (stepping) this.#step();
+        else this.code.execute(this.code.find());
+      } catch (thrown) {
+        const stop = this.#caught(thrown);
+        if (stop !== undefined) return stop;
+      }
+    }
   }
 
   /**
    * Finishes the instruction that stopped for I/O or a hypercall. `data` is what was read: bytes for I/O (ignored
    * for writes), RAX for a hypercall. Gives the next stop of the same instruction, if there is one; nothing else
    * executes.
+   * @throws SecondStageFault
    */
-  finish(_data: Uint8Array | bigint): Stop | undefined {
-    throw new Error('not there yet');
+  finish(data: Uint8Array | bigint): Stop | undefined {
+    const { io } = this;
+    if (this.#again === undefined) return io.writes.shift();
+    io.answer(data);
+    return this.#alone(this.#again);
   }
   /** Whether an instruction is waiting for finish(). */
   get unfinished(): boolean {
-    return false;
+    return this.#again !== undefined || this.io.writes.length > 0;
+  }
+  /** Forgets what is waiting: registers were set that belong to another place. */
+  abandon(): void {
+    this.#again = undefined;
+    this.io.writes.length = 0;
+    this.io.end();
+  }
+  /** How the instruction that waits for an answer is executed. */
+  #again: 'alone' | 'emulated' | undefined;
+
+  /** Events that come before the next instruction, in their order (SDM volume 3, table 6-2). */
+  #events(): Stop | undefined {
+    if (this.stop !== undefined) {
+      const { stop } = this;
+      this.stop = undefined;
+      return stop;
+    }
+    if (this.exception !== undefined) {
+      const { vector, errorCode, payload } = this.exception;
+      this.exception = undefined;
+      deliver(this, { kind: 'exception', vector, errorCode, address: payload });
+    } else if (this.interrupt !== undefined) {
+      const { vector, soft } = this.interrupt;
+      this.interrupt = undefined;
+      deliver(this, { kind: soft ? 'soft' : 'interrupt', vector });
+    } else if (this.nmiPending > 0 && !this.nmiMasked && this.shadow === undefined) {
+      this.nmiPending--;
+      this.nmiMasked = true;
+      deliver(this, { kind: 'nmi', vector: 2 });
+    } else if (this.windowRequested && this.interruptible) {
+      return { kind: 'interrupt-window' };
+    }
+    return undefined;
+  }
+  get interruptible(): boolean {
+    return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0;
+  }
+
+  /** One instruction, with what watches instructions one by one. */
+  #step(): void {
+    const stop = instructionBreakpoint(this, this.linearOf(this.state.rip));
+    if (stop !== undefined) {
+      this.stop = stop;
+      return;
+    }
+    const { shadow } = this;
+    const flags = this.state.flags;
+    const entry = this.code.find();
+    this.shadow = undefined;
+    try {
+      this.code.execute(entry);
+    } catch (thrown) {
+      if (!(thrown instanceof Alone)) throw thrown;
+      this.shadow = shadow;
+      throw thrown;
+    }
+    this.#stepped(flags);
+  }
+  #stepped(flags: number): void {
+    this.stop ??= trapsAfter(this, flags);
+    this.changed();
+  }
+
+  /** The instruction at RIP by itself, with I/O. Gives where it stopped. */
+  #alone(mode: 'alone' | 'emulated'): Stop | undefined {
+    const { io, state } = this;
+    const flags = state.flags;
+    const { single } = this.mode;
+    io.begin(mode);
+    try {
+      this.code.execute(this.code.findSingle());
+      this.shadow = undefined;
+    } catch (thrown) {
+      if (thrown instanceof Alone) {
+        this.#rewind();
+        return this.#alone(thrown.mode);
+      }
+      if (thrown instanceof IoStop) {
+        this.#rewind();
+        io.mode = undefined;
+        this.#again = mode;
+        return thrown.stop;
+      }
+      this.#again = undefined;
+      io.end();
+      return this.#caught(thrown);
+    }
+    this.#again = undefined;
+    io.end();
+    if (single) this.#stepped(flags);
+    return io.writes.shift();
+  }
+
+  /** Back to the instruction that did not happen. */
+  #rewind(): void {
+    const { state, current } = this;
+    if (current === undefined) return;
+    const { insn, rest } = current.where(state.u32(State.at));
+    state.rip = insn.rip;
+    state.count -= BigInt(rest);
+    this.current = undefined;
+  }
+
+  #caught(thrown: unknown): Stop | undefined {
+    this.#rewind();
+    if (thrown instanceof Alone) return this.#alone(thrown.mode);
+    if (thrown === tripleFault) return { kind: 'shutdown' };
+    if (!(thrown instanceof GuestFault)) throw thrown;
+    try {
+      const { vector, errorCode, address } = thrown;
+      deliver(this, { kind: 'exception', vector, errorCode, address });
+      return undefined;
+    } catch (second) {
+      if (second === tripleFault) return { kind: 'shutdown' };
+      throw second;
+    }
   }
 
   /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
-  changed(): void {}
-
-  /** The second stage has zapped mappings: forgets all translations to host pages. */
-  flushSecondStage(): void {}
-
-  /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
-  translate(_linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {
-    return undefined;
+  changed(): void {
+    const { segments, state, cr0, efer } = this;
+    segments.forEach((segment, index) => state.setSegmentBase(index, segment.base));
+    const cs = segments[Seg.CS]!;
+    const ss = segments[Seg.SS]!;
+    const protectedMode = (cr0 & 1) !== 0;
+    const bits = (efer & EFER_LMA) !== 0 && cs.l ? 64 : cs.db ? 32 : 16;
+    const flags = state.flags;
+    const user = protectedMode && ((flags & Flag.VM) !== 0 || ss.dpl === 3);
+    let flat = 0;
+    if (bits !== 64) segments.forEach((segment, index) => (flat |= isFlat(segment, index) ? 1 << index : 0));
+    const single =
+      (flags & Flag.TF) !== 0 ||
+      this.shadow !== undefined ||
+      this.debugging.singleStep ||
+      this.debugging.hardware !== undefined ||
+      (this.dr[7]! & 0xffn) !== 0n;
+    this.alignment = user && (cr0 & 0x4_0000) !== 0 && (flags & Flag.AC) !== 0;
+    const stackBits = bits === 64 ? 64 : ss.db ? 32 : 16;
+    const codeBase = bits === 64 ? 0n : cs.base;
+    const size = (n: number) => (n === 64 ? 2 : n === 32 ? 1 : 0);
+    const key =
+      size(bits) +
+      size(stackBits) * 3 +
+      (user ? 9 : 0) +
+      (single ? 18 : 0) +
+      (this.alignment ? 36 : 0) +
+      flat * 72 +
+      Number(codeBase & 0xffff_ffffn) * 4608;
+    if (this.mode?.key === key) return;
+    this.mode = { bits, stackBits, user, flat, codeBase, single, key };
   }
 
-  /** The host wrote to this page of the arena (its own store to guest memory, or a punch): code from it is stale. */
-  codeChanged(_page: number): void {}
+  /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
+  flushTlb(): void {
+    this.memory.flush();
+    this.code.flush();
+  }
+  flushTlbPage(linear: bigint): void {
+    this.memory.flushPage(linear);
+    this.code.flush();
+  }
+  /** The second stage has zapped mappings: forgets all translations to host pages. */
+  flushSecondStage(): void {
+    this.flushTlb();
+  }
+
+  /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
+  translate(linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {
+    try {
+      const { physical } = walk(this, linear, Access.READ, false, true);
+      return { physical: physical + Number(linear & 0xfffn), writeable: true, user: false };
+    } catch (thrown) {
+      if (thrown instanceof GuestFault) return undefined;
+      throw thrown;
+    }
+  }
+}
+
+const EFER_LMA = 0x400;
+
+/** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */
+function isFlat({ base, limit, type, unusable, s }: Segment, index: number): boolean {
+  if (base !== 0n || limit !== 0xffff_ffff || unusable || !s) return false;
+  return index === Seg.CS ? (type & 8) !== 0 : (type & 0xe) === 2;
 }

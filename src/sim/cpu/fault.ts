@@ -44,5 +44,8 @@ export function raise(vector: number, errorCode?: number, address = 0n): never {
  * The instruction that is executing must be executed again by itself, because it does what translated code cannot:
  * memory-mapped I/O, or a write to code. It has changed nothing yet.
  */
-export class Alone {}
+export class Alone {
+  /** With everything as KVM's emulator does it, or only by itself. */
+  mode: 'alone' | 'emulated' = 'alone';
+}
 export const alone = new Alone();

@@ -51,21 +51,19 @@ export function prune(nodes: readonly Node[], end: End): Node[] {
   for (let i = nodes.length - 1; i >= 0; i--) {
     const candidate = nodes[i]!;
     const { op, row } = candidate;
-    if (op === 'flags') {
-      if (!flagsSeen) continue;
-      flagsSeen = false;
-    } else if (row.observes || readsFlags(candidate)) {
-      flagsSeen = true;
-    }
-    const needed = row.observes || row.result === '' || used.has(candidate);
+    const ofFlags = op === 'flags' || isFlagField(candidate);
+    const needed = row.observes || used.has(candidate) || (row.result === '' && (flagsSeen || !ofFlags));
     if (!needed) continue;
+    if (op === 'flags') flagsSeen = false;
+    else if (row.observes || (ofFlags && row.result !== '')) flagsSeen = true;
     for (const arg of candidate.args) used.add(arg);
     kept.push(candidate);
   }
   return kept.reverse();
 }
 
-const readsFlags = ({ op, detail }: Node) =>
-  (op === 'get32' || op === 'get64') &&
-  detail.offset! >= State.eflags &&
+/** It reads or writes a part of the description of the flags. */
+const isFlagField = ({ op, detail }: Node) =>
+  (op === 'get32' || op === 'get64' || op === 'set32' || op === 'set64') &&
+  detail.offset! >= State.flagKind &&
   detail.offset! <= State.flagResult;

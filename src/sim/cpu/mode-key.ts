@@ -8,6 +8,8 @@ export interface Mode {
   readonly flat: number;
   /** The base of CS, by which linear addresses differ from RIP. */
   readonly codeBase: bigint;
+  /** One instruction at a time. */
+  readonly single: boolean;
   /** One number for all of it. */
   readonly key: number;
 }

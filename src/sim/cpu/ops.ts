@@ -84,8 +84,22 @@ function popcnt32(value: number): number {
 
 /** 0xfd: the opcode space of SIMD, 0xfc of saturating conversions. */
 export const ops = {
-  const32: { ...pure('', 'i', () => 0), js: (_, { value }) => () => value, wasm: undefined },
-  const64: { ...pure('', 'l', () => 0n), js: (_, { value }) => () => value, wasm: undefined },
+  const32: {
+    ...pure('', 'i', () => 0),
+    js:
+      (_, { value }) =>
+      () =>
+        value,
+    wasm: undefined,
+  },
+  const64: {
+    ...pure('', 'l', () => 0n),
+    js:
+      (_, { value }) =>
+      () =>
+        value,
+    wasm: undefined,
+  },
 
   add32: i((a, b) => (a + b) | 0, 0x6a),
   sub32: i((a, b) => (a - b) | 0, 0x6b),
@@ -148,14 +162,26 @@ export const ops = {
     if (bits === 16) return () => state.u16(offset!);
     return () => state.u32(offset!) | 0;
   }),
-  get64: state('', 'l', (cpu, { offset }) => () => s64(cpu.state.u64(offset!))),
+  get64: state(
+    '',
+    'l',
+    (cpu, { offset }) =>
+      () =>
+        s64(cpu.state.u64(offset!)),
+  ),
   set32: state('i', '', (cpu, { offset, bits }) => {
     const { state } = cpu;
     if (bits === 8) return (value: number) => state.setU8(offset!, value);
     if (bits === 16) return (value: number) => state.setU16(offset!, value);
     return (value: number) => state.setU32(offset!, value);
   }),
-  set64: state('l', '', (cpu, { offset }) => (value: bigint) => cpu.state.setU64(offset!, value)),
+  set64: state(
+    'l',
+    '',
+    (cpu, { offset }) =>
+      (value: bigint) =>
+        cpu.state.setU64(offset!, value),
+  ),
   /** How the arithmetic flags follow: a, b and the result, each sign-extended. */
   flags: state('lll', '', (cpu, { kind }) => (a: bigint, b: bigint, result: bigint) => {
     const { state } = cpu;
@@ -184,9 +210,39 @@ export const ops = {
   }),
 
   /** A helper: a JS function with the instruction and the arguments. */
-  call: access('*', '', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
-  call32: access('*', 'i', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
-  call64: access('*', 'l', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
+  call: access(
+    '*',
+    '',
+    (cpu, { helper, insn }) =>
+      (...args) =>
+        helper!(cpu, insn!, ...args),
+  ),
+  call32: access(
+    '*',
+    'i',
+    (cpu, { helper, insn }) =>
+      (...args) =>
+        helper!(cpu, insn!, ...args),
+  ),
+  call64: access(
+    '*',
+    'l',
+    (cpu, { helper, insn }) =>
+      (...args) =>
+        helper!(cpu, insn!, ...args),
+  ),
+  /** Calls where the first argument (an `i`, not for the helper) is not 0. */
+  callIf: access('*', '', (cpu, { helper, insn }) => (condition: number, ...args) => {
+    if (condition !== 0) helper!(cpu, insn!, ...args);
+  }),
+  /** The same for a value: where it is 0, the second argument (an `l`, not for the helper either). */
+  call64If: access(
+    '*',
+    'l',
+    (cpu, { helper, insn }) =>
+      (condition: number, otherwise: bigint, ...args) =>
+        condition !== 0 ? helper!(cpu, insn!, ...args) : otherwise,
+  ),
 } as const satisfies { [name: string]: Row };
 
 export type OpName = keyof typeof ops;

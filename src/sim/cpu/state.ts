@@ -9,7 +9,7 @@ export const State = {
   gpr: 0x000,
   /** The next instruction, or the one that is executing while it executes. */
   rip: 0x080,
-  /** RFLAGS without the arithmetic flags, which are here only while flagKind is EXPLICIT. */
+  /** RFLAGS without the arithmetic flags, which follow from the four below. */
   eflags: 0x088,
   flagKind: 0x08c,
   flagA: 0x090,
@@ -18,6 +18,8 @@ export const State = {
   /** Instructions completed, and where translated code must come back. */
   count: 0x0a8,
   limit: 0x0b0,
+  /** The instruction that is executing, as its unit numbers them: set before what may fault. */
+  at: 0x0b8,
   /** ES CS SS DS FS GS, 8 bytes each. */
   segmentBase: 0x0c0,
   /** XMM0-15, 16 bytes each. */
@@ -64,7 +66,7 @@ export const ARITHMETIC = Flag.CF | Flag.PF | Flag.AF | Flag.ZF | Flag.SF | Flag
  * size. SF, ZF and PF are the result's in all but EXPLICIT.
  */
 export const FlagKind = {
-  /** They are in eflags. */
+  /** All of them are in flagA, at their places in RFLAGS. */
   EXPLICIT: 0,
   /** CF, AF and OF are in flagA, at their places in RFLAGS. */
   RESULT: 1,
@@ -76,6 +78,7 @@ export const FlagKind = {
 
 /** RFLAGS's arithmetic flags of a lazy description. */
 export function arithmeticFlags(kind: number, a: bigint, b: bigint, result: bigint): number {
+  if (kind === FlagKind.EXPLICIT) return Number(a & BigInt(ARITHMETIC));
   const low = Number(result & 0xffn);
   let parity = low ^ (low >> 4);
   parity = (0x9669 >> (parity & 15)) & 1;
@@ -99,6 +102,8 @@ export class CpuState {
   readonly arena: Arena;
   /** Where the page begins in the arena. */
   readonly base: number;
+  /** RIP was assigned since this was last cleared: how a helper that ends its block says where to go on. */
+  moved = false;
 
   constructor(arena: Arena) {
     const base = arena.allocate(State.size);
@@ -121,6 +126,7 @@ export class CpuState {
     return this.arena.views.u64[(this.base + State.rip) / 8]!;
   }
   set rip(value: bigint) {
+    this.moved = true;
     this.arena.views.u64[(this.base + State.rip) / 8] = value;
   }
   get count(): bigint {
@@ -142,14 +148,15 @@ export class CpuState {
     const at = this.base;
     const kind = i32[(at + State.flagKind) / 4]!;
     const eflags = i32[(at + State.eflags) / 4]!;
-    if (kind === FlagKind.EXPLICIT) return eflags;
+    if (kind === FlagKind.EXPLICIT) return eflags | (i32[(at + State.flagA) / 4]! & ARITHMETIC);
     const a = i64[(at + State.flagA) / 8]!;
     const b = i64[(at + State.flagB) / 8]!;
-    return (eflags & ~ARITHMETIC) | arithmeticFlags(kind, a, b, i64[(at + State.flagResult) / 8]!);
+    return eflags | arithmeticFlags(kind, a, b, i64[(at + State.flagResult) / 8]!);
   }
   set flags(value: number) {
     const { i32 } = this.arena.views;
-    i32[(this.base + State.eflags) / 4] = value;
+    i32[(this.base + State.eflags) / 4] = value & ~ARITHMETIC;
+    i32[(this.base + State.flagA) / 4] = value & ARITHMETIC;
     i32[(this.base + State.flagKind) / 4] = FlagKind.EXPLICIT;
   }
 

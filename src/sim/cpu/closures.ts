@@ -1,0 +1,82 @@
+/** The first executor: a block's micro-ops as closures over a list of values. Slow to run, and made at once. */
+import type { Cpu } from './cpu.ts';
+import type { Block, Node } from './ir.ts';
+import type { Unit, Where } from './unit.ts';
+import { State } from './state.ts';
+
+type Values = (number | bigint)[];
+type Step = (values: Values) => void;
+
+/** One for all blocks: no two execute at once, and nothing outlives its block. */
+const values: Values = [];
+
+function stepOf(cpu: Cpu, node: Node): Step {
+  const { row, args, slot } = node;
+  const [a = 0, b = 0, c = 0] = args.map((arg) => arg.slot);
+  const f = row.js(cpu, node.detail);
+  const compute: Step =
+    row.result === ''
+      ? [() => f(), (v: Values) => f(v[a]), (v: Values) => f(v[a], v[b]), (v: Values) => f(v[a], v[b], v[c])][args.length]!
+      : [
+          (v: Values) => void (v[slot] = f()),
+          (v: Values) => void (v[slot] = f(v[a])),
+          (v: Values) => void (v[slot] = f(v[a], v[b])),
+          (v: Values) => void (v[slot] = f(v[a], v[b], v[c])),
+        ][args.length] ?? ((v: Values) => void (v[slot] = f(...args.map((arg) => v[arg.slot]))));
+  if (!row.observes) return compute;
+  const { state } = cpu;
+  const { at } = node;
+  if (node.detail.helper === undefined)
+    return (v) => {
+      state.setU32(State.at, at);
+      compute(v);
+    };
+  const { rip } = node.detail.insn!;
+  return (v) => {
+    state.setU32(State.at, at);
+    state.rip = rip;
+    state.moved = false;
+    compute(v);
+  };
+}
+
+export class ClosureUnit implements Unit {
+  readonly block: Block;
+  readonly #cpu: Cpu;
+  readonly #steps: Step[];
+
+  constructor(cpu: Cpu, block: Block) {
+    this.block = block;
+    this.#cpu = cpu;
+    let slots = 0;
+    for (const node of block.nodes) if (node.row.result !== '') node.slot = slots++;
+    while (values.length < slots) values.push(0);
+    this.#steps = block.nodes.map((node) => stepOf(cpu, node));
+  }
+
+  run(): void {
+    const { state } = this.#cpu;
+    const { end, insns } = this.block;
+    state.count += BigInt(insns.length);
+    for (const step of this.#steps) step(values);
+    switch (end.kind) {
+      case 'goto':
+        state.rip = end.target;
+        break;
+      case 'branch':
+        state.rip = values[end.condition.slot] !== 0 ? end.taken : end.next;
+        break;
+      case 'dynamic':
+        state.rip = BigInt.asUintN(64, values[end.target.slot] as bigint);
+        break;
+      case 'left':
+        if (!state.moved) state.rip = insns.at(-1)!.next;
+        this.#cpu.changed();
+    }
+  }
+
+  where(at: number): Where {
+    const { insns } = this.block;
+    return { insn: insns[at]!, rest: insns.length - at };
+  }
+}

@@ -1,0 +1,309 @@
+/**
+ * Translated code, by where it lies in the arena and by what it depends on beside its bytes. Blocks start as
+ * closures; those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
+ */
+import { PAGE } from '../arena.ts';
+import { Builder } from './builder.ts';
+import { ClosureUnit } from './closures.ts';
+import type { Cpu } from './cpu.ts';
+import { GuestFault, raise, Vector } from './fault.ts';
+import type { Insn } from './insn.ts';
+import type { Block, End } from './ir.ts';
+import { segmentLinear } from './addressing.ts';
+import { instructions } from './instructions.ts';
+import { Access } from './processor.ts';
+import type { Mode } from './mode-key.ts';
+import { State } from './state.ts';
+import type { Unit } from './unit.ts';
+import { WasmUnit } from './wasm.ts';
+
+/** The longest instruction (SDM volume 2, 2.3.11), and of a block. */
+const LONGEST = 15;
+const BLOCK = 32;
+/** How often a block runs before it is worth the 50 us that a module costs. */
+const HOT = 40;
+/** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
+const UNIT = 64;
+const MODULES = 2000;
+const JUMPS = 4096;
+
+/** Where execution may begin: a block, and the unit that has it. */
+export interface Entry {
+  readonly low: number;
+  readonly high: number;
+  readonly mode: number;
+  readonly block: Block;
+  readonly pages: readonly CodePage[];
+  unit: Unit;
+  index: number;
+  /** How often it was executed as closures. */
+  heat: number;
+  /** The entry holds while this is the cache's. */
+  epoch: number;
+}
+
+/** A page of the arena with code in it. */
+interface CodePage {
+  readonly host: number;
+  /** Its bytes as they were translated. */
+  readonly bytes: Uint8Array;
+  readonly entries: Map<string, Entry>;
+  /** The bytes were compared with the page in this run. */
+  checked: number;
+  stale: boolean;
+}
+
+export class Code {
+  readonly #cpu: Cpu;
+  readonly #pages = new Map<number, CodePage>();
+  readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
+  #epoch = 0;
+  #run = 0;
+  /** Without WebAssembly, and with it at once: for tests that compare the executors. */
+  tier: 'closures' | 'wasm' | 'both' = 'both';
+  readonly #modules = new Set<WasmUnit & Module>();
+
+  constructor(cpu: Cpu) {
+    this.#cpu = cpu;
+  }
+
+  /** Linear addresses may mean other pages now. */
+  flush(): void {
+    this.#epoch++;
+  }
+  /** The host may have written to guest memory since: pages are compared once before they are executed. */
+  begin(): void {
+    this.#run++;
+    this.#epoch++;
+  }
+  has(host: number): boolean {
+    return this.#pages.size !== 0 && this.#pages.has(host & -PAGE);
+  }
+  invalidate(host: number): void {
+    const page = this.#pages.get(host & -PAGE);
+    if (page === undefined) return;
+    this.#pages.delete(page.host);
+    page.stale = true;
+    this.#epoch++;
+  }
+
+  /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
+  find(): Entry {
+    const { state, arena, mode } = this.#cpu;
+    const { u32 } = arena.views;
+    const low = u32[(state.base + State.rip) / 4]!;
+    const high = u32[(state.base + State.rip) / 4 + 1]!;
+    const slot = (low ^ (low >>> 12)) & (JUMPS - 1);
+    const known = this.#jumps[slot];
+    if (
+      known !== undefined &&
+      known.epoch === this.#epoch &&
+      known.low === low &&
+      known.high === high &&
+      known.mode === mode.key
+    )
+      return known;
+    const entry = this.#look(mode, state.rip);
+    this.#jumps[slot] = entry;
+    return entry;
+  }
+
+  /** The instruction at RIP by itself. */
+  findSingle(): Entry {
+    const { mode, state } = this.#cpu;
+    return this.#look(mode.single ? mode : { ...mode, single: true, key: -mode.key - 1 }, state.rip);
+  }
+
+  #look(mode: Mode, rip: bigint): Entry {
+    const first = this.#page(this.#fetch(rip));
+    const key = `${rip}/${mode.key}`;
+    let entry = first.entries.get(key);
+    if (entry === undefined || !this.#holds(entry, rip)) {
+      entry = this.#translate(mode, rip, first);
+      first.entries.set(key, entry);
+    }
+    entry.epoch = this.#epoch;
+    return entry;
+  }
+
+  /** The arena's page that RIP lies in. */
+  #fetch(rip: bigint): number {
+    return this.#cpu.memory.host(this.#cpu.linearOf(rip), Access.FETCH) & -PAGE;
+  }
+
+  /** Whether what was translated is what is there now: an instruction in two pages may have got another second one. */
+  #holds({ pages }: Entry, rip: bigint): boolean {
+    const [first, second] = pages;
+    if (first!.stale) return false;
+    return second === undefined || (!second.stale && this.#page(this.#fetch(rip + BigInt(LONGEST))) === second);
+  }
+
+  /** The page's record, with the bytes that are there now. */
+  #page(host: number): CodePage {
+    let page = this.#pages.get(host);
+    if (page !== undefined && page.checked !== this.#run) {
+      if (same(page.bytes, this.#cpu.arena.views.u8, host)) page.checked = this.#run;
+      else {
+        this.invalidate(host);
+        page = undefined;
+      }
+    }
+    if (page === undefined) {
+      const bytes = this.#cpu.arena.views.u8.slice(host, host + PAGE);
+      page = { host, bytes, entries: new Map(), checked: this.#run, stale: false };
+      this.#pages.set(host, page);
+      // Writes to it must be seen from now on.
+      this.#cpu.memory.flushWrites();
+    }
+    return page;
+  }
+
+  #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
+    const pages = [first];
+    const offset = Number(this.#cpu.linearOf(rip)) & (PAGE - 1);
+    const { decoder } = this.#cpu;
+    let builder = new Builder(mode, segmentLinear);
+    const most = mode.single ? 1 : BLOCK;
+    const lower = (insn: Insn) => {
+      builder.begin(insn);
+      instructions.lower(builder, insn);
+      return builder.end === undefined && builder.insns.length < most;
+    };
+    let outcome = decoder.decode(first.bytes.subarray(offset), mode.bits, rip, lower);
+    const rest = PAGE - offset;
+    if (outcome === 'short' && rest < LONGEST) {
+      const second = this.#page(this.#fetch(rip + BigInt(rest)));
+      pages.push(second);
+      const bytes = new Uint8Array(LONGEST);
+      bytes.set(first.bytes.subarray(offset));
+      bytes.set(second.bytes.subarray(0, LONGEST - rest), rest);
+      builder = new Builder(mode, segmentLinear);
+      outcome = decoder.decode(bytes, mode.bits, rip, (insn) => lower(insn) && false);
+    }
+    if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST
+    if (outcome === 'invalid') raise(Vector.UD);
+    const end: End = builder.end ?? { kind: 'goto', target: builder.insns.at(-1)!.next };
+    const block: Block = { rip, insns: builder.insns, nodes: builder.finish(end), end };
+    return {
+      low: Number(rip & 0xffff_ffffn),
+      high: Number(rip >> 32n),
+      mode: mode.key,
+      block,
+      pages,
+      unit: new ClosureUnit(this.#cpu, block),
+      index: 0,
+      heat: 0,
+      epoch: this.#epoch,
+    };
+  }
+
+  /** Executes what find() gave. */
+  execute(entry: Entry): void {
+    let { unit } = entry;
+    if (unit instanceof ClosureUnit) {
+      if (++entry.heat >= HOT && this.tier !== 'closures') unit = this.#heat(entry);
+    } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
+      unit = entry.unit;
+    }
+    this.#cpu.current = unit;
+    unit.run(entry.index);
+  }
+
+  /** Makes one module of a hot block and those that it leads to. */
+  #heat(entry: Entry): Unit {
+    entry.heat = Number.NEGATIVE_INFINITY; // once
+    const { mode, alignment } = this.#cpu;
+    if (mode.single || alignment || entry.pages.length > 1) return entry.unit;
+    const members = [entry];
+    for (let i = 0; i < members.length && members.length < UNIT; i++) {
+      for (const target of successors(members[i]!.block)) {
+        const found = this.#near(mode, target, members[i]!);
+        if (found !== undefined && !members.includes(found)) members.push(found);
+      }
+    }
+    if (this.#modules.size >= MODULES) this.#forget();
+    const module = Object.assign(new WasmUnit(this.#cpu, members.map(({ block }) => block)), {
+      members,
+      epoch: this.#epoch,
+    });
+    this.#modules.add(module);
+    members.forEach((member, index) => {
+      // What is in another module already stays there: it is the one that begins at a hot block.
+      if (member !== entry && !(member.unit instanceof ClosureUnit)) return;
+      member.unit = module;
+      member.index = index;
+    });
+    return module;
+  }
+
+  /** A block that another leads to, if it is in the same page or was executed lately: looking must not fault. */
+  #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
+    let entry = this.#jumps[slotOf(rip)];
+    if (rip >> 12n === from.block.rip >> 12n) {
+      try {
+        entry = this.#look(mode, rip);
+      } catch (thrown) {
+        if (!(thrown instanceof GuestFault)) throw thrown;
+        return undefined; // no instruction, or one that ends in a page that is not there
+      }
+    }
+    const usable =
+      entry !== undefined &&
+      entry.epoch === this.#epoch &&
+      entry.block.rip === rip &&
+      entry.mode === mode.key &&
+      entry.pages.length === 1;
+    return usable ? entry : undefined;
+  }
+
+  /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
+  #confirm(entry: Entry): boolean {
+    const module = entry.unit as WasmUnit & Module;
+    const pages = new Map(module.members.map(({ block, pages }) => [block.rip >> 12n, [block.rip, pages[0]!] as const]));
+    let holds = true;
+    try {
+      for (const [rip, page] of pages.values()) holds &&= !page.stale && this.#page(this.#fetch(rip)) === page;
+    } catch {
+      holds = false; // it faults if it is executed
+    }
+    if (holds) module.epoch = this.#epoch;
+    else this.#discard(module);
+    return holds;
+  }
+  #discard(module: WasmUnit & Module): void {
+    this.#modules.delete(module);
+    for (const member of module.members) {
+      if (member.unit !== module) continue;
+      member.unit = new ClosureUnit(this.#cpu, member.block);
+      member.index = 0;
+      member.heat = 0;
+    }
+  }
+  /** The cache is full: it starts anew. */
+  #forget(): void {
+    this.#modules.clear();
+    this.#pages.clear();
+    this.#epoch++;
+  }
+}
+
+/** What is beside a module's code. */
+interface Module {
+  readonly members: readonly Entry[];
+  epoch: number;
+}
+
+const slotOf = (rip: bigint) => {
+  const low = Number(rip & 0xffff_ffffn);
+  return (low ^ (low >>> 12)) & (JUMPS - 1);
+};
+
+function successors({ end }: Block): bigint[] {
+  if (end.kind === 'goto') return [end.target];
+  return end.kind === 'branch' ? [end.taken, end.next] : [];
+}
+
+function same(bytes: Uint8Array, all: Uint8Array, at: number): boolean {
+  for (let i = 0; i < bytes.length; i++) if (bytes[i] !== all[at + i]) return false;
+  return true;
+}

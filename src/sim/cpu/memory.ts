@@ -1,0 +1,271 @@
+/**
+ * Memory as instructions see it: linear addresses, with the translations kept in buffers that translated code reads
+ * too. Linear addresses are unsigned bigints, values unsigned; load and store are the micro-ops' (signed).
+ */
+import { PAGE } from '../arena.ts';
+import type { Cpu } from './cpu.ts';
+import { raise, Vector } from './fault.ts';
+import { walk } from './paging.ts';
+import { Access, MMIO } from './processor.ts';
+import { State } from './state.ts';
+
+/**
+ * Entries of a table, 16 bytes each: the page's linear address (i64; INVALID never equals one), and what is to be
+ * added to the low half of a linear address to get to the arena (i32). There are four tables: for the supervisor and
+ * the user, reads and writes. Pages with code in them are in no table for writes.
+ */
+export const Tlb = { entries: 1024, entryBytes: 16, tableBytes: 0x4000, INVALID: 1n } as const;
+/** Where the table for an access begins in the state page. */
+export const tlbTable = (user: boolean, write: boolean): number =>
+  State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tlb.tableBytes;
+
+const MASK64 = 0xffff_ffff_ffff_ffffn;
+const OFFSET = 0xfffn;
+
+/** Whose rights an access has. */
+export type Rights = 'cpl' | 'system';
+
+export class Memory {
+  readonly #cpu: Cpu;
+  /** Of the last translation that came to MMIO. */
+  #physical = 0;
+  readonly #scratch = new DataView(new ArrayBuffer(8));
+  /** Whether tables have anything in them. */
+  #clean = false;
+
+  constructor(cpu: Cpu) {
+    this.#cpu = cpu;
+    this.flush();
+  }
+
+  /** Forgets every translation. */
+  flush(): void {
+    if (this.#clean) return;
+    const { i64 } = this.#cpu.arena.views;
+    const start = (this.#cpu.state.base + State.tlb) / 8;
+    for (let i = 0; i < Tlb.entries * 4; i++) i64[start + i * 2] = Tlb.INVALID;
+    this.#clean = true;
+  }
+  flushPage(linear: bigint): void {
+    const { i64 } = this.#cpu.arena.views;
+    for (const user of [false, true])
+      for (const write of [false, true]) i64[this.#entry(linear, user, write) / 8] = Tlb.INVALID;
+  }
+  /** Forgets the translations for writing: pages have got code in them. */
+  flushWrites(): void {
+    const { i64 } = this.#cpu.arena.views;
+    for (const user of [false, true]) {
+      const start = (this.#cpu.state.base + tlbTable(user, true)) / 8;
+      for (let i = 0; i < Tlb.entries; i++) i64[start + i * 2] = Tlb.INVALID;
+    }
+  }
+
+  #entry(linear: bigint, user: boolean, write: boolean): number {
+    const index = Number((linear >> 12n) & BigInt(Tlb.entries - 1));
+    return this.#cpu.state.base + tlbTable(user, write) + index * Tlb.entryBytes;
+  }
+
+  /**
+   * Where a byte lies in the arena, or MMIO. A page that is being written is no code's any more.
+   * @throws GuestFault, SecondStageFault
+   */
+  host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false): number {
+    const cpu = this.#cpu;
+    if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack);
+    const user = rights === 'cpl' && cpu.user;
+    const write = access === Access.WRITE;
+    const entry = this.#entry(linear, user, write);
+    const { i64, i32 } = cpu.arena.views;
+    const page = BigInt.asIntN(64, linear & ~OFFSET);
+    if (access !== Access.FETCH && i64[entry / 8] === page) {
+      return (i32[(entry + 8) / 4]! + Number(BigInt.asIntN(32, linear))) >>> 0;
+    }
+    this.#checkCanonical(linear, stack);
+    const found = walk(cpu, linear, access, user, rights === 'system');
+    const host = cpu.stage.page(found.physical, access, found.wants);
+    if (host === MMIO) {
+      this.#physical = found.physical + Number(linear & OFFSET);
+      return MMIO;
+    }
+    if (access !== Access.FETCH && !(write && this.#writesCode(host))) {
+      i64[entry / 8] = page;
+      i32[(entry + 8) / 4] = (host - Number(page & 0xffff_ffffn)) | 0;
+      this.#clean = false;
+    }
+    return host + Number(linear & OFFSET);
+  }
+
+  /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
+  #writesCode(host: number): boolean {
+    const { code, io } = this.#cpu;
+    if (!code.has(host)) return false;
+    if (io.mode === undefined) io.require('alone');
+    code.invalidate(host);
+    return true;
+  }
+
+  /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */
+  #emulated(linear: bigint, access: Access, rights: Rights, stack: boolean): number {
+    const cpu = this.#cpu;
+    this.#checkCanonical(linear, stack);
+    const found = walk(cpu, linear, access, rights === 'cpl' && cpu.user, rights === 'system');
+    const host = cpu.stage.sharedPage(found.physical, access);
+    if (host === MMIO) {
+      this.#physical = found.physical + Number(linear & OFFSET);
+      return MMIO;
+    }
+    if (access === Access.WRITE && cpu.code.has(host)) cpu.code.invalidate(host);
+    return host + Number(linear & OFFSET);
+  }
+
+  #checkCanonical(linear: bigint, stack: boolean): void {
+    if (!this.#cpu.longMode) return;
+    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear) raise(stack ? Vector.SS : Vector.GP, 0);
+  }
+
+  /** SDM volume 3, 6.15, #AC: only at CPL 3, and only when CR0.AM and RFLAGS.AC say so. */
+  #checkAlignment(linear: bigint, size: number): void {
+    if (this.#cpu.alignment && (linear & BigInt(size - 1)) !== 0n) raise(Vector.AC, 0);
+  }
+
+  // --- the micro-ops' ----------------------------------------------------------------------------------------------
+
+  load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
+    const address = linear & MASK64;
+    this.#checkAlignment(address, size);
+    if (Number(address & OFFSET) <= PAGE - size) {
+      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
+      const { u8, dv } = this.#cpu.arena.views;
+      if (host !== MMIO) return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
+    }
+    const view = this.#gather(address, size, write, stack, 'cpl');
+    return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
+  }
+  load64(linear: bigint, write: boolean, stack: boolean): bigint {
+    const address = linear & MASK64;
+    this.#checkAlignment(address, 8);
+    if (Number(address & OFFSET) <= PAGE - 8) {
+      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
+      if (host !== MMIO) return this.#cpu.arena.views.dv.getBigInt64(host, true);
+    }
+    return this.#gather(address, 8, write, stack, 'cpl').getBigInt64(0, true);
+  }
+  store32(linear: bigint, value: number, size: number, stack: boolean): void {
+    const address = linear & MASK64;
+    this.#checkAlignment(address, size);
+    if (Number(address & OFFSET) <= PAGE - size) {
+      const host = this.host(address, Access.WRITE, 'cpl', stack);
+      const { u8, dv } = this.#cpu.arena.views;
+      if (host !== MMIO) {
+        if (size === 1) u8[host] = value;
+        else if (size === 2) dv.setUint16(host, value, true);
+        else dv.setInt32(host, value, true);
+        return;
+      }
+    }
+    this.#scratch.setInt32(0, value, true);
+    this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
+  }
+  store64(linear: bigint, value: bigint, stack: boolean): void {
+    const address = linear & MASK64;
+    this.#checkAlignment(address, 8);
+    if (Number(address & OFFSET) <= PAGE - 8) {
+      const host = this.host(address, Access.WRITE, 'cpl', stack);
+      if (host !== MMIO) return this.#cpu.arena.views.dv.setBigInt64(host, value, true);
+    }
+    this.#scratch.setBigInt64(0, value, true);
+    this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');
+  }
+
+  // --- the helpers' ------------------------------------------------------------------------------------------------
+
+  read8 = (linear: bigint, rights?: Rights) => this.#gather(linear, 1, false, false, rights).getUint8(0);
+  read16 = (linear: bigint, rights?: Rights) => this.#gather(linear, 2, false, false, rights).getUint16(0, true);
+  read32 = (linear: bigint, rights?: Rights) => this.#gather(linear, 4, false, false, rights).getUint32(0, true);
+  read64 = (linear: bigint, rights?: Rights) => this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
+  write8(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint8(0, value);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 1), false, rights);
+  }
+  write16(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint16(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 2), false, rights);
+  }
+  write32(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint32(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 4), false, rights);
+  }
+  write64(linear: bigint, value: bigint, rights?: Rights): void {
+    this.#scratch.setBigUint64(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 8), false, rights);
+  }
+  // Implicit accesses of the system's: descriptor tables, TSS, IDT, stacks of inner rings.
+  readSystem8 = (linear: bigint) => this.read8(linear, 'system');
+  readSystem16 = (linear: bigint) => this.read16(linear, 'system');
+  readSystem32 = (linear: bigint) => this.read32(linear, 'system');
+  readSystem64 = (linear: bigint) => this.read64(linear, 'system');
+  writeSystem8 = (linear: bigint, value: number) => this.write8(linear, value, 'system');
+  writeSystem16 = (linear: bigint, value: number) => this.write16(linear, value, 'system');
+  writeSystem32 = (linear: bigint, value: number) => this.write32(linear, value, 'system');
+  writeSystem64 = (linear: bigint, value: bigint) => this.write64(linear, value, 'system');
+
+  readBytes(linear: bigint, size: number, rights?: Rights): Uint8Array {
+    const view = this.#gather(linear, size, false, false, rights);
+    return new Uint8Array(view.buffer, 0, size).slice();
+  }
+  writeBytes(linear: bigint, bytes: Uint8Array, rights?: Rights): void {
+    this.#scatter(linear, bytes, false, rights);
+  }
+  /** Faults as a write would, and changes nothing. */
+  checkWrite(linear: bigint, size: number, rights?: Rights): void {
+    for (const [at] of parts(linear & MASK64, size)) this.host(at, Access.WRITE, rights);
+  }
+
+  // --- any size, across pages, MMIO --------------------------------------------------------------------------------
+
+  #gather(linear: bigint, size: number, write: boolean, stack: boolean, rights: Rights = 'cpl'): DataView {
+    const into = size <= 8 ? this.#scratch : new DataView(new ArrayBuffer(size));
+    const bytes = new Uint8Array(into.buffer);
+    const access = write ? Access.WRITE : Access.READ;
+    const address = linear & MASK64;
+    const { io, arena } = this.#cpu;
+    // Both pages of one that crosses must be there before MMIO is asked for.
+    const places: [host: number, physical: number, done: number, length: number][] = [];
+    for (const [at, done, length] of parts(address, size)) {
+      places.push([this.host(at, access, rights, stack), this.#physical, done, length]);
+    }
+    for (const [host, physical, done, length] of places) {
+      if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
+      else {
+        io.require('emulated');
+        bytes.set(io.read(physical, length), done);
+      }
+    }
+    return into;
+  }
+
+  #scatter(linear: bigint, bytes: Uint8Array, stack: boolean, rights: Rights = 'cpl'): void {
+    const { io, arena } = this.#cpu;
+    const places: [host: number, physical: number, done: number, length: number][] = [];
+    for (const [at, done, length] of parts(linear & MASK64, bytes.length)) {
+      const host = this.host(at, Access.WRITE, rights, stack);
+      if (host === MMIO) io.require('emulated');
+      places.push([host, this.#physical, done, length]);
+    }
+    for (const [host, physical, done, length] of places) {
+      const part = bytes.subarray(done, done + length);
+      if (host !== MMIO) arena.views.u8.set(part, host);
+      else io.write(physical, part);
+    }
+  }
+}
+
+/** A range in pieces that lie in one page: address, bytes before it, bytes. */
+function parts(linear: bigint, size: number): [bigint, number, number][] {
+  const first = Math.min(size, PAGE - Number(linear & OFFSET));
+  const all: [bigint, number, number][] = [[linear, 0, first]];
+  for (let done = first; done < size; done += PAGE) {
+    all.push([(linear + BigInt(done)) & MASK64, done, Math.min(PAGE, size - done)]);
+  }
+  return all;
+}

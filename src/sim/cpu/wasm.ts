@@ -1,0 +1,427 @@
+/**
+ * The second executor: hot blocks and those that they lead to as one WebAssembly function with their loops inside,
+ * since a module for each block would cost more than it saves.
+ */
+import type { Insn } from './insn.ts';
+import type { Cpu } from './cpu.ts';
+import type { Block, Node } from './ir.ts';
+import { Tlb, tlbTable } from './memory.ts';
+import { FlagKind, State } from './state.ts';
+import type { Unit, Where } from './unit.ts';
+import { Bytes, Wasm } from './wasm-bytes.ts';
+
+/** What run() gives when RIP was left to a helper. */
+const LEFT = 1;
+
+/** The function's own locals; those of values follow. */
+const Local = { next: 0, address: 1, entry: 2, high: 3, low: 4 } as const;
+const OWN = 5;
+
+/** Imports that every module has, by their function index. */
+const Slow = { load32: 0, load64: 1, store32: 2, store64: 3 } as const;
+
+const types = {
+  run: { params: [Wasm.i32], results: [Wasm.i32] },
+  load32: { params: [Wasm.i64, Wasm.i32], results: [Wasm.i32] },
+  load64: { params: [Wasm.i64, Wasm.i32], results: [Wasm.i64] },
+  store32: { params: [Wasm.i64, Wasm.i32, Wasm.i32], results: [] },
+  store64: { params: [Wasm.i64, Wasm.i64, Wasm.i32], results: [] },
+} as const;
+
+interface FunctionType {
+  readonly params: readonly number[];
+  readonly results: readonly number[];
+}
+const wasmType = (type: string) => (type === 'l' ? Wasm.i64 : Wasm.i32);
+
+/** Several blocks as one unit. `entry` is a block's place in the list. */
+export class WasmUnit implements Unit {
+  readonly blocks: readonly Block[];
+  readonly bytes: number;
+  readonly #cpu: Cpu;
+  readonly #run: (entry: number) => number;
+  /** For State.at: each block's first instruction has the number of those before it. */
+  readonly #places: Where[] = [];
+
+  constructor(cpu: Cpu, blocks: readonly Block[]) {
+    this.blocks = blocks;
+    this.#cpu = cpu;
+    for (const { insns } of blocks) {
+      insns.forEach((insn, index) => this.#places.push({ insn, rest: insns.length - index }));
+    }
+    const { bytes, helpers } = new Emitter(cpu, blocks).module();
+    this.bytes = bytes.length;
+    const imports: { [name: string]: unknown } = { m: cpu.arena.memory, ...slow(cpu) };
+    helpers.forEach((helper, index) => (imports[`h${index}`] = helper));
+    const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), { e: imports });
+    this.#run = instance.exports.r as (entry: number) => number;
+  }
+
+  run(entry: number): void {
+    if (this.#run(entry) !== LEFT) return;
+    const { state } = this.#cpu;
+    if (!state.moved) state.rip = this.where(state.u32(State.at)).insn.next;
+    this.#cpu.changed();
+  }
+
+  where(at: number): Where {
+    return this.#places[at]!;
+  }
+}
+
+/** Accesses that the buffers do not answer. `how`: the bytes, and bits for write and stack. */
+function slow({ memory }: Cpu) {
+  return {
+    s0: (linear: bigint, how: number) => memory.load32(linear, how & 15, (how & 16) !== 0, (how & 32) !== 0),
+    s1: (linear: bigint, how: number) => memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0),
+    s2: (linear: bigint, value: number, how: number) => memory.store32(linear, value, how & 15, (how & 32) !== 0),
+    s3: (linear: bigint, value: bigint, how: number) => memory.store64(linear, value, (how & 32) !== 0),
+  };
+}
+
+class Emitter {
+  readonly #cpu: Cpu;
+  readonly #blocks: readonly Block[];
+  readonly #index: ReadonlyMap<bigint, number>;
+  readonly #code = new Bytes();
+  readonly #types: FunctionType[] = Object.values(types);
+  readonly #helpers: { readonly type: number; readonly call: (...args: unknown[]) => unknown }[] = [];
+  readonly #helperIndex = new Map<string, number>();
+  readonly #insnIds = new Map<Insn, number>();
+  readonly #helperIds = new Map<unknown, number>();
+  /** Types of the value locals, and where those of each type are free from in the current block. */
+  readonly #locals: number[] = [];
+  #free = { i: 0, l: 0 };
+  readonly #pool: { i: number[]; l: number[] } = { i: [], l: [] };
+  #uses = new Map<Node, number>();
+  /** Of the current block: how many instructions come before it in the unit. */
+  #first = 0;
+
+  constructor(cpu: Cpu, blocks: readonly Block[]) {
+    this.#cpu = cpu;
+    this.#blocks = blocks;
+    this.#index = new Map(blocks.map(({ rip }, index) => [rip, index]));
+  }
+
+  module(): { bytes: Uint8Array; helpers: ((...args: unknown[]) => unknown)[] } {
+    this.#body();
+    const typeSection = new Bytes().u(this.#types.length);
+    for (const { params, results } of this.#types) {
+      typeSection.op(0x60).u(params.length).op(...params).u(results.length).op(...results);
+    }
+    const imports = new Bytes().u(5 + this.#helpers.length);
+    // limits: shared, with a maximum
+    imports.name('e').name('m').op(2, 3).u(1).u(65_536);
+    for (let i = 0; i < 4; i++) imports.name('e').name(`s${i}`).op(0).u(i + 1);
+    this.#helpers.forEach(({ type }, index) => imports.name('e').name(`h${index}`).op(0).u(type));
+    const functions = new Bytes().u(1).u(0);
+    const exports = new Bytes().u(1).name('r').op(0).u(4 + this.#helpers.length);
+    const locals = new Bytes();
+    const all = [Wasm.i64, Wasm.i32, Wasm.i64, Wasm.i64, ...this.#locals];
+    const runs: [count: number, type: number][] = [];
+    for (const type of all) {
+      const last = runs.at(-1);
+      if (last?.[1] === type) last[0]++;
+      else runs.push([1, type]);
+    }
+    locals.u(runs.length);
+    for (const [count, type] of runs) locals.u(count).op(type);
+    const body = new Bytes().append(locals).append(this.#code).op(Wasm.end);
+    const code = new Bytes().u(1).u(body.list.length).append(body);
+    const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
+    module.section(1, typeSection).section(2, imports).section(3, functions).section(7, exports).section(10, code);
+    return { bytes: Uint8Array.from(module.list), helpers: this.#helpers.map(({ call }) => call) };
+  }
+
+  #body(): void {
+    const code = this.#code;
+    const count = this.#blocks.length;
+    code.op(Wasm.loop, Wasm.void);
+    for (let i = 0; i < count; i++) code.op(Wasm.block, Wasm.void);
+    code.op(Wasm.localGet).u(Local.next).op(Wasm.brTable).u(count - 1);
+    for (let i = 0; i < count; i++) code.u(i);
+    for (let i = 0; i < count; i++) {
+      code.op(Wasm.end);
+      this.#block(this.#blocks[i]!, i);
+      this.#first += this.#blocks[i]!.insns.length;
+    }
+    code.op(Wasm.end).op(Wasm.i32Const, 0);
+  }
+
+  #block(block: Block, index: number): void {
+    const code = this.#code;
+    const { end, nodes } = block;
+    this.#free = { i: 0, l: 0 };
+    this.#uses = new Map();
+    const use = (node: Node) => this.#uses.set(node, (this.#uses.get(node) ?? 0) + 1);
+    for (const { args } of nodes) args.forEach(use);
+    if (end.kind === 'branch') use(end.condition);
+    if (end.kind === 'dynamic') use(end.target);
+    // A block that leads to itself loops without the table.
+    const again = end.kind === 'branch' && (end.taken === block.rip || end.next === block.rip);
+    if (again) code.op(Wasm.loop, Wasm.void);
+    const outer = this.#blocks.length - 1 - index + (again ? 1 : 0);
+
+    this.#stateAddress();
+    this.#load(Wasm.i64Load, State.count);
+    code.op(Wasm.localTee).u(Local.high);
+    this.#stateAddress();
+    this.#load(Wasm.i64Load, State.limit);
+    code.op(0x5a, Wasm.if, Wasm.void); // i64.ge_u
+    this.#exit(block.rip);
+    code.op(Wasm.end);
+    this.#stateAddress();
+    code.op(Wasm.localGet).u(Local.high).op(Wasm.i64Const).s(block.insns.length).op(0x7c);
+    this.#store(Wasm.i64Store, State.count);
+
+    for (const node of nodes) this.#node(node);
+
+    switch (end.kind) {
+      case 'goto':
+        this.#goto(end.target, outer);
+        break;
+      case 'branch':
+        this.#value(end.condition);
+        if (again) {
+          if (end.next === block.rip) code.op(0x45); // i32.eqz
+          code.op(Wasm.brIf).u(0);
+          this.#goto(end.next === block.rip ? end.taken : end.next, outer);
+        } else {
+          code.op(Wasm.if, Wasm.void);
+          this.#goto(end.taken, outer + 1);
+          code.op(Wasm.else);
+          this.#goto(end.next, outer + 1);
+          code.op(Wasm.end);
+        }
+        break;
+      case 'dynamic':
+        this.#stateAddress();
+        this.#value(end.target);
+        this.#store(Wasm.i64Store, State.rip);
+        code.op(Wasm.i32Const, 0, Wasm.return);
+        break;
+      case 'left':
+        code.op(Wasm.i32Const, LEFT, Wasm.return);
+    }
+    if (again) code.op(Wasm.end);
+  }
+
+  /** To a block of this unit, or out. `depth` is that of the outer loop. */
+  #goto(target: bigint, depth: number): void {
+    const index = this.#index.get(target);
+    if (index === undefined) return this.#exit(target);
+    this.#code.op(Wasm.i32Const).s(index).op(Wasm.localSet).u(Local.next).op(Wasm.br).u(depth);
+  }
+  #exit(rip: bigint): void {
+    this.#stateAddress();
+    this.#code.op(Wasm.i64Const).s64(BigInt.asIntN(64, rip));
+    this.#store(Wasm.i64Store, State.rip);
+    this.#code.op(Wasm.i32Const, 0, Wasm.return);
+  }
+
+  // --- values ------------------------------------------------------------------------------------------------------
+
+  /** A pure result that is used once is computed where it is used. */
+  #inlined(node: Node): boolean {
+    const { row, args, op } = node;
+    return row.pure && op !== 'mulhu64' && (args.length === 0 || this.#uses.get(node) === 1);
+  }
+  #node(node: Node): void {
+    if (this.#inlined(node)) return;
+    this.#emit(node);
+    if (node.row.result !== '') this.#code.op(Wasm.localSet).u(this.#local(node));
+  }
+  #local(node: Node): number {
+    const type = node.row.result as 'i' | 'l';
+    const pool = this.#pool[type];
+    const index = this.#free[type]++;
+    if (pool[index] === undefined) {
+      pool[index] = OWN + this.#locals.length;
+      this.#locals.push(wasmType(type));
+    }
+    node.slot = pool[index]!;
+    return node.slot;
+  }
+  #value(node: Node): void {
+    if (this.#inlined(node)) this.#emit(node);
+    else this.#code.op(Wasm.localGet).u(node.slot);
+  }
+
+  #emit(node: Node): void {
+    const code = this.#code;
+    const { op, row, args, detail } = node;
+    if (row.wasm !== undefined && row.wasm.length > 0) {
+      for (const arg of args) this.#value(arg);
+      code.op(...row.wasm);
+      return;
+    }
+    switch (op) {
+      case 'const32':
+        code.op(Wasm.i32Const).s(detail.value as number);
+        return;
+      case 'const64':
+        code.op(Wasm.i64Const).s64(detail.value as bigint);
+        return;
+      case 'select32':
+      case 'select64':
+        this.#value(args[1]!);
+        this.#value(args[2]!);
+        this.#value(args[0]!);
+        code.op(Wasm.select);
+        return;
+      case 'mulhu64':
+        return this.#multiplyHigh(args[0]!, args[1]!);
+      case 'get32':
+      case 'get64':
+        this.#stateAddress();
+        return this.#load(loadOf(op === 'get64' ? 64 : detail.bits!), detail.offset!);
+      case 'set32':
+      case 'set64':
+        this.#stateAddress();
+        this.#value(args[0]!);
+        return this.#store(storeOf(op === 'set64' ? 64 : detail.bits!), detail.offset!);
+      case 'flags':
+        return this.#flags(node);
+      case 'load32':
+      case 'load64':
+      case 'store32':
+      case 'store64':
+        return this.#access(node);
+      default:
+        return this.#call(node);
+    }
+  }
+
+  #flags({ args, detail }: Node): void {
+    this.#stateAddress();
+    this.#code.op(Wasm.i32Const).s(detail.kind!);
+    this.#store(Wasm.i32Store, State.flagKind);
+    const [a, b, result] = args as [Node, Node, Node];
+    const kept: [Node, number][] = [[result, State.flagResult], [a, State.flagA]];
+    if (detail.kind !== FlagKind.RESULT) kept.push([b, State.flagB]);
+    for (const [value, offset] of kept) {
+      this.#stateAddress();
+      this.#value(value);
+      this.#store(Wasm.i64Store, offset);
+    }
+  }
+
+  /** high(a * b) from the products of halves (Hacker's Delight, 8-2). */
+  #multiplyHigh(a: Node, b: Node): void {
+    const code = this.#code;
+    const half = (node: Node, high: boolean) => {
+      this.#value(node);
+      if (high) code.op(Wasm.i64Const).s(32).op(0x88);
+      else code.op(Wasm.i64Const).s64(0xffff_ffffn).op(0x83);
+    };
+    const product = (x: boolean, y: boolean) => {
+      half(a, x);
+      half(b, y);
+      code.op(0x7e);
+    };
+    const upper = () => code.op(Wasm.i64Const).s(32).op(0x88);
+    product(true, false);
+    product(false, false);
+    upper();
+    code.op(0x7c, Wasm.localTee).u(Local.high);
+    code.op(Wasm.i64Const).s64(0xffff_ffffn).op(0x83);
+    product(false, true);
+    code.op(0x7c, Wasm.localSet).u(Local.low);
+    product(true, true);
+    code.op(Wasm.localGet).u(Local.high);
+    upper();
+    code.op(0x7c, Wasm.localGet).u(Local.low);
+    upper();
+    code.op(0x7c);
+  }
+
+  // --- memory ------------------------------------------------------------------------------------------------------
+
+  #stateAddress(): void {
+    this.#code.op(Wasm.i32Const, 0);
+  }
+  #load(op: number, offset: number): void {
+    this.#code.op(op, 0).u(this.#cpu.state.base + offset);
+  }
+  #store(op: number, offset: number): void {
+    this.#code.op(op, 0).u(this.#cpu.state.base + offset);
+  }
+  /** For what may fault: which instruction it was. */
+  #mark(node: Node): void {
+    this.#stateAddress();
+    this.#code.op(Wasm.i32Const).s(this.#first + node.at);
+    this.#store(Wasm.i32Store, State.at);
+  }
+
+  #access(node: Node): void {
+    const code = this.#code;
+    const { op, args, detail } = node;
+    const storing = op === 'store32' || op === 'store64';
+    const wide = op === 'load64' || op === 'store64';
+    const bits = wide ? 64 : detail.bits!;
+    const size = bits / 8;
+    const write = storing || detail.write === true;
+    const table = this.#cpu.state.base + tlbTable(this.#cpu.user, write);
+    const how = size | (write ? 16 : 0) | (detail.stack ? 32 : 0);
+
+    this.#value(args[0]!);
+    code.op(Wasm.localTee).u(Local.address);
+    // The entry's offset in its table: (address / 4096 % entries) * 16.
+    code.op(Wasm.i64Const).s(8).op(0x88, 0xa7, Wasm.i32Const).s((Tlb.entries - 1) * Tlb.entryBytes).op(0x71);
+    code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
+    // An access that reaches into the next page has another page's address at its end.
+    code.op(Wasm.localGet).u(Local.address);
+    if (size > 1) code.op(Wasm.i64Const).s(size - 1).op(0x7c);
+    code.op(Wasm.i64Const).s(-4096).op(0x83, 0x51, Wasm.if);
+    code.op(storing ? Wasm.void : wide ? Wasm.i64 : Wasm.i32);
+    code.op(Wasm.localGet).u(Local.address).op(0xa7, Wasm.localGet).u(Local.entry);
+    code.op(Wasm.i32Load, 0).u(table + 8).op(0x6a);
+    if (storing) this.#value(args[1]!);
+    code.op(storing ? storeOf(bits) : loadOf(bits), 0, 0);
+    code.op(Wasm.else);
+    this.#mark(node);
+    code.op(Wasm.localGet).u(Local.address);
+    if (storing) this.#value(args[1]!);
+    code.op(Wasm.i32Const).s(how).op(Wasm.call).u(Slow[op as keyof typeof Slow]);
+    code.op(Wasm.end);
+  }
+
+  #call(node: Node): void {
+    const { args, row, detail } = node;
+    this.#mark(node);
+    for (const arg of args) this.#value(arg);
+    this.#code.op(Wasm.call).u(4 + this.#helper(node, detail.insn!, args, row.result));
+  }
+  #helper({ detail }: Node, insn: Insn, args: readonly Node[], result: string): number {
+    const id = (map: Map<unknown, number>, key: unknown) => {
+      if (!map.has(key)) map.set(key, map.size);
+      return map.get(key)!;
+    };
+    const shape = args.map((arg) => arg.row.result).join('');
+    const key = `${id(this.#insnIds as Map<unknown, number>, insn)}/${id(this.#helperIds, detail.helper)}/${shape}/${result}`;
+    let index = this.#helperIndex.get(key);
+    if (index === undefined) {
+      const params = args.map((arg) => wasmType(arg.row.result));
+      const results = result === '' ? [] : [wasmType(result)];
+      const same = (type: FunctionType) => `${type.params}/${type.results}` === `${params}/${results}`;
+      let type = this.#types.findIndex(same);
+      if (type < 0) type = this.#types.push({ params, results }) - 1;
+      const cpu = this.#cpu;
+      const { state } = cpu;
+      const helper = detail.helper!;
+      const call = (...values: unknown[]) => {
+        state.rip = insn.rip;
+        state.moved = false;
+        return helper(cpu, insn, ...values);
+      };
+      index = this.#helpers.push({ type, call }) - 1;
+      this.#helperIndex.set(key, index);
+    }
+    return index;
+  }
+}
+
+const loadOf = (bits: number) =>
+  bits === 8 ? Wasm.i32Load8u : bits === 16 ? Wasm.i32Load16u : bits === 32 ? Wasm.i32Load : Wasm.i64Load;
+const storeOf = (bits: number) =>
+  bits === 8 ? Wasm.i32Store8 : bits === 16 ? Wasm.i32Store16 : bits === 32 ? Wasm.i32Store : Wasm.i64Store;
