@@ -129,8 +129,8 @@ export class Builder {
     return to === 8 && from !== 8 ? this.op('zext', [value]) : value;
   }
   truncate(to: Size, value: Node): Node {
-    const cut = typeOf(value) === 'l' && to !== 8 ? this.op('wrap', [value]) : value;
-    return this.#fit(to, cut);
+    if (typeOf(value) !== 'l' || to === 8) return this.#fit(to, value);
+    return this.#fit(to, value.op === 'zext' ? value.args[0]! : this.op('wrap', [value]));
   }
 
   // --- state -----------------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ export class Builder {
   gpr(index: number, size: Size, high = false): Node {
     const whole = this.#known.get(index);
     if (whole !== undefined && size === 8) return whole;
-    if (whole !== undefined && size === 4) return this.op('wrap', [whole]);
+    if (whole !== undefined && size === 4) return this.truncate(4, whole);
     const value = this.get(State.gpr + index * 8 + (high ? 1 : 0), size);
     if (size === 8) this.#known.set(index, value);
     return value;
@@ -500,11 +500,11 @@ export class Builder {
   ask(result: 'i' | 'l', helper: CallTarget, ...args: Node[]): Node {
     return this.op(result === 'i' ? 'call32' : 'call64', args, { helper, insn: this.insn });
   }
-  /** Calls a helper that raises an exception, or does nothing else, where `condition` (an `i`) is not 0. */
+  /** Calls a helper that raises an exception where `condition` (an `i`, its first argument) is not 0. */
   callIf(condition: Node, helper: CallTarget, ...args: Node[]): void {
     this.op('callIf', [condition, ...args], { helper, insn: this.insn });
   }
-  /** An `l` of a helper's where `condition` (an `i`) is not 0, else `otherwise`. */
+  /** An `l` of a helper's that gives its second argument, `otherwise`, where its first, `condition`, is 0. */
   askIf(condition: Node, otherwise: Node, helper: CallTarget, ...args: Node[]): Node {
     return this.op('call64If', [condition, otherwise, ...args], { helper, insn: this.insn });
   }

@@ -23,7 +23,7 @@ const BLOCK = 32;
 /** How often a block runs before it is worth the 50 us that a module costs. */
 const HOT = 40;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
-const UNIT = 64;
+const UNIT = 128;
 const MODULES = 2000;
 const JUMPS = 4096;
 
@@ -206,6 +206,8 @@ export class Code {
       unit = entry.unit;
     }
     this.#cpu.current = unit;
+    // It was not found by its unit, or has just got there.
+    if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
     unit.run(entry.index);
   }
 
@@ -298,9 +300,12 @@ const slotOf = (rip: bigint) => {
   return (low ^ (low >>> 12)) & (JUMPS - 1);
 };
 
-function successors({ end }: Block): bigint[] {
-  if (end.kind === 'goto') return [end.target];
-  return end.kind === 'branch' ? [end.taken, end.next] : [];
+/** Where execution goes from a block, as far as it can be told; after a call, also where that returns to. */
+function successors({ end, insns }: Block): bigint[] {
+  const last = insns.at(-1)!;
+  const back = last.mnemonic === 'call' ? [last.next] : [];
+  if (end.kind === 'goto') return [end.target, ...back];
+  return end.kind === 'branch' ? [end.taken, end.next] : back;
 }
 
 function same(bytes: Uint8Array, all: Uint8Array, at: number): boolean {

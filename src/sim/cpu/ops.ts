@@ -231,18 +231,10 @@ export const ops = {
       (...args) =>
         helper!(cpu, insn!, ...args),
   ),
-  /** Calls where the first argument (an `i`, not for the helper) is not 0. */
-  callIf: access('*', '', (cpu, { helper, insn }) => (condition: number, ...args) => {
-    if (condition !== 0) helper!(cpu, insn!, ...args);
-  }),
-  /** The same for a value: where it is 0, the second argument (an `l`, not for the helper either). */
-  call64If: access(
-    '*',
-    'l',
-    (cpu, { helper, insn }) =>
-      (condition: number, otherwise: bigint, ...args) =>
-        condition !== 0 ? helper!(cpu, insn!, ...args) : otherwise,
-  ),
+  /** As `call`, of a helper that does nothing where its first argument (an `i`) is 0: it need not be called then. */
+  callIf: access('*', '', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
+  /** As `call64`, of a helper that gives its second argument where its first (an `i`) is 0. */
+  call64If: access('*', 'l', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
 } as const satisfies { [name: string]: Row };
 
 export type OpName = keyof typeof ops;

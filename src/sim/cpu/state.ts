@@ -36,7 +36,9 @@ export const State = {
   mxcsr: 0x298,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
-  size: 0x11000,
+  /** Where computed jumps have gone: see wasm.ts. */
+  jumps: 0x11000,
+  size: 0x15000,
 } as const;
 
 /** RFLAGS (SDM volume 1, 3.4.3). */

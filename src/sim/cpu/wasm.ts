@@ -17,6 +17,13 @@ const LEFT = 1;
 const Local = { next: 0, address: 1, entry: 2, high: 3, low: 4 } as const;
 const OWN = 5;
 
+/**
+ * Computed jumps, returns above all, within a unit: a table of 16 bytes an entry has where in which unit a RIP was
+ * last found. What it says of a unit holds as long as that exists, so nothing has to be forgotten.
+ */
+const Jumps = { entries: 1024, entryBytes: 16, unit: 8, index: 12 } as const;
+let units = 0;
+
 /** Imports that every module has, by their function index. */
 const Slow = { load32: 0, load64: 1, store32: 2, store64: 3 } as const;
 
@@ -40,6 +47,8 @@ export class WasmUnit implements Unit {
   readonly bytes: number;
   readonly #cpu: Cpu;
   readonly #run: (entry: number) => number;
+  /** No other unit ever has it. */
+  readonly #id = ++units;
   /** For State.at: each block's first instruction has the number of those before it. */
   readonly #places: Where[] = [];
 
@@ -49,12 +58,23 @@ export class WasmUnit implements Unit {
     for (const { insns } of blocks) {
       insns.forEach((insn, index) => this.#places.push({ insn, rest: insns.length - index }));
     }
-    const { bytes, helpers } = new Emitter(cpu, blocks).module();
+    const { bytes, helpers } = new Emitter(cpu, blocks, this.#id).module();
     this.bytes = bytes.length;
     const imports: { [name: string]: unknown } = { m: cpu.arena.memory, ...slow(cpu) };
     helpers.forEach((helper, index) => (imports[`h${index}`] = helper));
     const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), { e: imports });
     this.#run = instance.exports.r as (entry: number) => number;
+  }
+
+  /** Lets its own code find a block by the halves of its RIP. */
+  remember(low: number, high: number, index: number): void {
+    const { u32 } = this.#cpu.arena.views;
+    const slot = ((low ^ (low >>> 12)) & (Jumps.entries - 1)) * Jumps.entryBytes;
+    const at = (this.#cpu.state.base + State.jumps + slot) / 4;
+    u32[at] = low;
+    u32[at + 1] = high;
+    u32[at + Jumps.unit / 4] = this.#id;
+    u32[at + Jumps.index / 4] = index;
   }
 
   run(entry: number): void {
@@ -83,6 +103,7 @@ class Emitter {
   readonly #cpu: Cpu;
   readonly #blocks: readonly Block[];
   readonly #index: ReadonlyMap<bigint, number>;
+  readonly #unit: number;
   readonly #code = new Bytes();
   readonly #types: FunctionType[] = Object.values(types);
   readonly #helpers: { readonly type: number; readonly call: (...args: unknown[]) => unknown }[] = [];
@@ -97,9 +118,10 @@ class Emitter {
   /** Of the current block: how many instructions come before it in the unit. */
   #first = 0;
 
-  constructor(cpu: Cpu, blocks: readonly Block[]) {
+  constructor(cpu: Cpu, blocks: readonly Block[], unit: number) {
     this.#cpu = cpu;
     this.#blocks = blocks;
+    this.#unit = unit;
     this.#index = new Map(blocks.map(({ rip }, index) => [rip, index]));
   }
 
@@ -195,10 +217,7 @@ class Emitter {
         }
         break;
       case 'dynamic':
-        this.#stateAddress();
-        this.#value(end.target);
-        this.#store(Wasm.i64Store, State.rip);
-        code.op(Wasm.i32Const, 0, Wasm.return);
+        this.#dynamic(end.target, outer);
         break;
       case 'left':
         code.op(Wasm.i32Const, LEFT, Wasm.return);
@@ -206,6 +225,24 @@ class Emitter {
     if (again) code.op(Wasm.end);
   }
 
+  #dynamic(target: Node, depth: number): void {
+    const code = this.#code;
+    const table = this.#cpu.state.base + State.jumps;
+    this.#value(target);
+    code.op(Wasm.localTee).u(Local.high);
+    code.op(Wasm.localGet).u(Local.high).op(Wasm.i64Const).s(12).op(0x88, 0x85, 0xa7); // shr_u, xor, wrap
+    code.op(Wasm.i32Const).s(Jumps.entries - 1).op(0x71, Wasm.i32Const).s(4).op(0x74); // and, shl
+    code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
+    code.op(Wasm.localGet).u(Local.high).op(0x51);
+    code.op(Wasm.localGet).u(Local.entry).op(Wasm.i32Load, 0).u(table + Jumps.unit);
+    code.op(Wasm.i32Const).s(this.#unit).op(0x46, 0x71, Wasm.if, Wasm.void);
+    code.op(Wasm.localGet).u(Local.entry).op(Wasm.i32Load, 0).u(table + Jumps.index);
+    code.op(Wasm.localSet).u(Local.next).op(Wasm.br).u(depth + 1).op(Wasm.end);
+    this.#stateAddress();
+    code.op(Wasm.localGet).u(Local.high);
+    this.#store(Wasm.i64Store, State.rip);
+    code.op(Wasm.i32Const, 0, Wasm.return);
+  }
   /** To a block of this unit, or out. `depth` is that of the outer loop. */
   #goto(target: bigint, depth: number): void {
     const index = this.#index.get(target);

@@ -278,13 +278,7 @@ export interface Remainder {
 }
 
 /** FPREM (truncating) and FPREM1 (to nearest): exact, but in steps when the exponents are 64 or more apart. */
-export function remainder(
-  env: Environment,
-  format: Format,
-  a: Float,
-  b: Float,
-  rounding: number,
-): Remainder {
+export function remainder(env: Environment, format: Format, a: Float, b: Float, rounding: number): Remainder {
   const answer = nanOf(env, format, a, b, largerNan);
   if (answer !== undefined) return { result: answer, quotient: 0 };
   if (a.kind === Kind.INFINITE || b.kind === Kind.ZERO) return { result: invalid(env, format), quotient: 0 };

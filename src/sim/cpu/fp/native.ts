@@ -73,8 +73,7 @@ export const nativeMultiply: Native = {
 export const nativeDivide: Native = {
   compute: (a, b) => a / b,
   exactZero: (a) => a === 0,
-  inexact64: (a, b, result) =>
-    result !== 0 && (result * b !== a || productError(result, b, a) !== 0),
+  inexact64: (a, b, result) => result !== 0 && (result * b !== a || productError(result, b, a) !== 0),
   inexact32: (a, b, result) => result * b !== a,
 };
 export const nativeRoot: Native = {
