@@ -1,0 +1,213 @@
+/**
+ * A case: one instruction, and the state in which it executes. All of the state follows from a number, but for what
+ * the instruction's operands need; so a case is one line of text.
+ */
+import { DOUBLE, extended, float, integer64, Random, SINGLE, vector } from './random.ts';
+
+/** As kvm_regs has them. */
+export const REGISTERS = [
+  'rax',
+  'rbx',
+  'rcx',
+  'rdx',
+  'rsi',
+  'rdi',
+  'rsp',
+  'rbp',
+  'r8',
+  'r9',
+  'r10',
+  'r11',
+  'r12',
+  'r13',
+  'r14',
+  'r15',
+  'rip',
+  'rflags',
+] as const;
+export type RegisterName = (typeof REGISTERS)[number];
+export const RIP = REGISTERS.indexOf('rip');
+export const RFLAGS = REGISTERS.indexOf('rflags');
+export const RSP = REGISTERS.indexOf('rsp');
+
+/** `long3`: 64-bit mode at privilege 3; `compat3`: a 32-bit program of a 64-bit system. */
+export const modes = ['long3', 'compat3'] as const;
+export type ModeName = (typeof modes)[number];
+export const bitsOf = (mode: ModeName): 32 | 64 => (mode === 'long3' ? 64 : 32);
+
+/** Where things lie in the guest's linear addresses. Between the ranges nothing is mapped. */
+export const Place = {
+  /** Two pages that the guest's program may execute and read. */
+  code: 0x2_0000,
+  codeEnd: 0x2_2000,
+  /** Where cases begin, unless they are to cross a page. */
+  start: 0x2_0800,
+  /** Two pages to read and write, */
+  data: 0x3_0000,
+  /** one to read, */
+  readOnly: 0x3_2000,
+  /** and one that is the supervisor's. */
+  supervisor: 0x3_3000,
+  dataEnd: 0x3_3000,
+  /** All of it is there once more, above 4 GiB. */
+  alias: 0x4000_0000_0000n,
+  fsBase: 0x1_0010n,
+  gsBase: 0x3fff_ffff_e000n,
+} as const;
+export const WINDOW = Place.dataEnd - Place.data;
+
+/** What stands around the instruction: `out dx, al`, which ends the case wherever execution goes. */
+export const FILLER = 0xee;
+
+export interface Patch {
+  readonly at: number;
+  readonly bytes: Uint8Array;
+}
+
+export interface Case {
+  readonly mode: ModeName;
+  readonly code: Uint8Array;
+  /** The seed of the state. */
+  readonly state: number;
+  /** Registers that are not as the seed has them; `rip` among them is where the instruction lies. */
+  readonly registers: readonly (readonly [RegisterName, bigint])[];
+  /** Memory that is not as the seed has it, by linear address. */
+  readonly patches: readonly Patch[];
+}
+
+export interface State {
+  /** In the order of REGISTERS. */
+  readonly registers: BigUint64Array;
+  /** FXSAVE's image, without what is beyond XMM15 (SDM volume 1, 10.5.1). */
+  readonly fpu: Uint8Array;
+  /** The window's content. */
+  readonly memory: Uint8Array;
+}
+
+/** Offsets in FXSAVE's image. */
+export const Fx = {
+  fcw: 0,
+  fsw: 2,
+  ftw: 4,
+  fop: 6,
+  fip: 8,
+  fdp: 16,
+  mxcsr: 24,
+  mxcsrMask: 28,
+  st: 32,
+  xmm: 160,
+  end: 416,
+};
+
+const Flag = { fixed: 0x202, arithmetic: 0x8d5, DF: 0x400 };
+const MASKS = 0x3f;
+
+/** Memory that all cases draw from, each at another offset. Longer than the window by what offsets there are. */
+const pool = (() => {
+  const OFFSETS = 4096;
+  const bytes = new Uint8Array(WINDOW + 16 * OFFSETS);
+  const view = new DataView(bytes.buffer);
+  const random = new Random(0x6d65_6d6f);
+  for (let at = 0; at < bytes.length; at += 16) {
+    switch (random.below(8)) {
+      case 0: // addresses of code and of data
+        view.setBigUint64(at, BigInt(Place.code + random.below(0x2000)), true);
+        view.setBigUint64(at + 8, BigInt(Place.data + random.below(WINDOW)), true);
+        break;
+      case 1:
+        extended(random, view, at);
+        break;
+      case 2: // packed decimal
+        view.setBigUint64(at, random.u64() & 0x7777_7777_7777_7777n, true);
+        view.setBigUint64(at + 8, random.u64() & 0x8777n, true);
+        break;
+      case 3:
+        view.setBigUint64(at, float(random, DOUBLE), true);
+        view.setUint32(at + 8, Number(float(random, SINGLE)), true);
+        break;
+      default:
+        vector(random, view, at);
+    }
+  }
+  return bytes;
+})();
+
+export function stateOf(given: Case): State {
+  const random = new Random(given.state, 0x7374_6174);
+  const wide = given.mode === 'long3';
+  const registers = new BigUint64Array(REGISTERS.length);
+  for (let i = 0; i < 16; i++) {
+    const value = integer64(random);
+    registers[i] = wide ? value : i < 8 ? value & 0xffff_ffffn : 0n;
+  }
+  registers[RSP] = BigInt(
+    Place.data + 0x400 + 16 * random.below(0x80) + (random.oneIn(8) ? random.below(16) : 0),
+  );
+  registers[RIP] = BigInt(Place.start);
+  registers[RFLAGS] = BigInt(Flag.fixed | (random.u32() & Flag.arithmetic) | (random.oneIn(6) ? Flag.DF : 0));
+
+  const fpu = new Uint8Array(Fx.end);
+  const view = new DataView(fpu.buffer);
+  const masks = random.oneIn(8) ? random.below(64) : MASKS;
+  const precision = random.oneIn(4) ? random.pick([0x000, 0x200]) : 0x300;
+  const rounding = random.oneIn(3) ? random.below(4) << 10 : 0;
+  view.setUint16(Fx.fcw, 0x40 | masks | precision | rounding, true);
+  // An exception that is flagged and not masked waits to be raised: then the summary bit is set as well.
+  const flags = random.oneIn(4) ? random.below(128) & (random.oneIn(8) ? 0x7f : masks | 0x40) : 0;
+  const pending = (flags & MASKS & ~masks) !== 0 ? 0x8080 : 0;
+  view.setUint16(Fx.fsw, flags | pending | (random.below(8) << 11) | (random.u32() & 0x4700), true);
+  view.setUint8(Fx.ftw, random.oneIn(3) ? random.below(256) : 0xff);
+  const simdMasks = random.oneIn(8) ? random.below(64) : MASKS;
+  const simdFlags = random.oneIn(3) ? random.below(64) : 0;
+  const control = random.oneIn(3)
+    ? (random.below(4) << 13) | (random.below(2) << 15) | (random.below(2) << 6)
+    : 0;
+  view.setUint32(Fx.mxcsr, (simdMasks << 7) | simdFlags | control, true);
+  for (let i = 0; i < 8; i++) {
+    const at = Fx.st + 16 * i;
+    if (random.oneIn(4)) {
+      // As MMX leaves them (SDM volume 1, 9.2.1).
+      view.setBigUint64(at, integer64(random), true);
+      view.setUint16(at + 8, 0xffff, true);
+    } else extended(random, view, at);
+  }
+  for (let i = 0; i < (wide ? 16 : 8); i++) vector(random, view, Fx.xmm + 16 * i);
+
+  const from = 16 * random.below(4096);
+  const memory = pool.slice(from, from + WINDOW);
+  for (const [name, value] of given.registers) registers[REGISTERS.indexOf(name)] = value;
+  for (const { at, bytes } of given.patches) memory.set(bytes, at - Place.data);
+  return { registers, fpu, memory };
+}
+
+const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
+const unhex = (text: string) => Uint8Array.from(Buffer.from(text, 'hex'));
+
+/** `long3 4801d8 1a2b rcx=5 @30010=0011`. */
+export function formatCase(given: Case): string {
+  return [
+    given.mode,
+    hex(given.code),
+    given.state.toString(16),
+    ...given.registers.map(([name, value]) => `${name}=${value.toString(16)}`),
+    ...given.patches.map(({ at, bytes }) => `@${at.toString(16)}=${hex(bytes)}`),
+  ].join(' ');
+}
+
+export function parseCase(text: string): Case {
+  const [mode, code, state, ...rest] = text.trim().split(/\s+/);
+  if (!(modes as readonly string[]).includes(mode!) || code === undefined || state === undefined)
+    throw new RangeError(`not a case: '${text}'`);
+  const pairs = rest.map((pair) => pair.split('=') as [string, string]);
+  return {
+    mode: mode as ModeName,
+    code: unhex(code),
+    state: Number.parseInt(state, 16),
+    registers: pairs
+      .filter(([name]) => !name.startsWith('@'))
+      .map(([name, value]) => [name as RegisterName, BigInt(`0x${value}`)]),
+    patches: pairs
+      .filter(([name]) => name.startsWith('@'))
+      .map(([name, value]) => ({ at: Number.parseInt(name.slice(1), 16), bytes: unhex(value) })),
+  };
+}

@@ -1,0 +1,86 @@
+/** What of two results must be equal, and how they differ. */
+import { Fx, REGISTERS, RFLAGS, RIP } from './case.ts';
+import type { Inspected } from './forms.ts';
+import type { Result } from './runner.ts';
+
+/** A difference: where, and both values. */
+export interface Difference {
+  readonly where: string;
+  readonly expected: string;
+  readonly actual: string;
+}
+
+const RF = 0x1_0000;
+const hex = (value: number | bigint) => value.toString(16);
+const text = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
+
+/** RFLAGS's bits, for naming those that differ. */
+const FLAG_NAMES: readonly (readonly [mask: number, name: string])[] = [
+  [0x1, 'CF'],
+  [0x4, 'PF'],
+  [0x10, 'AF'],
+  [0x40, 'ZF'],
+  [0x80, 'SF'],
+  [0x100, 'TF'],
+  [0x200, 'IF'],
+  [0x400, 'DF'],
+  [0x800, 'OF'],
+  [0x3000, 'IOPL'],
+  [0x4000, 'NT'],
+  [0x1_0000, 'RF'],
+  [0x4_0000, 'AC'],
+  [0x20_0000, 'ID'],
+];
+const flagNames = (mask: number) =>
+  FLAG_NAMES.filter(([bit]) => (mask & bit) !== 0)
+    .map(([, name]) => name)
+    .join('+') || hex(mask);
+
+/** The parts of FXSAVE's image that are compared, by name. */
+const FPU: readonly (readonly [name: string, at: number, size: number])[] = [
+  ['fcw', Fx.fcw, 2],
+  ['ftw', Fx.ftw, 1],
+  ['mxcsr', Fx.mxcsr, 4],
+  ...Array.from({ length: 8 }, (_, i) => [`st${i}`, Fx.st + 16 * i, 10] as const),
+  ...Array.from({ length: 16 }, (_, i) => [`xmm${i}`, Fx.xmm + 16 * i, 16] as const),
+];
+
+export function compare(expected: Result, actual: Result, what: Inspected): Difference[] {
+  const found: Difference[] = [];
+  const differ = (where: string, a: string, b: string) => {
+    if (a !== b) found.push({ where, expected: a, actual: b });
+  };
+  differ('end', expected.end, actual.end);
+  differ('io', expected.io.join(', '), actual.io.join(', '));
+  if (expected.segments !== undefined && actual.segments !== undefined)
+    differ('segments', expected.segments, actual.segments);
+  const completed = !expected.end.startsWith('#');
+  REGISTERS.forEach((name, i) => {
+    if (i === RFLAGS || (completed && name === what.undefinedDestination)) return;
+    differ(name, hex(expected.registers[i]!), hex(actual.registers[i]!));
+  });
+  const flags = [expected, actual].map(({ registers }) => Number(registers[RFLAGS]!));
+  const different = (flags[0]! ^ flags[1]!) & ~(completed ? what.undefinedFlags | RF : 0);
+  if (different !== 0) differ(flagNames(different), hex(flags[0]! & different), hex(flags[1]! & different));
+  for (const [name, at, size] of FPU) {
+    const [a, b] = [expected.fpu, actual.fpu].map((fpu) => fpu.subarray(at, at + size));
+    if (Buffer.compare(a!, b!) !== 0) differ(name, text(a!), text(b!));
+  }
+  const status = [expected, actual].map(
+    ({ fpu }) => (fpu[Fx.fsw]! | (fpu[Fx.fsw + 1]! << 8)) & ~what.undefinedStatus,
+  );
+  differ('fsw', hex(status[0]!), hex(status[1]!));
+  if (!(completed && what.undefinedDestination === 'memory')) {
+    const changes = (result: Result) =>
+      result.memory.map(({ offset, bytes }) => `${hex(offset)}:${text(bytes)}`).join(' ');
+    differ('memory', changes(expected), changes(actual));
+  }
+  return found;
+}
+
+export const shown = (found: readonly Difference[]): string =>
+  found
+    .map(({ where, expected, actual }) => `${where}: ${expected || 'nothing'} / ${actual || 'nothing'}`)
+    .join('; ');
+
+export const ripOf = (result: Result): bigint => result.registers[RIP]!;
