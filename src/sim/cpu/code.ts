@@ -11,7 +11,8 @@ import type { Insn } from './insn.ts';
 import type { Block, End } from './ir.ts';
 import { segmentLinear } from './addressing.ts';
 import { instructions } from './instructions.ts';
-import { Access } from './processor.ts';
+import { IoStop } from './io.ts';
+import { Access, MMIO } from './processor.ts';
 import type { Mode } from './mode-key.ts';
 import { State } from './state.ts';
 import type { Unit } from './unit.ts';
@@ -26,6 +27,8 @@ const HOT = 40;
 const UNIT = 128;
 const MODULES = 2000;
 const JUMPS = 4096;
+/** KVM_INTERNAL_ERROR_EMULATION. */
+const EMULATION = 1;
 
 /** Where execution may begin: a block, and the unit that has it. */
 export interface Entry {
@@ -77,10 +80,10 @@ export class Code {
     this.#epoch++;
   }
   has(host: number): boolean {
-    return this.#pages.size !== 0 && this.#pages.has(host & -PAGE);
+    return this.#pages.size !== 0 && this.#pages.has(host - (host % PAGE));
   }
   invalidate(host: number): void {
-    const page = this.#pages.get(host & -PAGE);
+    const page = this.#pages.get(host - (host % PAGE));
     if (page === undefined) return;
     this.#pages.delete(page.host);
     page.stale = true;
@@ -128,7 +131,10 @@ export class Code {
 
   /** The arena's page that RIP lies in. */
   #fetch(rip: bigint): number {
-    return this.#cpu.memory.host(this.#cpu.linearOf(rip), Access.FETCH) & -PAGE;
+    const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), Access.FETCH);
+    // KVM would emulate the access, and has nothing to decode.
+    if (host === MMIO) throw new IoStop({ kind: 'internal-error', suberror: EMULATION, data: [] });
+    return host - (host % PAGE);
   }
 
   /** Whether what was translated is what is there now: an instruction in two pages may have got another second one. */
@@ -142,7 +148,7 @@ export class Code {
   #page(host: number): CodePage {
     let page = this.#pages.get(host);
     if (page !== undefined && page.checked !== this.#run) {
-      if (same(page.bytes, this.#cpu.arena.views.u8, host)) page.checked = this.#run;
+      if (same(page.bytes, this.#cpu.arena.views, host)) page.checked = this.#run;
       else {
         this.invalidate(host);
         page = undefined;
@@ -209,6 +215,7 @@ export class Code {
     // It was not found by its unit, or has just got there.
     if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
     unit.run(entry.index);
+    this.#cpu.current = undefined;
   }
 
   /** Makes one module of a hot block and those that it leads to. */
@@ -308,7 +315,8 @@ function successors({ end, insns }: Block): bigint[] {
   return end.kind === 'branch' ? [end.taken, end.next] : back;
 }
 
-function same(bytes: Uint8Array, all: Uint8Array, at: number): boolean {
-  for (let i = 0; i < bytes.length; i++) if (bytes[i] !== all[at + i]) return false;
+function same(bytes: Uint8Array, { i32 }: { readonly i32: Int32Array }, at: number): boolean {
+  const words = new Int32Array(bytes.buffer, bytes.byteOffset, PAGE / 4);
+  for (let i = 0, j = at / 4; i < words.length; i++, j++) if (words[i] !== i32[j]) return false;
   return true;
 }

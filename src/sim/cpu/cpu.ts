@@ -340,6 +340,7 @@ export class Cpu {
   #caught(thrown: unknown): Stop | undefined {
     this.#rewind();
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
+    if (thrown instanceof IoStop) return thrown.stop;
     if (thrown === tripleFault) return { kind: 'shutdown' };
     if (!(thrown instanceof GuestFault)) throw thrown;
     try {

@@ -19,6 +19,9 @@ export const Tlb = { entries: 1024, entryBytes: 16, tableBytes: 0x4000, INVALID:
 export const tlbTable = (user: boolean, write: boolean): number =>
   State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tlb.tableBytes;
 
+const Fetches = 256;
+const fetchIndex = (linear: bigint, user: boolean) =>
+  Number((linear >> 12n) & BigInt(Fetches - 1)) + (user ? Fetches : 0);
 const MASK64 = 0xffff_ffff_ffff_ffffn;
 const OFFSET = 0xfffn;
 
@@ -32,6 +35,9 @@ export class Memory {
   readonly #scratch = new DataView(new ArrayBuffer(8));
   /** Whether tables have anything in them. */
   #clean = false;
+  /** Fetches, which translated code does not do: the supervisor's, then the user's. */
+  readonly #fetchPages = new BigInt64Array(Fetches * 2).fill(Tlb.INVALID);
+  readonly #fetchHosts = new Float64Array(Fetches * 2);
 
   constructor(cpu: Cpu) {
     this.#cpu = cpu;
@@ -44,12 +50,15 @@ export class Memory {
     const { i64 } = this.#cpu.arena.views;
     const start = (this.#cpu.state.base + State.tlb) / 8;
     for (let i = 0; i < Tlb.entries * 4; i++) i64[start + i * 2] = Tlb.INVALID;
+    this.#fetchPages.fill(Tlb.INVALID);
     this.#clean = true;
   }
   flushPage(linear: bigint): void {
     const { i64 } = this.#cpu.arena.views;
-    for (const user of [false, true])
+    for (const user of [false, true]) {
       for (const write of [false, true]) i64[this.#entry(linear, user, write) / 8] = Tlb.INVALID;
+      this.#fetchPages[fetchIndex(linear, user)] = Tlb.INVALID;
+    }
   }
   /** Forgets the translations for writing: pages have got code in them. */
   flushWrites(): void {
@@ -80,9 +89,18 @@ export class Memory {
     if (access !== Access.FETCH && i64[entry / 8] === page) {
       return (i32[(entry + 8) / 4]! + Number(BigInt.asIntN(32, linear))) >>> 0;
     }
+    const fetch = access === Access.FETCH ? fetchIndex(linear, user) : -1;
+    if (fetch >= 0 && this.#fetchPages[fetch] === page) {
+      return this.#fetchHosts[fetch]! + Number(linear & OFFSET);
+    }
     this.#checkCanonical(linear, stack);
     const found = walk(cpu, linear, access, user, rights === 'system');
     const host = cpu.stage.page(found.physical, access, found.wants);
+    if (fetch >= 0 && host !== MMIO) {
+      this.#fetchPages[fetch] = page;
+      this.#fetchHosts[fetch] = host;
+      this.#clean = false;
+    }
     if (host === MMIO) {
       this.#physical = found.physical + Number(linear & OFFSET);
       return MMIO;
