@@ -99,6 +99,16 @@ export const Fx = {
   end: 416,
 };
 
+/** The parts of the image that are compared, by name: all but the last opcode and the pointers. */
+export const FPU_PARTS: readonly (readonly [name: string, at: number, size: number])[] = [
+  ['fcw', Fx.fcw, 2],
+  ['fsw', Fx.fsw, 2],
+  ['ftw', Fx.ftw, 1],
+  ['mxcsr', Fx.mxcsr, 4],
+  ...Array.from({ length: 8 }, (_, i) => [`st${i}`, Fx.st + 16 * i, 10] as const),
+  ...Array.from({ length: 16 }, (_, i) => [`xmm${i}`, Fx.xmm + 16 * i, 16] as const),
+];
+
 const Flag = { fixed: 0x202, arithmetic: 0x8d5, DF: 0x400 };
 const MASKS = 0x3f;
 

@@ -1,110 +1,167 @@
 /** The command: `node scripts/differential.mjs`. */
 import { parseArgs } from 'node:util';
 import { type Hypervisor, type OpenOptions, openHypervisor } from '../../src/index.ts';
-import { type Case, formatCase, type ModeName, modes, parseCase } from './case.ts';
+import { formatCase, type ModeName, modes, parseCase } from './case.ts';
 import { compare, shown } from './compare.ts';
 import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
+import { processor } from './processor.ts';
+import { type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
 import { Runner } from './runner.ts';
 
 const USAGE = `Executes random instructions on two backends, and shows where they differ.
-  node scripts/differential.mjs [--backend sim] [--oracle kvm] [--mode long3] [--seed 1] [--cases 200000]
-    [--from N] [--filter REGEXP] [--case 'LINE'] [--examples 3]
+
+  node scripts/differential.mjs [options]
+    --backend NAME    what is tested (sim)
+    --oracle NAME     what it is compared with (kvm)
+    --mode MODE       ${modes.join(' or ')} (long3)
+    --seed N          the cases' seed (1)
+    --cases N         how many (200000)
+    --from N          the number of the first (0)
+    --filter REGEXP   only forms with such a name, as iced-x86 has them
+    --case LINE       only this case, as a difference shows it
+    --examples N      how many cases to show of each kind of difference (3)
+    --record FILE     only execute on the oracle, and write what it did
+    --replay FILE     compare with what was written, instead of an oracle
 `;
 
-const open = (name: string): Hypervisor =>
-  openHypervisor({ backend: name as NonNullable<OpenOptions['backend']> });
+const options = {
+  backend: { type: 'string', default: 'sim' },
+  oracle: { type: 'string', default: 'kvm' },
+  mode: { type: 'string', default: 'long3' },
+  seed: { type: 'string', default: '1' },
+  cases: { type: 'string', default: '200000' },
+  from: { type: 'string', default: '0' },
+  filter: { type: 'string' },
+  case: { type: 'string' },
+  examples: { type: 'string', default: '3' },
+  record: { type: 'string' },
+  replay: { type: 'string' },
+  help: { type: 'boolean' },
+} as const;
 
-/** Differences of one kind: the same places of the same form. */
-interface Group {
-  readonly where: string;
-  count: number;
-  readonly examples: string[];
+/** Says every five seconds how far it is. */
+class Progress {
+  readonly #began = performance.now();
+  #said = this.#began;
+  tick(done: number, different: number): void {
+    const now = performance.now();
+    if (now - this.#said < 5000) return;
+    this.#said = now;
+    process.stderr.write(`${done} cases, ${different} different, ${Math.round(done / this.seconds)}/s\n`);
+  }
+  get seconds(): number {
+    return (performance.now() - this.#began) / 1000;
+  }
+}
+
+/** Differences by the form and the places where they are, and what there was to differ. */
+class Tally {
+  readonly #limit: number;
+  readonly #groups = new Map<string, { count: number; readonly examples: string[] }>();
+  readonly #forms = new Map<string, number>();
+  readonly #ends = new Map<string, number>();
+  cases = 0;
+  different = 0;
+
+  constructor(limit: number) {
+    this.#limit = limit;
+  }
+
+  add(form: string, end: string): void {
+    this.cases++;
+    const kind = end.split(' ')[0]!;
+    this.#forms.set(form, (this.#forms.get(form) ?? 0) + 1);
+    this.#ends.set(kind, (this.#ends.get(kind) ?? 0) + 1);
+  }
+
+  differs(key: string, example: string): void {
+    this.different++;
+    const group = this.#groups.get(key) ?? { count: 0, examples: [] };
+    this.#groups.set(key, group);
+    group.count++;
+    if (group.examples.length < this.#limit) group.examples.push(example);
+  }
+
+  report(): string {
+    const counts = [...this.#forms.values()];
+    const ends = [...this.#ends].sort((a, b) => b[1] - a[1]).map(([end, count]) => `${end} ${count}`);
+    const groups = [...this.#groups].sort(([a], [b]) => a.localeCompare(b));
+    return [
+      ...groups.flatMap(([key, { count, examples }]) => [`${key}: ${count}`, ...examples]),
+      `${this.cases} cases of ${counts.length} forms, each ${Math.min(...counts)} to ${Math.max(...counts)} times; they ended ${ends.join(', ')}`,
+      `${this.different} different, in ${groups.length} groups`,
+    ].join('\n');
+  }
 }
 
 export async function main(argv: string[]): Promise<number> {
-  const { values } = parseArgs({
-    args: argv,
-    options: {
-      backend: { type: 'string', default: 'sim' },
-      oracle: { type: 'string', default: 'kvm' },
-      mode: { type: 'string', default: 'long3' },
-      seed: { type: 'string', default: '1' },
-      cases: { type: 'string', default: '200000' },
-      from: { type: 'string', default: '0' },
-      filter: { type: 'string' },
-      case: { type: 'string' },
-      examples: { type: 'string', default: '3' },
-      help: { type: 'boolean' },
-    },
-  });
+  const { values } = parseArgs({ args: argv, options });
   if (values.help) {
     process.stdout.write(USAGE);
     return 0;
   }
   const mode = values.mode as ModeName;
-  if (!modes.includes(mode))
-    throw new RangeError(`--mode is '${mode}'; it must be one of ${modes.join(', ')}`);
-  using oracleHv = open(values.oracle);
-  using backendHv = open(values.backend);
-  using oracle = new Runner(oracleHv);
-  using backend = new Runner(backendHv);
+  if (!modes.includes(mode)) throw new RangeError(`--mode is '${mode}'; it must be ${modes.join(' or ')}`);
+  const progress = new Progress();
+  const tally = new Tally(Number(values.examples));
 
-  const pattern = values.filter === undefined ? undefined : new RegExp(values.filter, 'i');
-  const forms = formsOf(mode).filter(({ name }) => pattern?.test(name) ?? true);
-  const [seed, from, count] = [values.seed, values.from, values.cases].map(Number) as [
-    number,
-    number,
-    number,
-  ];
-  const numbers = values.case === undefined ? count : 1;
-  const groups = new Map<string, Group>();
-  const perForm = new Map<string, number>();
-  const ends = new Map<string, number>();
-  let different = 0;
-  const began = performance.now();
-  let said = began;
-  for (let number = from; number < from + numbers; number++) {
-    const given: Case =
-      values.case === undefined ? caseOf(mode, seed, number, forms) : parseCase(values.case);
-    const what = inspect(given);
-    perForm.set(what.form, (perForm.get(what.form) ?? 0) + 1);
-    const expected = oracle.run(given, what.changesSegments);
-    const actual = backend.run(given, what.changesSegments);
-    const end = expected.end.split(' ')[0]!;
-    ends.set(end, (ends.get(end) ?? 0) + 1);
-    const found = compare(expected, actual, what);
-    if (values.case !== undefined) process.stdout.write(`${what.text} (${what.form}) ${expected.end}\n`);
-    if (found.length > 0) {
-      different++;
-      const where = found.map((difference) => difference.where).join(' ');
-      const key = `${what.form} ${where}`;
-      const group = groups.get(key) ?? { where, count: 0, examples: [] };
-      groups.set(key, group);
-      group.count++;
-      if (group.examples.length < Number(values.examples))
-        group.examples.push(`--case '${formatCase(given)}'\n        ${what.text}: ${shown(found)}`);
+  // The oracle and its cases, or a recording of them.
+  using oracleHv = values.replay === undefined ? open(values.oracle) : undefined;
+  using oracle = oracleHv && new Runner(oracleHv);
+  const pattern = new RegExp(values.filter ?? '', 'i');
+  function* cases(): Generator<Recorded> {
+    if (oracle === undefined) {
+      for (const recorded of readRecording(values.replay!))
+        if (pattern.test(inspect(recorded.given).form)) yield recorded;
+      return;
     }
-    const now = performance.now();
-    if (now - said > 5000) {
-      said = now;
-      const done = number - from + 1;
-      process.stderr.write(
-        `${done} cases, ${different} different, ${Math.round((1000 * done) / (now - began))}/s\n`,
+    const execute = (given: Recorded['given']) => ({
+      given,
+      expected: oracle.run(given, inspect(given).changesSegments),
+    });
+    if (values.case !== undefined) {
+      yield execute(parseCase(values.case));
+      return;
+    }
+    const forms = formsOf(mode).filter(({ name }) => pattern.test(name));
+    if (forms.length === 0) throw new RangeError(`--filter is '${values.filter}'; no form has such a name`);
+    const from = Number(values.from);
+    for (let i = from; i < from + Number(values.cases); i++)
+      yield execute(caseOf(mode, Number(values.seed), i, forms));
+  }
+
+  if (values.record !== undefined) {
+    const lines: string[] = [];
+    for (const recorded of cases()) {
+      tally.add(inspect(recorded.given).form, recorded.expected.end);
+      lines.push(recordLine(recorded));
+      progress.tick(lines.length, 0);
+    }
+    writeRecording(values.record, `${mode} on ${values.oracle}, ${processor}, seed ${values.seed}`, lines);
+    process.stdout.write(`${tally.report()}\n`);
+    return 0;
+  }
+
+  using hv = open(values.backend);
+  using backend = new Runner(hv);
+  for (const { given, expected } of cases()) {
+    const what = inspect(given);
+    tally.add(what.form, expected.end);
+    const found = compare(expected, backend.run(given, what.changesSegments), what);
+    if (values.case !== undefined) process.stdout.write(`${what.text} (${what.form}): ${expected.end}\n`);
+    if (found.length > 0) {
+      const line = formatCase(given);
+      tally.differs(
+        `${what.form} ${found.map(({ where }) => where).join(' ')}`,
+        `    --case '${line}'\n        ${what.text}: ${shown(found)}`,
       );
     }
+    progress.tick(tally.cases, tally.different);
   }
-  for (const [key, { count, examples }] of [...groups].sort((a, b) => a[0].localeCompare(b[0])))
-    process.stdout.write(`${key}: ${count}\n${examples.map((line) => `    ${line}\n`).join('')}`);
-  const counts = [...perForm.values()];
-  process.stdout.write(
-    `${numbers} cases of ${perForm.size} forms (each ${Math.min(...counts)} to ${Math.max(...counts)}), ` +
-      `${different} different in ${groups.size} groups; oracle ${values.oracle} ended ` +
-      `${[...ends]
-        .sort((a, b) => b[1] - a[1])
-        .map(([end, n]) => `${end} ${n}`)
-        .join(', ')}; ` +
-      `${((performance.now() - began) / 1000).toFixed(1)} s\n`,
-  );
-  return different === 0 ? 0 : 1;
+  process.stdout.write(`${tally.report()}; ${progress.seconds.toFixed(1)} s\n`);
+  return tally.different === 0 ? 0 : 1;
 }
+
+const open = (name: string): Hypervisor =>
+  openHypervisor({ backend: name as NonNullable<OpenOptions['backend']> });

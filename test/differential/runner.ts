@@ -61,6 +61,7 @@ const System = {
   pages: 0x1_4000,
 } as const;
 const HANDLER_SIZE = 4;
+const HLT = 0xf4;
 const RAM_SIZE = 0x10_0000;
 const DEADLINE_MS = 5_000;
 /** More accesses to ports than any case has. */
@@ -198,11 +199,11 @@ export class Runner implements Disposable {
       const outcome = this.#vcpu.run(DEADLINE_MS);
       const registers = this.#registers();
       const rip = registers[RIP]!;
-      if (outcome !== Exit.IO) return this.#finish(state, exitName(outcome), io, registers, true);
+      if (outcome !== Exit.IO) return this.#finish(state, exitName(outcome), io, registers, segments);
       const { port } = this.#vcpu.io;
       if (rip >= System.handlers && rip < System.handlers + 256 * HANDLER_SIZE) {
         const end = this.#caught(port, registers);
-        return this.#finish(state, end, io, registers, true);
+        return this.#finish(state, end, io, registers, segments);
       }
       const at = rip - this.#past;
       // An IN has not happened yet, and RIP is at it.
@@ -212,7 +213,7 @@ export class Runner implements Disposable {
         return this.#finish(state, 'completed', io, registers, segments);
       }
       io.push(this.#answer());
-      if (io.length > MAX_IO) return this.#finish(state, 'too much I/O', io, registers, true);
+      if (io.length > MAX_IO) return this.#finish(state, 'too much I/O', io, registers, segments);
     }
   }
 
@@ -223,7 +224,10 @@ export class Runner implements Disposable {
     }
     const { bytes } = this.#ram;
     bytes.set(this.#filler, Place.code);
-    bytes.set(given.code, Number(state.registers[RIP]!));
+    const start = Number(state.registers[RIP]!);
+    // A branch to the byte before would otherwise end as the instruction's own OUT does.
+    bytes[start - 1] = HLT;
+    bytes.set(given.code, start);
     bytes.set(state.memory, Place.data);
     this.#xsave.set(state.fpu);
     this.#vcpu.setXsave(this.#xsave);
@@ -257,19 +261,21 @@ export class Runner implements Disposable {
     return `#${vector}${error}${address}`;
   }
 
-  #finish(state: State, end: string, io: string[], registers: BigUint64Array, changed: boolean): Result {
-    let segments: string | undefined;
-    if (changed) {
-      const { cs, ds, es, fs, gs, ss } = this.#vcpu.getSregs();
-      const named = Object.entries(end.startsWith('#') ? { ds, es, fs, gs } : { cs, ss, ds, es, fs, gs });
-      segments = named
-        .map(([name, s]) => `${name}=${s.selector.toString(16)}:${s.base.toString(16)}`)
-        .join(' ');
-      this.#mode = undefined;
-    }
+  #finish(state: State, end: string, io: string[], registers: BigUint64Array, segments: boolean): Result {
+    const named = segments ? this.#segments() : undefined;
+    // The handler is at privilege 0, and the next case is not.
+    if (segments || end !== 'completed') this.#mode = undefined;
     const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
     const memory = changes(state.memory, this.#ram.bytes.subarray(Place.data, Place.data + WINDOW));
-    return { end, io, registers, fpu, memory, segments };
+    return { end, io, registers, fpu, memory, segments: named };
+  }
+
+  /** Without CS and SS, of which an exception's handler has its own. */
+  #segments(): string {
+    const { ds, es, fs, gs } = this.#vcpu.getSregs();
+    return Object.entries({ ds, es, fs, gs })
+      .map(([name, { selector, base }]) => `${name}=${selector.toString(16)}:${base.toString(16)}`)
+      .join(' ');
   }
 
   [Symbol.dispose](): void {

@@ -1,0 +1,152 @@
+/** A few thousand random instructions, live: the simulator against KVM; and that a difference would be told. */
+import { describe, expect, it } from 'vitest';
+import { type BackendName, type Hypervisor, openHypervisor } from '../../src/index.ts';
+import { inLab } from '../support/run.ts';
+import { type Case, FPU_PARTS, formatCase, parseCase, REGISTERS, stateOf } from './case.ts';
+import { compare, shown } from './compare.ts';
+import { formsOf, inspect } from './forms.ts';
+import { caseOf } from './generate.ts';
+import { formatResult, parseResult } from './recording.ts';
+import { type Result, Runner } from './runner.ts';
+
+const CASES = 5_000;
+const SEED = 1;
+
+/** The backend, or why this host has none. */
+function opened(name: BackendName): Hypervisor | string {
+  try {
+    return openHypervisor({ backend: name as 'kvm' });
+  } catch (error) {
+    return `${name}: ${(error as Error).message}`;
+  }
+}
+const kvm = inLab ? "kvm: the lab's processor is emulated, and no oracle" : opened('kvm');
+const sim = opened('sim');
+
+const run = (runner: Runner, given: Case): Result => runner.run(given, inspect(given).changesSegments);
+
+/** The cases that end differently, as a difference is shown. */
+function differences(oracle: Runner, backend: Runner, count: number): string[] {
+  const found: string[] = [];
+  for (let i = 0; i < count; i++) {
+    const given = caseOf('long3', SEED, i);
+    const different = compare(run(oracle, given), run(backend, given), inspect(given));
+    if (different.length > 0) found.push(`${formatCase(given)} ${inspect(given).text}: ${shown(different)}`);
+  }
+  return found;
+}
+
+describe('one random instruction', () => {
+  it('does on the simulator what it does on the silicon', (context) => {
+    if (typeof kvm === 'string') return context.skip(kvm);
+    if (typeof sim === 'string') return context.skip(sim);
+    using oracle = new Runner(kvm);
+    using backend = new Runner(sim);
+    expect(sim.backend).toBe('sim');
+    expect(differences(oracle, backend, CASES)).toEqual([]);
+  }, 120_000);
+
+  it('does the same again on the same silicon', (context) => {
+    if (typeof kvm === 'string') return context.skip(kvm);
+    expect(kvm.backend).toBe('kvm');
+    using oracle = new Runner(kvm);
+    using other = new Runner(kvm);
+    expect(differences(oracle, other, 1000)).toEqual([]);
+  }, 60_000);
+});
+
+describe('a case', () => {
+  it('is one of every form', () => {
+    const forms = formsOf('long3');
+    expect(forms.length).toBeGreaterThan(1300);
+    const made = forms.map((_, i) => caseOf('long3', SEED, i));
+    expect(made.filter(({ state }) => state === 0)).toEqual([]);
+  });
+
+  it('is the same for the same seed and number, and survives being written down', () => {
+    for (let i = 0; i < 500; i++) {
+      const given = caseOf('long3', SEED, i);
+      expect(formatCase(caseOf('long3', SEED, i))).toBe(formatCase(given));
+      expect(parseCase(formatCase(given))).toEqual(given);
+    }
+  });
+});
+
+describe('a difference', () => {
+  const given = parseCase('long3 90 1');
+  const nop = inspect(given);
+  const before = stateOf(given);
+  const result = (): Result => ({
+    ...before,
+    end: 'completed',
+    io: [],
+    memory: [],
+    segments: undefined,
+    registers: before.registers.slice(),
+    fpu: before.fpu.slice(),
+  });
+
+  it('in any register is told', () => {
+    expect(compare(result(), result(), nop)).toEqual([]);
+    for (let i = 0; i < REGISTERS.length; i++) {
+      const altered = result();
+      altered.registers[i]! ^= 1n;
+      expect(compare(result(), altered, nop)).toHaveLength(1);
+    }
+  });
+
+  it('in any part of the x87 and SSE state is told', () => {
+    for (const [name, at, size] of FPU_PARTS) {
+      const altered = result();
+      altered.fpu[at + size - 1]! ^= 0x80;
+      expect(compare(result(), altered, nop).map(({ where }) => where)).toEqual([name]);
+    }
+  });
+
+  it('in memory, in ports, in segments and in how it ended is told', () => {
+    const altered: Result[] = [
+      { ...result(), memory: [{ offset: 8, bytes: Uint8Array.of(1) }] },
+      { ...result(), io: ['out 80 1x1 00'] },
+      { ...result(), segments: 'ds=0:0' },
+      { ...result(), end: '#6' },
+    ];
+    for (const other of altered) {
+      const same = { ...result(), segments: other.segments === undefined ? undefined : 'ds=2b:0' };
+      expect(compare(same, other, nop)).toHaveLength(1);
+    }
+  });
+
+  it('is told where another instruction was executed', (context) => {
+    if (typeof kvm === 'string') return context.skip(kvm);
+    using runner = new Runner(kvm);
+    const add = parseCase('long3 4801d8 5');
+    const adc = parseCase('long3 4811d8 5 rflags=203');
+    const found = compare(run(runner, add), run(runner, adc), inspect(add));
+    expect(found.map(({ where }) => where)).toContain('rax');
+  });
+
+  it('in a flag that the instruction leaves undefined is none', () => {
+    const shift = parseCase('long3 48c1e005 1'); // shl rax, 5: OF and AF
+    const what = inspect(shift);
+    const altered = result();
+    altered.registers[REGISTERS.indexOf('rflags')]! ^= 0x810n;
+    expect(compare(result(), altered, what)).toEqual([]);
+    altered.registers[REGISTERS.indexOf('rflags')]! ^= 0x1n;
+    expect(compare(result(), altered, what)).toHaveLength(1);
+  });
+});
+
+describe('a recorded result', () => {
+  it('is what was written down', (context) => {
+    if (typeof kvm === 'string') return context.skip(kvm);
+    using runner = new Runner(kvm);
+    for (let i = 0; i < 500; i++) {
+      const given = caseOf('long3', 3, i);
+      const expected = run(runner, given);
+      const state = stateOf(given);
+      expect(compare(expected, parseResult(formatResult(expected, state), state), inspect(given))).toEqual(
+        [],
+      );
+    }
+  });
+});
