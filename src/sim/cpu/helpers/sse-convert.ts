@@ -3,22 +3,11 @@
  * indefinite, with IE. Only conversions from number to number heed denormal operands with DE.
  */
 import { convert, fromInteger, toInteger } from '../fp/arithmetic.ts';
-import { Rounding, read } from '../fp/float.ts';
-import type { Width } from '../fp/native.ts';
+import { Exception, Rounding, read } from '../fp/float.ts';
+import { safeOperand, type Width } from '../fp/native.ts';
 import type { Helper, Helpers } from './helper.ts';
 import { begin, bitsOf, end, env, formatOf, numberOf, setBits } from './sse-env.ts';
-import {
-  B,
-  check,
-  checkPending,
-  checkSse,
-  enterMmx,
-  load,
-  R,
-  store,
-  storeGpr,
-  usesMmx,
-} from './sse-operands.ts';
+import { B, checkPending, checkSse, enterMmx, load, R, store, storeGpr, usesMmx } from './sse-operands.ts';
 
 /** Lanes of B to lanes of R; what R holds beside them is zero (or stays, when `size` is less than the register). */
 const lanes =
@@ -44,11 +33,15 @@ const fromInt32 = (to: Width) => (i: number) => {
   else setBits(to, R, i, fromInteger(env, formatOf(to), BigInt(B.i32[i]!)));
 };
 
-/** Truncated or rounded to an integer; -1 when an ordinary number fits, as nearly all do. */
+/** Rounded to a signed integer of so many bits, or truncated. */
 function integer(from: Width, i: number, bits: number, truncate: boolean): bigint {
   const value = numberOf(from, B, i);
-  // An integral number converts exactly, whatever the rounding; its magnitude leaves room for every width.
-  if (Number.isInteger(value) && Math.abs(value) < 2 ** 31) return BigInt.asUintN(bits, BigInt(value));
+  const whole = truncate ? Math.trunc(value) : value;
+  // Small ordinary numbers that need no rounding, or none but cutting off.
+  if (Number.isInteger(whole) && Math.abs(whole) < 2 ** 31 && safeOperand(from, value)) {
+    if (whole !== value) env.flags |= Exception.PE;
+    return BigInt.asUintN(bits, BigInt(whole));
+  }
   const float = read(env, formatOf(from), bitsOf(from, B, i));
   return toInteger(env, bits, float, truncate ? Rounding.ZERO : env.rounding);
 }

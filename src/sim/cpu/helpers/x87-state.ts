@@ -1,0 +1,133 @@
+/**
+ * The x87's state in memory: FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, 8.1.10). The code and data selectors are
+ * zeroes, as on processors that have deprecated them.
+ */
+import type { Insn } from '../insn.ts';
+import { State } from '../state.ts';
+import type { Helper, Helpers, Processor } from './helper.ts';
+import { checkPending } from './sse-operands.ts';
+import { fromBytes, initialize, setControlWord, toBytes } from './x87-move.ts';
+import {
+  checkAvailable,
+  EMPTY,
+  operandAddress,
+  physical,
+  register,
+  setRegister,
+  summarize,
+} from './x87-stack.ts';
+
+/** The tag of a register by its contents: valid, zero, special or empty. */
+function contentTag(cpu: Processor, index: number): number {
+  if (((cpu.state.u16(State.ftw) >> (2 * index)) & 3) === EMPTY) return EMPTY;
+  const bits = register(cpu, index);
+  const exponent = Number(bits >> 64n) & 0x7fff;
+  const significand = bits & 0xffff_ffff_ffff_ffffn;
+  if (exponent === 0) return significand === 0n ? 1 : 2;
+  return exponent === 0x7fff || significand >> 63n === 0n ? 2 : 0;
+}
+function tagWord(cpu: Processor): number {
+  let word = 0;
+  for (let i = 0; i < 8; i++) word |= contentTag(cpu, i) << (2 * i);
+  return word;
+}
+/** What is not empty is valid until somebody asks more precisely. */
+export function setTagWord(cpu: Processor, word: number): void {
+  let tags = 0;
+  for (let i = 0; i < 8; i++) if (((word >> (2 * i)) & 3) === EMPTY) tags |= EMPTY << (2 * i);
+  cpu.state.setU16(State.ftw, tags);
+}
+
+/** Words of 2 or 4 bytes: control, status, tag, instruction pointer (2), data pointer (2). */
+const WORDS = 7;
+const isReal = (cpu: Processor): boolean => (cpu.cr0 & 1) === 0 || (cpu.state.flags & 0x2_0000) !== 0;
+
+/** The environment has 14 or 28 bytes; the whole state 94 or 108: 80 more. */
+const environmentSize = (insn: Insn): number => {
+  const operand = insn.operands[0]!;
+  const size = operand.kind === 'mem' ? operand.size : 0;
+  return size === 28 || size === 108 ? 28 : 14;
+};
+
+/** In real mode the pointers are linear and share their upper words with the opcode. */
+function pointerWords(cpu: Processor, pointer: number, upper: number, wide: boolean): [number, number] {
+  if (!isReal(cpu)) return [wide ? pointer : pointer & 0xffff, upper << 16];
+  return [pointer & 0xffff, ((pointer >>> 16) << 12) | upper];
+}
+
+function environment(cpu: Processor, size: number): Uint8Array {
+  const { state } = cpu;
+  const wide = size === 28;
+  const low = (offset: number) => Number(state.u64(offset) & 0xffff_ffffn);
+  const words = [
+    state.u16(State.fcw),
+    state.u16(State.fsw),
+    tagWord(cpu),
+    ...pointerWords(cpu, low(State.fip), state.u16(State.fop), wide),
+    ...pointerWords(cpu, low(State.fdp), 0, wide),
+  ];
+  const bytes = new Uint8Array(size);
+  const view = new DataView(bytes.buffer);
+  for (const [i, word] of words.entries()) {
+    if (!wide) view.setUint16(2 * i, word, true);
+    // The upper halves that hold nothing read as ones.
+    else view.setUint32(4 * i, (i < 3 || i === 6 ? word | 0xffff_0000 : word) >>> 0, true);
+  }
+  return bytes;
+}
+
+function setEnvironment(cpu: Processor, bytes: Uint8Array): void {
+  const { state } = cpu;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const wide = bytes.length === 28;
+  const words = Array.from({ length: WORDS }, (_, i) =>
+    wide ? view.getUint32(4 * i, true) : view.getUint16(2 * i, true),
+  );
+  const pointer = (at: number) =>
+    isReal(cpu) ? (words[at]! & 0xffff) | ((words[at + 1]! >>> 12) << 16) : words[at]!;
+  setControlWord(cpu, words[0]!);
+  state.setU16(State.fsw, words[1]!);
+  setTagWord(cpu, words[2]!);
+  state.setU64(State.fip, BigInt(pointer(3) >>> 0));
+  state.setU64(State.fdp, BigInt(pointer(5) >>> 0));
+  summarize(cpu);
+}
+
+const control =
+  (body: Helper, waits = false): Helper =>
+  (cpu, insn) => {
+    checkAvailable(cpu);
+    if (waits) checkPending(cpu);
+    body(cpu, insn);
+  };
+
+export const x87State: Helpers = {
+  /** Afterwards all exceptions are masked. */
+  fnstenv: control((cpu, insn) => {
+    const size = environmentSize(insn);
+    cpu.memory.writeBytes(operandAddress(cpu, insn, size, true), environment(cpu, size));
+    cpu.state.setU16(State.fcw, cpu.state.u16(State.fcw) | 0x3f);
+    summarize(cpu);
+  }),
+  fldenv: control((cpu, insn) => {
+    const size = environmentSize(insn);
+    setEnvironment(cpu, cpu.memory.readBytes(operandAddress(cpu, insn, size, false), size));
+  }, true),
+  fnsave: control((cpu, insn) => {
+    const size = environmentSize(insn);
+    const bytes = new Uint8Array(size + 80);
+    bytes.set(environment(cpu, size));
+    for (let i = 0; i < 8; i++) bytes.set(toBytes(register(cpu, physical(cpu, i)), 10), size + 10 * i);
+    cpu.memory.writeBytes(operandAddress(cpu, insn, size + 80, true), bytes);
+    initialize(cpu);
+  }),
+  frstor: control((cpu, insn) => {
+    const size = environmentSize(insn);
+    const bytes = cpu.memory.readBytes(operandAddress(cpu, insn, size + 80, false), size + 80);
+    setEnvironment(cpu, bytes.subarray(0, size));
+    for (let i = 0; i < 8; i++) {
+      const at = size + 10 * i;
+      setRegister(cpu, physical(cpu, i), fromBytes(bytes.subarray(at, at + 10)));
+    }
+  }, true),
+};
