@@ -30,7 +30,22 @@ const add: Lower = (b) => {
     (before, after) => b.flags('ADD', size, before, source, after),
   );
 };
-const sub: Lower = (b) => {
+/** XOR and SUB of a register with itself: the ways to say 0. */
+function clears(b: Builder): boolean {
+  const [left, right] = [b.operand(0), b.operand(1)];
+  return (
+    left.kind === 'gpr' && right.kind === 'gpr' && left.index === right.index && left.high === right.high
+  );
+}
+const clear: Lower = (b) => {
+  const size = b.sizeOf(0);
+  const zero = b.constant(size, 0);
+  b.write(0, zero);
+  b.flagsOf(size, zero);
+};
+
+const sub: Lower = (b, insn) => {
+  if (clears(b)) return clear(b, insn);
   const size = b.sizeOf(0);
   const source = b.read(1, size);
   b.modify(
@@ -130,6 +145,7 @@ const logic =
       (_, after) => b.flagsOf(size, after),
     );
   };
+const xor = logic((b, size, x, y) => b.xor(size, x, y));
 const test: Lower = (b) => {
   const size = b.sizeOf(0);
   b.flagsOf(size, b.and(size, b.read(0), b.read(1, size)));
@@ -156,7 +172,7 @@ export const arithmetic: Lowerings = {
   adox: addWith('OF'),
   and: logic((b, size, x, y) => b.and(size, x, y)),
   or: logic((b, size, x, y) => b.or(size, x, y)),
-  xor: logic((b, size, x, y) => b.xor(size, x, y)),
+  xor: (b, insn) => (clears(b) ? clear : xor)(b, insn),
   not,
   test,
   andn,

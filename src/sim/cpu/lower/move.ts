@@ -34,7 +34,7 @@ const extendRax =
 const signToRdx =
   (size: Size): Lower =>
   (b) =>
-    b.setGpr(RDX, size, b.sar(size, b.gpr(RAX, size), b.constant(size, Math.min(size * 8, 32) === 32 ? size * 8 - 1 : 15)));
+    b.setGpr(RDX, size, b.sar(size, b.gpr(RAX, size), b.constant(size, size * 8 - 1)));
 
 /** The bytes of a value in the opposite order. */
 function swap(b: Builder, size: Size, value: Node): Node {
@@ -75,7 +75,22 @@ const cmov =
   };
 
 export const conditions = [
-  'o', 'no', 'b', 'ae', 'e', 'ne', 'be', 'a', 's', 'ns', 'p', 'np', 'l', 'ge', 'le', 'g',
+  'o',
+  'no',
+  'b',
+  'ae',
+  'e',
+  'ne',
+  'be',
+  'a',
+  's',
+  'ns',
+  'p',
+  'np',
+  'l',
+  'ge',
+  'le',
+  'g',
 ] as const satisfies readonly Condition[];
 const each = (prefix: string, lower: (condition: Condition) => Lower): Lowerings =>
   Object.fromEntries(conditions.map((condition) => [prefix + condition, lower(condition)]));
@@ -96,7 +111,6 @@ export const move: Lowerings = {
   cqo: signToRdx(8),
   bswap,
   movbe,
-  xlat: xlat,
   xlatb: xlat,
   ...each('set', set),
   ...each('cmov', cmov),

@@ -1,0 +1,115 @@
+/** The stack (SDM volume 1, chapter 6). */
+import type { Builder, Place } from '../builder.ts';
+import { selector } from '../helpers/integer.ts';
+import type { Memory, Size } from '../insn.ts';
+import type { Node } from '../ir.ts';
+import type { Lower, Lowerings } from './lowering.ts';
+
+const SS = 2;
+const RSP = 4;
+const RBP = 5;
+
+/**
+ * A segment register of 4 bytes is written as 2, and the stack pointer moves by 4 (SDM volume 2, PUSH; so do Intel's
+ * processors and KVM's emulator).
+ */
+function pushSegment(b: Builder, size: Size, index: number): void {
+  const value = b.ask('i', selector, b.const32(index));
+  if (size === 4) {
+    const place = b.stack(-4, 2, true);
+    b.store(place, 2, value);
+    b.setStackPointer(place.pointer);
+  } else b.push(size, b.zeroExtend(2, size, value));
+}
+const push: Lower = (b, insn) => {
+  const size = insn.operandSize;
+  const operand = b.operand(0);
+  if (operand.kind === 'segment') return pushSegment(b, size, operand.index);
+  b.push(size, b.read(0, size));
+};
+
+/** The stack pointer has moved when a destination's address is computed from it. */
+const pop: Lower = (b, insn) => {
+  const size = insn.operandSize;
+  const operand = b.operand(0);
+  const { value, drop } = b.top(size);
+  if (operand.kind === 'gpr') {
+    drop();
+    b.write(0, value, size);
+  } else {
+    const memory = operand as Memory;
+    const moved = memory.base === RSP ? memory.displacement + BigInt(size) : memory.displacement;
+    b.store(b.place({ ...memory, displacement: moved }, size, true), size, value);
+    drop();
+  }
+};
+
+/** EAX ECX EDX EBX ESP EBP ESI EDI, of which POPA drops ESP. */
+const pushAll =
+  (size: 2 | 4): Lower =>
+  (b) => {
+    const values = [0, 1, 2, 3, 4, 5, 6, 7].map((index) => b.gpr(index, size));
+    // All of it can be written, or nothing is.
+    const last = b.stack(-size * 8, size, true);
+    b.load(last, size, true);
+    for (const [index, value] of values.entries())
+      b.store(b.stack(-size * (index + 1), size, true), size, value);
+    b.setStackPointer(last.pointer);
+  };
+const popAll =
+  (size: 2 | 4): Lower =>
+  (b) => {
+    const values = [7, 6, 5, 4, 3, 2, 1, 0].map((_, at) => b.load(b.stack(size * at, size, false), size));
+    const { pointer } = b.stack(size * 8, size, false);
+    for (const [at, value] of values.entries()) if (at !== 7 - RSP) b.setGpr(7 - at, size, value);
+    b.setStackPointer(pointer);
+  };
+
+/** The frame pointer as an offset in SS, moved by some bytes. */
+function frame(b: Builder, delta: number, size: Size, write: boolean): Place & { readonly pointer: Node } {
+  const { bits, stackBits } = b.mode;
+  const rbp = b.gpr(RBP, 8);
+  const moved = delta === 0 ? rbp : b.op('add64', [rbp, b.const64(BigInt(delta))]);
+  const mask = b.const64(stackBits === 16 ? 0xffffn : 0xffff_ffffn);
+  const pointer = bits === 64 ? moved : b.op('and64', [moved, mask]);
+  return { linear: b.linear(SS, pointer, size, write), stack: true, pointer };
+}
+
+const leave: Lower = (b, { operandSize }) => {
+  const value = b.load(frame(b, 0, operandSize, false), operandSize);
+  b.setStackPointer(frame(b, operandSize, operandSize, false).pointer);
+  b.setGpr(RBP, operandSize, value);
+};
+
+/** A frame with the frame pointers of those around it (SDM volume 2, ENTER). */
+const enter: Lower = (b, { operandSize: size }) => {
+  const [bytes, nesting] = [b.operand(0), b.operand(1)].map((operand) =>
+    operand.kind === 'imm' ? Number(operand.value) : 0,
+  ) as [number, number];
+  const level = nesting % 32;
+  const total = size * (level + 1);
+  // The place where the stack pointer ends must be writable.
+  b.load(b.stack(-total - bytes, size, true), size, true);
+  const first = b.stack(-size, size, true);
+  b.store(first, size, b.gpr(RBP, size));
+  for (let i = 1; i < level; i++) {
+    const pointer = b.load(frame(b, -size * i, size, false), size);
+    b.store(b.stack(-size * (i + 1), size, true), size, pointer);
+  }
+  const pointer = b.truncate(size, first.pointer);
+  if (level > 0) b.store(b.stack(-total, size, true), size, pointer);
+  const end = b.stack(-total - bytes, size, true);
+  b.setGpr(RBP, size, pointer);
+  b.setStackPointer(end.pointer);
+};
+
+export const stack: Lowerings = {
+  push,
+  pop,
+  pusha: pushAll(2),
+  pushad: pushAll(4),
+  popa: popAll(2),
+  popad: popAll(4),
+  leave,
+  enter,
+};
