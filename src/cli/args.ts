@@ -48,6 +48,9 @@ function parseOrExplain(args: string[], options: Options) {
   }
 }
 
+/** What --backend takes. */
+export const BACKENDS = ['auto', 'kvm', 'sim'] as const;
+
 const UNITS = { '': 1, K: 2 ** 10, M: 2 ** 20, G: 2 ** 30 } as const;
 
 /** `64M` as bytes. */

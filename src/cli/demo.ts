@@ -1,10 +1,10 @@
 /** `vmexit demo`: a guest keeps a secret from its host, and the host shows what it can and cannot see. */
-import { setImmediate } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
-import { UnavailableError, VmexitError } from '../hypervisor/errors.ts';
+import type { BackendName } from '../hypervisor/backend.ts';
+import { VmexitError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type LabStatus, labStatus, runInLab } from '../lab/index.ts';
-import { openHypervisor } from '../open.ts';
+import { type OpenOptions, openHypervisor } from '../open.ts';
 import { missing } from '../probe/features.ts';
 import { MemoryAttribute } from '../uapi/constants.ts';
 import { describeExit } from '../uapi/exits.ts';
@@ -16,19 +16,19 @@ import { defaultPolicy, type Policy } from '../vmm/policy.ts';
 import { describeRegisters } from '../vmm/registers.ts';
 import { RunLoop } from '../vmm/run-loop.ts';
 import { conversionsAccount, exitsAccount, mapAccount } from './account.ts';
-import { parse } from './args.ts';
+import { BACKENDS, oneOf, parse } from './args.ts';
 import { ANSWER, demoGuest, NOTE, Place, SECRET, Step } from './demo-guest.ts';
 import { interruptible } from './interrupt.ts';
 import { bytes, isColourful, type Style, styleFor, wrap } from './text.ts';
 
 const HELP = `vmexit demo [options]: see a guest keep a secret from its host
 
-  --no-lab    use this host's KVM and nothing else
+  --backend NAME   kvm, sim (the simulator), or auto (default): KVM where it has private memory, else the simulator
+  --lab            on the lab's kernel, which has it (npx vmexit lab build makes it once)
 
 Runs a guest of a few hundred bytes that shares a page with its host, makes it private, writes a secret there, gives
-the page back, and touches memory that KVM cannot give it until the VMM has dealt with the memory fault. Where this
-host's KVM has no private memory, the part that needs none, and the whole of it in the lab if the lab's kernel is
-built (npx vmexit lab build).
+the page back, and touches memory that KVM cannot give it until the VMM has dealt with the memory fault. With
+--backend kvm on a host whose KVM has no private memory, the part that needs none.
 
 Exit status: 0 when a guest has run to its end; 1 when it crashed; 69 when there is nothing here to run it.
 `;
@@ -55,55 +55,44 @@ function speakers(style: Style): { guest: Say; host: Say; plain: Say } {
   return { guest: speaker(style.cyan('guest')), host: speaker(style.magenta(' host')), plain: write };
 }
 
+const NEEDS = ['private-memory', 'map-gpa-range'] as const;
+
 export async function demo(argv: string[]): Promise<number> {
-  const parsed = parse(argv, { 'no-lab': { type: 'boolean', default: false } }, HELP);
+  const options = {
+    backend: { type: 'string', default: 'auto' },
+    lab: { type: 'boolean', default: false },
+  } as const;
+  const parsed = parse(argv, options, HELP);
   if (!parsed) return 0;
+  const backend = oneOf('--backend', parsed.values.backend, BACKENDS);
   const style = styleFor(process.stdout);
-  return await interruptible(async (signal) => {
-    const here = await runHere(style, signal);
-    // A signal that came while the guest had the thread is only seen now.
-    await setImmediate();
-    if (!here.more || signal.aborted || parsed.values['no-lab']) return here.status;
-    const there = await runThere(style, signal);
-    // The guest that ran here counts, whatever the lab has or lacks.
-    return here.status === UNAVAILABLE ? there : here.status || (there === UNAVAILABLE ? 0 : there);
-  });
+  return await interruptible((signal) =>
+    parsed.values.lab ? runInTheLab(style, signal) : runHere(backend, style, signal),
+  );
 }
 
-interface Ran {
-  readonly status: number;
-  /** Whether there is more to see in the lab. */
-  readonly more: boolean;
-}
+const places: { readonly [B in BackendName]: string } = {
+  kvm: process.env.VMEXIT_LAB ? "the lab's KVM" : "this host's KVM",
+  sim: 'the simulator',
+};
 
-/** On this host's KVM: the whole of it, or the shared-only part, or nothing where there is no KVM. */
-async function runHere(style: Style, signal: AbortSignal): Promise<Ran> {
+/** The whole of it, or with a KVM that has no private memory the shared-only part. */
+async function runHere(backend: NonNullable<OpenOptions['backend']>, style: Style, signal: AbortSignal): Promise<number> {
   const { plain } = speakers(style);
-  let hv: Hypervisor;
-  try {
-    hv = openHypervisor();
-  } catch (error) {
-    if (!(error instanceof UnavailableError)) throw error;
-    plain(style.bold("This host's KVM cannot be used"));
-    plain(wrap(error.message, 106, 0));
-    // The lab brings its own KVM, and not its own addon or processor.
-    return { status: UNAVAILABLE, more: error.reason !== 'addon' && error.reason !== 'platform' };
-  }
-  try {
-    const lacks = missing(hv, ['private-memory', 'map-gpa-range']);
-    const where = process.env.VMEXIT_LAB ? "the lab's KVM" : "this host's KVM";
-    plain(style.bold(`A guest on ${where}${lacks.length > 0 ? ', without private memory' : ''}`));
+  using hv = openHypervisor(backend === 'auto' ? { backend, needs: NEEDS } : { backend });
+  const lacks = missing(hv, NEEDS);
+  const without = lacks.length > 0 ? ', without private memory' : '';
+  plain(style.bold(`A guest on ${places[hv.backend]}${without}`));
+  if (hv.fallback !== undefined) plain(style.dim(wrap(`and not on this host's KVM: ${hv.fallback}`, 106, 0)));
+  plain('');
+  const status = await runGuest(hv, style, signal, lacks.length === 0);
+  if (lacks.length > 0) {
     plain('');
-    const status = await runGuest(hv, style, signal, lacks.length === 0);
-    if (lacks.length > 0) {
-      plain('');
-      plain(style.bold('What is missing here'));
-      for (const { feature, reason } of lacks) plain(`  ${feature}: ${wrap(reason, 96, 4)}`);
-    }
-    return { status, more: lacks.length > 0 };
-  } finally {
-    hv.close();
+    plain(style.bold('What is missing here'));
+    for (const { feature, reason } of lacks) plain(`  ${feature}: ${wrap(reason, 96, 4)}`);
   }
+  if (hv.backend === 'sim' && !signal.aborted) plain(`\n${onARealKernel(labStatus(), style)}`);
+  return status;
 }
 
 async function runGuest(hv: Hypervisor, style: Style, signal: AbortSignal, whole: boolean): Promise<number> {
@@ -222,21 +211,17 @@ function tell({ cause, gpa, size, action, result }: MemoryEvent): string {
     : `${fault} I make it ${action}.`;
 }
 
-/** In the lab, if its kernel is built; else how it is. */
-async function runThere(style: Style, signal: AbortSignal): Promise<number> {
+async function runInTheLab(style: Style, signal: AbortSignal): Promise<number> {
   const { plain } = speakers(style);
-  plain('');
-  if (process.env.VMEXIT_LAB) return UNAVAILABLE;
-  const status = labStatus();
-  const kernel = status.kernels.find(({ built }) => built)?.name;
-  if (kernel === undefined || status.missing.run.length > 0) {
-    plain(howToBuild(status, style));
+  const { kernels, missing: lacks } = labStatus();
+  const kernel = kernels.find(({ built }) => built)?.name;
+  if (kernel === undefined || lacks.run.length > 0) {
+    plain(onARealKernel(labStatus(), style));
     return UNAVAILABLE;
   }
-  plain(style.bold('The whole of it, in the lab'));
   const { status: result } = await runInLab({
     command: process.execPath,
-    args: [fileURLToPath(new URL('./main.js', import.meta.url)), 'demo', '--no-lab'],
+    args: [fileURLToPath(new URL('./main.js', import.meta.url)), 'demo', '--backend', 'kvm'],
     kernel,
     timeoutMs: 3 * TIMEOUT_MS,
     env: isColourful(process.stdout) ? { FORCE_COLOR: '1' } : {},
@@ -248,13 +233,13 @@ async function runThere(style: Style, signal: AbortSignal): Promise<number> {
   return result;
 }
 
-function howToBuild({ missing: lacks }: LabStatus, style: Style): string {
+function onARealKernel({ kernels, missing: lacks }: LabStatus, style: Style): string {
+  const built = kernels.some(({ built }) => built);
   const packages =
     lacks.build.length > 0 ? ` It needs packages first (${lacks.build.join(' ')}): --install.` : '';
-  return `${style.bold('See the whole of it in the lab')}
-The lab boots a kernel that has private guest memory, on any x86-64 Linux. Build its kernel once, in some minutes:
+  const build = built ? '' : `  npx vmexit lab build    once, in some minutes.${packages}\n`;
+  return `${style.bold('See it on a real kernel')}
+The lab boots a kernel that has private guest memory, on any x86-64 Linux:
 
-  npx vmexit lab build
-
-and run this again.${packages}`;
+${build}  npx vmexit demo --lab`;
 }

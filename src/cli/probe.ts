@@ -3,7 +3,7 @@ import { openHypervisor } from '../open.ts';
 import { type Feature, features } from '../probe/features.ts';
 import { type CapabilityReport, type ProbeReport, probe as report } from '../probe/report.ts';
 import { Cap } from '../uapi/cap.ts';
-import { parse, UsageError } from './args.ts';
+import { oneOf, parse, UsageError } from './args.ts';
 import { type Style, styleFor, wrap } from './text.ts';
 
 const names = Object.keys(features);
@@ -13,6 +13,7 @@ const HELP = `vmexit probe [options]: what KVM can do on this host, and why not
   --json           the whole report as one JSON object on stdout
   --require A,B    exit with status 1 unless this host has these features, and say why it has not
   --device PATH    where KVM is (default /dev/kvm)
+  --backend sim    what the simulator can do, instead
 
 Features are tried on scratch VMs that are thrown away; some run a guest of a few instructions, each for a second
 at most. They are:
@@ -47,13 +48,15 @@ export async function probe(argv: string[]): Promise<number> {
     json: { type: 'boolean' },
     require: { type: 'string' },
     device: { type: 'string' },
+    backend: { type: 'string', default: 'kvm' },
   } as const;
   const parsed = parse(argv, options, HELP);
   if (!parsed) return 0;
   const { json, require, device } = parsed.values;
+  const backend = oneOf('--backend', parsed.values.backend, ['kvm', 'sim']);
   const required = require === undefined ? [] : requiredFeatures(require);
 
-  const found = report(() => openHypervisor({ backend: 'kvm', ...(device === undefined ? {} : { device }) }));
+  const found = report(() => openHypervisor({ backend, ...(device === undefined ? {} : { device }) }));
   if (json) process.stdout.write(`${JSON.stringify(found, undefined, 2)}\n`);
   else if (require === undefined) process.stdout.write(table(found, styleFor(process.stdout)));
 

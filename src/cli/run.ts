@@ -9,7 +9,7 @@ import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import { describeRegisters, isReset } from '../vmm/registers.ts';
 import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
-import { oneOf, parse, seconds, size } from './args.ts';
+import { BACKENDS, oneOf, parse, seconds, size } from './args.ts';
 import { interruptible } from './interrupt.ts';
 import { serialOutput } from './serial.ts';
 
@@ -24,7 +24,7 @@ The guest is an ELF64 executable for x86-64, whose segments go to their physical
   --timeout SECONDS  end a guest that has not ended by then, with status 124
   --trace FILE       write one line of JSON for each exit, memory fault and conversion
   --json             print one JSON object about the run on stdout; serial output goes to stderr then
-  --backend NAME     kvm, or auto (default): the one that can do it
+  --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
 memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 and
@@ -70,7 +70,7 @@ export async function run(argv: string[]): Promise<number> {
   const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
   if (!parsed) return 0;
   const { values, positionals } = parsed;
-  const backend = oneOf('--backend', values.backend, ['auto', 'kvm']);
+  const backend = oneOf('--backend', values.backend, BACKENDS);
   const mode = values.mode === undefined ? undefined : oneOf('--mode', values.mode, ['real', 'long']);
   const memory = size('--memory', values.memory);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);

@@ -2,7 +2,6 @@
  * The loop around KVM_RUN, for a program that has an event loop of its own: run() keeps the thread for one slice at
  * a time, so that timers, signals and I/O of the VMM live on between the slices.
  */
-import { setImmediate } from 'node:timers/promises';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { IoDirection } from '../uapi/constants.ts';
@@ -109,7 +108,7 @@ export class RunLoop {
         const end = this.#slice(Math.min(this.#sliceMs, left));
         if (end) return end.reason === 'stop' ? this.#pause(end) : end;
         this.#onSlice?.();
-        await setImmediate();
+        await breathe();
       }
     } finally {
       this.#onSlice?.();
@@ -171,3 +170,7 @@ export class RunLoop {
     [Exit.IRQ_WINDOW_OPEN, (loop) => loop.#stopped],
   ]);
 }
+
+/** Lets the event loop turn once. A browser has no setImmediate(). */
+const breathe = () =>
+  new Promise<void>((done) => ('setImmediate' in globalThis ? setImmediate(done) : setTimeout(done, 0)));

@@ -166,7 +166,7 @@ export class Code {
 
   #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
     const pages = [first];
-    const offset = Number(this.#cpu.linearOf(rip)) & (PAGE - 1);
+    const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
     const { decoder } = this.#cpu;
     let builder = new Builder(mode, segmentLinear);
     const most = mode.single ? 1 : BLOCK;

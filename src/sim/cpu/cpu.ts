@@ -8,6 +8,7 @@ import { Alone, GuestFault } from './fault.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
+import { CR0, CR4, Unmodelled } from './mode.ts';
 import type { Mode } from './mode-key.ts';
 import { walk } from './paging.ts';
 import { Access, type SecondStage, type Stop } from './processor.ts';
@@ -251,18 +252,19 @@ export class Cpu {
       this.stop = undefined;
       return stop;
     }
+    // What is delivered stays pending until that is done: the second stage may end KVM_RUN in the middle.
     if (this.exception !== undefined) {
       const { vector, errorCode, payload } = this.exception;
-      this.exception = undefined;
       deliver(this, { kind: 'exception', vector, errorCode, address: payload });
+      this.exception = undefined;
     } else if (this.interrupt !== undefined) {
       const { vector, soft } = this.interrupt;
-      this.interrupt = undefined;
       deliver(this, { kind: soft ? 'soft' : 'interrupt', vector });
+      this.interrupt = undefined;
     } else if (this.nmiPending > 0 && !this.nmiMasked && this.shadow === undefined) {
+      deliver(this, { kind: 'nmi', vector: 2 });
       this.nmiPending--;
       this.nmiMasked = true;
-      deliver(this, { kind: 'nmi', vector: 2 });
     } else if (this.windowRequested && this.interruptible) {
       return { kind: 'interrupt-window' };
     }
@@ -341,6 +343,10 @@ export class Cpu {
     this.#rewind();
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
     if (thrown instanceof IoStop) return thrown.stop;
+    if (thrown instanceof Unmodelled) {
+      this.unimplemented.add(thrown.what);
+      return { kind: 'internal-error', suberror: thrown.suberror, data: [] };
+    }
     if (thrown === tripleFault) return { kind: 'shutdown' };
     if (!(thrown instanceof GuestFault)) throw thrown;
     try {
@@ -348,7 +354,7 @@ export class Cpu {
       deliver(this, { kind: 'exception', vector, errorCode, address });
       return undefined;
     } catch (second) {
-      if (second === tripleFault) return { kind: 'shutdown' };
+      if (second === tripleFault || second instanceof Unmodelled) return this.#caught(second);
       throw second;
     }
   }
@@ -374,6 +380,7 @@ export class Cpu {
     this.alignment = user && (cr0 & 0x4_0000) !== 0 && (flags & Flag.AC) !== 0;
     const stackBits = bits === 64 ? 64 : ss.db ? 32 : 16;
     const codeBase = bits === 64 ? 0n : cs.base;
+    const sse = (this.cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
     const size = (n: number) => (n === 64 ? 2 : n === 32 ? 1 : 0);
     const key =
       size(bits) +
@@ -381,10 +388,11 @@ export class Cpu {
       (user ? 9 : 0) +
       (single ? 18 : 0) +
       (this.alignment ? 36 : 0) +
-      flat * 72 +
-      Number(codeBase & 0xffff_ffffn) * 4608;
+      (sse ? 72 : 0) +
+      flat * 144 +
+      Number(codeBase & 0xffff_ffffn) * 9216;
     if (this.mode?.key === key) return;
-    this.mode = { bits, stackBits, user, flat, codeBase, single, key };
+    this.mode = { bits, stackBits, user, flat, sse, codeBase, single, key };
   }
 
   /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */

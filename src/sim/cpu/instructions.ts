@@ -3,11 +3,23 @@ import type { Builder } from './builder.ts';
 import type { Cpu } from './cpu.ts';
 import { raise, Vector } from './fault.ts';
 import type { Helpers } from './helpers/helper.ts';
+import { sse } from './helpers/sse.ts';
+import { x87 } from './helpers/x87.ts';
 import type { Insn } from './insn.ts';
+import { integer } from './lower/index.ts';
 import type { Lowerings } from './lower/lowering.ts';
+import { isVector, vectors } from './lower/vector.ts';
 
-const lowered: readonly Lowerings[] = [];
-const helpers: readonly Helpers[] = [];
+const lowered: readonly Lowerings[] = [integer];
+/** String instructions have these names too. */
+const AMBIGUOUS = ['movsd', 'cmpsd'];
+const named = (mnemonic: string) => (AMBIGUOUS.includes(mnemonic) ? `${mnemonic}.xmm` : mnemonic);
+const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) => [named(mnemonic), helper]));
+
+/** Moves to and from these are helpers', though other moves are micro-ops. */
+const SYSTEM: ReadonlySet<string> = new Set(['segment', 'cr', 'dr', 'tr']);
+
+const helpers: readonly Helpers[] = [vector, x87];
 /** They write RIP, change what translation depends on, or may open a window for interrupts. */
 const ending: readonly Helpers[] = [];
 
@@ -28,8 +40,10 @@ export const instructions = {
   names: () => [...micro.keys(), ...called.keys(), ...last.keys()],
 
   lower(b: Builder, insn: Insn): void {
-    const { mnemonic } = insn;
-    const lowering = micro.get(mnemonic);
+    const mnemonic = insn.operands.some(({ kind }) => kind === 'xmm') ? named(insn.mnemonic) : insn.mnemonic;
+    if (isVector(b, insn, mnemonic)) return vectors[mnemonic]!(b, insn);
+    const system = mnemonic !== 'push' && insn.operands.some(({ kind }) => SYSTEM.has(kind));
+    const lowering = system ? undefined : micro.get(mnemonic);
     if (lowering !== undefined) return lowering(b, insn);
     const helper = called.get(mnemonic);
     if (helper !== undefined) return b.call(helper);

@@ -48,7 +48,7 @@ export class IoLog {
   }
 
   /** Leaves translated code: for what only an instruction by itself may do. */
-  require(mode: 'alone' | 'emulated'): void {
+  demand(mode: 'alone' | 'emulated'): void {
     if (this.mode === mode || this.mode === 'emulated') return;
     alone.mode = mode;
     throw alone;
@@ -73,20 +73,20 @@ export class IoLog {
 
   /** IN and INS: `count` elements of `size` bytes. String instructions are the emulator's. */
   input(port: number, size: 1 | 2 | 4, count: number, string = false): Uint8Array {
-    this.require(string ? 'emulated' : 'alone');
+    this.demand(string ? 'emulated' : 'alone');
     const data = new Uint8Array(size * count);
     return this.#ask({ kind: 'io', write: false, port, size, count, data }) as Uint8Array;
   }
   /** OUT stops at the instruction (fast_pio_out); OUTS after it. */
   output(port: number, size: 1 | 2 | 4, data: Uint8Array, string = false): void {
-    this.require(string ? 'emulated' : 'alone');
+    this.demand(string ? 'emulated' : 'alone');
     const stop: Stop = { kind: 'io', write: true, port, size, count: data.length / size, data };
     if (string) this.writes.push(stop);
     else this.#ask(stop);
   }
   /** VMCALL and VMMCALL: gives what RAX becomes. */
   hypercall(number: bigint, args: readonly bigint[], longMode: boolean): bigint {
-    this.require('alone');
+    this.demand('alone');
     return this.#ask({ kind: 'hypercall', number, args, longMode }) as bigint;
   }
 }

@@ -115,9 +115,10 @@ export class Memory {
 
   /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
   #writesCode(host: number): boolean {
-    const { code, io } = this.#cpu;
+    const { code, io, current } = this.#cpu;
     if (!code.has(host)) return false;
-    if (io.mode === undefined) io.require('alone');
+    // Deliveries of events write outside of any instruction.
+    if (io.mode === undefined && current !== undefined) io.demand('alone');
     code.invalidate(host);
     return true;
   }
@@ -255,7 +256,7 @@ export class Memory {
     for (const [host, physical, done, length] of places) {
       if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
       else {
-        io.require('emulated');
+        io.demand('emulated');
         bytes.set(io.read(physical, length), done);
       }
     }
@@ -267,7 +268,7 @@ export class Memory {
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(linear & MASK64, bytes.length)) {
       const host = this.host(at, Access.WRITE, rights, stack);
-      if (host === MMIO) io.require('emulated');
+      if (host === MMIO) io.demand('emulated');
       places.push([host, this.#physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {

@@ -6,6 +6,7 @@
 import type { Cpu } from './cpu.ts';
 import type { Insn } from './insn.ts';
 import { State } from './state.ts';
+import { checkAligned, vectorFunction } from './vectors.ts';
 
 export type Type = 'i' | 'l';
 export type Bits = 8 | 16 | 32 | 64;
@@ -20,6 +21,10 @@ export interface Detail {
   readonly write?: boolean;
   /** Of an access through SS: a bad address is #SS. */
   readonly stack?: boolean;
+  /** Of memory accesses: #GP(0) unless the address is a multiple of 16 (SDM volume 2, "Exceptions Type 1"). */
+  readonly aligned?: boolean;
+  /** Of `vector`. */
+  readonly vector?: VectorDetail;
   /** Of `const`. */
   readonly value?: number | bigint;
   /** Of `call`. */
@@ -27,6 +32,17 @@ export interface Detail {
   readonly insn?: Insn;
   /** Of `flags`: a FlagKind. */
   readonly kind?: number;
+}
+
+/** One instruction of WebAssembly's SIMD on 16-byte places of the state page: to = op(a, b), or op(a) shifted. */
+export interface VectorDetail {
+  /** The instruction's bytes, its immediate lanes included. */
+  readonly bytes: readonly number[];
+  readonly to: number;
+  readonly a: number;
+  readonly b?: number;
+  /** The count of a shift. */
+  readonly shift?: number;
 }
 
 /** What `call` calls: with the instruction, and with the values of the op's arguments. */
@@ -196,18 +212,27 @@ export const ops = {
     const { memory } = cpu;
     return (linear: bigint) => memory.load32(linear, bits! / 8, write === true, stack === true);
   }),
-  load64: access('l', 'l', (cpu, { write, stack }) => {
+  load64: access('l', 'l', (cpu, { write, stack, aligned }) => {
     const { memory } = cpu;
-    return (linear: bigint) => memory.load64(linear, write === true, stack === true);
+    return (linear: bigint) => {
+      if (aligned) checkAligned(linear);
+      return memory.load64(linear, write === true, stack === true);
+    };
   }),
   store32: access('li', '', (cpu, { bits, stack }) => {
     const { memory } = cpu;
     return (linear: bigint, value: number) => memory.store32(linear, value, bits! / 8, stack === true);
   }),
-  store64: access('ll', '', (cpu, { stack }) => {
+  store64: access('ll', '', (cpu, { stack, aligned }) => {
     const { memory } = cpu;
-    return (linear: bigint, value: bigint) => memory.store64(linear, value, stack === true);
+    return (linear: bigint, value: bigint) => {
+      if (aligned) checkAligned(linear);
+      memory.store64(linear, value, stack === true);
+    };
   }),
+
+  /** SIMD, on registers alone. */
+  vector: state('', '', (cpu, { vector }) => vectorFunction(cpu, vector!)),
 
   /** A helper: a JS function with the instruction and the arguments. */
   call: access(

@@ -34,6 +34,8 @@ export const State = {
   fip: 0x288,
   fdp: 0x290,
   mxcsr: 0x298,
+  /** Where an operand in memory waits for a vector op: 16 bytes. */
+  vector: 0x2a0,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where computed jumps have gone: see wasm.ts. */

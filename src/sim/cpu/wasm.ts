@@ -8,6 +8,7 @@ import type { Block, Node } from './ir.ts';
 import { Tlb, tlbTable } from './memory.ts';
 import { FlagKind, State } from './state.ts';
 import type { Unit, Where } from './unit.ts';
+import { checkAligned, vectorBytes } from './vectors.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
 
 /** What run() gives when RIP was left to a helper. */
@@ -93,9 +94,15 @@ export class WasmUnit implements Unit {
 function slow({ memory }: Cpu) {
   return {
     s0: (linear: bigint, how: number) => memory.load32(linear, how & 15, (how & 16) !== 0, (how & 32) !== 0),
-    s1: (linear: bigint, how: number) => memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0),
+    s1: (linear: bigint, how: number) => {
+      if (how & 64) checkAligned(linear);
+      return memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0);
+    },
     s2: (linear: bigint, value: number, how: number) => memory.store32(linear, value, how & 15, (how & 32) !== 0),
-    s3: (linear: bigint, value: bigint, how: number) => memory.store64(linear, value, (how & 32) !== 0),
+    s3: (linear: bigint, value: bigint, how: number) => {
+      if (how & 64) checkAligned(linear);
+      memory.store64(linear, value, (how & 32) !== 0);
+    },
   };
 }
 
@@ -319,6 +326,9 @@ class Emitter {
         return this.#store(storeOf(op === 'set64' ? 64 : detail.bits!), detail.offset!);
       case 'flags':
         return this.#flags(node);
+      case 'vector':
+        code.op(...vectorBytes(this.#cpu.state.base, detail.vector!));
+        return;
       case 'load32':
       case 'load64':
       case 'store32':
@@ -399,7 +409,7 @@ class Emitter {
     const size = bits / 8;
     const write = storing || detail.write === true;
     const table = this.#cpu.state.base + tlbTable(this.#cpu.user, write);
-    const how = size | (write ? 16 : 0) | (detail.stack ? 32 : 0);
+    const how = size | (write ? 16 : 0) | (detail.stack ? 32 : 0) | (detail.aligned ? 64 : 0);
 
     this.#value(args[0]!);
     code.op(Wasm.localTee).u(Local.address);
@@ -408,8 +418,9 @@ class Emitter {
     code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
     // An access that reaches into the next page has another page's address at its end.
     code.op(Wasm.localGet).u(Local.address);
-    if (size > 1) code.op(Wasm.i64Const).s(size - 1).op(0x7c);
-    code.op(Wasm.i64Const).s(-4096).op(0x83, 0x51, Wasm.if);
+    if (size > 1 && !detail.aligned) code.op(Wasm.i64Const).s(size - 1).op(0x7c);
+    // Of one that must be aligned, so has the address itself if it is not.
+    code.op(Wasm.i64Const).s(detail.aligned ? -4096 | 15 : -4096).op(0x83, 0x51, Wasm.if);
     code.op(storing ? Wasm.void : wide ? Wasm.i64 : Wasm.i32);
     code.op(Wasm.localGet).u(Local.address).op(0xa7, Wasm.localGet).u(Local.entry);
     code.op(Wasm.i32Load, 0).u(table + 8).op(0x6a);

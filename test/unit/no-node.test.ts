@@ -1,0 +1,51 @@
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { describe, expect, test } from 'vitest';
+
+const root = new URL('../../', import.meta.url).pathname;
+
+/** What can run in a browser: all of these folders, and the core of the VMM layer. */
+const folders = ['src/uapi', 'src/hypervisor', 'src/sim'];
+const vmm = [
+  'bus',
+  'conversion',
+  'devices',
+  'elf',
+  'guest',
+  'image',
+  'long-mode',
+  'memory-faults',
+  'policy',
+  'progress-guard',
+  'registers',
+  'run-loop',
+].map((name) => `src/vmm/${name}.ts`);
+
+const files = [
+  ...folders.flatMap((folder) =>
+    readdirSync(join(root, folder), { recursive: true, encoding: 'utf8' })
+      .filter((name) => name.endsWith('.ts'))
+      .map((name) => join(folder, name)),
+  ),
+  ...vmm,
+];
+
+/** The modules that a file needs when it runs: types are gone by then. */
+function imports(source: string): string[] {
+  const statements = source.matchAll(/^\s*(?:import|export)\s(?!type\s)[^;]*?from\s+'([^']+)'/gm);
+  const bare = source.matchAll(/^\s*import\s+'([^']+)'/gm);
+  return [...statements, ...bare].map(([, module]) => module!);
+}
+
+describe('what can run in a browser', () => {
+  test.each(files)('%s imports only what can too, and uses nothing of Node’s', (file) => {
+    const source = readFileSync(join(root, file), 'utf8');
+    for (const module of imports(source)) {
+      expect(module, 'a file of this project').toMatch(/^\.{1,2}\//);
+      const target = join(file, '..', module);
+      expect(files, target).toContain(target);
+    }
+    const code = source.replace(/\/\*[\s\S]*?\*\/|\/\/.*$/gm, '').replace(/'[^'\n]*'|`[^`]*`/g, '""');
+    expect(code).not.toMatch(/(?<!\.)\b(?:Buffer|process|__dirname)\b|(?<!\.)\brequire\(|\bglobal\./);
+  });
+});
