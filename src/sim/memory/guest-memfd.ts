@@ -1,0 +1,165 @@
+/** guest_memfd (virt/kvm/guest_memfd.c): private memory, whose pages come on demand and are forgotten when punched. */
+import { GuestMemfdFlag } from '../../uapi/constants.ts';
+import { Errno } from '../../uapi/errno.ts';
+import { type Arena, PAGE } from '../arena.ts';
+import { Counted, checkFallocate, Falloc, type MemoryFile } from './host-memory.ts';
+
+/** Whom it tells that pages are gone or are there: the VM that made it. */
+export interface Binding {
+  /** The part of the file, in bytes. */
+  readonly start: number;
+  readonly end: number;
+  /** What maps [start, end) of the file must be forgotten. */
+  zap(start: number, end: number): void;
+  /** The file is gone; the slot stays, with nothing private behind it. */
+  unbound(): void;
+}
+
+/** Bytes of the arena that are taken at once. A file that can be mapped is all one chunk, for views are contiguous. */
+const CHUNK = 2 * 2 ** 20;
+
+interface Chunk {
+  readonly base: number;
+  /** One bit a page. */
+  readonly allocated: Uint8Array;
+  pages: number;
+}
+
+export class GuestMemfdFile extends Counted implements MemoryFile {
+  readonly size: number;
+  /** GUEST_MEMFD_FLAG_*. */
+  readonly flags: number;
+  /** The VM that made it, as the only one whose slots can have it. */
+  readonly owner: object;
+  readonly bindings = new Set<Binding>();
+  readonly #arena: Arena;
+  readonly #chunkSize: number;
+  readonly #chunks = new Map<number, Chunk>();
+  /** Offsets of pages with a hardware memory error. */
+  readonly #poisoned = new Set<number>();
+  /** Zaps also what is allocated: in the first of the ABIs, that makes a page private. */
+  readonly #allocationConverts: boolean;
+
+  constructor(arena: Arena, owner: object, size: number, flags: number, allocationConverts: boolean) {
+    super();
+    this.#arena = arena;
+    this.owner = owner;
+    this.size = size;
+    this.flags = flags;
+    this.#chunkSize = this.mappable ? size : Math.min(CHUNK, size);
+    this.#allocationConverts = allocationConverts;
+  }
+
+  get mappable(): boolean {
+    return (this.flags & GuestMemfdFlag.MMAP) !== 0;
+  }
+
+  /** Whether the host can touch what it maps: else the first touch is a SIGBUS. */
+  get hasHostView(): boolean {
+    const needed = GuestMemfdFlag.MMAP | GuestMemfdFlag.INIT_SHARED;
+    return (this.flags & needed) === needed;
+  }
+
+  /** Of one that can be mapped; undefined when the arena is full. */
+  get base(): number | undefined {
+    return this.mappable ? this.#chunk(0)?.base : undefined;
+  }
+
+  #chunk(index: number): Chunk | undefined {
+    let chunk = this.#chunks.get(index);
+    if (chunk === undefined) {
+      const base = this.#arena.allocate(this.#chunkSize);
+      if (base === undefined) return undefined;
+      chunk = { base, allocated: new Uint8Array(Math.ceil(this.#chunkSize / PAGE / 8)), pages: 0 };
+      this.#chunks.set(index, chunk);
+    }
+    return chunk;
+  }
+
+  #find(offset: number): Chunk | undefined {
+    return this.#chunks.get(Math.floor(offset / this.#chunkSize));
+  }
+
+  isAllocated(offset: number): boolean {
+    const page = (offset % this.#chunkSize) / PAGE;
+    return ((this.#find(offset)?.allocated[page >> 3] ?? 0) & (1 << (page & 7))) !== 0;
+  }
+
+  /** kvm_gmem_get_pfn(): where the page lies in the arena, allocated if need be, or a negated errno. */
+  page(offset: number): number {
+    if (this.#poisoned.has(offset)) return -Errno.EHWPOISON;
+    const chunk = this.#chunk(Math.floor(offset / this.#chunkSize));
+    if (chunk === undefined) return -Errno.ENOMEM;
+    const within = offset % this.#chunkSize;
+    const bit = 1 << ((within / PAGE) & 7);
+    const byte = (within / PAGE) >> 3;
+    if ((chunk.allocated[byte]! & bit) === 0) {
+      chunk.allocated[byte]! |= bit;
+      chunk.pages++;
+    }
+    return chunk.base + within;
+  }
+
+  /** kvm_gmem_fallocate(). */
+  fallocate(mode: number, offset: number, size: number): number {
+    const refused = checkFallocate(mode, offset, size);
+    if (refused !== 0) return refused;
+    if ((mode & Falloc.KEEP_SIZE) === 0) return -Errno.EOPNOTSUPP;
+    if (offset % PAGE !== 0 || size % PAGE !== 0) return -Errno.EINVAL;
+    return (mode & Falloc.PUNCH_HOLE) !== 0 ? this.#punch(offset, size) : this.#allocate(offset, size);
+  }
+
+  #allocate(start: number, size: number): number {
+    if (start + size > this.size) return -Errno.EINVAL;
+    if (this.#allocationConverts) this.#zap(start, start + size);
+    for (let offset = start; offset < start + size; offset += PAGE) {
+      const page = this.page(offset);
+      if (page < 0) return page;
+    }
+    return 0;
+  }
+
+  #punch(start: number, size: number): number {
+    const end = Math.min(start + size, this.size);
+    if (end <= start) return 0;
+    this.#zap(start, end);
+    for (const offset of this.#poisoned) if (offset >= start && offset < end) this.#poisoned.delete(offset);
+    for (const [index, chunk] of this.#chunks) {
+      const first = index * this.#chunkSize;
+      const [from, to] = [Math.max(start, first), Math.min(end, first + this.#chunkSize)];
+      if (from < to) this.#forget(index, chunk, from - first, to - first);
+    }
+    return 0;
+  }
+
+  #forget(index: number, chunk: Chunk, from: number, to: number): void {
+    for (let page = from / PAGE; page < to / PAGE; page++) {
+      const bit = 1 << (page & 7);
+      if ((chunk.allocated[page >> 3]! & bit) === 0) continue;
+      chunk.allocated[page >> 3]! &= ~bit;
+      chunk.pages--;
+    }
+    this.#arena.zero(chunk.base + from, to - from);
+    if (chunk.pages > 0 || this.mappable) return;
+    this.#arena.free(chunk.base, this.#chunkSize);
+    this.#chunks.delete(index);
+  }
+
+  #zap(start: number, end: number): void {
+    for (const binding of this.bindings) {
+      const [from, to] = [Math.max(start, binding.start), Math.min(end, binding.end)];
+      if (from < to) binding.zap(from, to);
+    }
+  }
+
+  /** A hardware memory error in the page (kvm_gmem_error_folio): no access to it succeeds until it is punched. */
+  poison(offset: number): void {
+    this.#zap(offset, offset + PAGE);
+    this.#poisoned.add(offset);
+  }
+
+  protected free(): void {
+    for (const binding of this.bindings) binding.unbound();
+    for (const chunk of this.#chunks.values()) this.#arena.free(chunk.base, this.#chunkSize);
+  }
+}

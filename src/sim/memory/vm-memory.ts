@@ -1,0 +1,201 @@
+/**
+ * A VM's memory: slots, attributes, and the second stage of translation, whose mappings stay until something zaps
+ * them. The fault path is kvm_mmu_faultin_pfn()'s (arch/x86/kvm/mmu/mmu.c).
+ */
+import { MemFlag } from '../../uapi/constants.ts';
+import type { Dialect } from '../../uapi/dialects.ts';
+import { Errno } from '../../uapi/errno.ts';
+import { PAGE } from '../arena.ts';
+import { Access, MMIO } from '../cpu/processor.ts';
+import type { Binding } from './guest-memfd.ts';
+import { Attributes, type Privacy, privacyOf } from './privacy.ts';
+import { isGuestMemfdOnly, type Region, type Slot, type SlotRules, Slots } from './slots.ts';
+
+/** Why an access does not succeed, in whole pages. */
+export interface Failure {
+  /** A negated errno; undefined when it is as the ABI tells of memory faults. */
+  readonly errno: number | undefined;
+  /** What is written into kvm_run; undefined for the EFAULT that says nothing. */
+  readonly fault: { readonly private: boolean; readonly gpa: number; readonly size: number } | undefined;
+}
+
+export interface VmMemoryOptions {
+  readonly dialect: Dialect;
+  readonly rules: SlotRules;
+  /** kvm_arch_has_private_mem(). */
+  readonly hasPrivate: boolean;
+  /** Bytes that a fault tells of at once where guests choose: 4096, or more. */
+  readonly faultSize: number;
+}
+
+/** What caches translations: a processor. */
+export interface Translator {
+  flushSecondStage(): void;
+}
+
+const WRITABLE = 1;
+
+export class VmMemory {
+  readonly options: VmMemoryOptions;
+  readonly slots = new Slots();
+  readonly attributes = new Attributes();
+  readonly translators = new Set<Translator>();
+  readonly #privacy: Privacy;
+  readonly #bindings = new Map<Slot, Binding>();
+  /** By page number, twice, plus 1 for private: where the page lies in the arena, plus WRITABLE. */
+  readonly #mappings = new Map<number, number>();
+
+  constructor(options: VmMemoryOptions) {
+    this.options = options;
+    this.#privacy = privacyOf(options.dialect.truth, this.attributes);
+  }
+
+  // --- the ioctls ---
+
+  /** Both region ioctls: 0 or a negated errno. */
+  setRegion(region: Region): number {
+    const change = this.slots.check(region, this.options.rules);
+    if (typeof change === 'number') return change;
+    if (change.kind === 'nothing') return 0;
+    if (change.kind === 'set') change.slot.mapping.retain(); // first: it may be the old one's
+    if (change.old !== undefined) this.#remove(change.old);
+    if (change.kind === 'set') this.#add(change.slot);
+    return 0;
+  }
+
+  #add(slot: Slot): void {
+    this.slots.add(slot);
+    const file = slot.guestMemfd;
+    if (file !== undefined) {
+      const start = slot.guestMemfdOffset;
+      const toGpa = slot.start - start;
+      const binding: Binding = {
+        start,
+        end: start + slot.end - slot.start,
+        zap: (from, to) => this.zap(from + toGpa, to + toGpa),
+        unbound: () => {
+          slot.guestMemfd = undefined;
+          this.zap(slot.start, slot.end);
+        },
+      };
+      file.bindings.add(binding);
+      this.#bindings.set(slot, binding);
+    }
+    // What was no memory is memory now: translations to I/O are stale.
+    this.#flush();
+  }
+
+  #remove(slot: Slot): void {
+    this.slots.remove(slot);
+    const binding = this.#bindings.get(slot);
+    if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
+    this.#bindings.delete(slot);
+    this.zap(slot.start, slot.end);
+    slot.mapping.release();
+  }
+
+  /** KVM_SET_MEMORY_ATTRIBUTES, and the ninth version's regions, over [start, end), which is checked. */
+  setAttributes(start: number, end: number, attributes: number): void {
+    this.attributes.set(start, end, attributes);
+    this.zap(start, end);
+  }
+
+  /** The VM is gone: nothing of it is in use any more. */
+  destroy(): void {
+    for (const slot of [...this.slots.all]) this.#remove(slot);
+  }
+
+  /** Forgets the mappings of [start, end). */
+  zap(start: number, end: number): void {
+    const before = this.#mappings.size;
+    const [first, last] = [(start / PAGE) * 2, (end / PAGE) * 2];
+    if (last - first > before) {
+      for (const key of this.#mappings.keys()) if (key >= first && key < last) this.#mappings.delete(key);
+    } else {
+      for (let key = first; key < last; key++) this.#mappings.delete(key);
+    }
+    if (this.#mappings.size !== before) this.#flush();
+  }
+
+  #flush(): void {
+    for (const translator of this.translators) translator.flushSecondStage();
+  }
+
+  // --- accesses ---
+
+  isPrivate(gpa: number): boolean {
+    return this.options.hasPrivate && this.#privacy.isPrivate(gpa, this.slots.at(gpa));
+  }
+
+  /**
+   * Where the page that begins at `gpa` lies in the arena; MMIO; or why KVM_RUN must end.
+   * @param wants the guest's wish, where guests choose; elsewhere the page's state is the wish
+   */
+  access(gpa: number, access: Access, wants: boolean | undefined): number | Failure {
+    const wish = this.options.hasPrivate ? (wants ?? this.isPrivate(gpa)) : false;
+    const key = (gpa / PAGE) * 2 + (wish ? 1 : 0);
+    const mapped = this.#mappings.get(key);
+    if (mapped !== undefined && (access !== Access.WRITE || (mapped & WRITABLE) !== 0)) {
+      return mapped - (mapped % PAGE);
+    }
+
+    const slot = this.slots.at(gpa);
+    if (this.options.hasPrivate && wish !== this.#privacy.isPrivate(gpa, slot)) {
+      return this.#fault(gpa, wish, slot);
+    }
+    if (slot === undefined) return wish ? this.#fault(gpa, wish, slot) : MMIO;
+    if (wish) return this.#private(gpa, slot, key);
+    const readonly = (slot.flags & MemFlag.READONLY) !== 0;
+    if (readonly && access === Access.WRITE) return MMIO;
+    return this.#shared(gpa, slot, key, readonly);
+  }
+
+  /** kvm_mmu_faultin_pfn_private(). The errno of kvm_gmem_get_pfn() is returned as it is, beside the fault. */
+  #private(gpa: number, slot: Slot, key: number): number | Failure {
+    if (slot.guestMemfd === undefined) return this.#fault(gpa, true, slot);
+    const page = slot.guestMemfd.page(slot.guestMemfdOffset + (gpa - slot.start));
+    if (page < 0) return this.#fault(gpa, true, slot, page);
+    this.#mappings.set(key, page + WRITABLE);
+    return page;
+  }
+
+  /** kvm_handle_error_pfn() says nothing of an address with nothing behind it. */
+  #shared(gpa: number, slot: Slot, key: number, readonly: boolean): number | Failure {
+    const offset = gpa - slot.start;
+    if (isGuestMemfdOnly(slot)) {
+      const page = slot.guestMemfd!.page(slot.guestMemfdOffset + offset);
+      if (page < 0) return this.#fault(gpa, false, slot, page);
+      this.#mappings.set(key, page + WRITABLE);
+      return page;
+    }
+    const { base } = slot.mapping;
+    if (base === undefined) return unbacked;
+    const page = base + slot.mappingOffset + offset;
+    this.#mappings.set(key, page + (readonly ? 0 : WRITABLE));
+    return page;
+  }
+
+  /** kvm_mmu_prepare_memory_fault_exit(): one page, or where guests choose what of a larger one lies in the slot. */
+  #fault(gpa: number, wish: boolean, slot: Slot | undefined, errno?: number): Failure {
+    const { faultSize } = this.options;
+    if (faultSize === PAGE || slot === undefined || errno !== undefined) {
+      return { errno, fault: { private: wish, gpa, size: PAGE } };
+    }
+    const start = Math.max(gpa - (gpa % faultSize), slot.start);
+    const end = Math.min(gpa - (gpa % faultSize) + faultSize, slot.end);
+    return { errno, fault: { private: wish, gpa: start, size: end - start } };
+  }
+
+  /**
+   * What KVM itself accesses when it emulates: the slot's host address, whatever the attributes say, and I/O where
+   * that has nothing behind it (virt/kvm/kvm_main.c, __kvm_read_guest_page; x86.c, emulator_read_write_onepage).
+   */
+  sharedPage(gpa: number, access: Access): number {
+    const slot = this.slots.at(gpa);
+    if (slot === undefined || slot.mapping.base === undefined) return MMIO;
+    if (access === Access.WRITE && (slot.flags & MemFlag.READONLY) !== 0) return MMIO;
+    return slot.mapping.base + slot.mappingOffset + (gpa - slot.start);
+  }
+}
+
+const unbacked: Failure = { errno: -Errno.EFAULT, fault: undefined };
