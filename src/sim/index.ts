@@ -1,0 +1,285 @@
+/**
+ * The simulator as a backend: KVM's ioctls, answered by a model of the kernel over a model of the processor, with the
+ * kernel's own structs and errnos.
+ *
+ * What differs from the kernel: memory lies in one SharedArrayBuffer of at most 4 GiB, which no close can detach, so a
+ * view that was taken before a memory was closed shows whatever lies there next. The bytes of SNP and TDX guests'
+ * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
+ * private pages come by populate().
+ */
+import type { Backend, Handle, MemoryToken } from '../hypervisor/backend.ts';
+import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
+import { Errno } from '../uapi/errno.ts';
+import { ioctls } from '../uapi/ioctls.ts';
+import { viewOf } from '../uapi/layout.ts';
+import { kvm_userspace_memory_region, kvm_userspace_memory_region2 } from '../uapi/structs.ts';
+import { Arena, PAGE } from './arena.ts';
+import type { Argument, Table } from './kernel/dispatch.ts';
+import { Host, type SimOptions } from './kernel/host.ts';
+import { systemCreates, systemIoctls } from './kernel/system.ts';
+import { KvmVcpu } from './kernel/vcpu.ts';
+import { vcpuIoctls } from './kernel/vcpu-ioctls.ts';
+import { KvmVm, vmCreates, vmIoctls } from './kernel/vm.ts';
+import { GuestMemfdFile } from './memory/guest-memfd.ts';
+import { checkFallocate, Falloc, Mapping } from './memory/host-memory.ts';
+import { RamFile } from './memory/ram.ts';
+import { SharedFile } from './memory/sharing.ts';
+import type { Region } from './memory/slots.ts';
+
+export type { SimOptions } from './kernel/host.ts';
+export { type KickTable, makeKickTable } from './kernel/kicks.ts';
+
+/** What a handle stands for: /dev/kvm is the host itself. */
+type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping;
+
+class OpenHandle {
+  readonly object: Opened;
+  closed = false;
+  constructor(object: Opened) {
+    this.object = object;
+  }
+}
+
+/** A backend with what only a simulator can do. */
+export interface SimBackend extends Backend {
+  /**
+   * Makes a page of a guest_memfd bad, as a hardware memory error does: accesses end with EHWPOISON until it is
+   * punched.
+   * @param offset bytes, in the file
+   */
+  poison(guestMemfd: Handle, offset: number): void;
+  /**
+   * Puts bytes into a guest_memfd, as launching an SNP or TDX guest does (KVM_SEV_SNP_LAUNCH_UPDATE,
+   * KVM_TDX_INIT_MEM_REGION), without measuring them.
+   * @param offset bytes, in the file
+   * @throws KvmError ENOMEM
+   */
+  populate(guestMemfd: Handle, offset: number, bytes: Uint8Array): void;
+}
+
+/** madvise(2)'s numbers that lose at most contents, as the addon allows them. */
+const MADV_REMOVE = 9;
+const ADVICE = new Set([0, 1, 2, 3, 4, MADV_REMOVE, 14, 15, 16, 17, 22, 23]);
+
+/** @throws RangeError ERR_KVM_INVALID_ARG for options that no host can have */
+export function simBackend(options: SimOptions): SimBackend {
+  arena ??= new Arena();
+  return new Simulator(new Host(options, arena));
+}
+
+/** One for all simulated hosts of a thread: each takes addresses for 4 GiB and more, which only a collection gives back. */
+let arena: Arena | undefined;
+
+/**
+ * What was not closed is closed when nobody can use it any more, as the addon does it. Not memory: its views are of
+ * the whole arena's buffer, so nothing tells that the last of them is gone.
+ */
+const forgotten = new FinalizationRegistry<Opened>(release);
+
+function release(object: Opened): void {
+  if (object instanceof KvmVcpu) object.close();
+  else if (!(object instanceof Host)) object.release();
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: a class of any constructor.
+type Class<T> = abstract new (...args: any[]) => T;
+
+function wrap(object: Opened): Handle {
+  const handle = new OpenHandle(object);
+  if (!(object instanceof Mapping)) forgotten.register(handle, object, handle);
+  return handle as unknown as Handle;
+}
+
+/** What an open handle stands for. @throws VmexitError ERR_KVM_CLOSED, TypeError ERR_KVM_INVALID_ARG */
+function open(handle: Handle, name = 'handle'): Opened {
+  const opened = handle as unknown;
+  if (!(opened instanceof OpenHandle)) throw wrongType(name, handle, 'a handle that this backend made');
+  if (opened.closed) throw closed(name);
+  return opened.object;
+}
+function as<T extends Opened>(type: Class<T>, handle: Handle, name: string): T {
+  const object = open(handle, name);
+  if (object instanceof type) return object;
+  throw wrongType(name, handle, 'a handle of another kind');
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: each table serves its own class.
+const tables: readonly (readonly [Class<Opened>, Table<any>, Table<any, any>?])[] = [
+  [Host, systemIoctls, systemCreates],
+  [KvmVm, vmIoctls, vmCreates],
+  [KvmVcpu, vcpuIoctls],
+];
+
+class Simulator implements SimBackend {
+  readonly name = 'sim';
+  readonly dialect;
+  readonly #host: Host;
+
+  constructor(host: Host) {
+    this.#host = host;
+    this.dialect = host.dialect.name;
+  }
+
+  readonly open = (): Handle => wrap(this.#host);
+
+  readonly ioctl = (handle: Handle, request: number, argument?: Argument): number => {
+    const object = open(handle);
+    const table = tables.find(([type]) => object instanceof type)?.[1];
+    return table?.call(object, request, argument) ?? -Errno.ENOTTY;
+  };
+
+  readonly create = (handle: Handle, request: number, argument: Argument): Handle | number => {
+    const object = open(handle);
+    const table = tables.find(([type]) => object instanceof type)?.[2];
+    const made: Opened | number = table?.call(object, request, argument) ?? -Errno.ENOTTY;
+    return typeof made === 'number' ? made : wrap(made);
+  };
+
+  readonly setMemoryRegion = (
+    vm: Handle,
+    request: number,
+    region: Uint8Array,
+    memory: Handle | null,
+    memoryOffset: number,
+    guestMemfd: Handle | null,
+  ): number => {
+    const second = request === ioctls.KVM_SET_USER_MEMORY_REGION2.request;
+    if (!second && request !== ioctls.KVM_SET_USER_MEMORY_REGION.request) {
+      throw outOfRange('request', request, 'KVM_SET_USER_MEMORY_REGION or KVM_SET_USER_MEMORY_REGION2');
+    }
+    const { size, fields } = second ? kvm_userspace_memory_region2 : kvm_userspace_memory_region;
+    if (region.length !== size) throw outOfRange("the region's length", region.length, `${size}`);
+    const { memory: vmMemory } = as(KvmVm, vm, 'vm');
+    const mapping = memory === null ? undefined : as(Mapping, memory, 'memory');
+    if (mapping?.file instanceof SharedFile) {
+      throw wrongType('memory', memory, "of this thread's own: a simulated processor reaches one arena");
+    }
+    const view = viewOf(region);
+    const bytes = view.getBigUint64(fields.memorySize.offset, true);
+    if (mapping === undefined ? bytes > 0n : BigInt(memoryOffset) + bytes > BigInt(mapping.size)) {
+      throw outOfRange('the slot', bytes, 'within memory, or a reservation');
+    }
+    const file = guestMemfd === null ? undefined : open(guestMemfd, 'guestMemfd');
+    const flags = view.getUint32(fields.flags.offset, true);
+    // KVM_SET_USER_MEMORY_REGION_V1_FLAGS: dirty logging and READONLY.
+    if (!second && (flags & ~V1_FLAGS) !== 0) return -Errno.EINVAL;
+    const given: Region = {
+      slot: view.getUint32(fields.slot.offset, true),
+      flags,
+      start: view.getBigUint64(fields.guestPhysAddr.offset, true),
+      size: bytes,
+      mapping,
+      mappingOffset: memoryOffset,
+      guestMemfd: file === undefined || file instanceof GuestMemfdFile ? file : 'other',
+      guestMemfdOffset: second
+        ? view.getBigUint64(kvm_userspace_memory_region2.fields.guestMemfdOffset.offset, true)
+        : 0n,
+    };
+    return vmMemory.setRegion(given);
+  };
+
+  readonly allocate = (size: number): Handle | number => {
+    if (!(size > 0 && size <= MAX_MEMORY && size % PAGE === 0)) {
+      throw outOfRange('size', size, 'a multiple of 4096 above 0 and at most 4 GiB');
+    }
+    const file = RamFile.create(this.#host.arena, this.#host.sharing, size);
+    return file === undefined ? -Errno.ENOMEM : wrap(new Mapping(file, size));
+  };
+
+  readonly reserve = (size: number): Handle => wrap(new Mapping(undefined, size));
+
+  readonly mapGuestMemfd = (guestMemfd: Handle): Handle | number => {
+    const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
+    // Without INIT_SHARED the kernel maps it all the same, and the first touch is a SIGBUS.
+    if (!file.hasHostView) return -Errno.ENODEV;
+    if (file.size > MAX_MEMORY) return -Errno.EFBIG;
+    return file.base === undefined ? -Errno.ENOMEM : wrap(new Mapping(file.retain(), file.size));
+  };
+
+  readonly share = (memory: Handle): MemoryToken => {
+    const { file } = as(Mapping, memory, 'memory');
+    if (!(file instanceof RamFile)) throw wrongType('memory', memory, 'guest memory that allocate() gave');
+    const token = file.share();
+    if (token === undefined) throw new KvmError(-Errno.ENOMEM, 'share');
+    return token;
+  };
+
+  readonly openMemory = (token: MemoryToken): Handle | number => {
+    const file = SharedFile.open(token);
+    return typeof file === 'number' ? file : wrap(new Mapping(file, file.size));
+  };
+
+  readonly bytes = (handle: Handle): Uint8Array => {
+    const opened = handle as unknown;
+    if (opened instanceof OpenHandle && opened.closed) return new Uint8Array(0);
+    const object = open(handle);
+    if (object instanceof KvmVcpu) return object.run.bytes;
+    if (object instanceof Mapping) {
+      const { file, base, size } = object;
+      if (file instanceof SharedFile) return file.bytes;
+      if (base !== undefined) return this.#host.arena.views.u8.subarray(base, base + size);
+    }
+    throw wrongType('memory', handle, 'memory with a host view');
+  };
+
+  readonly write = (memory: Handle, offset: number, bytes: Uint8Array): void => {
+    this.bytes(memory).set(bytes, offset);
+  };
+  readonly read = (memory: Handle, offset: number, into: Uint8Array): void => {
+    into.set(this.bytes(memory).subarray(offset, offset + into.length));
+  };
+
+  readonly fallocate = (handle: Handle, mode: number, offset: number, size: number): number => {
+    const object = open(handle);
+    const file = object instanceof Mapping ? object.file : object;
+    if (file !== undefined && 'fallocate' in file) return file.fallocate(mode, offset, size);
+    throw wrongType('memory', handle, 'guest memory or a guest_memfd');
+  };
+
+  readonly madvise = (memory: Handle, advice: number, offset: number, size: number): number => {
+    if (!ADVICE.has(advice)) throw outOfRange('advice', advice, 'one that loses at most contents');
+    const { file, size: mapped } = as(Mapping, memory, 'memory');
+    if (offset % PAGE !== 0 || offset + size > mapped) return -Errno.EINVAL;
+    if (advice !== MADV_REMOVE || size === 0) return 0;
+    const mode = Falloc.PUNCH_HOLE | Falloc.KEEP_SIZE;
+    return checkFallocate(mode, offset, size) || (file?.fallocate(mode, offset, size) ?? -Errno.EINVAL);
+  };
+
+  readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').enter;
+  readonly kickId = (vcpu: Handle): number => as(KvmVcpu, vcpu, 'vcpu').kick.id;
+  readonly kick = (id: number): boolean => this.#host.kicks.kick(id);
+
+  readonly close = (handle: Handle): void => {
+    const opened = handle as unknown;
+    if (!(opened instanceof OpenHandle)) throw wrongType('handle', handle, 'one that this backend made');
+    if (opened.closed) return;
+    opened.closed = true;
+    forgotten.unregister(opened);
+    release(opened.object);
+  };
+
+  readonly poison = (guestMemfd: Handle, offset: number): void => {
+    const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
+    if (!(offset >= 0 && offset < file.size)) throw outOfRange('offset', offset, `below ${file.size}`);
+    file.poison(offset - (offset % PAGE));
+  };
+
+  readonly populate = (guestMemfd: Handle, offset: number, bytes: Uint8Array): void => {
+    const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
+    if (!(offset >= 0 && offset + bytes.length <= file.size)) {
+      throw outOfRange('offset', offset, `at most ${file.size - bytes.length}`);
+    }
+    for (let done = 0; done < bytes.length; ) {
+      const within = (offset + done) % PAGE;
+      const part = bytes.subarray(done, done + PAGE - within);
+      const page = file.page(offset + done - within);
+      if (page < 0) throw new KvmError(page, 'populate');
+      this.#host.arena.views.u8.set(part, page + within);
+      done += part.length;
+    }
+  };
+}
+
+const V1_FLAGS = 0b11;
+/** What one memory can have, in bytes. */
+const MAX_MEMORY = 2 ** 32;

@@ -1,0 +1,12 @@
+/** What the host's KVM offers to guests of CPUID. */
+import { VmType } from '../../uapi/constants.ts';
+import type { CpuidEntry } from '../cpu/cpu.ts';
+import { supportedCpuid as processorCpuid } from '../cpu/cpuid.ts';
+import type { Host } from './host.ts';
+
+/** KVM_GET_SUPPORTED_CPUID. Guests of an AMD host find the C-bit's position in it. */
+export const supportedCpuid = ({ vendor, choices }: Host): readonly CpuidEntry[] =>
+  processorCpuid(vendor, vendor === 'amd' ? choices.get(VmType.SNP) : undefined);
+
+/** KVM_GET_EMULATED_CPUID: nothing is emulated that the processor lacks. */
+export const emulatedCpuid: readonly CpuidEntry[] = [];

@@ -1,0 +1,150 @@
+/**
+ * From a request and its bytes to the row that serves it. What the kernel reads through a pointer is checked here as
+ * the addon checks it, so that both backends refuse the same arguments with the same kind of error.
+ */
+import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
+import { Errno } from '../../uapi/errno.ts';
+import {
+  type ArrayRow,
+  type Ioctl,
+  type IoctlName,
+  ioctls,
+  type PointersRow,
+  type SizedRow,
+  type StructRow,
+} from '../../uapi/ioctls.ts';
+import { type Input, type Struct, type Type, type Value, viewOf } from '../../uapi/layout.ts';
+
+export type Argument = number | bigint | Uint8Array | undefined;
+
+/** What a pointer to a struct points to. */
+export class StructArgument<T extends Type = Type> {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  readonly #type: T;
+
+  constructor(type: T, bytes: Uint8Array) {
+    this.#type = type;
+    this.bytes = bytes;
+    this.view = viewOf(bytes);
+  }
+  get value(): Value<T> {
+    return this.#type.get(this.view, 0) as Value<T>;
+  }
+  /** What the kernel copies back. */
+  answer(value: Input<Value<T>>): number {
+    this.#type.set(this.view, 0, value);
+    return 0;
+  }
+  /** A field of eight bytes, every bit exact. */
+  raw(field: T extends Struct<infer F> ? keyof F & string : never): bigint {
+    return this.view.getBigUint64((this.#type as unknown as Struct).fields[field]!.offset, true);
+  }
+}
+
+/** A head that counts, and elements. */
+export class ListArgument<E extends Type = Type> {
+  readonly count: number;
+  readonly #row: ArrayRow;
+  readonly #view: DataView;
+
+  constructor(row: ArrayRow, bytes: Uint8Array) {
+    this.#row = row;
+    this.#view = viewOf(bytes);
+    const field = row.struct.fields[row.count]!;
+    this.count = Number(field.type.get(this.#view, field.offset));
+  }
+  at(index: number): Value<E> {
+    return this.#row.element.get(
+      this.#view,
+      this.#row.struct.size + index * this.#row.element.size,
+    ) as Value<E>;
+  }
+  set(index: number, value: Input<Value<E>>): void {
+    this.#row.element.set(this.#view, this.#row.struct.size + index * this.#row.element.size, value);
+  }
+  get all(): Value<E>[] {
+    return Array.from({ length: this.count }, (_, i) => this.at(i));
+  }
+  /** Gives the whole list, or E2BIG with the count that it needs. */
+  answer(values: readonly Input<Value<E>>[]): number {
+    this.#row.struct.encodeInto(this.#view, { [this.#row.count]: values.length });
+    if (this.count < values.length) return -Errno.E2BIG;
+    for (const [i, value] of values.entries()) this.set(i, value);
+    return 0;
+  }
+}
+
+/** What the handler of a row is given. */
+export type ArgumentOf<R> = R extends StructRow<infer T> | PointersRow<infer T>
+  ? StructArgument<T>
+  : // biome-ignore lint/suspicious/noExplicitAny: the head has any fields.
+    R extends ArrayRow<any, infer E>
+    ? ListArgument<E>
+    : R extends SizedRow
+      ? Uint8Array
+      : R extends { kind: 'integer' }
+        ? number
+        : undefined;
+
+export type Handlers<On, Result = number> = {
+  readonly [N in IoctlName]?: (on: On, argument: ArgumentOf<(typeof ioctls)[N]>) => Result;
+};
+
+/** Handlers of one kind of fd, by request. */
+export class Table<On, Result = number> {
+  readonly #rows: ReadonlyMap<number, readonly [Ioctl, (on: On, argument: never) => Result]>;
+
+  constructor(handlers: Handlers<On, Result>) {
+    this.#rows = new Map(
+      Object.entries(handlers).map(([name, handler]) => {
+        const row: Ioctl = ioctls[name as IoctlName];
+        return [row.request, [row, handler as (on: On, argument: never) => Result]];
+      }),
+    );
+  }
+
+  /** -ENOTTY for what is not there, as a kernel gives that does not know it. */
+  call(on: On, request: number, argument: Argument): Result | number {
+    const found = this.#rows.get(request);
+    if (found === undefined) return -Errno.ENOTTY;
+    const [row, handler] = found;
+    return handler(on, argumentFor(row, argument) as never);
+  }
+}
+
+/** XSAVE areas have 4096 to 65536 bytes. */
+const SIZED = { least: 4096, most: 65_536 } as const;
+
+function argumentFor(row: Ioctl, argument: Argument): unknown {
+  if (row.kind === 'none') return undefined;
+  if (row.kind === 'integer') return integerOf(row.name, argument);
+  if (!(argument instanceof Uint8Array)) throw wrongType(row.name, argument, 'a Uint8Array');
+  if (row.kind === 'struct' || row.kind === 'pointers') {
+    const { size } = row.struct;
+    if (argument.length === size) return new StructArgument(row.struct, argument);
+    throw outOfRange(`${row.name}: the argument's length`, argument.length, `${size}`);
+  }
+  if (row.kind === 'sized') {
+    if (argument.length >= SIZED.least && argument.length <= SIZED.most) return argument;
+    throw outOfRange(
+      `${row.name}: the argument's length`,
+      argument.length,
+      `${SIZED.least} to ${SIZED.most}`,
+    );
+  }
+  const list = argument.length >= row.struct.size ? new ListArgument(row, argument) : undefined;
+  if (list !== undefined && argument.length === row.struct.size + list.count * row.element.size) return list;
+  throw outOfRange(
+    `${row.name}: the argument's length`,
+    argument.length,
+    'that of its head and its elements',
+  );
+}
+
+/** The kernel's `unsigned long arg`. */
+function integerOf(name: string, argument: Argument): number {
+  if (typeof argument === 'bigint') return Number(BigInt.asUintN(64, argument));
+  if (typeof argument !== 'number') throw wrongType(name, argument, 'a whole number');
+  return argument;
+}

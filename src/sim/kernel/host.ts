@@ -1,0 +1,74 @@
+/** The simulated host: what its processor and its kernel are, the memory they have, and who kicks whom. */
+import { outOfRange } from '../../hypervisor/errors.ts';
+import { VmType } from '../../uapi/constants.ts';
+import { type Dialect, type DialectName, dialects } from '../../uapi/dialects.ts';
+import { type Arena, PAGE } from '../arena.ts';
+import type { GuestChoice } from '../cpu/cpu.ts';
+import { Decoder, type Iced } from '../cpu/decode.ts';
+import { Sharing } from '../memory/sharing.ts';
+import { Kicks, type KickTable } from './kicks.ts';
+
+/** What a simulated host can be told to be. */
+export interface SimOptions {
+  /** The module `iced-x86`, which is handed in: its npm build needs Node to load. */
+  readonly iced: Iced;
+  /** Whose processor it is: `amd` without it. It decides between VMMCALL and VMCALL, and what CPUID says. */
+  readonly vendor?: 'amd' | 'intel';
+  /** The ABI by which KVM_RUN tells of memory faults; `mainline` without it. */
+  readonly dialect?: DialectName;
+  /** SNP's C-bit: which bit of a page-table entry makes memory private, 32 to 51; 51 without it. */
+  readonly cBit?: number;
+  /** TDX's shared bit: which bit of a page-table entry makes memory shared, 32 to 51; 47 without it. */
+  readonly sharedBit?: number;
+  /**
+   * Bytes that one memory fault tells of in VMs whose guests choose: 4096 without it, or a larger power of two up to
+   * 1 GiB, of which a fault has what lies in its slot.
+   */
+  readonly faultSize?: number;
+  /** Where kicks from other threads arrive; only this thread's without it. */
+  readonly kicks?: KickTable;
+}
+
+const CHOICE_BITS = { lowest: 32, highest: 51 } as const;
+const LARGEST_FAULT = 2 ** 30;
+
+function choiceBit(name: string, bit: number): number {
+  const { lowest, highest } = CHOICE_BITS;
+  if (Number.isInteger(bit) && bit >= lowest && bit <= highest) return bit;
+  throw outOfRange(name, bit, `a bit of a page-table entry's address, from ${lowest} to ${highest}`);
+}
+
+export class Host {
+  readonly arena: Arena;
+  readonly decoder: Decoder;
+  readonly vendor: 'amd' | 'intel';
+  readonly dialect: Dialect;
+  readonly faultSize: number;
+  readonly kicks: Kicks;
+  readonly sharing: Sharing;
+  /**
+   * The VM types whose guests choose between private and shared memory. No machine has both; here a VMM can be tried
+   * with either.
+   */
+  readonly choices: ReadonlyMap<number, GuestChoice>;
+
+  /** @throws RangeError ERR_KVM_INVALID_ARG */
+  constructor(options: SimOptions, arena: Arena) {
+    const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
+    if (vendor !== 'amd' && vendor !== 'intel') throw outOfRange('vendor', vendor, "'amd' or 'intel'");
+    if (!Object.hasOwn(dialects, dialect)) throw outOfRange('dialect', dialect, "'mainline', 'v9' or 'rfc'");
+    if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))
+      throw outOfRange('faultSize', faultSize, 'a power of two from 4096 to 1 GiB');
+    this.arena = arena;
+    this.decoder = new Decoder(options.iced);
+    this.vendor = vendor;
+    this.dialect = dialects[dialect];
+    this.faultSize = faultSize;
+    this.kicks = new Kicks(options.kicks);
+    this.sharing = new Sharing(this.arena, () => this.kicks.number());
+    this.choices = new Map([
+      [VmType.SNP, { bit: choiceBit('cBit', cBit), set: 'private' as const }],
+      [VmType.TDX, { bit: choiceBit('sharedBit', sharedBit), set: 'shared' as const }],
+    ]);
+  }
+}

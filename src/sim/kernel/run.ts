@@ -1,0 +1,199 @@
+/** KVM_RUN (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run and vcpu_run). */
+import { SyncRegs } from '../../uapi/constants.ts';
+import { Errno } from '../../uapi/errno.ts';
+import { Exit } from '../../uapi/exit.ts';
+import type { Value } from '../../uapi/layout.ts';
+import type { kvm_regs } from '../../uapi/x86.ts';
+import { SecondStageFault, type Stop } from '../cpu/processor.ts';
+import { Flag } from '../cpu/state.ts';
+import { getEvents, setEvents } from './events.ts';
+import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
+import { APIC_BASE, cplOf, getRegs, getSregs, setRegs, setSregs } from './registers.ts';
+import type { KvmVcpu } from './vcpu.ts';
+
+type Regs = Value<typeof kvm_regs>;
+
+/** Instructions between two looks at kicks and the deadline: a fraction of a millisecond to some milliseconds. */
+const SLICE = 2 ** 18;
+
+const KNOWN_SETS = SyncRegs.REGS | SyncRegs.SREGS | SyncRegs.EVENTS;
+const CR8_RESERVED = ~0xfn;
+
+/** Why a run ends: an exit reason, or a negated errno. Undefined: it goes on. */
+type End = number | undefined;
+
+export class Runner {
+  readonly #vcpu: KvmVcpu;
+  /** What userspace has still to answer. */
+  #pending: Stop | undefined;
+  /** The registers of the instruction that waits, where userspace has set others since. */
+  #before: Regs | undefined;
+
+  constructor(vcpu: KvmVcpu) {
+    this.#vcpu = vcpu;
+  }
+
+  /** KVM_RUN with a deadline: gives the exit reason or a negated errno, -ETIME when the deadline has passed. */
+  run(timeoutMs: number): number {
+    const { kick, run } = this.#vcpu;
+    const immediate = run.get('immediateExit') !== 0 || kick.pending;
+    const deadline = timeoutMs === Number.POSITIVE_INFINITY ? undefined : performance.now() + timeoutMs;
+    run.set('flags', 0);
+    const end = this.#guarded(immediate, deadline);
+    if (Number(run.get('kvmValidRegs')) !== 0) this.#storeSets();
+    this.#save();
+    // A kick stays pending until it has interrupted a run.
+    if (end === -Errno.EINTR) kick.clear();
+    return end;
+  }
+
+  #guarded(immediate: boolean, deadline: number | undefined): number {
+    try {
+      return this.#prepare() ?? this.#complete() ?? (immediate ? -Errno.EINTR : this.#enter(deadline));
+    } catch (thrown) {
+      if (!(thrown instanceof SecondStageFault)) throw thrown;
+      return thrown.errno === 0 ? this.#vcpu.run.get('exitReason') : thrown.errno;
+    }
+  }
+
+  /** What userspace wrote into kvm_run. */
+  #prepare(): End {
+    const { run, cpu } = this.#vcpu;
+    const [valid, dirty] = [run.get('kvmValidRegs'), run.get('kvmDirtyRegs')];
+    if (valid > KNOWN_SETS || dirty > KNOWN_SETS) return -Errno.EINVAL;
+    const refused = dirty === 0 ? 0 : this.#loadSets(dirty);
+    if (refused !== 0) return refused;
+    const cr8 = run.get('cr8');
+    if ((cr8 & CR8_RESERVED) !== 0n) return -Errno.EINVAL;
+    cpu.cr8 = Number(cr8);
+    cpu.windowRequested = run.get('requestInterruptWindow') !== 0;
+    return undefined;
+  }
+
+  /** sync_regs(): what was taken is no longer dirty. */
+  #loadSets(dirty: number): number {
+    const { run } = this.#vcpu;
+    const done = (set: number) => run.set('kvmDirtyRegs', run.get('kvmDirtyRegs') & ~set);
+    if ((dirty & SyncRegs.REGS) !== 0) {
+      this.setRegs(run.getSet('regs'));
+      done(SyncRegs.REGS);
+    }
+    if ((dirty & SyncRegs.SREGS) !== 0) {
+      const refused = setSregs(this.#vcpu.cpu, run.getSet('sregs'));
+      if (refused !== 0) return refused;
+      done(SyncRegs.SREGS);
+      run.set('cr8', BigInt(this.#vcpu.cpu.cr8));
+    }
+    if ((dirty & SyncRegs.EVENTS) !== 0) {
+      const refused = setEvents(this.#vcpu, run.getSet('events'));
+      if (refused !== 0) return refused;
+      done(SyncRegs.EVENTS);
+    }
+    return 0;
+  }
+
+  /** store_regs(). */
+  #storeSets(): void {
+    const { run, cpu } = this.#vcpu;
+    const valid = run.get('kvmValidRegs');
+    if ((valid & SyncRegs.REGS) !== 0) run.putSet('regs', getRegs(cpu));
+    if ((valid & SyncRegs.SREGS) !== 0) run.putSet('sregs', getSregs(cpu));
+    if ((valid & SyncRegs.EVENTS) !== 0) run.putSet('events', getEvents(this.#vcpu));
+  }
+
+  /** post_kvm_run_save(). */
+  #save(): void {
+    const { run, cpu } = this.#vcpu;
+    const enabled = (cpu.state.flags & Flag.IF) !== 0;
+    const waiting = cpu.interrupt !== undefined || cpu.exception !== undefined;
+    run.set('ifFlag', enabled ? 1 : 0);
+    run.set('cr8', BigInt(cpu.cr8));
+    run.set('apicBase', cpu.msrs.get(APIC_BASE) ?? 0n);
+    run.set('readyForInterruptInjection', enabled && cpu.shadow === undefined && !waiting ? 1 : 0);
+  }
+
+  /** KVM_SET_REGS; the instruction that waits for userspace keeps its own. */
+  setRegs(regs: Regs): void {
+    const { cpu } = this.#vcpu;
+    if (cpu.unfinished && this.#pending !== undefined) this.#before ??= getRegs(cpu);
+    setRegs(cpu, regs);
+    if (!this.#vcpu.exceptionPending) return;
+    cpu.exception = undefined;
+    this.#vcpu.exceptionPending = false;
+  }
+
+  /** complete_userspace_io: the rest of the instruction that the last exit interrupted. */
+  #complete(): End {
+    const { cpu, run } = this.#vcpu;
+    const stop = this.#pending;
+    if (stop === undefined) return undefined;
+    this.#pending = undefined;
+    const answer = run.answer(stop);
+    const next = this.#finish(
+      stop,
+      stop.kind === 'hypercall' && typeof answer === 'bigint' ? raxOf(stop, answer) : answer,
+    );
+    cpu.changed();
+    return next === undefined ? undefined : this.#stopped(next);
+  }
+
+  /**
+   * Finishes with the registers that the instruction began with. What userspace has set since: the emulator drops its
+   * registers but keeps the instruction pointer (emulate_regs_need_sync_from_vcpu); port I/O outside of it only looks
+   * whether the pointer is still the instruction's, and else leaves everything as it was set
+   * (complete_fast_pio_in and _out).
+   */
+  #finish(stop: Stop, answer: Uint8Array | bigint): Stop | undefined {
+    const { cpu } = this.#vcpu;
+    const before = this.#before;
+    if (before === undefined) return cpu.finish(answer);
+    const set = getRegs(cpu);
+    const moved = set.rip !== before.rip;
+    if (stop.kind !== 'mmio' && !moved) {
+      this.#before = undefined;
+      return cpu.finish(answer);
+    }
+    setRegs(cpu, before);
+    const next = cpu.finish(answer);
+    if (!cpu.unfinished) this.#before = undefined;
+    setRegs(cpu, stop.kind === 'mmio' ? { ...set, rip: cpu.state.rip } : set);
+    return next;
+  }
+
+  /** vcpu_run(). */
+  #enter(deadline: number | undefined): number {
+    const { cpu, run, kick } = this.#vcpu;
+    run.set('exitReason', Exit.UNKNOWN);
+    for (;;) {
+      const stop = cpu.run(SLICE);
+      const end = stop.kind === 'slice' ? undefined : this.#stopped(stop);
+      if (end !== undefined) return end;
+      const late = deadline !== undefined && performance.now() >= deadline;
+      if (!late && !kick.pending) continue;
+      // A signal that comes while the guest runs says so; one that was there before leaves exit_reason alone.
+      run.set('exitReason', Exit.INTR);
+      return kick.pending ? -Errno.EINTR : -Errno.ETIME;
+    }
+  }
+
+  /** What a stop means: the end of KVM_RUN, but for hypercalls that KVM answers. */
+  #stopped(first: Exclude<Stop, { kind: 'slice' }> | Stop): End {
+    const { cpu, run, vm } = this.#vcpu;
+    for (let stop: Stop | undefined = first; stop !== undefined; ) {
+      if (stop.kind === 'slice') return undefined;
+      if (stop.kind !== 'hypercall') {
+        if (stop.kind === 'io' || stop.kind === 'mmio') this.#pending = stop;
+        // Nobody in the kernel could wake it, so userspace decides what a halt is.
+        if (stop.kind === 'halt') cpu.halted = false;
+        return run.tell(stop);
+      }
+      const answer = answerHypercall(stop, cplOf(cpu), vm.exitHypercalls);
+      if (answer === undefined) {
+        this.#pending = stop;
+        return run.tell(handedOn(stop));
+      }
+      stop = cpu.finish(raxOf(stop, answer));
+    }
+    return undefined;
+  }
+}

@@ -1,0 +1,94 @@
+/** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
+import { outOfRange } from '../../hypervisor/errors.ts';
+import { Errno } from '../../uapi/errno.ts';
+import { PAGE } from '../arena.ts';
+import { Cpu } from '../cpu/cpu.ts';
+import { type Access, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
+import type { KickWord } from './kicks.ts';
+import { KvmRun } from './kvm-run.ts';
+import { Runner } from './run.ts';
+import type { KvmVm } from './vm.ts';
+
+/** A thousandth of the frequency of the time-stamp counter, which counts instructions: they take a nanosecond each. */
+export const TSC_KHZ = 1_000_000;
+/** What a timer can be set to, in milliseconds. */
+const MAX_TIMEOUT = 2 ** 31 - 1;
+
+const pageOf = (gpa: number): number => gpa - (gpa % PAGE);
+
+export class KvmVcpu {
+  readonly vm: KvmVm;
+  readonly id: number;
+  readonly cpu: Cpu;
+  readonly run = new KvmRun();
+  readonly runner: Runner;
+  readonly kick: KickWord;
+  /** cpu.exception has been raised and not yet been delivered: KVM_SET_REGS takes it back. */
+  exceptionPending = false;
+  /** KVM_RUN was called: CPUID stands. */
+  hasRun = false;
+  #open = true;
+
+  /** By create(). */
+  constructor(vm: KvmVm, id: number, kick: KickWord) {
+    this.vm = vm.retain();
+    this.id = id;
+    this.kick = kick;
+    const { host, choice } = vm;
+    this.cpu = new Cpu(host.arena, this.#stage(), { vendor: host.vendor, decoder: host.decoder, choice });
+    this.runner = new Runner(this);
+    vm.memory.translators.add(this.cpu);
+  }
+
+  /** -ENOMEM when the host has no place for another. */
+  static create(vm: KvmVm, id: number): KvmVcpu | number {
+    const kick = vm.host.kicks.open();
+    if (kick === undefined) return -Errno.ENOMEM;
+    try {
+      return new KvmVcpu(vm, id, kick);
+    } catch (error) {
+      kick.close();
+      vm.release();
+      if (error instanceof RangeError) return -Errno.ENOMEM; // the arena is full
+      throw error;
+    }
+  }
+
+  #stage(): SecondStage {
+    const { memory, host } = this.vm;
+    return {
+      page: (gpa: number, access: Access, wants: boolean | undefined): number => {
+        const found = memory.access(pageOf(gpa), access, wants);
+        if (typeof found === 'number') return found;
+        throw new SecondStageFault(this.run.tellFault(found, host.dialect));
+      },
+      sharedPage: (gpa, access) => memory.sharedPage(pageOf(gpa), access),
+    };
+  }
+
+  /** KVM_RUN as the backend's runner has it. @throws RangeError ERR_KVM_INVALID_ARG */
+  readonly enter = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
+    if (
+      typeof timeoutMs !== 'number' ||
+      !(timeoutMs > 0) ||
+      (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity)
+    ) {
+      throw outOfRange(
+        'timeoutMs',
+        timeoutMs,
+        'a number of milliseconds above 0 and below 2^31, or Infinity',
+      );
+    }
+    if (!this.#open) return -Errno.EBADF;
+    this.hasRun = true;
+    return this.runner.run(timeoutMs);
+  };
+
+  close(): void {
+    this.#open = false;
+    this.kick.close();
+    this.vm.memory.translators.delete(this.cpu);
+    this.cpu.free();
+    this.vm.release();
+  }
+}

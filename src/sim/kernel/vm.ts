@@ -1,0 +1,133 @@
+/** A VM: what its fd's ioctls do (virt/kvm/kvm_main.c and arch/x86/kvm/x86.c, kvm_vm_ioctl). */
+import { Cap } from '../../uapi/cap.ts';
+import { MemoryAttribute, VmType } from '../../uapi/constants.ts';
+import { Errno } from '../../uapi/errno.ts';
+import type { kvm_create_guest_memfd, kvm_enc_region, kvm_memory_attributes } from '../../uapi/structs.ts';
+import { PAGE } from '../arena.ts';
+import type { GuestChoice } from '../cpu/cpu.ts';
+import { GuestMemfdFile } from '../memory/guest-memfd.ts';
+import { Counted } from '../memory/host-memory.ts';
+import { VmMemory } from '../memory/vm-memory.ts';
+import {
+  checkExtension,
+  enableVmCap,
+  guestMemfdFlags,
+  MAX_VCPU_IDS,
+  MAX_VCPUS,
+  VM_TYPES,
+} from './capabilities.ts';
+import { type Handlers, type StructArgument, Table } from './dispatch.ts';
+import type { Host } from './host.ts';
+import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
+
+/** In use by its fd and by its vCPUs. */
+export class KvmVm extends Counted {
+  readonly host: Host;
+  readonly type: number;
+  readonly memory: VmMemory;
+  /** kvm_arch_has_private_mem(). */
+  readonly hasPrivate: boolean;
+  readonly choice: GuestChoice | undefined;
+  /** The hypercalls that end KVM_RUN (KVM_CAP_EXIT_HYPERCALL). */
+  exitHypercalls = 0;
+  /** KVM_CAP_EXCEPTION_PAYLOAD: pending exceptions are told apart from injected ones. */
+  exceptionPayload = false;
+  /** Numbers are given once: a vCPU lives as long as its VM. */
+  readonly vcpuIds = new Set<number>();
+
+  constructor(host: Host, type: number) {
+    super();
+    this.host = host;
+    this.type = type;
+    this.hasPrivate = type !== VmType.DEFAULT;
+    this.choice = host.choices.get(type);
+    this.memory = new VmMemory({
+      dialect: host.dialect,
+      rules: { addressSpaces: 1, guestMemfd: true, owner: this },
+      hasPrivate: this.hasPrivate,
+      faultSize: this.choice === undefined ? PAGE : host.faultSize,
+    });
+  }
+
+  static create(host: Host, type: number): KvmVm | number {
+    return VM_TYPES.includes(type) ? new KvmVm(host, type) : -Errno.EINVAL;
+  }
+
+  protected free(): void {
+    this.memory.destroy();
+  }
+}
+
+/** Both ends of a range of whole pages, or a negated errno. `end` is exclusive. */
+function pageRange(start: bigint, size: bigint): { start: number; end: number } | number {
+  const end = start + size;
+  if (size === 0n || end > 0xffff_ffff_ffff_ffffn) return -Errno.EINVAL;
+  if ((start | size) % BigInt(PAGE) !== 0n) return -Errno.EINVAL;
+  return { start: Number(start), end: Number(end) };
+}
+
+/** kvm_vm_ioctl_set_mem_attributes(). */
+function setMemoryAttributes(vm: KvmVm, argument: StructArgument<typeof kvm_memory_attributes>): number {
+  if (vm.host.dialect.truth !== 'attributes') return -Errno.ENOTTY;
+  const attributes = argument.raw('attributes');
+  const supported = BigInt(checkExtension(vm.host, vm, Cap.MEMORY_ATTRIBUTES));
+  if (argument.raw('flags') !== 0n || (attributes & ~supported) !== 0n) return -Errno.EINVAL;
+  const range = pageRange(argument.raw('address'), argument.raw('size'));
+  if (typeof range === 'number') return range;
+  vm.memory.setAttributes(range.start, range.end, Number(attributes));
+  return 0;
+}
+
+/** The ninth version's way to convert: guest-physical regions are registered as private. */
+const setRegion =
+  (attributes: number) =>
+  (vm: KvmVm, argument: StructArgument<typeof kvm_enc_region>): number => {
+    if (vm.host.dialect.truth !== 'regions') return -Errno.ENOTTY;
+    if (!vm.hasPrivate) return -Errno.EINVAL;
+    const range = pageRange(argument.raw('addr'), argument.raw('size'));
+    if (typeof range === 'number') return range;
+    vm.memory.setAttributes(range.start, range.end, attributes);
+    return 0;
+  };
+
+/** kvm_gmem_create(). */
+function createGuestMemfd(vm: KvmVm, argument: StructArgument<typeof kvm_create_guest_memfd>) {
+  const flags = argument.raw('flags');
+  const size = argument.raw('size');
+  if ((flags & ~BigInt(guestMemfdFlags(vm.hasPrivate))) !== 0n) return -Errno.EINVAL;
+  if (size === 0n || size >= 1n << 63n || size % BigInt(PAGE) !== 0n) return -Errno.EINVAL;
+  const { host } = vm;
+  const converts = host.dialect.truth === 'allocation';
+  return new GuestMemfdFile(host.arena, vm, Number(size), Number(flags), converts);
+}
+
+function createVcpu(vm: KvmVm, id: number): KvmVcpu | number {
+  if (!(id < MAX_VCPU_IDS) || vm.vcpuIds.size >= MAX_VCPUS) return -Errno.EINVAL;
+  if (vm.vcpuIds.has(id)) return -Errno.EEXIST;
+  const vcpu = KvmVcpu.create(vm, id);
+  if (typeof vcpu !== 'number') vm.vcpuIds.add(id);
+  return vcpu;
+}
+
+/** The last three pages below 4 GiB can have no TSS. */
+const MAX_TSS = 2 ** 32 - 3 * PAGE;
+
+const handlers: Handlers<KvmVm> = {
+  KVM_CHECK_EXTENSION: (vm, cap) => checkExtension(vm.host, vm, cap),
+  KVM_ENABLE_CAP: (vm, argument) => {
+    const { cap, flags, args } = argument.value;
+    return enableVmCap(vm, cap, flags, args[0]!);
+  },
+  KVM_SET_MEMORY_ATTRIBUTES: setMemoryAttributes,
+  KVM_SET_TSS_ADDR: (_, address) => (address > MAX_TSS ? -Errno.EINVAL : 0),
+  KVM_SET_IDENTITY_MAP_ADDR: (vm) => (vm.vcpuIds.size > 0 ? -Errno.EINVAL : 0),
+  KVM_GET_TSC_KHZ: () => TSC_KHZ,
+  KVM_MEMORY_ENCRYPT_REG_REGION: setRegion(MemoryAttribute.PRIVATE),
+  KVM_MEMORY_ENCRYPT_UNREG_REGION: setRegion(0),
+};
+
+export const vmIoctls = new Table(handlers);
+export const vmCreates = new Table<KvmVm, KvmVcpu | GuestMemfdFile | number>({
+  KVM_CREATE_VCPU: createVcpu,
+  KVM_CREATE_GUEST_MEMFD: createGuestMemfd,
+});
