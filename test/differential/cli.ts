@@ -8,10 +8,11 @@ import { caseOf } from './generate.ts';
 import { processor } from './processor.ts';
 import { type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
 import { Runner } from './runner.ts';
+import { sequencesCommand } from './sequences-command.ts';
 
 const USAGE = `Executes random instructions on two backends, and shows where they differ.
 
-  node scripts/differential.mjs [options]
+  node scripts/differential.mjs [options]       (and: node scripts/differential.mjs sequences --help)
     --backend NAME    what is tested (sim)
     --oracle NAME     what it is compared with (kvm)
     --mode MODE       ${modes.join(' or ')} (long3)
@@ -95,7 +96,9 @@ class Tally {
   }
 }
 
-export async function main(argv: string[]): Promise<number> {
+/** @param open how backends are opened */
+export async function main(argv: string[], open = openBackend): Promise<number> {
+  if (argv[0] === 'sequences') return sequencesCommand(argv.slice(1), open);
   const { values } = parseArgs({ args: argv, options });
   if (values.help) {
     process.stdout.write(USAGE);
@@ -163,5 +166,5 @@ export async function main(argv: string[]): Promise<number> {
   return tally.different === 0 ? 0 : 1;
 }
 
-const open = (name: string): Hypervisor =>
+const openBackend = (name: string): Hypervisor =>
   openHypervisor({ backend: name as NonNullable<OpenOptions['backend']> });

@@ -20,28 +20,24 @@ describe.each(recordings)('%s', (name) => {
     .toString()
     .split('\n', 1)[0]!;
 
-  it.for(backends)(
-    'is what every instruction does (%s)',
-    (backend, context) => {
-      if (backend === 'kvm' && (inLab || !about.includes(processor)))
-        return context.skip(`recorded on another processor (${about}); this is ${processor}`);
-      let hv: ReturnType<typeof openHypervisor>;
-      try {
-        hv = openHypervisor({ backend: backend as 'kvm' });
-      } catch (error) {
-        return context.skip(`${backend}: ${(error as Error).message}`);
-      }
-      using _ = hv;
-      expect(hv.backend).toBe(backend);
-      using runner = new Runner(hv);
-      const found: string[] = [];
-      for (const { given, expected } of readRecording(new URL(name, folder))) {
-        const what = inspect(given);
-        const different = compare(expected, runner.run(given, what.changesSegments), what);
-        if (different.length > 0) found.push(`${formatCase(given)} ${what.text}: ${shown(different)}`);
-      }
-      expect(found).toEqual([]);
-    },
-    120_000,
-  );
+  it.for(backends)('is what every instruction does (%s)', { timeout: 120_000 }, (backend, context) => {
+    if (backend === 'kvm' && (inLab || !about.includes(processor)))
+      return context.skip(`recorded on another processor (${about}); this is ${processor}`);
+    let hv: ReturnType<typeof openHypervisor>;
+    try {
+      hv = openHypervisor({ backend: backend as 'kvm' });
+    } catch (error) {
+      return context.skip(`${backend}: ${(error as Error).message}`);
+    }
+    using _ = hv;
+    expect(hv.backend).toBe(backend);
+    using runner = new Runner(hv);
+    const found: string[] = [];
+    for (const { given, expected } of readRecording(new URL(name, folder))) {
+      const what = inspect(given);
+      const different = compare(expected, runner.run(given, what.changesSegments), what);
+      if (different.length > 0) found.push(`${formatCase(given)} ${what.text}: ${shown(different)}`);
+    }
+    expect(found).toEqual([]);
+  });
 });

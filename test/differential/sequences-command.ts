@@ -1,0 +1,130 @@
+/** The command's other half: `node scripts/differential.mjs sequences`. */
+
+import { readFileSync, writeFileSync } from 'node:fs';
+import { parseArgs } from 'node:util';
+import { gunzipSync, gzipSync } from 'node:zlib';
+import { type Hypervisor, VmType } from '../../src/index.ts';
+import { type Line, runSequence, World } from './sequences.ts';
+
+const USAGE = `Runs random sequences of ioctls and guest accesses on two backends, and shows the first step of each that differs.
+
+  node scripts/differential.mjs sequences [options]
+    --backend NAME   what is tested (sim)
+    --oracle NAME    what it is compared with (kvm)
+    --type N         the VM's type: 1 is KVM_X86_SW_PROTECTED_VM (1)
+    --seed N         (1)
+    --count N        how many sequences (1000)
+    --from N         the number of the first (0)
+    --show           print every step of them, on the oracle
+    --record FILE    only run on the oracle, and write what it gave
+    --replay FILE    compare with what was written, instead of an oracle
+`;
+
+const options = {
+  backend: { type: 'string', default: 'sim' },
+  oracle: { type: 'string', default: 'kvm' },
+  type: { type: 'string', default: String(VmType.SW_PROTECTED) },
+  seed: { type: 'string', default: '1' },
+  count: { type: 'string', default: '1000' },
+  from: { type: 'string', default: '0' },
+  show: { type: 'boolean' },
+  record: { type: 'string' },
+  replay: { type: 'string' },
+  help: { type: 'boolean' },
+} as const;
+
+/** What recorded sequences gave, and what they were run on. The steps follow from seed and number. */
+export interface SequenceRecording {
+  readonly about: string;
+  readonly type: number;
+  readonly seed: number;
+  readonly results: readonly (readonly [number: number, results: readonly string[]])[];
+}
+
+export function readSequences(path: string | URL): SequenceRecording {
+  const [head, ...lines] = gunzipSync(readFileSync(path)).toString().trimEnd().split('\n') as [
+    string,
+    ...string[],
+  ];
+  const [, type, seed] = /type (\d+), seed (\d+)/.exec(head)!.map(Number) as [number, number, number];
+  return {
+    about: head.slice(2),
+    type,
+    seed,
+    results: lines.map((line) => {
+      const [number, results] = line.split('\t') as [string, string];
+      return [Number(number), results.split(';')];
+    }),
+  };
+}
+
+/** The first step that gives something else, with what led to it; undefined when all are the same. */
+export function firstDifference(lines: readonly Line[], expected: readonly string[]): string | undefined {
+  const at = lines.findIndex(({ result }, i) => result !== expected[i]);
+  if (at < 0) return undefined;
+  const before = lines.slice(0, at).map(({ text, result }) => `      ${text}: ${result}`);
+  return [...before, `    > ${lines[at]!.text}: ${expected[at]} / ${lines[at]!.result}`].join('\n');
+}
+
+export function sequencesCommand(argv: string[], open: (name: string) => Hypervisor): number {
+  const { values } = parseArgs({ args: argv, options });
+  if (values.help) {
+    process.stdout.write(USAGE);
+    return 0;
+  }
+  const recorded = values.replay === undefined ? undefined : readSequences(values.replay);
+  const type = recorded?.type ?? Number(values.type);
+  const seed = recorded?.seed ?? Number(values.seed);
+  const [from, count] = [Number(values.from), Number(values.count)];
+  using oracleHv = recorded ? undefined : open(values.oracle);
+  using oracle = oracleHv && new World(oracleHv, type);
+  const results = (number: number) => runSequence(oracle!, seed, number).map(({ result }) => result);
+  const numbers =
+    recorded?.results.map(([number]) => number) ?? Array.from({ length: count }, (_, i) => from + i);
+
+  if (values.show && oracle !== undefined) {
+    for (const number of numbers) {
+      const lines = runSequence(oracle!, seed, number);
+      process.stdout.write(
+        `sequence ${number}\n${lines.map(({ text, result }) => `  ${text}: ${result}\n`).join('')}`,
+      );
+    }
+    return 0;
+  }
+  const began = performance.now();
+  let said = began;
+  const tick = (done: number, what: string) => {
+    if (performance.now() - said < 5000) return;
+    said = performance.now();
+    process.stderr.write(`${done} sequences${what}, ${Math.round((1000 * done) / (said - began))}/s\n`);
+  };
+  if (values.record !== undefined) {
+    const lines = numbers.map((number, i) => {
+      tick(i, '');
+      return `${number}\t${results(number).join(';')}`;
+    });
+    writeFileSync(
+      values.record,
+      gzipSync(`# ${values.oracle}, type ${type}, seed ${seed}\n${lines.join('\n')}\n`, { level: 9 }),
+    );
+    process.stdout.write(`${lines.length} sequences written\n`);
+    return 0;
+  }
+
+  using backendHv = open(values.backend);
+  using backend = new World(backendHv, type);
+  let different = 0;
+  const steps = new Map<string, number>();
+  for (const [i, number] of numbers.entries()) {
+    const expected = recorded ? recorded.results[i]![1] : results(number);
+    const lines = runSequence(backend, seed, number);
+    for (const { text } of lines) steps.set(text.split(' ')[0]!, (steps.get(text.split(' ')[0]!) ?? 0) + 1);
+    const difference = firstDifference(lines, expected);
+    if (difference !== undefined && different++ < 20)
+      process.stdout.write(`sequence ${number}\n${difference}\n`);
+    tick(i + 1, `, ${different} different`);
+  }
+  const kinds = [...steps].sort((a, b) => b[1] - a[1]).map(([kind, n]) => `${kind} ${n}`);
+  process.stdout.write(`${numbers.length} sequences, ${different} different; steps: ${kinds.join(', ')}\n`);
+  return different === 0 ? 0 : 1;
+}
