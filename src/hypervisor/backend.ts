@@ -4,6 +4,8 @@
  * keeps the process alive.
  */
 
+import type { DialectName } from '../uapi/dialects.ts';
+
 /** A file descriptor or a mapping of the backend's: opaque, used only with the backend that made it. */
 export type Handle = { readonly __handle: unique symbol };
 
@@ -23,6 +25,8 @@ export interface MemoryToken {
  */
 export interface Backend {
   readonly name: BackendName;
+  /** The ABI by which KVM_RUN tells of memory faults; mainline's without it. Only the simulator speaks others. */
+  readonly dialect?: DialectName;
   /** Opens the KVM device. @throws UnavailableError */
   open(): Handle;
   ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;

@@ -4,6 +4,7 @@
  */
 
 import { MemoryFaultFlag } from '../uapi/constants.ts';
+import { type Dialect, dialects } from '../uapi/dialects.ts';
 import { EXIT_OFFSET, exitArms, kvm_run, SYNC_REGS_OFFSET } from '../uapi/kvm-run.ts';
 import type { Value } from '../uapi/layout.ts';
 import { size64, u8, u16, u32, u64, viewOf } from '../uapi/layout.ts';
@@ -102,15 +103,23 @@ export class MmioExit {
   }
 }
 
-/** KVM_EXIT_MEMORY_FAULT: the guest-physical range [gpa, gpa + size) and why KVM could not map it. */
+/**
+ * KVM_EXIT_MEMORY_FAULT: the guest-physical range [gpa, gpa + size) and why KVM could not map it. In mainline's words,
+ * whatever the ABI: the arms of all three have their fields at the same places, and only the flags differ.
+ */
 export class MemoryFaultExit {
   readonly #page: RunPage;
-  constructor(page: RunPage) {
+  readonly #dialect: Dialect;
+  constructor(page: RunPage, dialect: Dialect) {
     this.#page = page;
+    this.#dialect = dialect;
   }
   /** MemoryFaultFlag bits, and whatever a newer kernel adds. */
   get flags(): number {
-    return size64.get(this.#page.view, FAULT.flags);
+    if (this.#dialect === dialects.mainline) return size64.get(this.#page.view, FAULT.flags);
+    const word = this.#page.view.getUint32(FAULT.flags, true);
+    const { private: bit } = this.#dialect.bits;
+    return ((word & ~bit & ~MemoryFaultFlag.PRIVATE) | (this.isPrivate ? MemoryFaultFlag.PRIVATE : 0)) >>> 0;
   }
   /** Bytes. */
   get gpa(): number {
@@ -122,7 +131,7 @@ export class MemoryFaultExit {
   }
   /** Whether the access was to private memory. */
   get isPrivate(): boolean {
-    return (this.#page.view.getUint32(FAULT.flags, true) & MemoryFaultFlag.PRIVATE) !== 0;
+    return (this.#page.view.getUint32(FAULT.flags, true) & this.#dialect.bits.private) !== 0;
   }
 }
 
@@ -215,14 +224,14 @@ export class RunPage {
   readonly syncRegs: SyncRegsArea;
 
   /** @param page the vCPU's whole mapping: kvm_run, the page of port data, the ring of coalesced writes */
-  constructor(page: Uint8Array) {
+  constructor(page: Uint8Array, dialect: Dialect = dialects.mainline) {
     if (page.length < kvm_run.size)
       throw outOfRange("kvm_run's size", page.length, `at least ${kvm_run.size}`);
     this.#bytes = page;
     this.#view = viewOf(page);
     this.io = new IoExit(this);
     this.mmio = new MmioExit(this);
-    this.memoryFault = new MemoryFaultExit(this);
+    this.memoryFault = new MemoryFaultExit(this, dialect);
     this.hypercall = new HypercallExit(this);
     this.syncRegs = new SyncRegsArea(this);
   }

@@ -1,11 +1,11 @@
 /** A virtual processor: run it, and read and write its state. */
 import { Cap } from '../uapi/cap.ts';
+import { type Dialect, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { Exit } from '../uapi/exit.ts';
 import { decodeExit, type KvmExit } from '../uapi/exits.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
-import { outcomeOf } from '../uapi/outcome.ts';
 import type { kvm_enable_cap, kvm_guest_debug, kvm_translation } from '../uapi/structs.ts';
 import type {
   kvm_cpuid_entry2,
@@ -45,6 +45,8 @@ export class Vcpu implements Disposable {
   readonly #fd: Fd;
   readonly #checkExtension: (cap: number) => number;
   readonly #page: RunPage;
+  /** The ABI of memory faults. What it says is given in mainline's words. */
+  readonly #dialect: Dialect;
   readonly #run: (timeoutMs?: number) => number;
   #outcome: number = Exit.UNKNOWN;
 
@@ -53,7 +55,8 @@ export class Vcpu implements Disposable {
     this.#fd = fd;
     this.id = id;
     this.#checkExtension = checkExtension;
-    this.#page = new RunPage(fd.backend.bytes(fd.handle));
+    this.#dialect = dialects[fd.backend.dialect ?? 'mainline'];
+    this.#page = new RunPage(fd.backend.bytes(fd.handle), this.#dialect);
     this.#run = fd.backend.runner(fd.handle);
     this.kickId = fd.backend.kickId(fd.handle);
   }
@@ -93,7 +96,7 @@ export class Vcpu implements Disposable {
   run(timeoutMs?: number): number {
     if (this.#fd.closed) throw closed('vCPU');
     const result = this.#run(timeoutMs);
-    if (result >= 0 && result !== Exit.MEMORY_FAULT) {
+    if (result >= 0 && result !== this.#dialect.signal.exitReason) {
       this.#outcome = result;
       return result;
     }
@@ -102,7 +105,8 @@ export class Vcpu implements Disposable {
 
   #settle(result: number): number {
     const page = this.#page;
-    const outcome = result === -Errno.ETIME ? Exit.DEADLINE : outcomeOf(Math.min(result, 0), page.exitReason);
+    const outcome =
+      result === -Errno.ETIME ? Exit.DEADLINE : this.#dialect.outcome(Math.min(result, 0), page.exitReason);
     if (outcome === null) throw failed(Math.min(result, -1), ioctls.KVM_RUN);
     if (outcome === Exit.MEMORY_FAULT || outcome === Exit.MEMORY_POISONED) {
       // Read, so that no later EINTR finds it standing. Other reasons are left: some must survive KVM_RUN with
@@ -120,7 +124,7 @@ export class Vcpu implements Disposable {
 
   /** The last run's exit as an object of its own, with every field that its reason has. Allocates. */
   get exit(): KvmExit {
-    return decodeExit(this.#outcome, this.#page.view);
+    return decodeExit(this.#outcome, this.#page.view, this.#dialect);
   }
 
   /**

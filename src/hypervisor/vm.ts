@@ -1,10 +1,12 @@
 /** A virtual machine: its memory, its vCPUs, its capabilities. One thread owns it. */
-import { MemFlag } from '../uapi/constants.ts';
+import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
+import { dialects } from '../uapi/dialects.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { type Input, size64, type Value, viewOf } from '../uapi/layout.ts';
 import {
   kvm_create_guest_memfd,
   type kvm_enable_cap,
+  kvm_enc_region,
   type kvm_irq_level,
   kvm_memory_attributes,
   type kvm_msi,
@@ -14,7 +16,7 @@ import { type Handle, isHandle } from './backend.ts';
 import { KvmError, wrongType } from './errors.ts';
 import { Fd, failed, lend } from './fd.ts';
 import { GuestMemfd } from './guest-memfd.ts';
-import { GuestMemory } from './guest-memory.ts';
+import { GuestMemory, KEEP_SIZE, PUNCH_HOLE } from './guest-memory.ts';
 import { MemoryMap } from './memory-map.ts';
 import { Vcpu } from './vcpu.ts';
 
@@ -197,6 +199,40 @@ export class Vm implements Disposable {
     const result = this.#fd.backend.ioctl(this.#fd.handle, request, this.#attributes);
     if (result === 0) this.memoryMap.recordAttributes(address, address + size, attributes);
     return result;
+  }
+
+  /**
+   * Makes memory private or shared by the call that this host's ABI has for it: KVM_SET_MEMORY_ATTRIBUTES today;
+   * before that, registering a region, or allocating and punching the guest_memfd's pages.
+   * @returns 0 or a negated errno; for whole pages
+   */
+  tryConvert(address: number, size: number, attributes: number): number {
+    const { truth } = dialects[this.#fd.backend.dialect ?? 'mainline'];
+    if (truth === 'attributes') return this.trySetMemoryAttributes(address, size, attributes);
+    const result =
+      truth === 'regions'
+        ? this.#registerRegion(address, size, attributes)
+        : this.#allocate(address, size, attributes);
+    if (result === 0) this.memoryMap.recordAttributes(address, address + size, attributes);
+    return result;
+  }
+
+  #registerRegion(addr: number, size: number, attributes: number): number {
+    const toPrivate = (attributes & MemoryAttribute.PRIVATE) !== 0;
+    const row = toPrivate ? ioctls.KVM_MEMORY_ENCRYPT_REG_REGION : ioctls.KVM_MEMORY_ENCRYPT_UNREG_REGION;
+    const region = kvm_enc_region.encode({ addr, size });
+    return this.#fd.backend.ioctl(this.#fd.handle, row.request, region);
+  }
+
+  #allocate(address: number, size: number, attributes: number): number {
+    const mode = (attributes & MemoryAttribute.PRIVATE) !== 0 ? KEEP_SIZE : PUNCH_HOLE;
+    for (const { start, end, slot } of this.memoryMap.pieces(address, address + size)) {
+      if (slot?.guestMemfd === undefined || slot.guestMemfd.closed) continue;
+      const offset = slot.guestMemfdOffset + start - slot.start;
+      const result = this.#fd.backend.fallocate(slot.guestMemfd.fd.handle, mode, offset, end - start);
+      if (result < 0) return result;
+    }
+    return 0;
   }
 
   /** KVM_CREATE_VCPU. @param id from 0 to below KVM_CAP_MAX_VCPU_ID; @throws KvmError EEXIST, EINVAL */

@@ -85,7 +85,7 @@ export class Converter {
     const map = this.#vm.memoryMap;
     const end = gpa + size;
     if (map.hasAttributes(gpa, end, attributesOf[to])) return 0;
-    const result = this.#vm.trySetMemoryAttributes(gpa, size, attributesOf[to]);
+    const result = this.#vm.tryConvert(gpa, size, attributesOf[to]);
     if (result < 0) return result;
     if (this.#discard === 'none' || (this.#discard === 'private' && to === 'private')) return size;
 
