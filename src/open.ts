@@ -1,39 +1,109 @@
 /** The one place that chooses a backend. */
+import { createRequire } from 'node:module';
+import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads';
 import { object } from './hypervisor/args.ts';
+import type { BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
 import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
 import { type Feature, features, missing } from './probe/features.ts';
+import { type KickTable, makeKickTable, type SimBackend, type SimOptions, simBackend } from './sim/index.ts';
+
+/** What a simulated host is told to be. */
+export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
 
 export interface OpenOptions {
-  /** `kvm`: the kernel. `auto`: the backend that can do all that `needs` names; today that is the kernel or none. */
-  readonly backend?: 'auto' | 'kvm';
+  /**
+   * `kvm`: the kernel. `sim`: the simulator. `auto`, which it is without this: the kernel where it can do all that
+   * `needs` names, else the simulator, and `fallback` of what comes says why.
+   */
+  readonly backend?: 'auto' | BackendName;
   /** What the VMM will use. It is tried here, so that a host without it is refused with the reason. */
   readonly needs?: readonly Feature[];
   /** Where KVM is; /dev/kvm without it. */
   readonly device?: string;
+  /** What the simulated host is, if it comes to that. */
+  readonly simulated?: SimulatedHost;
 }
 
 /**
- * Opens KVM.
+ * Opens KVM, or the simulator.
  * @throws UnavailableError whose `reason` and message say what is missing: the addon, the device, the permission, or
  *   a feature of `needs`; TypeError or RangeError ERR_KVM_INVALID_ARG
  */
 export function openHypervisor(options: OpenOptions = {}): Hypervisor {
-  const { backend = 'auto', needs = [], device } = object('options', options);
-  if (backend !== 'auto' && backend !== 'kvm') throw outOfRange('backend', backend, "'auto' or 'kvm'");
+  const { backend = 'auto', needs = [], device, simulated } = object('options', options);
+  if (backend !== 'auto' && backend !== 'kvm' && backend !== 'sim')
+    throw outOfRange('backend', backend, "'auto', 'kvm' or 'sim'");
   if (!Array.isArray(needs)) throw wrongType('needs', needs, 'an array of features');
   for (const need of needs) {
     if (!Object.hasOwn(features, need))
       throw outOfRange('needs', need, `among ${Object.keys(features).join(', ')}`);
   }
   if (device !== undefined && typeof device !== 'string') throw wrongType('device', device, 'a path');
-  const hv = new Hypervisor(kvmBackend(device));
+  if (simulated !== undefined) object('simulated', simulated);
+
+  if (backend === 'kvm') return openKvm(needs, device);
+  if (backend === 'sim') return openSimulator(needs, simulated);
+  try {
+    return openKvm(needs, device);
+  } catch (error) {
+    if (!(error instanceof UnavailableError)) throw error;
+    return fallBack(error, needs, simulated);
+  }
+}
+
+const openKvm = (needs: readonly Feature[], device?: string): Hypervisor =>
+  able(new Hypervisor(kvmBackend(device)), needs, "this host's KVM");
+
+const openSimulator = (needs: readonly Feature[], host?: SimulatedHost, why?: string): Hypervisor =>
+  able(new Hypervisor(simulator(host), why), needs, 'the simulator');
+
+/** The hypervisor, if it can do all that is needed. */
+function able(hv: Hypervisor, needs: readonly Feature[], name: string): Hypervisor {
   const lacks = missing(hv, needs);
   if (lacks.length === 0) return hv;
   hv.close();
-  throw new UnavailableError(
-    'feature',
-    `this host's KVM lacks ${lacks.map(({ feature, reason }) => `${feature} (${reason})`).join(', ')}`,
-  );
+  const list = lacks.map(({ feature, reason }) => `${feature} (${reason})`).join(', ');
+  throw new UnavailableError('feature', `${name} lacks ${list}`);
+}
+
+/** The simulator in KVM's place. Where it cannot be had either, what is wrong with KVM is what matters. */
+function fallBack(why: UnavailableError, needs: readonly Feature[], host?: SimulatedHost): Hypervisor {
+  try {
+    return openSimulator(needs, host, why.message);
+  } catch (error) {
+    if (!(error instanceof UnavailableError)) throw error;
+    throw new UnavailableError(why.reason, `${why.message}; and ${error.message}`, { cause: why.cause });
+  }
+}
+
+/**
+ * The simulator as a backend, for tests and for what only it can do.
+ * @throws UnavailableError when its decoder is not installed; RangeError ERR_KVM_INVALID_ARG
+ */
+export const simulator = (host: SimulatedHost = {}): SimBackend =>
+  simBackend({ ...host, iced: loadIced(), kicks: kickTable() });
+
+/** The decoder, loaded when a simulator is opened first: it takes some milliseconds. */
+function loadIced(): SimOptions['iced'] {
+  try {
+    return createRequire(import.meta.url)('iced-x86') as SimOptions['iced'];
+  } catch (cause) {
+    const why = (cause as Error).message.split('\n')[0];
+    throw new UnavailableError('addon', `the simulator's decoder iced-x86 cannot be loaded: ${why}`, {
+      cause,
+    });
+  }
+}
+
+const KICKS = 'vmexit.kicks';
+
+/** One for the process: threads that are started after the first simulator was opened have it too. */
+function kickTable(): KickTable {
+  const known = getEnvironmentData(KICKS);
+  if (known instanceof Int32Array) return known as KickTable;
+  const table = makeKickTable();
+  setEnvironmentData(KICKS, table);
+  return table;
 }
