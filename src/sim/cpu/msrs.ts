@@ -1,0 +1,282 @@
+/** Model-specific registers: RDMSR and WRMSR, and what KVM_GET_MSRS and KVM_SET_MSRS see. */
+
+import type { Cpu } from './cpu.ts';
+import { type Feature, features, has } from './cpuid.ts';
+import { raise, Vector } from './fault.ts';
+import type { Helpers } from './helpers/helper.ts';
+import { canonical, EFER, low32, paging, privileged } from './mode.ts';
+import { setSegment } from './segments.ts';
+
+const RAX = 0;
+const RCX = 1;
+const RDX = 2;
+
+/** IA32_* and MSR_* without their prefixes (SDM volume 4; APM volume 2, appendix A). */
+export const Msr = {
+  TSC: 0x10,
+  PLATFORM_ID: 0x17,
+  APIC_BASE: 0x1b,
+  TSC_ADJUST: 0x3b,
+  UCODE_REV: 0x8b,
+  FSB_FREQ: 0xcd,
+  PLATFORM_INFO: 0xce,
+  MTRR_CAP: 0xfe,
+  MISC_FEATURES_ENABLES: 0x140,
+  SYSENTER_CS: 0x174,
+  SYSENTER_ESP: 0x175,
+  SYSENTER_EIP: 0x176,
+  MCG_CAP: 0x179,
+  MCG_STATUS: 0x17a,
+  PERF_STATUS: 0x198,
+  MISC_ENABLE: 0x1a0,
+  DEBUG_CTL: 0x1d9,
+  MTRR_PHYS_BASE0: 0x200,
+  PAT: 0x277,
+  MTRR_DEF_TYPE: 0x2ff,
+  EFER: 0xc000_0080,
+  STAR: 0xc000_0081,
+  LSTAR: 0xc000_0082,
+  CSTAR: 0xc000_0083,
+  FMASK: 0xc000_0084,
+  FS_BASE: 0xc000_0100,
+  GS_BASE: 0xc000_0101,
+  KERNEL_GS_BASE: 0xc000_0102,
+  TSC_AUX: 0xc000_0103,
+  AMD_SYSCFG: 0xc001_0010,
+  AMD_HWCR: 0xc001_0015,
+  AMD_NB_CFG: 0xc001_001f,
+  AMD_INT_PENDING: 0xc001_0055,
+  AMD_SEV_STATUS: 0xc001_0131,
+  AMD_DE_CFG: 0xc001_1029,
+} as const;
+
+/** `host` is KVM_SET_MSRS, which may do what the guest may not. */
+interface Row {
+  readonly read: (cpu: Cpu) => bigint;
+  /** False refuses the value: #GP(0), or the end of KVM_SET_MSRS. */
+  readonly write: (cpu: Cpu, value: bigint, host: boolean) => boolean;
+  readonly vendor?: 'intel' | 'amd';
+  /** Without it in CPUID the guest has no such register. */
+  readonly needs?: Feature;
+  /** Told by KVM_GET_MSR_INDEX_LIST: a state that migration has to carry. */
+  readonly listed?: boolean;
+  readonly initial?: bigint;
+}
+
+type Check = (value: bigint, cpu: Cpu, host: boolean) => boolean;
+const any: Check = () => true;
+const none: Check = () => false;
+const isCanonical: Check = (value) => canonical(value);
+
+/** A register with nothing behind it but its value. */
+const plain = (index: number, check: Check, rest: Omit<Row, 'read' | 'write'> = {}): [number, Row] => [
+  index,
+  {
+    read: (cpu) => cpu.msrs.get(index) ?? rest.initial ?? 0n,
+    write(cpu, value, host) {
+      if (!check(value, cpu, host)) return false;
+      cpu.msrs.set(index, value);
+      return true;
+    },
+    ...rest,
+  },
+];
+const listed = { listed: true } as const;
+/** One that always reads the same. Writes are refused, or ignored. */
+const constant = (
+  index: number,
+  value: bigint,
+  writes: 'refused' | 'ignored' | 'zero',
+  rest: Partial<Row> = {},
+): [number, Row] => [
+  index,
+  {
+    read: () => value,
+    write: (_cpu, data) => writes === 'ignored' || (writes === 'zero' && data === 0n),
+    ...rest,
+  },
+];
+
+/** KVM_GET_SREGS has these: they are not listed. */
+const base = (index: number, segment: number): [number, Row] => [
+  index,
+  {
+    read: (cpu) => cpu.segments[segment]!.base,
+    write(cpu, value) {
+      if (!canonical(value)) return false;
+      setSegment(cpu, segment, { ...cpu.segments[segment]!, base: value });
+      return true;
+    },
+  },
+];
+
+/** Intel's refuse what is not canonical; what is KVM's own to set is made so (arch/x86/kvm/x86.c, __kvm_set_msr). */
+const entry = (index: number): [number, Row] => [
+  index,
+  {
+    ...listed,
+    read: (cpu) => cpu.msrs.get(index) ?? 0n,
+    write(cpu, value, host) {
+      if (!host && cpu.vendor === 'intel' && !canonical(value)) return false;
+      cpu.msrs.set(index, BigInt.asUintN(64, BigInt.asIntN(48, value)));
+      return true;
+    },
+  },
+];
+
+/** Memory types: UC WC WT WP WB, and UC- in the PAT (SDM volume 3, tables 12-8 and 12-10). */
+const MTRR_TYPES = [0, 1, 4, 5, 6];
+const PAT_TYPES = [...MTRR_TYPES, 7];
+const eachByte =
+  (types: readonly number[]): Check =>
+  (value) => {
+    for (let shift = 0n; shift < 64n; shift += 8n) {
+      if (!types.includes(Number((value >> shift) & 0xffn))) return false;
+    }
+    return true;
+  };
+const physicalMask = (cpu: Cpu) => (1n << BigInt(features(cpu.cpuid).physicalBits)) - 1n;
+const mtrrBase: Check = (value, cpu) =>
+  (value & ~(physicalMask(cpu) & ~0xf00n)) === 0n && MTRR_TYPES.includes(Number(value & 0xffn));
+const mtrrMask: Check = (value, cpu) => (value & ~(physicalMask(cpu) & ~0x7ffn)) === 0n;
+const mtrrDefault: Check = (value) => (value & ~0xcffn) === 0n && MTRR_TYPES.includes(Number(value & 0xffn));
+const VARIABLE_MTRRS = 8;
+const FIXED_MTRRS = [0x250, 0x258, 0x259, 0x268, 0x269, 0x26a, 0x26b, 0x26c, 0x26d, 0x26e, 0x26f];
+/** Eight variable ones, fixed ones, and write-combining. */
+const MTRR_CAP = 0x508n;
+
+const EFER_WRITABLE = BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE);
+
+/** arch/x86/kvm/x86.c, set_efer. LMA follows CR0.PG and LME; what is written to it is ignored. */
+function writeEfer(cpu: Cpu, value: bigint, host: boolean): boolean {
+  if ((value & ~EFER_WRITABLE) !== 0n) return false;
+  const next = Number(value);
+  const lacks = (bit: number, feature: Feature) => (next & bit) !== 0 && !has(cpu, feature);
+  if (!host) {
+    if (lacks(EFER.LME | EFER.LMA, 'LM') || lacks(EFER.NXE, 'NX') || lacks(EFER.SCE, 'SYSCALL')) return false;
+    if (paging(cpu) && ((cpu.efer ^ next) & EFER.LME) !== 0) return false;
+  }
+  cpu.efer = (next & ~EFER.LMA) | (cpu.efer & EFER.LMA);
+  cpu.flushTlb();
+  return true;
+}
+
+/** The time-stamp counter counts instructions; the map has what it is ahead of them. */
+const AHEAD = Msr.TSC;
+const mask64 = (value: bigint) => BigInt.asUintN(64, value);
+export const readTsc = (cpu: Cpu): bigint => mask64(cpu.state.count + (cpu.msrs.get(AHEAD) ?? 0n));
+function writeTsc(cpu: Cpu, value: bigint, host: boolean): boolean {
+  const by = value - readTsc(cpu);
+  cpu.msrs.set(AHEAD, mask64(value - cpu.state.count));
+  // A guest's own write shows in IA32_TSC_ADJUST (SDM volume 3, 18.17.3).
+  if (!host) cpu.msrs.set(Msr.TSC_ADJUST, mask64((cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n) + by));
+  return true;
+}
+function writeTscAdjust(cpu: Cpu, value: bigint, host: boolean): boolean {
+  const by = value - (cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n);
+  cpu.msrs.set(Msr.TSC_ADJUST, value);
+  if (!host) cpu.msrs.set(AHEAD, mask64((cpu.msrs.get(AHEAD) ?? 0n) + by));
+  return true;
+}
+
+/** Enable, BSP, and the default page (SDM volume 3, 11.4.4). There is no x2APIC. */
+const APIC_BASE = 0xfee0_0900n;
+const apicBase: Check = (value, cpu) => (value & (~physicalMask(cpu) | 0x6ffn)) === 0n;
+
+const BTF_LBR = 3n;
+
+const rows = new Map<number, Row>([
+  [Msr.TSC, { ...listed, read: readTsc, write: writeTsc }],
+  constant(Msr.PLATFORM_ID, 0n, 'refused'),
+  plain(Msr.APIC_BASE, apicBase, { initial: APIC_BASE }),
+  [
+    Msr.TSC_ADJUST,
+    {
+      ...listed,
+      needs: 'TSC_ADJUST',
+      read: (cpu) => cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n,
+      write: writeTscAdjust,
+    },
+  ],
+  constant(Msr.UCODE_REV, 0x1_0000_0000n, 'ignored'),
+  constant(Msr.FSB_FREQ, 3n, 'refused'),
+  plain(Msr.PLATFORM_INFO, (value, _cpu, host) => host && value === 0n, listed),
+  constant(Msr.MTRR_CAP, MTRR_CAP, 'refused'),
+  plain(Msr.MISC_FEATURES_ENABLES, (value) => value === 0n, listed),
+  plain(Msr.SYSENTER_CS, any, listed),
+  entry(Msr.SYSENTER_ESP),
+  entry(Msr.SYSENTER_EIP),
+  constant(Msr.MCG_CAP, 0n, 'refused'),
+  plain(Msr.MCG_STATUS, any, listed),
+  // The frequency that KVM tells: 1000, with a multiplier of 4 (arch/x86/kvm/x86.c, kvm_get_msr_common).
+  constant(Msr.PERF_STATUS, 1000n | (4n << 40n), 'refused'),
+  // Neither BTS nor PEBS.
+  plain(Msr.MISC_ENABLE, any, { ...listed, initial: 0x1800n }),
+  // KVM drops BTF and LBR silently where it does not virtualize them.
+  constant(Msr.DEBUG_CTL, 0n, 'refused', { write: (_cpu, value) => (value & ~BTF_LBR) === 0n }),
+  ...Array.from({ length: VARIABLE_MTRRS }, (_, i) => [
+    plain(Msr.MTRR_PHYS_BASE0 + 2 * i, mtrrBase, listed),
+    plain(Msr.MTRR_PHYS_BASE0 + 2 * i + 1, mtrrMask, listed),
+  ]).flat(),
+  ...FIXED_MTRRS.map((index) => plain(index, eachByte(MTRR_TYPES), listed)),
+  plain(Msr.PAT, eachByte(PAT_TYPES), { ...listed, initial: 0x0007_0406_0007_0406n }),
+  plain(Msr.MTRR_DEF_TYPE, mtrrDefault, listed),
+  [Msr.EFER, { read: (cpu) => BigInt(cpu.efer >>> 0), write: writeEfer }],
+  plain(Msr.STAR, any, listed),
+  plain(Msr.LSTAR, isCanonical, listed),
+  plain(Msr.CSTAR, isCanonical, listed),
+  plain(Msr.FMASK, (value) => value >> 32n === 0n, listed),
+  base(Msr.FS_BASE, 4),
+  base(Msr.GS_BASE, 5),
+  plain(Msr.KERNEL_GS_BASE, isCanonical, listed),
+  plain(Msr.TSC_AUX, (value) => value >> 32n === 0n, { ...listed, needs: 'RDTSCP' }),
+  plain(Msr.AMD_SYSCFG, none, { vendor: 'amd' }),
+  constant(Msr.AMD_HWCR, 0n, 'zero', { vendor: 'amd' }),
+  constant(Msr.AMD_NB_CFG, 0n, 'zero', { vendor: 'amd' }),
+  constant(Msr.AMD_INT_PENDING, 0n, 'ignored', { vendor: 'amd' }),
+  // LFENCE is serializing, which Linux asks for.
+  plain(Msr.AMD_DE_CFG, (value) => (value & ~2n) === 0n, { vendor: 'amd', initial: 2n, listed: true }),
+]);
+
+/** SEV, SEV-ES and SEV-SNP are on (APM volume 2, 15.34.10): in VMs whose guests have a C-bit, and not writable. */
+const sevStatus: Row = { read: () => 7n, write: () => false };
+
+function rowOf(cpu: Cpu, index: number, host: boolean): Row | undefined {
+  if (index === Msr.AMD_SEV_STATUS && cpu.choice?.set === 'private') return sevStatus;
+  const row = rows.get(index);
+  if (row === undefined || (row.vendor !== undefined && row.vendor !== cpu.vendor)) return undefined;
+  return host || row.needs === undefined || has(cpu, row.needs) ? row : undefined;
+}
+
+/** The value of a register that is there whatever CPUID says. */
+export const msrValue = (cpu: Cpu, index: number): bigint => rows.get(index)!.read(cpu);
+
+/** RDMSR and KVM_GET_MSRS: undefined where there is no such register. */
+export function readMsr(cpu: Cpu, index: number, host = false): bigint | undefined {
+  return rowOf(cpu, index, host)?.read(cpu);
+}
+
+/** WRMSR and KVM_SET_MSRS: false where there is no such register or it refuses the value. Call cpu.changed() after. */
+export function writeMsr(cpu: Cpu, index: number, value: bigint, host = false): boolean {
+  return rowOf(cpu, index, host)?.write(cpu, value, host) ?? false;
+}
+
+/** The registers of KVM_GET_MSR_INDEX_LIST. */
+export const msrIndexList = (vendor: 'intel' | 'amd'): number[] =>
+  [...rows].filter(([, row]) => row.listed && (row.vendor ?? vendor) === vendor).map(([index]) => index);
+
+export const modelSpecificRegistersEnding: Helpers = {
+  rdmsr(cpu) {
+    privileged(cpu);
+    const value = readMsr(cpu, Number(low32(cpu.state.gpr(RCX))));
+    if (value === undefined) raise(Vector.GP, 0);
+    cpu.state.setGpr(RAX, low32(value));
+    cpu.state.setGpr(RDX, value >> 32n);
+  },
+  wrmsr(cpu) {
+    privileged(cpu);
+    const { state } = cpu;
+    const value = low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n);
+    if (!writeMsr(cpu, Number(low32(state.gpr(RCX))), value)) raise(Vector.GP, 0);
+  },
+};
