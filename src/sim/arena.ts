@@ -79,8 +79,9 @@ export class Arena {
     const { i32, u8 } = this.views;
     for (let page = offset; page < offset + size; page += PAGE) {
       const end = Math.min(page + PAGE, offset + size);
-      const words = i32.subarray(page / 4, end / 4);
-      if (words.some((word) => word !== 0)) u8.fill(0, page, end);
+      let at = page / 4;
+      while (at < end / 4 && i32[at] === 0) at++;
+      if (at < end / 4) u8.fill(0, page, end);
     }
   }
 

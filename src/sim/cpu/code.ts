@@ -6,7 +6,7 @@ import { PAGE } from '../arena.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import type { Cpu } from './cpu.ts';
-import { GuestFault, raise, Vector } from './fault.ts';
+import { raise, Vector } from './fault.ts';
 import type { Insn } from './insn.ts';
 import type { Block, End } from './ir.ts';
 import { segmentLinear } from './addressing.ts';
@@ -119,7 +119,7 @@ export class Code {
 
   #look(mode: Mode, rip: bigint): Entry {
     const first = this.#page(this.#fetch(rip));
-    const key = `${rip}/${mode.key}`;
+    const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
     if (entry === undefined || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
@@ -245,24 +245,19 @@ export class Code {
     return module;
   }
 
-  /** A block that another leads to, if it is in the same page or was executed lately: looking must not fault. */
+  /**
+   * A block that another leads to, if it was executed in this run or lies in the same page, and not only translated:
+   * what is cold, or no code at all, is not worth a module's time.
+   */
   #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
-    let entry = this.#jumps[slotOf(rip)];
-    if (rip >> 12n === from.block.rip >> 12n) {
-      try {
-        entry = this.#look(mode, rip);
-      } catch (thrown) {
-        if (!(thrown instanceof GuestFault)) throw thrown;
-        return undefined; // no instruction, or one that ends in a page that is not there
-      }
-    }
-    const usable =
-      entry !== undefined &&
-      entry.epoch === this.#epoch &&
-      entry.block.rip === rip &&
-      entry.mode === mode.key &&
-      entry.pages.length === 1;
-    return usable ? entry : undefined;
+    const known = this.#jumps[slotOf(rip)];
+    const entry =
+      known?.block.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
+        ? known
+        : rip >> 12n === from.block.rip >> 12n
+          ? from.pages[0]!.entries.get(keyOf(rip, mode))
+          : undefined;
+    return entry !== undefined && entry.heat !== 0 && entry.pages.length === 1 ? entry : undefined;
   }
 
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
@@ -302,6 +297,7 @@ interface Module {
   epoch: number;
 }
 
+const keyOf = (rip: bigint, mode: Mode) => `${rip}/${mode.key}`;
 const slotOf = (rip: bigint) => {
   const low = Number(rip & 0xffff_ffffn);
   return (low ^ (low >>> 12)) & (JUMPS - 1);
