@@ -90,11 +90,17 @@ export class Decoder {
     let sizePrefix = false;
     let addressPrefix = false;
     let at = start;
-    for (; PREFIXES.has(bytes[at]!); at++) {
-      if (bytes[at] === 0x66) sizePrefix = true;
-      if (bytes[at] === 0x67) addressPrefix = true;
+    // REX counts only where the opcode follows it (SDM volume 2, 2.2.1).
+    let rex = 0;
+    for (; ; at++) {
+      const byte = bytes[at]!;
+      if (byte === 0x66) sizePrefix = true;
+      if (byte === 0x67) addressPrefix = true;
+      if (bits === 64 && (byte & 0xf0) === 0x40) rex = byte;
+      else if (PREFIXES.has(byte)) rex = 0;
+      else break;
     }
-    const wide = bits === 64 && (bytes[at]! & 0xf8) === 0x48;
+    const wide = (rex & 8) !== 0;
     const byPrefix = wide ? 8 : (bits === 16) !== sizePrefix ? 2 : 4;
     const operands: Operand[] = [];
     for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));

@@ -44,11 +44,11 @@ const output: Helper = (cpu, insn) => {
   );
 };
 
-/** Elements that one exit reads: to the end of the destination's page, and never none. */
+/** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */
 function ahead(cpu: Cpu, { addressSize }: Insn, size: PortSize, left: bigint): number {
   const offset = Number(BigInt.asUintN(addressSize * 8, cpu.state.gpr(RDI)) & BigInt(PAGE - 1));
-  const room = Math.min(isDown(cpu) ? offset : PAGE - offset, READ_AHEAD);
-  const most = Math.max(Math.floor(room / size), 1);
+  const room = isDown(cpu) ? offset : PAGE - offset;
+  const most = Math.max(Math.min(room, READ_AHEAD / size), 1);
   return left < BigInt(most) ? Number(left) : most;
 }
 /** INS. Userspace may have changed RCX: the count is what it says when the data is there. */

@@ -1,6 +1,7 @@
 /** Instructions that read, decide and write at once, and bounds checks: locked or not, they are the same here. */
 import { boundRangeExceeded, generalProtection } from '../helpers/integer.ts';
 import type { Memory } from '../insn.ts';
+import type { Node } from '../ir.ts';
 import type { Lower, Lowerings } from './lowering.ts';
 
 const RAX = 0;
@@ -30,24 +31,23 @@ const xadd: Lower = (b) => {
   b.flags('ADD', size, before, source, sum);
 };
 
-/** The destination is written in any case; the accumulator only when it differed. */
+/** Only one of the two is written, though memory always is: what is not keeps its upper half. */
 const cmpxchg: Lower = (b) => {
+  const target = b.operand(0);
   const size = b.sizeOf(0);
   const source = b.read(1);
   const accumulator = b.gpr(RAX, size);
-  const whole = b.gpr(RAX, 8);
-  b.modify(
-    0,
-    (value) => b.select(size, b.eq(size, accumulator, value), source, value),
-    (before) => {
-      const equal = b.eq(size, accumulator, before);
-      const target = b.operand(0);
-      const self = target.kind === 'gpr' && target.index === RAX;
-      if (size === 4 && !self) b.setGpr(RAX, 8, b.select(8, equal, whole, b.op('zext', [before])));
-      else if (!self) b.setGpr(RAX, size, b.select(size, equal, accumulator, before));
-      b.flags('SUB', size, accumulator, before, b.sub(size, accumulator, before));
-    },
-  );
+  const place = target.kind === 'mem' ? b.place(target, size, true) : undefined;
+  const before = place === undefined ? b.read(0) : b.load(place, size, true);
+  const equal = b.eq(size, accumulator, before);
+  const setIf = (index: number, high: boolean, condition: Node, yes: Node) => {
+    if (size === 4) b.setGpr(index, 8, b.select(8, condition, b.op('zext', [yes]), b.gpr(index, 8)));
+    else b.setGpr(index, size, b.select(size, condition, yes, b.gpr(index, size, high)), high);
+  };
+  if (place !== undefined) b.store(place, size, b.select(size, equal, source, before));
+  setIf(RAX, false, b.op('eqz32', [equal]), before);
+  if (target.kind === 'gpr') setIf(target.index, target.high, equal, source);
+  b.flags('SUB', size, accumulator, before, b.sub(size, accumulator, before));
 };
 
 /** ZF alone. */

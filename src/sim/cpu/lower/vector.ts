@@ -9,7 +9,8 @@ import { simd } from '../vectors.ts';
 import type { Lower, Lowerings } from './lowering.ts';
 
 const xmm = (index: number) => State.xmm + index * 16;
-const isXmm = (operand: Operand | undefined): operand is Operand & { index: number } => operand?.kind === 'xmm';
+const isXmm = (operand: Operand | undefined): operand is Operand & { index: number } =>
+  operand?.kind === 'xmm';
 
 /** The 16 bytes of an operand in the state page: a register, or memory that was loaded. */
 function source(b: Builder, operand: Operand, aligned = true): number {
@@ -95,7 +96,9 @@ function shuffle(pick: (immediate: number) => number[], fromSource = false): Low
     const to = xmm((insn.operands[0] as { index: number }).index);
     const last = insn.operands[2];
     const immediate = last?.kind === 'imm' ? Number(last.value & 0xffn) : 0;
-    b.op('vector', [], { vector: { bytes: simd(13, pick(immediate)), to, a: fromSource ? from : to, b: from } });
+    b.op('vector', [], {
+      vector: { bytes: simd(13, pick(immediate)), to, a: fromSource ? from : to, b: from },
+    });
   };
 }
 const two = (immediate: number, at: number) => (immediate >> (at * 2)) & 3;
@@ -210,7 +213,10 @@ const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => bo
   shufpd: [shuffle((i) => lanes(8, i & 1, 2 + ((i >> 1) & 1)))],
   pshuflw: [shuffle((i) => [...lanes(2, two(i, 0), two(i, 1), two(i, 2), two(i, 3)), ...lanes(8, 1)], true)],
   pshufhw: [
-    shuffle((i) => [...lanes(8, 0), ...lanes(2, 4 + two(i, 0), 4 + two(i, 1), 4 + two(i, 2), 4 + two(i, 3))], true),
+    shuffle(
+      (i) => [...lanes(8, 0), ...lanes(2, 4 + two(i, 0), 4 + two(i, 1), 4 + two(i, 2), 4 + two(i, 3))],
+      true,
+    ),
   ],
   punpcklbw: [shuffle(() => lanes(1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23))],
   punpckhbw: [shuffle(() => lanes(1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31))],
