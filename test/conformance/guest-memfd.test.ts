@@ -78,6 +78,7 @@ const unaligned = [
 
 conformance('guest_memfd', ({ needs }) => {
   const it = needs('guest-memfd');
+  const itFiles = needs('guest-memfd', 'files');
 
   for (const [sentence, mode, offset, size, errno] of allocations) {
     it(sentence, (hv) => {
@@ -143,7 +144,7 @@ conformance('guest_memfd', ({ needs }) => {
     }
   });
 
-  it('two files are two: each has its own inode and size', (hv) => {
+  itFiles('two files are two: each has its own inode and size', (hv) => {
     onNewVm(hv, (vm) => {
       const before = memfds();
       using _first = vm.createGuestMemfd(PAGE);
@@ -159,7 +160,7 @@ conformance('guest_memfd', ({ needs }) => {
     });
   });
 
-  it('the file cannot be read, written or resized', (hv) => {
+  itFiles('the file cannot be read, written or resized', (hv) => {
     withMemfd(hv, () => {
       const fd = memfds().at(-1)!;
       const bytes = new Uint8Array(PAGE);
@@ -173,7 +174,7 @@ conformance('guest_memfd', ({ needs }) => {
   });
 
   // The kernel makes it without close-on-exec (guest_memfd.c, get_unused_fd_flags(0)); a child would pin the VM.
-  it('a child process does not inherit the file', (hv) => {
+  itFiles('a child process does not inherit the file', (hv) => {
     withMemfd(hv, () => {
       const flags = /flags:\s*([0-7]+)/.exec(
         readFileSync(`/proc/self/fdinfo/${memfds().at(-1)}`, 'utf8'),

@@ -3,7 +3,8 @@
  * of shared memory is a SIGBUS for the VMM instead (arch/x86/kvm/mmu/mmu.c, kvm_send_hwpoison_signal).
  */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor, MemoryFaultFlag } from '../../src/index.ts';
+import { Exit, Hypervisor, MemoryFaultFlag } from '../../src/index.ts';
+import { simulator } from '../../src/open.ts';
 import { AREA, Area, PAGE } from '../support/area.ts';
 import { frameTakenBy, poison } from '../support/hwpoison.ts';
 import { DEADLINE_MS, expectOutcome } from '../support/run.ts';
@@ -15,6 +16,23 @@ const VALUE = 0x0123_4567_89ab_cdefn;
 
 /** A private area of which one page is poisoned, and the address of that page. */
 function withPoison(hv: Hypervisor, use: (area: Area, address: number) => void): void {
+  if (hv.backend === 'kvm') withInjection(hv, use);
+  else withSimulation(use);
+}
+
+function withSimulation(use: (area: Area, address: number) => void): void {
+  const backend = simulator();
+  using hv = new Hypervisor(backend);
+  using area = new Area(hv, PAGES * PAGE);
+  area.make('private');
+  const offset = (PAGES / 2) * PAGE;
+  area.agent.write(AREA + offset, VALUE);
+  backend.poison(area.secret.fd.handle, offset);
+  area.agent.begin('read', { rdi: AREA + offset });
+  use(area, AREA + offset);
+}
+
+function withInjection(hv: Hypervisor, use: (area: Area, address: number) => void): void {
   using area = new Area(hv, PAGES * PAGE);
   area.make('private');
   poison(frameTakenBy(() => area.secret.allocate()));

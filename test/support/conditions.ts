@@ -27,8 +27,8 @@ const others = {
     hv.checkExtension(Cap.PRE_FAULT_MEMORY) > 0
       ? undefined
       : 'KVM pages guests without a second stage (KVM_CAP_PRE_FAULT_MEMORY is 0)',
-  'instruction-fetch': () =>
-    / decodeassists /.test(readFileSync('/proc/cpuinfo', 'utf8'))
+  'instruction-fetch': (hv) =>
+    hv.backend === 'kvm' && / decodeassists /.test(readFileSync('/proc/cpuinfo', 'utf8'))
       ? 'this processor gives KVM the bytes of an instruction that it must emulate (decodeassists)'
       : undefined,
   'hardware-breakpoint'(hv) {
@@ -40,6 +40,8 @@ const others = {
       : `a debug register's breakpoint is passed over: ${exitName(outcome)}`;
   },
   'hwpoison-injection': noPoison,
+  files: (hv) =>
+    hv.backend === 'kvm' ? undefined : "what the simulator opens are no file descriptors of this process's",
   'slot-zap-quirk'(hv) {
     using vm = hv.createVm();
     return (vm.checkExtension(Cap.DISABLE_QUIRKS2) & Quirk.SLOT_ZAP_ALL) !== 0

@@ -5,9 +5,10 @@
 import type { Handle } from '../../src/hypervisor/backend.ts';
 import { type Backend, type BackendName, type GuestMemory, Hypervisor } from '../../src/index.ts';
 import { kvmBackend } from '../../src/kvm/backend.ts';
+import { simulator } from '../../src/open.ts';
 import { errnoName, type Ioctl, ioctls, type Struct, type StructRow, viewOf } from '../../src/uapi/index.ts';
 
-const backendOf: { readonly [name in BackendName]?: () => Backend } = { kvm: kvmBackend };
+const backendOf: { readonly [name in BackendName]: () => Backend } = { kvm: kvmBackend, sim: simulator };
 
 /** A run that is not made: what it returns, and what it leaves in kvm_run. */
 export interface Injected {
@@ -23,7 +24,7 @@ export class Tap implements Disposable {
   readonly #injected: Injected[] = [];
 
   constructor(name: BackendName) {
-    const backend = backendOf[name]!();
+    const backend = backendOf[name]();
     const opened: Handle[] = [];
     this.backend = {
       ...backend,
