@@ -222,7 +222,8 @@ export class Code {
   #heat(entry: Entry): Unit {
     entry.heat = Number.NEGATIVE_INFINITY; // once
     const { mode, alignment } = this.#cpu;
-    if (mode.single || alignment || entry.pages.length > 1) return entry.unit;
+    // Not what is executed one instruction at a time (findSingle() has modes of its own).
+    if (entry.mode !== mode.key || mode.single || alignment || entry.pages.length > 1) return entry.unit;
     const members = [entry];
     for (let i = 0; i < members.length && members.length < UNIT; i++) {
       for (const target of successors(members[i]!.block)) {

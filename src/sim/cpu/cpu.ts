@@ -179,6 +179,11 @@ export class Cpu {
     this.state.free();
   }
 
+  /** Instructions that were completed: what the time-stamp counter counts. */
+  get completed(): bigint {
+    const { current, state } = this;
+    return state.count - BigInt(current === undefined ? 0 : current.where(state.u32(State.at)).rest);
+  }
   get user(): boolean {
     return this.mode.user;
   }

@@ -8,6 +8,7 @@ import { x87 } from './helpers/x87.ts';
 import type { Insn } from './insn.ts';
 import { integer } from './lower/index.ts';
 import type { Lowerings } from './lower/lowering.ts';
+import { formOf, systemInstructions, systemInstructionsEnding } from './system.ts';
 import { isVector, vectors } from './lower/vector.ts';
 
 const lowered: readonly Lowerings[] = [integer];
@@ -16,12 +17,9 @@ const AMBIGUOUS = ['movsd', 'cmpsd'];
 const named = (mnemonic: string) => (AMBIGUOUS.includes(mnemonic) ? `${mnemonic}.xmm` : mnemonic);
 const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) => [named(mnemonic), helper]));
 
-/** Moves to and from these are helpers', though other moves are micro-ops. */
-const SYSTEM: ReadonlySet<string> = new Set(['segment', 'cr', 'dr', 'tr']);
-
-const helpers: readonly Helpers[] = [vector, x87];
+const helpers: readonly Helpers[] = [vector, x87, systemInstructions];
 /** They write RIP, change what translation depends on, or may open a window for interrupts. */
-const ending: readonly Helpers[] = [];
+const ending: readonly Helpers[] = [systemInstructionsEnding];
 
 const join = <T>(tables: readonly { readonly [mnemonic: string]: T }[]) =>
   new Map(tables.flatMap((table) => Object.entries(table)));
@@ -35,19 +33,24 @@ function unknown(cpu: Cpu, insn: Insn): never {
   raise(Vector.UD);
 }
 
+/** By which name an instruction is in the tables. */
+function nameOf(insn: Insn): string {
+  if (insn.operands.some(({ kind }) => kind === 'xmm')) return named(insn.mnemonic);
+  return formOf(insn);
+}
+
 export const instructions = {
-  /** Every mnemonic that is implemented. */
+  /** Every name that is implemented: mnemonics, and `mov cr` and the like. */
   names: () => [...micro.keys(), ...called.keys(), ...last.keys()],
 
   lower(b: Builder, insn: Insn): void {
-    const mnemonic = insn.operands.some(({ kind }) => kind === 'xmm') ? named(insn.mnemonic) : insn.mnemonic;
-    if (isVector(b, insn, mnemonic)) return vectors[mnemonic]!(b, insn);
-    const system = mnemonic !== 'push' && insn.operands.some(({ kind }) => SYSTEM.has(kind));
-    const lowering = system ? undefined : micro.get(mnemonic);
+    const name = nameOf(insn);
+    if (isVector(b, insn, name)) return vectors[name]!(b, insn);
+    const lowering = micro.get(name);
     if (lowering !== undefined) return lowering(b, insn);
-    const helper = called.get(mnemonic);
+    const helper = called.get(name);
     if (helper !== undefined) return b.call(helper);
-    b.call(last.get(mnemonic) ?? unknown);
+    b.call(last.get(name) ?? unknown);
     b.leave();
   },
 };
