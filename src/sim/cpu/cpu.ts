@@ -273,7 +273,7 @@ export class Cpu {
     } else if (this.windowRequested && this.interruptible) {
       return { kind: 'interrupt-window' };
     }
-    return undefined;
+    return this.halted ? { kind: 'halt' } : undefined;
   }
   get interruptible(): boolean {
     return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0;

@@ -5,6 +5,7 @@ import { raise, Vector } from './fault.ts';
 import type { Helpers } from './helpers/helper.ts';
 import { sse } from './helpers/sse.ts';
 import { x87 } from './helpers/x87.ts';
+import { hypercallsEnding } from './hypercalls.ts';
 import type { Insn } from './insn.ts';
 import { integer } from './lower/index.ts';
 import type { Lowerings } from './lower/lowering.ts';
@@ -19,7 +20,7 @@ const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) =
 
 const helpers: readonly Helpers[] = [vector, x87, systemInstructions];
 /** They write RIP, change what translation depends on, or may open a window for interrupts. */
-const ending: readonly Helpers[] = [systemInstructionsEnding];
+const ending: readonly Helpers[] = [systemInstructionsEnding, hypercallsEnding];
 
 const join = <T>(tables: readonly { readonly [mnemonic: string]: T }[]) =>
   new Map(tables.flatMap((table) => Object.entries(table)));
