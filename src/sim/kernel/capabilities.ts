@@ -7,6 +7,7 @@ import { Hypercall, MemoryAttribute, Quirk, SyncRegs, VmType } from '../../uapi/
 import { Errno } from '../../uapi/errno.ts';
 import { kvm_xsave } from '../../uapi/x86.ts';
 import { MAX_SLOTS } from '../memory/slots.ts';
+import { hasXsave } from './cpuid.ts';
 import type { Host } from './host.ts';
 import type { KvmVm } from './vm.ts';
 
@@ -52,7 +53,7 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   X86_ROBUST_SINGLESTEP: 1,
   ENABLE_CAP: 1,
   XSAVE: 1,
-  XCRS: 1,
+  XCRS: (host) => (hasXsave(host) ? 1 : 0),
   GET_TSC_KHZ: 1,
   MAX_VCPUS,
   SYNC_REGS: SyncRegs.REGS | SyncRegs.SREGS | SyncRegs.EVENTS,

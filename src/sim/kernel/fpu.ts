@@ -160,10 +160,8 @@ export function setXsave(cpu: Cpu, area: Uint8Array): number {
   return 0;
 }
 
-export const getXcrs = (cpu: Cpu): Input<Value<typeof kvm_xcrs>> => ({
-  nrXcrs: 1,
-  xcrs: [{ xcr: 0, value: cpu.xcr0 }],
-});
+export const getXcrs = (cpu: Cpu, has: boolean): Input<Value<typeof kvm_xcrs>> =>
+  has ? { nrXcrs: 1, xcrs: [{ xcr: 0, value: cpu.xcr0 }] } : { nrXcrs: 0 };
 
 /** kvm_vcpu_ioctl_x86_set_xcrs(). */
 export function setXcrs(cpu: Cpu, { nrXcrs, flags, xcrs }: Value<typeof kvm_xcrs>): number {

@@ -2,7 +2,9 @@
 import { Errno } from '../../uapi/errno.ts';
 import type { Input, Value } from '../../uapi/layout.ts';
 import type { kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2 } from '../../uapi/x86.ts';
-import { type Cpu, Seg, type Segment, type Table } from '../cpu/cpu.ts';
+import type { Cpu, Segment, Table } from '../cpu/cpu.ts';
+import { CR0, CR4, EFER } from '../cpu/mode.ts';
+import { Msr, msrValue, writeMsr } from '../cpu/msrs.ts';
 
 type Regs = Value<typeof kvm_regs>;
 type Sregs = Value<typeof kvm_sregs>;
@@ -58,9 +60,6 @@ const fromKvm = ({ padding: _, ...segment }: KvmSegment): Segment => ({
 });
 const tableToKvm = ({ base, limit }: Table): Input<Value<typeof kvm_dtable>> => ({ base, limit });
 
-/** IA32_APIC_BASE (SDM volume 3, 11.4.4): kept for userspace, as there is no APIC here. */
-export const APIC_BASE = 0x1b;
-
 function getSpecial(cpu: Cpu): Input<Special> {
   const segments = Object.fromEntries(SEGMENTS.map((name, i) => [name, toKvm(cpu.segments[i]!)]));
   return {
@@ -75,7 +74,7 @@ function getSpecial(cpu: Cpu): Input<Special> {
     cr4: cpu.cr4 >>> 0,
     cr8: cpu.cr8,
     efer: cpu.efer >>> 0,
-    apicBase: cpu.msrs.get(APIC_BASE) ?? 0n,
+    apicBase: msrValue(cpu, Msr.APIC_BASE),
   };
 }
 
@@ -95,34 +94,31 @@ export const getSregs2 = (cpu: Cpu): Input<Sregs2> => ({
   pdptrs: [0n, 0n, 0n, 0n],
 });
 
-const CR0 = { PE: 1n << 0n, NW: 1n << 29n, CD: 1n << 30n, PG: 1n << 31n };
-const CR4 = { PAE: 1n << 5n };
-const EFER = { LME: 1n << 8n, LMA: 1n << 10n };
-/** VME to PCE, OSFXSR, OSXMMEXCPT, UMIP, FSGSBASE, PCIDE, OSXSAVE, SMEP, SMAP (SDM volume 3, 2.5). */
-const CR4_KNOWN = 0x37_0fffn;
+const LONG_MODE = BigInt(EFER.LMA);
+const CR4_KNOWN = Object.values(CR4).reduce((all, bit) => all | BigInt(bit), 0n);
 const MAX_PHYSICAL = 1n << 52n;
-/** What IA32_APIC_BASE has besides an address: BSP and the enable bit. */
-const APIC_BASE_RESERVED = 0x2ffn | (1n << 10n) | ~(MAX_PHYSICAL - 1n);
 const CR8_RESERVED = ~0xfn;
+
+const has = (value: bigint, bit: number): boolean => (value & BigInt(bit)) !== 0n;
 
 /** kvm_is_valid_sregs(): what no processor can be in. */
 function isValid(sregs: Special): boolean {
   const { cr0, cr3, cr4, efer } = sregs;
-  const paging = (cr0 & CR0.PG) !== 0n;
-  if ((efer & EFER.LME) !== 0n && paging) {
-    if ((cr4 & CR4.PAE) === 0n || (efer & EFER.LMA) === 0n || cr3 >= MAX_PHYSICAL) return false;
-  } else if ((efer & EFER.LMA) !== 0n || sregs.cs.l !== 0) {
+  const paging = has(cr0, CR0.PG);
+  if (has(efer, EFER.LME) && paging) {
+    if (!has(cr4, CR4.PAE) || !has(efer, EFER.LMA) || cr3 >= MAX_PHYSICAL) return false;
+  } else if ((efer & LONG_MODE) !== 0n || sregs.cs.l !== 0) {
     return false;
   }
-  if (cr0 >= 1n << 32n || ((cr0 & CR0.NW) !== 0n && (cr0 & CR0.CD) === 0n)) return false;
-  if (paging && (cr0 & CR0.PE) === 0n) return false;
+  if (cr0 >= 1n << 32n || (has(cr0, CR0.NW) && !has(cr0, CR0.CD))) return false;
+  if (paging && !has(cr0, CR0.PE)) return false;
   return (cr4 & ~CR4_KNOWN) === 0n;
 }
 
 /** 0, or -EINVAL with nothing changed. */
 export function setSpecial(cpu: Cpu, sregs: Special): number {
-  if (!isValid(sregs) || (sregs.apicBase & APIC_BASE_RESERVED) !== 0n || (sregs.cr8 & CR8_RESERVED) !== 0n)
-    return -Errno.EINVAL;
+  if (!isValid(sregs) || (sregs.cr8 & CR8_RESERVED) !== 0n) return -Errno.EINVAL;
+  if (!writeMsr(cpu, Msr.APIC_BASE, sregs.apicBase, true)) return -Errno.EINVAL;
   for (const [i, name] of SEGMENTS.entries()) cpu.segments[i] = fromKvm(sregs[name]);
   cpu.tr = fromKvm(sregs.tr);
   cpu.ldtr = fromKvm(sregs.ldt);
@@ -134,7 +130,6 @@ export function setSpecial(cpu: Cpu, sregs: Special): number {
   cpu.cr4 = Number(sregs.cr4);
   cpu.cr8 = Number(sregs.cr8);
   cpu.efer = Number(BigInt.asUintN(32, sregs.efer));
-  cpu.msrs.set(APIC_BASE, sregs.apicBase);
   cpu.changed();
   cpu.flushTlb();
   return 0;
@@ -151,6 +146,3 @@ export function setSregs(cpu: Cpu, sregs: Sregs): number {
   }
   return 0;
 }
-
-/** The privilege level, which is the stack segment's. */
-export const cplOf = (cpu: Cpu): number => ((cpu.cr0 & 1) === 0 ? 0 : cpu.segments[Seg.SS]!.dpl);

@@ -4,11 +4,13 @@ import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import type { Value } from '../../uapi/layout.ts';
 import type { kvm_regs } from '../../uapi/x86.ts';
+import { cpl } from '../cpu/mode.ts';
+import { Msr, msrValue } from '../cpu/msrs.ts';
 import { SecondStageFault, type Stop } from '../cpu/processor.ts';
 import { Flag } from '../cpu/state.ts';
 import { getEvents, setEvents } from './events.ts';
 import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
-import { APIC_BASE, cplOf, getRegs, getSregs, setRegs, setSregs } from './registers.ts';
+import { getRegs, getSregs, setRegs, setSregs } from './registers.ts';
 import type { KvmVcpu } from './vcpu.ts';
 
 type Regs = Value<typeof kvm_regs>;
@@ -108,7 +110,7 @@ export class Runner {
     const waiting = cpu.interrupt !== undefined || cpu.exception !== undefined;
     run.set('ifFlag', enabled ? 1 : 0);
     run.set('cr8', BigInt(cpu.cr8));
-    run.set('apicBase', cpu.msrs.get(APIC_BASE) ?? 0n);
+    run.set('apicBase', msrValue(cpu, Msr.APIC_BASE));
     run.set('readyForInterruptInjection', enabled && cpu.shadow === undefined && !waiting ? 1 : 0);
   }
 
@@ -187,7 +189,7 @@ export class Runner {
         if (stop.kind === 'halt') cpu.halted = false;
         return run.tell(stop);
       }
-      const answer = answerHypercall(stop, cplOf(cpu), vm.exitHypercalls);
+      const answer = answerHypercall(stop, cpl(cpu), vm.exitHypercalls);
       if (answer === undefined) {
         this.#pending = stop;
         return run.tell(handedOn(stop));

@@ -1,11 +1,11 @@
 /** /dev/kvm (virt/kvm/kvm_main.c, kvm_dev_ioctl). */
 import { API_VERSION } from '../../uapi/constants.ts';
+import { msrIndexList } from '../cpu/msrs.ts';
 import { checkExtension } from './capabilities.ts';
 import { emulatedCpuid, supportedCpuid } from './cpuid.ts';
 import { type Handlers, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
 import { MMAP_SIZE } from './kvm-run.ts';
-import { msrIndices } from './msrs.ts';
 import { KvmVm } from './vm.ts';
 
 const handlers: Handlers<Host> = {
@@ -14,7 +14,7 @@ const handlers: Handlers<Host> = {
   KVM_GET_VCPU_MMAP_SIZE: () => MMAP_SIZE,
   KVM_GET_SUPPORTED_CPUID: (host, argument) => argument.answer(supportedCpuid(host)),
   KVM_GET_EMULATED_CPUID: (_, argument) => argument.answer(emulatedCpuid),
-  KVM_GET_MSR_INDEX_LIST: (_, argument) => argument.answer(msrIndices),
+  KVM_GET_MSR_INDEX_LIST: ({ vendor }, argument) => argument.answer(msrIndexList(vendor)),
   // The host has no features that only an MSR tells.
   KVM_GET_MSR_FEATURE_INDEX_LIST: (_, argument) => argument.answer([]),
   KVM_GET_MSRS: () => 0,

@@ -5,10 +5,11 @@ import type { kvm_pre_fault_memory } from '../../uapi/structs.ts';
 import type { kvm_cpuid_entry2 } from '../../uapi/x86.ts';
 import { PAGE } from '../arena.ts';
 import { Access, MMIO } from '../cpu/processor.ts';
+import { hasXsave } from './cpuid.ts';
 import { type Handlers, type ListArgument, type StructArgument, Table } from './dispatch.ts';
 import { getDebugRegs, getEvents, injectNmi, setDebugRegs, setEvents, setGuestDebug } from './events.ts';
 import { getFpu, getXcrs, getXsave, setFpu, setXcrs, setXsave } from './fpu.ts';
-import { eachMsr, readMsr, writeMsr } from './msrs.ts';
+import { getMsrs, setMsrs } from './msrs.ts';
 import { getRegs, getSregs, getSregs2, setSpecial, setSregs } from './registers.ts';
 import { type KvmVcpu, TSC_KHZ } from './vcpu.ts';
 
@@ -50,7 +51,6 @@ function setCpuid(vcpu: KvmVcpu, argument: Entries): number {
   return 0;
 }
 
-/** What of a row serves a struct that is only read, or only written. */
 const handlers: Handlers<KvmVcpu> = {
   KVM_GET_REGS: ({ cpu }, argument) => argument.answer(getRegs(cpu)),
   KVM_SET_REGS: ({ runner }, argument) => {
@@ -70,15 +70,10 @@ const handlers: Handlers<KvmVcpu> = {
   KVM_GET_XSAVE: ({ cpu }, argument) => getXsave(cpu, argument.bytes),
   KVM_GET_XSAVE2: ({ cpu }, area) => getXsave(cpu, area),
   KVM_SET_XSAVE: ({ cpu }, area) => setXsave(cpu, area),
-  KVM_GET_XCRS: ({ cpu }, argument) => argument.answer(getXcrs(cpu)),
-  KVM_SET_XCRS: ({ cpu }, argument) => setXcrs(cpu, argument.value),
-  KVM_GET_MSRS: ({ cpu }, list) =>
-    eachMsr(list, ({ index }, i) => {
-      const data = readMsr(cpu, index);
-      if (data !== undefined) list.set(i, { index, data });
-      return data !== undefined;
-    }),
-  KVM_SET_MSRS: ({ cpu }, list) => eachMsr(list, ({ index, data }) => writeMsr(cpu, index, data)),
+  KVM_GET_XCRS: ({ cpu, vm }, argument) => argument.answer(getXcrs(cpu, hasXsave(vm.host))),
+  KVM_SET_XCRS: ({ cpu, vm }, argument) => (hasXsave(vm.host) ? setXcrs(cpu, argument.value) : -Errno.EINVAL),
+  KVM_GET_MSRS: ({ cpu }, list) => getMsrs(cpu, list),
+  KVM_SET_MSRS: ({ cpu }, list) => setMsrs(cpu, list),
   KVM_SET_CPUID2: setCpuid,
   KVM_GET_CPUID2: ({ cpu }, argument) => argument.answer(cpu.cpuid),
   KVM_GET_MP_STATE: (_, argument) => argument.answer({ mpState: MpState.RUNNABLE }),
