@@ -105,10 +105,8 @@ int RunOnce(RunState* state, double timeout_ms) {
   const bool timed = std::isfinite(timeout_ms);
   if (timed && ThreadTimer().error) return -ThreadTimer().error;
 
-  thread_local const pid_t tid = static_cast<pid_t>(syscall(SYS_gettid));
-  state->tid = tid;
   state->expired = false;
-  current = state;
+  *state->current = state;
   // Either this sees the kick, or the kick sees kRunning and sends the signal: both are sequentially
   // consistent.
   state->phase.exchange(RunState::kRunning);
@@ -123,13 +121,15 @@ int RunOnce(RunState* state, double timeout_ms) {
   int running = RunState::kRunning;
   while (!state->phase.compare_exchange_weak(running, RunState::kIdle)) running = RunState::kRunning;
   // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
-  if (state->kicked.load()) syscall(SYS_gettid);
-  current = nullptr;
+  const bool kicked = state->kicked.load();
+  if (kicked) syscall(SYS_gettid);
+  *state->current = nullptr;
   run->immediate_exit = immediate_exit;
 
   if (result != -EINTR) return result;  // a kick stays pending until it has interrupted a run
-  if (state->kicked.exchange(false)) return result;
-  return state->expired ? -ETIME : result;
+  if (!kicked) return state->expired ? -ETIME : result;
+  state->kicked.store(false);
+  return result;
 }
 
 napi_value Run(napi_env env, napi_callback_info info) {
@@ -188,6 +188,8 @@ Napi::Value Runner(const Napi::CallbackInfo& info) {
   Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
   if (!vcpu) return env.Undefined();
   ListenForSignal();
+  vcpu->run->tid = static_cast<pid_t>(syscall(SYS_gettid));
+  vcpu->run->current = &current;
   auto* state = new std::shared_ptr<RunState>(vcpu->run);
   napi_value function = nullptr;
   if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, Run, state, &function) != napi_ok) {

@@ -27,8 +27,11 @@ struct RunState {
   kvm_run* const run;  // valid while fd is
   std::atomic<int> phase{kIdle};
   std::atomic<bool> kicked{false};
-  pid_t tid = 0;                  // written before phase becomes kRunning, read only in kKicking
-  volatile bool expired = false;  // written by the signal handler on the running thread
+  // Of its environment's thread, the only one that runs it. Looked up when run() is made: a thread_local of a
+  // library that was loaded later is a call each time.
+  pid_t tid = 0;                          // another thread reads it only in kKicking
+  RunState* volatile* current = nullptr;  // where the signal handler looks
+  volatile bool expired = false;          // written by the signal handler on the running thread
 };
 
 // runner(vcpu) -> (timeoutMs) => exit reason, or -errno (-ETIME when the time is over).

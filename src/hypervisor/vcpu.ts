@@ -95,8 +95,10 @@ export class Vcpu implements Disposable {
    */
   run(timeoutMs?: number): number {
     if (this.#fd.closed) throw closed('vCPU');
-    const result = this.#run(timeoutMs);
-    if (result >= 0 && result !== this.#dialect.signal.exitReason) {
+    // Node-API is slow to find that an argument is undefined.
+    const result = timeoutMs === undefined ? this.#run() : this.#run(timeoutMs);
+    // Whatever the page says, these are what they are.
+    if (result === Exit.INTERRUPTED || (result >= 0 && result !== this.#dialect.signal.exitReason)) {
       this.#outcome = result;
       return result;
     }
