@@ -75,6 +75,15 @@ export class Fd {
     });
   }
 
+  /** Reads by one row and writes by the other what it read, with the given fields changed. */
+  change<T extends StructRow>(from: StructRow, to: T, value: Input<Value<T['struct']>>): void {
+    lend(to.struct.size, (data, view) => {
+      this.call(from, data);
+      encode(to, view, value);
+      this.call(to, data);
+    });
+  }
+
   /** The elements of a list whose length only the kernel knows. */
   readList<T extends ArrayRow>(row: T): Value<T['element']>[] {
     let count = FIRST_GUESS;

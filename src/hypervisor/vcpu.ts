@@ -182,6 +182,10 @@ export class Vcpu implements Disposable {
   setSregs(sregs: Input<Sregs>): void {
     this.#fd.write(ioctls.KVM_SET_SREGS, sregs);
   }
+  /** KVM_GET_SREGS and KVM_SET_SREGS: what is left out stays as it is, in each segment too. @throws as setSregs() */
+  changeSregs(sregs: Input<Sregs>): void {
+    this.#fd.change(ioctls.KVM_GET_SREGS, ioctls.KVM_SET_SREGS, sregs);
+  }
   /** KVM_GET_SREGS2 (since 5.14). */
   getSregs2(): Sregs2 {
     return this.#fd.read(ioctls.KVM_GET_SREGS2);

@@ -2,8 +2,7 @@
 
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { GuestMemory } from '../hypervisor/guest-memory.ts';
-import type { Sregs, Vcpu } from '../hypervisor/vcpu.ts';
-import type { Input } from '../uapi/layout.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { viewOf } from '../uapi/layout.ts';
 
 export interface LongModeOptions {
@@ -82,8 +81,7 @@ export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongMode
   }
   memory.write(tables - base, bytes);
 
-  const sregs: Input<Sregs> = {
-    ...vcpu.getSregs(),
+  vcpu.changeSregs({
     cr0: CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP | CR0.PG,
     cr3: BigInt(tables + TABLES.pml4),
     cr4: CR4.PAE | CR4.OSFXSR | CR4.OSXMMEXCPT,
@@ -95,19 +93,11 @@ export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongMode
     fs: data,
     gs: data,
     ss: data,
-  };
-  vcpu.setSregs(sregs);
+  });
 }
 
 /** Puts the vCPU in real mode at `segment:0`, all data segments at the same base. rip is the caller's. */
 export function enterRealMode(vcpu: Vcpu, segmentSelector = 0): void {
-  const sregs = vcpu.getSregs();
   const at = { base: BigInt(segmentSelector * 16), selector: segmentSelector };
-  vcpu.setSregs({
-    ...sregs,
-    cs: { ...sregs.cs, ...at },
-    ds: { ...sregs.ds, ...at },
-    es: { ...sregs.es, ...at },
-    ss: { ...sregs.ss, ...at },
-  });
+  vcpu.changeSregs({ cs: at, ds: at, es: at, ss: at });
 }

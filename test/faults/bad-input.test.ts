@@ -217,6 +217,8 @@ const rows: readonly Row[] = [
   ],
   ['setRegs of a fraction', ({ vcpu }) => vcpu.setRegs({ rip: 0.5 }), range('kvm_regs.rip: 0.5')],
   ['setRegs of no register', ({ vcpu }) => vcpu.setRegs({ rpi: 1n }), type('no field rpi', 'rip')],
+  ['changeSregs of a number', ({ vcpu }) => vcpu.changeSregs(8), type('KVM_SET_SREGS is 8', 'kvm_sregs')],
+  ['changeSregs of no field', ({ vcpu }) => vcpu.changeSregs({ cs: { b: 1n } }), type('has no field b')],
   ['setSregs of a number', ({ vcpu }) => vcpu.setSregs({ cs: 8 }), type('kvm_sregs.cs: 8', 'kvm_segment')],
   ['setCpuid2 of no list', ({ vcpu }) => vcpu.setCpuid2({}), type('KVM_SET_CPUID2', 'array')],
   [
