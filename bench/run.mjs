@@ -61,6 +61,7 @@ function boot(code, { type = 0, regs = {} } = {}) {
   return { hv, vm, vcpu, close };
 }
 
+const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
 const nanoseconds = (start, count) => Number(process.hrtime.bigint() - start) / count;
 const expect = (ok) => {
   if (!ok) throw new Error('the guest did something else');
@@ -98,15 +99,15 @@ function immediate() {
 }
 
 const firstExit = () => (count) => {
-  let elapsed = 0;
+  const elapsed = [];
   for (let i = 0; i < count; i++) {
     const start = process.hrtime.bigint();
     const { vcpu, close } = boot(pio.code);
     expect(vcpu.run() === Exit.IO);
-    elapsed += nanoseconds(start, 1);
+    elapsed.push(nanoseconds(start, 1));
     close();
   }
-  return elapsed / count;
+  return median(elapsed);
 };
 
 const convert = (pages) => () => {
@@ -174,7 +175,6 @@ if (values.help) {
   process.exit(0);
 }
 
-const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
 const program = join(folder, 'kvm_bench');
