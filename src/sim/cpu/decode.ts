@@ -18,7 +18,12 @@ const segments = ['es', 'cs', 'ss', 'ds', 'fs', 'gs'];
 
 /** A register by its name in lower case. */
 function register(name: string): Register | undefined {
-  const gpr = (index: number, size: 1 | 2 | 4 | 8, high = false): Register => ({ kind: 'gpr', index, size, high });
+  const gpr = (index: number, size: 1 | 2 | 4 | 8, high = false): Register => ({
+    kind: 'gpr',
+    index,
+    size,
+    high,
+  });
   if (segments.includes(name)) return { kind: 'segment', index: segments.indexOf(name) };
   if (/^[abcd]h$/.test(name)) return gpr('acdb'.indexOf(name[0]!), 1, true);
   if (/^[abcd]l$/.test(name)) return gpr('acdb'.indexOf(name[0]!), 1);
@@ -42,8 +47,12 @@ export class Decoder {
   readonly #operandSizes = new Map<number, number>();
   readonly #kinds: { readonly [kind: number]: string };
 
-  constructor(module: Iced) {
+  /** The vendors differ in near branches with an operand-size prefix in 64-bit mode. */
+  readonly #options: number;
+
+  constructor(module: Iced, vendor: 'amd' | 'intel' = 'intel') {
     this.iced = module;
+    this.#options = vendor === 'amd' ? module.DecoderOptions.AMD : module.DecoderOptions.None;
     this.#instruction = new module.Instruction();
     const registers: (Register | undefined)[] = [];
     for (const [name, value] of Object.entries(module.Register)) {
@@ -63,7 +72,7 @@ export class Decoder {
     rip: bigint,
     more: (insn: Insn) => boolean,
   ): Insn[] | 'short' | 'invalid' {
-    const decoder = new this.iced.Decoder(bits, bytes, this.iced.DecoderOptions.None);
+    const decoder = new this.iced.Decoder(bits, bytes, this.#options);
     const insns: Insn[] = [];
     try {
       decoder.ip = rip;
@@ -146,8 +155,10 @@ export class Decoder {
     const kind = this.#kinds[from.opKind(index)]!;
     if (kind === 'Register') return this.#registers[from.opRegister(index)]!;
     if (kind.startsWith('NearBranch')) return { kind: 'near', target: from.nearBranchTarget };
-    if (kind === 'FarBranch16') return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch16 };
-    if (kind === 'FarBranch32') return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch32 };
+    if (kind === 'FarBranch16')
+      return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch16 };
+    if (kind === 'FarBranch32')
+      return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch32 };
     if (kind === 'Immediate8_2nd') return { kind: 'imm', value: BigInt(from.immediate8_2nd) };
     if (kind.startsWith('Immediate')) {
       const value = from.immediate(index);

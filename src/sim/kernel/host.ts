@@ -60,7 +60,7 @@ export class Host {
     if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))
       throw outOfRange('faultSize', faultSize, 'a power of two from 4096 to 1 GiB');
     this.arena = arena;
-    this.decoder = new Decoder(options.iced);
+    this.decoder = new Decoder(options.iced, vendor);
     this.vendor = vendor;
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;

@@ -56,25 +56,21 @@ const inputString: Helper = (cpu, insn) => {
   const { size } = operandAt(insn, RDI) as { size: PortSize };
   const port = portOf(cpu, insn, 1);
   const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
-  if (left === 0n) return;
   checkPorts(cpu, port, size);
+  if (left === 0n) return;
   cpu.io.demand('emulated');
   const count = ahead(cpu, insn, size, left);
-  const down = isDown(cpu);
-  const at = operandAt(insn, RDI);
-  const linears = Array.from({ length: down ? count : 1 }, (_, i) => {
-    const displacement = at.displacement - BigInt(i * size);
-    const bytes = down ? size : size * count;
-    const linear = cpu.address({ ...at, displacement }, insn, bytes, true);
-    cpu.memory.checkWrite(linear, bytes);
-    return linear;
-  });
   const answer = cpu.io.input(port, size, count, true);
   const data = new Uint8Array(count * size);
   data.set(answer.subarray(0, data.length));
-  const each = data.length / linears.length;
-  for (const [i, linear] of linears.entries())
-    cpu.memory.writeBytes(linear, data.subarray(i * each, (i + 1) * each));
+  // A port has been read when its data cannot be written. Downwards, elements are written one by one.
+  const down = isDown(cpu);
+  const at = operandAt(insn, RDI);
+  const part = down ? size : data.length;
+  for (let done = 0; done < data.length; done += part) {
+    const linear = cpu.address({ ...at, displacement: BigInt(-done) }, insn, part, true);
+    cpu.memory.writeBytes(linear, data.subarray(done, done + part));
+  }
   advance(cpu, insn, RDI, BigInt((down ? -size : size) * count));
   finish(cpu, insn, count, left);
 };
@@ -84,8 +80,8 @@ const outputString: Helper = (cpu, insn) => {
   const size = at.size as PortSize;
   const port = portOf(cpu, insn, 0);
   const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
-  if (left === 0n) return;
   checkPorts(cpu, port, size);
+  if (left === 0n) return;
   cpu.io.demand('emulated');
   const data = cpu.memory.readBytes(cpu.address(at, insn, size, false), size);
   cpu.io.output(port, size, data, true);

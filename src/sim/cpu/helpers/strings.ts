@@ -156,7 +156,10 @@ function setCompared({ state }: Cpu, left: bigint, right: bigint, size: Size): v
   state.setU64(State.flagB, right);
   state.setU64(State.flagResult, BigInt.asIntN(size * 8, left - right));
 }
-/** CMPS and SCAS. The flags are the last element's; a fault leaves them as they were before all of them. */
+/**
+ * CMPS and SCAS. The flags are the last element's. A fault leaves them as they were before the first one (SDM volume
+ * 2, REP), but on AMD's processors as the last element that was compared has left them.
+ */
 const compare =
   (left: typeof RSI | typeof RAX, size: Size): Helper =>
   (cpu, insn) => {
@@ -174,6 +177,7 @@ const compare =
       if (left === RSI) advance(cpu, insn, RSI, step);
       advance(cpu, insn, RDI, step);
       if (rep !== undefined) advance(cpu, insn, RCX, -1n);
+      if (cpu.vendor === 'amd') setCompared(cpu, x, y, size);
       done++;
     } while (done < most && (x === y) === (rep === 'rep'));
     setCompared(cpu, x, y, size);

@@ -77,6 +77,7 @@ const call: Lower = (b, insn) => {
     return b.goto(target);
   }
   const target = b.zeroExtend(size, 8, b.read(0, size));
+  b.load(b.stack(-size, size, true), size, true); // what faults first is the stack
   checkComputed(b, target);
   b.push(size, back);
   b.dynamic(target);

@@ -88,8 +88,6 @@ const enter: Lower = (b, { operandSize: size }) => {
   ) as [number, number];
   const level = nesting % 32;
   const total = size * (level + 1);
-  // The place where the stack pointer ends must be writable.
-  b.load(b.stack(-total - bytes, size, true), size, true);
   const first = b.stack(-size, size, true);
   b.store(first, size, b.gpr(RBP, size));
   for (let i = 1; i < level; i++) {
@@ -98,7 +96,9 @@ const enter: Lower = (b, { operandSize: size }) => {
   }
   const pointer = b.truncate(size, first.pointer);
   if (level > 0) b.store(b.stack(-total, size, true), size, pointer);
+  // Where the stack pointer ends must be writable, though nothing is written there.
   const end = b.stack(-total - bytes, size, true);
+  b.load(end, size, true);
   b.setGpr(RBP, size, pointer);
   b.setStackPointer(end.pointer);
 };
