@@ -83,9 +83,12 @@ export function notePortAccess(cpu: Cpu, port: number, size: number): void {
   if ((cpu.cr4 & CR4.DE) !== 0) hits |= matching(cpu, [Kind.IO], BigInt(port), size);
 }
 
-/** The instruction takes its own single step away: INT n, whose delivery clears TF, and SYSCALL with TF masked. */
-export function loseStep(): void {
-  stepLost = true;
+/**
+ * The instruction takes its own single step away: INT n, whose delivery clears TF, and SYSCALL with TF masked.
+ * @param before RFLAGS before the instruction
+ */
+export function loseStep(before: number): void {
+  if ((before & Flag.TF) !== 0) stepLost = true;
 }
 
 /**

@@ -3,6 +3,7 @@
 import type { Cpu, CpuidEntry, GuestChoice } from './cpu.ts';
 import type { Helpers } from './helpers/helper.ts';
 import { CR4 } from './mode.ts';
+import { Msr, msrValue } from './msrs.ts';
 
 type Register = 'eax' | 'ebx' | 'ecx' | 'edx';
 const RAX = 0;
@@ -12,6 +13,8 @@ const RBX = 3;
 
 /** KVM_CPUID_FLAG_SIGNIFCANT_INDEX: the subleaf matters. */
 const SIGNIFICANT = 1;
+/** Of IA32_APIC_BASE. */
+const APIC_ENABLED = 0x800n;
 const BASIC = 0;
 const HYPERVISOR = 0x4000_0000;
 const EXTENDED = 0x8000_0000;
@@ -96,7 +99,7 @@ function dynamic(cpu: Cpu, leaf: number, register: Register, value: number): num
   const change = (bit: number, on: boolean) => (on ? value | (1 << bit) : value & ~(1 << bit));
   if (leaf !== 1) return value;
   if (register === 'ecx' && has(cpu, 'XSAVE')) return change(27, (cpu.cr4 & CR4.OSXSAVE) !== 0);
-  if (register === 'edx') return change(9, ((cpu.msrs.get(0x1b) ?? 0n) & 0x800n) !== 0n);
+  if (register === 'edx') return change(9, (msrValue(cpu, Msr.APIC_BASE) & APIC_ENABLED) !== 0n);
   return value;
 }
 

@@ -1,6 +1,6 @@
 /** How exceptions, interrupts and INT n get to their handlers: SDM volume 3, chapter 6, and volume 2, INT n. */
 
-import { loseStep, recordDebug } from './breakpoints.ts';
+import { recordDebug } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
 import {
   type Descriptor,
@@ -111,8 +111,6 @@ export function enter(cpu: Cpu, event: Event): void {
   if (!protectedMode(cpu)) enterReal(cpu, event);
   else if ((cpu.state.flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   else enterProtected(cpu, event);
-  // Delivery clears TF, and with it INT n's own single step.
-  if (event.kind === 'soft') loseStep();
 }
 
 /** Through the interrupt vector table, without error codes (SDM volume 3, 20.1.4). */

@@ -218,7 +218,9 @@ const software =
       cpu.state.rip = insn.rip;
       return;
     }
+    const { flags } = cpu.state;
     enter(cpu, { kind: 'soft', vector, next: insn.next });
+    loseStep(flags);
   };
 
 const overflow = software(() => Vector.OF);
@@ -234,8 +236,9 @@ export const farTransfersEnding: Helpers = {
   },
   /** #DB without a look at the gate's DPL; DR6 stays as it is (SDM volume 2, INT n). */
   int1(cpu, insn) {
+    const { flags } = cpu.state;
     enter(cpu, { kind: 'exception', vector: Vector.DB, next: insn.next });
     recordDebug(cpu, 0n);
-    loseStep();
+    loseStep(flags);
   },
 };

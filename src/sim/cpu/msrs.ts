@@ -164,7 +164,7 @@ function writeEfer(cpu: Cpu, value: bigint, host: boolean): boolean {
 /** The time-stamp counter counts instructions; the map has what it is ahead of them. */
 const AHEAD = Msr.TSC;
 const mask64 = (value: bigint) => BigInt.asUintN(64, value);
-export const readTsc = (cpu: Cpu): bigint => mask64(cpu.state.count + (cpu.msrs.get(AHEAD) ?? 0n));
+export const readTsc = (cpu: Cpu): bigint => mask64(cpu.completed + (cpu.msrs.get(AHEAD) ?? 0n));
 function writeTsc(cpu: Cpu, value: bigint, host: boolean): boolean {
   const by = value - readTsc(cpu);
   cpu.msrs.set(AHEAD, mask64(value - cpu.state.count));

@@ -48,7 +48,7 @@ const syscall: Helper = (cpu, insn) => {
   }
   setSegment(cpu, Seg.SS, flatData((selector & 0xfffc) + 8, 0));
   // TF as it is afterwards decides about the single step.
-  if ((state.flags & Flag.TF) === 0) loseStep();
+  if ((state.flags & Flag.TF) === 0) loseStep(flags);
 };
 
 const sysret =
