@@ -19,6 +19,7 @@ const LARGE = 2 * 2 ** 20;
 
 interface Options {
   readonly dialect?: DialectName;
+  readonly choosing?: boolean;
   readonly faultSize?: number;
   readonly flags?: number;
   readonly size?: number;
@@ -34,15 +35,11 @@ class Parts {
   readonly region: Region;
   flushes = 0;
 
-  constructor({
-    dialect = 'mainline',
-    faultSize = PAGE,
-    flags = 0,
-    size = SIZE,
-    secret = true,
-  }: Options = {}) {
+  constructor(options: Options = {}) {
+    const { dialect = 'mainline', choosing = false, faultSize = PAGE } = options;
+    const { flags = 0, size = SIZE, secret = true } = options;
     const rules = { addressSpaces: 1, guestMemfd: true, owner: this };
-    this.memory = new VmMemory({ dialect: dialects[dialect], rules, hasPrivate: true, faultSize });
+    this.memory = new VmMemory({ dialect: dialects[dialect], rules, hasPrivate: true, choosing, faultSize });
     this.memory.translators.add({ flushSecondStage: () => this.flushes++ });
     const sharing = new Sharing(this.arena, () => 1);
     this.ram = new Mapping(RamFile.create(this.arena, sharing, size)!, size);
@@ -194,7 +191,7 @@ describe('guests that choose', () => {
   });
 
   it('can get a fault of more than a page: what of a large one lies in the slot', () => {
-    const parts = new Parts({ faultSize: LARGE, size: 2 * LARGE });
+    const parts = new Parts({ choosing: true, faultSize: LARGE, size: 2 * LARGE });
     expect(parts.access(BASE + PAGE, READ, true)).toEqual(fault(true, BASE, LARGE - BASE));
     expect(parts.access(LARGE + PAGE, READ, true)).toEqual(fault(true, LARGE, LARGE));
     expect(parts.access(2 * LARGE, READ, true)).toEqual(fault(true, 2 * LARGE, BASE));
@@ -231,7 +228,13 @@ describe('the arena', () => {
     for (let round = 0; round < 1000; round++) {
       const owner = {};
       const rules = { addressSpaces: 1, guestMemfd: true, owner };
-      const memory = new VmMemory({ dialect: dialects.mainline, rules, hasPrivate: true, faultSize: PAGE });
+      const memory = new VmMemory({
+        dialect: dialects.mainline,
+        rules,
+        hasPrivate: true,
+        choosing: false,
+        faultSize: PAGE,
+      });
       const mapping = new Mapping(RamFile.create(arena, sharing, 16 * PAGE)!, 16 * PAGE);
       const file = new GuestMemfdFile(arena, owner, 16 * PAGE, 0, false);
       const region = { slot: 0, flags: MemFlag.GUEST_MEMFD, start: 0n, size: BigInt(16 * PAGE) };

@@ -45,7 +45,8 @@ export class KvmVm extends Counted {
       dialect: host.dialect,
       rules: { addressSpaces: 1, guestMemfd: true, owner: this },
       hasPrivate: this.hasPrivate,
-      faultSize: this.choice === undefined ? PAGE : host.faultSize,
+      choosing: this.choice !== undefined,
+      faultSize: host.faultSize,
     });
   }
 

@@ -176,8 +176,14 @@ export class Slots {
   remove(slot: Slot): void {
     this.#byId.delete(slot.id);
     this.#last = undefined;
-    const at = this.#sorted.indexOf(slot);
-    if (at >= 0) this.#sorted.splice(at, 1);
+    const at = this.#index(slot.start);
+    if (this.#sorted[at] === slot) this.#sorted.splice(at, 1);
+  }
+
+  clear(): void {
+    this.#byId.clear();
+    this.#sorted.length = 0;
+    this.#last = undefined;
   }
 
   /** The slot of address space 0 that has the guest-physical address. */

@@ -24,6 +24,8 @@ export interface VmMemoryOptions {
   readonly rules: SlotRules;
   /** kvm_arch_has_private_mem(). */
   readonly hasPrivate: boolean;
+  /** The guest's page tables say which kind of memory they want. */
+  readonly choosing: boolean;
   /** Bytes that a fault tells of at once where guests choose: 4096, or more. */
   readonly faultSize: number;
 }
@@ -102,7 +104,14 @@ export class VmMemory {
 
   /** The VM is gone: nothing of it is in use any more. */
   destroy(): void {
-    for (const slot of [...this.slots.all]) this.#remove(slot);
+    for (const slot of this.slots.all) {
+      const binding = this.#bindings.get(slot);
+      if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
+      slot.mapping.release();
+    }
+    this.slots.clear();
+    this.#bindings.clear();
+    this.#mappings.clear();
   }
 
   /** Forgets the mappings of [start, end). */
@@ -178,7 +187,7 @@ export class VmMemory {
   /** kvm_mmu_prepare_memory_fault_exit(): one page, or where guests choose what of a larger one lies in the slot. */
   #fault(gpa: number, wish: boolean, slot: Slot | undefined, errno?: number): Failure {
     const { faultSize } = this.options;
-    if (faultSize === PAGE || slot === undefined || errno !== undefined) {
+    if (!this.options.choosing || slot === undefined || errno !== undefined) {
       return { errno, fault: { private: wish, gpa, size: PAGE } };
     }
     const start = Math.max(gpa - (gpa % faultSize), slot.start);
@@ -189,8 +198,14 @@ export class VmMemory {
   /**
    * What KVM itself accesses when it emulates: the slot's host address, whatever the attributes say, and I/O where
    * that has nothing behind it (virt/kvm/kvm_main.c, __kvm_read_guest_page; x86.c, emulator_read_write_onepage).
+   * Guests that choose do what needs emulation themselves, in their handlers of #VC and #VE, which reach all of their
+   * memory: here they have the page as it is.
    */
   sharedPage(gpa: number, access: Access): number {
+    if (this.options.choosing && this.isPrivate(gpa)) {
+      const found = this.access(gpa, access, true);
+      return typeof found === 'number' ? found : MMIO;
+    }
     const slot = this.slots.at(gpa);
     if (slot === undefined || slot.mapping.base === undefined) return MMIO;
     if (access === Access.WRITE && (slot.flags & MemFlag.READONLY) !== 0) return MMIO;
