@@ -70,6 +70,12 @@ export class ScriptedBackend implements Backend {
   bytes(handle: Handle): Uint8Array {
     return this.#memory.get(handle)!;
   }
+  write(memory: Handle, offset: number, bytes: Uint8Array): void {
+    this.bytes(memory).set(bytes, offset);
+  }
+  read(memory: Handle, offset: number, into: Uint8Array): void {
+    into.set(this.bytes(memory).subarray(offset, offset + into.length));
+  }
   fallocate(_: Handle, mode: number, offset: number, size: number): number {
     this.calls.push({ name: 'fallocate', argument: { mode, offset, size } });
     return this.results.fallocate ?? 0;
