@@ -132,9 +132,11 @@ export function invalid(env: Environment, format: Format): bigint {
 }
 
 const scratch = new DataView(new ArrayBuffer(8));
-/** How many bits a positive number below 2 ** 1023 has. */
+/** How many bits a positive number has. */
 export function bitLength(value: bigint): number {
-  scratch.setFloat64(0, Number(value));
+  const rounded = Number(value);
+  if (rounded === Number.POSITIVE_INFINITY) return 1000 + bitLength(value >> 1000n);
+  scratch.setFloat64(0, rounded);
   const exponent = (scratch.getUint16(0) >> 4) - 1023;
   // The conversion rounds, perhaps up to the next power of two.
   return value >> BigInt(exponent) === 0n ? exponent : exponent + 1;
@@ -191,9 +193,11 @@ export function round(
 
   if (top < format.minExponent) {
     if ((env.masks & UE) === 0) {
-      env.flags |= lost ? UE | PE : UE;
+      const biased = top + format.maxExponent + BIAS_ADJUSTMENT;
+      const beyond = biased <= 0;
+      env.flags |= lost || beyond ? UE | PE : UE;
       env.roundedUp = up;
-      return pack(top + format.maxExponent + BIAS_ADJUSTMENT);
+      return beyond ? zero(format, negative) : pack(biased);
     }
     if (env.flushToZero) {
       env.flags |= UE | PE;
@@ -206,9 +210,11 @@ export function round(
   }
   if (top > format.maxExponent) {
     if ((env.masks & OE) === 0) {
-      env.flags |= lost ? OE | PE : OE;
-      env.roundedUp = up;
-      return pack(top + format.maxExponent - BIAS_ADJUSTMENT);
+      const biased = top + format.maxExponent - BIAS_ADJUSTMENT;
+      const beyond = biased >= format.biasedMask;
+      env.flags |= lost || beyond ? OE | PE : OE;
+      env.roundedUp = up || beyond;
+      return beyond ? infinity(format, negative) : pack(biased);
     }
     env.flags |= OE | PE;
     env.roundedUp =

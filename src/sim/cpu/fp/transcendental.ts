@@ -88,6 +88,7 @@ export function logarithm(x: Fixed): Fixed {
 /** log2(1 + x) for x > -1. */
 export function logarithmOfOnePlus(x: Fixed): Fixed {
   if (topOf(x) < TINY) return fixed(quotient(x.significand << 64n, LN2), x.exponent - 64);
+  if (topOf(x) > BITS) return logarithm(x);
   const value = scaled(x);
   if (topOf(x) >= -1) return logarithm(unscaled(ONE + value));
   return unscaled(quotient(2n * oddSeries(quotient(value, 2n * ONE + value), false), LN2));

@@ -9,7 +9,7 @@ import type { Helper, Helpers, Processor } from './helper.ts';
 import { MXCSR_MASK } from './sse-move.ts';
 import { CR0_EM, CR0_TS } from './sse-operands.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './x87-move.ts';
-import { physical, register, setRegister, summarize } from './x87-stack.ts';
+import { Fsw, physical, register, setRegister, summarize } from './x87-stack.ts';
 
 const Image = {
   fcw: 0,
@@ -117,6 +117,8 @@ const save =
     const linear = imageAddress(cpu, insn, true);
     const bytes = fxsaveImage(cpu);
     if (!wide) for (const pointer of [Image.fip, Image.fdp]) bytes.fill(0, pointer + 4, pointer + 8);
+    // AMD's processors give the pointers of pending exceptions only (APM volume 2, 11.4.4).
+    if ((cpu.state.u16(State.fsw) & Fsw.ES) === 0) bytes.fill(0, Image.fop, Image.mxcsr);
     // What lies behind the registers is the program's.
     cpu.memory.writeBytes(linear, bytes.subarray(0, Image.xmm + 16 * xmmCount(cpu)));
   };

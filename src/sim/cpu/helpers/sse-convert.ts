@@ -19,8 +19,9 @@ const lanes =
     begin(cpu);
     R.u8.fill(0);
     for (let i = 0; i < count; i++) lane(i);
-    end(cpu);
+    // The registers are MMX's even when #XM follows: silicon does so.
     if (usesMmx(insn)) enterMmx(cpu);
+    end(cpu);
     store(cpu, insn, R, size);
   };
 

@@ -3,6 +3,7 @@ import {
   add,
   type Binary,
   compare,
+  denormals,
   divide,
   extract,
   largerNan,
@@ -14,8 +15,9 @@ import {
   subtract,
   toIntegral,
 } from '../fp/arithmetic.ts';
-import { F32, F64, F80, type Float, float, indefinite, Kind, Rounding, unpack } from '../fp/float.ts';
+import { F32, F64, F80, type Float, float, indefinite, isNan, Kind, Rounding, unpack } from '../fp/float.ts';
 import type { Insn } from '../insn.ts';
+import { State } from '../state.ts';
 import type { Helper, Helpers, Processor } from './helper.ts';
 import { relationFlags } from './sse-float.ts';
 import { setArithmeticFlags } from './sse-integer.ts';
@@ -27,6 +29,7 @@ import {
   hasMemory,
   isEmpty,
   operandAddress,
+  overflow,
   pop,
   pushValue,
   setConditions,
@@ -116,9 +119,15 @@ const comparison = ({
     let order: number = Relation.UNORDERED;
     if (isEmpty(cpu, 0) || (known === undefined && isEmpty(cpu, other))) underflow();
     else order = compare(env, st(cpu, 0), known ?? st(cpu, other), quiet);
-    if (!settle(cpu)) return;
-    if (toFlags) setArithmeticFlags(cpu, relationFlags(order));
-    else setConditions(cpu, CONDITIONS, conditions(order));
+    const c1 = cpu.state.u16(State.fsw) & Fsw.C1;
+    const stored = settle(cpu);
+    // The answer is given even when the exception is taken: silicon does so.
+    if (toFlags) {
+      setArithmeticFlags(cpu, relationFlags(order));
+      // Only a stack fault touches C1 here.
+      if ((env.flags & Fsw.SF) === 0) setConditions(cpu, Fsw.C1, c1);
+    } else setConditions(cpu, CONDITIONS, conditions(order));
+    if (!stored) return;
     for (let i = 0; i < pops; i++) pop(cpu);
   });
 
@@ -147,14 +156,17 @@ const partialRemainder = (rounding: number): Helper =>
     if (isEmpty(cpu, 0) || isEmpty(cpu, 1)) underflow();
     else answer = remainder(env, F80, st(cpu, 0), st(cpu, 1), rounding);
     const { result, quotient } = answer;
+    const noQuotient = isNan(unpack(F80, result));
     env.roundedUp = false;
-    if (!settle(cpu)) return;
+    if (!settle(cpu)) return setConditions(cpu, Fsw.C2, 0);
     const [q0, q1, q2] = [1, 2, 4].map((bit) => ((quotient ?? 0) & bit) !== 0);
-    setConditions(
-      cpu,
-      CONDITIONS | Fsw.C1,
-      (quotient === undefined ? Fsw.C2 : 0) | (q2 ? Fsw.C0 : 0) | (q1 ? Fsw.C1 : 0) | (q0 ? Fsw.C3 : 0),
-    );
+    if (noQuotient) setConditions(cpu, Fsw.C2, 0);
+    else
+      setConditions(
+        cpu,
+        CONDITIONS | Fsw.C1,
+        (quotient === undefined ? Fsw.C2 : 0) | (q2 ? Fsw.C0 : 0) | (q1 ? Fsw.C3 : 0) | (q0 ? Fsw.C1 : 0),
+      );
     setSt(cpu, 0, result);
   });
 
@@ -187,7 +199,10 @@ export const x87Arithmetic: Helpers = {
   fucomip: comparison({ toFlags: true, quiet: true, pops: 1 }),
   ftst: comparison({ against: float(Kind.ZERO, false) }),
   fsqrt: unary((a) => squareRoot(env, F80, a), true),
-  frndint: unary((a) => toIntegral(env, F80, a)),
+  frndint: unary((a) => {
+    denormals(env, a);
+    return toIntegral(env, F80, a);
+  }),
   fchs: sign((bits) => bits ^ F80.sign),
   fabs: sign((bits) => bits & ~F80.sign),
   fprem: partialRemainder(Rounding.ZERO),
@@ -201,10 +216,7 @@ export const x87Arithmetic: Helpers = {
   /** The exponent takes the place of ST(0), and the significand is pushed. */
   fxtract: x87((cpu) => {
     if (isEmpty(cpu, 0)) underflow();
-    else if (!isEmpty(cpu, 7)) {
-      underflow();
-      env.roundedUp = true;
-    }
+    else if (!isEmpty(cpu, 7)) overflow();
     const none = indefinite(F80);
     const parts = env.flags ? { exponent: none, significand: none } : extract(env, F80, st(cpu, 0));
     if (!settle(cpu)) return;

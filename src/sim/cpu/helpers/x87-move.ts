@@ -79,7 +79,12 @@ const storing = (
     if (isEmpty(cpu, 0)) underflow();
     else bits = of(cpu, size);
     if (!withheld(STORE)) write(cpu, insn, bits, size);
-    else cpu.memory.checkWrite(operandAddress(cpu, insn, size, true), size);
+    else {
+      cpu.memory.checkWrite(operandAddress(cpu, insn, size, true), size);
+      // What overflows or underflows and is not stored is not inexact either.
+      env.flags &= ~Exception.PE;
+      env.roundedUp = false;
+    }
     if (settle(cpu, STORE) && pops) pop(cpu);
   });
 
@@ -149,7 +154,6 @@ const conditional = (mask: number, wanted: boolean): Helper =>
       if (settle(cpu)) setSt(cpu, 0, indefinite(F80));
       return;
     }
-    settle(cpu);
     if (((cpu.state.flags & mask) !== 0) === wanted) setSt(cpu, 0, bitsOfSt(cpu, from));
   });
 
@@ -181,6 +185,7 @@ const turn = (by: number): Helper =>
 const free = (pops: boolean): Helper =>
   control((cpu, insn) => {
     setTag(cpu, stOperand(insn, 0), EMPTY);
+    setConditions(cpu, Fsw.C1, 0);
     if (pops) pop(cpu);
   }, true);
 
@@ -207,6 +212,12 @@ export const x87Move: Helpers = {
   }),
   fst: store(false),
   fstp: store(true),
+  /** Undocumented: as FSTP ST(i), but an empty ST(0) is no stack fault. */
+  fstpnce: x87((cpu, insn) => {
+    settle(cpu);
+    if (!isEmpty(cpu, 0)) setSt(cpu, stOperand(insn, 0), bitsOfSt(cpu, 0));
+    pop(cpu);
+  }),
   fild: x87((cpu, insn) => push(cpu, encode(env, F80, memoryNumber(cpu, insn, true)))),
   fist: storeInteger(false),
   fistp: storeInteger(true),

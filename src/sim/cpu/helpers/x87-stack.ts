@@ -13,7 +13,7 @@ import {
   Rounding,
   unpack,
 } from '../fp/float.ts';
-import type { Insn, Memory } from '../insn.ts';
+import type { Insn } from '../insn.ts';
 import { State } from '../state.ts';
 import type { Helper, Processor } from './helper.ts';
 import { CR0_EM, CR0_TS, checkPending } from './sse-operands.ts';
@@ -59,11 +59,14 @@ export const x87 =
     point(cpu, insn);
   };
 
-/** The instruction and data pointers. FOP is not kept: processors that have dropped it say so too (SDM 1, 8.1.9.1). */
+/**
+ * The instruction and data pointers, of an instruction that leaves an exception pending: others do not matter to any
+ * handler, and processors have ceased to keep theirs (SDM volume 1, 8.1.8). FOP is not kept at all.
+ */
 function point(cpu: Processor, insn: Insn): void {
+  if ((cpu.state.u16(State.fsw) & Fsw.ES) === 0) return;
   cpu.state.setU64(State.fip, insn.rip);
-  const operand = insn.operands.find((each): each is Memory => each.kind === 'mem');
-  if (operand !== undefined) cpu.state.setU64(State.fdp, lastOffset);
+  if (hasMemory(insn)) cpu.state.setU64(State.fdp, lastOffset);
 }
 /** The offset of the memory operand that was accessed last. */
 let lastOffset = 0n;
@@ -113,6 +116,12 @@ export function underflow(): void {
   env.flags |= Exception.IE | Fsw.SF;
 }
 
+/** There is no room for what is to be pushed: C1 says which of the two stack faults it is. */
+export function overflow(): void {
+  env.flags = Exception.IE | Fsw.SF;
+  env.roundedUp = true;
+}
+
 /** Whether exceptions that are not masked keep the result from being stored. */
 export const withheld = (by: number): boolean => (env.flags & ~env.masks & by) !== 0;
 
@@ -120,7 +129,7 @@ export const withheld = (by: number): boolean => (env.flags & ~env.masks & by) !
 export function settle(cpu: Processor, by = BEFORE): boolean {
   const stopped = withheld(BEFORE);
   if (stopped) env.flags &= BEFORE | Fsw.SF;
-  const c1 = env.roundedUp && !stopped ? Fsw.C1 : 0;
+  const c1 = env.roundedUp && (!stopped || (env.flags & Fsw.SF) !== 0) ? Fsw.C1 : 0;
   const fsw = (cpu.state.u16(State.fsw) & ~Fsw.C1) | env.flags | c1;
   cpu.state.setU16(State.fsw, fsw);
   summarize(cpu);
@@ -138,15 +147,14 @@ export function setConditions(cpu: Processor, mask: number, bits: number): void 
   cpu.state.setU16(State.fsw, (cpu.state.u16(State.fsw) & ~mask) | bits);
 }
 
-/** Pushes, or faults when the stack is full; exceptions of the value itself are in env already. */
+/**
+ * Pushes, or faults when the stack is full; exceptions of the value itself are in env already. A denormal is pushed
+ * even when it raises an exception: silicon does so.
+ */
 export function push(cpu: Processor, bits: bigint): void {
-  if (!isEmpty(cpu, 7)) {
-    env.flags = Exception.IE | Fsw.SF;
-    env.roundedUp = true;
-    const stored = settle(cpu);
-    setConditions(cpu, Fsw.C1, Fsw.C1);
-    if (stored) pushValue(cpu, indefinite(F80));
-  } else if (settle(cpu)) pushValue(cpu, bits);
+  const full = !isEmpty(cpu, 7) && (env.flags & Fsw.SF) === 0;
+  if (full) overflow();
+  if (settle(cpu, Exception.IE)) pushValue(cpu, full ? indefinite(F80) : bits);
 }
 export function pushValue(cpu: Processor, bits: bigint): void {
   setTop(cpu, top(cpu) - 1);

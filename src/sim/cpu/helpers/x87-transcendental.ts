@@ -29,6 +29,7 @@ import {
   env,
   Fsw,
   isEmpty,
+  overflow,
   pop,
   pushValue,
   setConditions,
@@ -81,8 +82,10 @@ function powerOf(x: Float): bigint {
   if (x.kind === Kind.INFINITE) return x.negative ? ONE | F80.sign : infinity(F80, false);
   if (x.kind === Kind.ZERO) return zero(F80, x.negative);
   denormals(env, x);
-  const top = bitLength(x.significand) + x.exponent - 1;
-  if (top > 0) return encode(env, F80, x);
+  if (bitLength(x.significand) + x.exponent > 0 && !isOne(x)) {
+    env.flags |= Exception.PE;
+    return encode(env, F80, x);
+  }
   return inexact(powerMinusOne(fixedOf(x)));
 }
 
@@ -110,6 +113,7 @@ function yLogX(y: Float, x: Float): bigint {
   }
   denormals(env, y, x);
   if (unity || y.kind === Kind.ZERO) return zero(F80, y.negative !== below);
+  env.flags |= Exception.PE;
   const power = powerOfTwo(x);
   if (power !== undefined) {
     const negative = y.negative !== power < 0;
@@ -121,7 +125,7 @@ function yLogX(y: Float, x: Float): bigint {
   }
   return inexact(multiplyFixed(fixedOf(y), logarithm(fixedOf(x))));
 }
-/** The logarithm of a power of two is exact. */
+/** The logarithm of a power of two is exact, though PE is set all the same. */
 function powerOfTwo(x: Float): number | undefined {
   if ((x.significand & (x.significand - 1n)) !== 0n) return undefined;
   return x.exponent + bitLength(x.significand) - 1;
@@ -136,6 +140,7 @@ function yLogOnePlusX(y: Float, x: Float): bigint {
   if (y.kind === Kind.INFINITE || x.kind === Kind.INFINITE) return infinity(F80, negative);
   if (y.kind === Kind.ZERO || x.kind === Kind.ZERO) return zero(F80, negative);
   // 1 + x is not positive: no logarithm, and no promise either.
+  env.flags |= Exception.PE;
   if (x.negative && x.exponent + bitLength(x.significand) - 1 >= 0) return encode(env, F80, x);
   return inexact(multiplyFixed(fixedOf(y), logarithmOfOnePlus(fixedOf(x))));
 }
@@ -172,10 +177,8 @@ const ofAngle = (
     let results: readonly bigint[] = pushes ? [indefinite(F80), indefinite(F80)] : [indefinite(F80)];
     let outOfRange = false;
     if (isEmpty(cpu, 0)) underflow();
-    else if (pushes && !isEmpty(cpu, 7)) {
-      underflow();
-      env.roundedUp = true;
-    } else {
+    else if (pushes && !isEmpty(cpu, 7)) overflow();
+    else {
       const a = st(cpu, 0);
       const answer = nanOf(env, F80, a, a, largerNan);
       if (answer !== undefined) results = pushes ? [answer, answer] : [answer];
@@ -189,9 +192,9 @@ const ofAngle = (
         if (constant !== undefined) results = [results[0]!, constant];
       }
     }
-    if (!settle(cpu)) return;
+    const stored = settle(cpu);
     setConditions(cpu, Fsw.C2, outOfRange ? Fsw.C2 : 0);
-    if (outOfRange) return;
+    if (!stored || outOfRange) return;
     setSt(cpu, 0, results[0]!);
     if (pushes) pushValue(cpu, results[1]!);
   });
