@@ -121,7 +121,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     }
     const execute = (given: Recorded['given']) => ({
       given,
-      expected: oracle.run(given, inspect(given).changesSegments),
+      expected: oracle.run(given, inspect(given)),
     });
     if (values.case !== undefined) {
       yield execute(parseCase(values.case));
@@ -151,7 +151,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
   for (const { given, expected } of cases()) {
     const what = inspect(given);
     tally.add(what.form, expected.end);
-    const found = compare(expected, backend.run(given, what.changesSegments), what);
+    const found = compare(expected, backend.run(given, what), what);
     if (values.case !== undefined) process.stdout.write(`${what.text} (${what.form}): ${expected.end}\n`);
     if (found.length > 0) {
       const line = formatCase(given);

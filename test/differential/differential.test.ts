@@ -23,7 +23,7 @@ function opened(name: BackendName): Hypervisor | string {
 const kvm = inLab ? "kvm: the lab's processor is emulated, and no oracle" : opened('kvm');
 const sim = opened('sim');
 
-const run = (runner: Runner, given: Case): Result => runner.run(given, inspect(given).changesSegments);
+const run = (runner: Runner, given: Case): Result => runner.run(given, inspect(given));
 
 /** The cases that end differently, as a difference is shown. */
 function differences(oracle: Runner, backend: Runner, count: number): string[] {

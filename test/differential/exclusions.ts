@@ -23,6 +23,7 @@ const mnemonics = (heading: string): ReadonlySet<string> =>
   new Set(table(heading).flatMap(([names]) => list(names!)));
 
 export const neverCompared = mnemonics('Instructions that are not compared');
+export const approximate = mnemonics('Approximate results');
 export const changedByPvm = mnemonics('Instructions that a PVM host changes');
 
 /** What a condition is about. */

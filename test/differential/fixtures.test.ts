@@ -35,7 +35,7 @@ describe.each(recordings)('%s', (name) => {
     const found: string[] = [];
     for (const { given, expected } of readRecording(new URL(name, folder))) {
       const what = inspect(given);
-      const different = compare(expected, runner.run(given, what.changesSegments), what);
+      const different = compare(expected, runner.run(given, what), what);
       if (different.length > 0) found.push(`${formatCase(given)} ${what.text}: ${shown(different)}`);
     }
     expect(found).toEqual([]);

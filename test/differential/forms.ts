@@ -15,7 +15,7 @@ import {
   RflagsBits,
 } from 'iced-x86';
 import { bitsOf, type Case, type ModeName, Place, REGISTERS, type State, stateOf } from './case.ts';
-import { changedByPvm, neverCompared, undefinedResults } from './exclusions.ts';
+import { approximate, changedByPvm, neverCompared, undefinedResults } from './exclusions.ts';
 
 /** The extensions that are under test, by CPUID feature as iced-x86 names them. */
 const FEATURES = new Set(
@@ -77,6 +77,13 @@ export interface Inspected {
   readonly length: number;
   readonly text: string;
   readonly changesSegments: boolean;
+  /** It may access ports. */
+  readonly doesIo: boolean;
+  /** It is what it is; an exception that says otherwise is the processor's. */
+  readonly isValid: boolean;
+  /** Single-precision results that are only near each other. */
+  readonly isApproximate: boolean;
+  readonly undefinedAddress: boolean;
   /** A mask over RFLAGS, and one over the x87's status word. */
   readonly undefinedFlags: number;
   readonly undefinedStatus: number;
@@ -211,6 +218,10 @@ export function inspect(given: Case): Inspected {
     mnemonic,
     length: instruction.length,
     text: instruction.toString(),
+    doesIo: /^(in|out)(s[bwd])?$/.test(mnemonic),
+    isValid: form !== 'INVALID' && !mnemonic.startsWith('ud'),
+    isApproximate: approximate.has(mnemonic),
+    undefinedAddress: listed?.includes('address') ?? false,
     changesSegments,
     undefinedFlags:
       listed === undefined

@@ -481,6 +481,8 @@ function encode(draft: Draft): Uint8Array | undefined {
   }
 }
 
+const isCanonical = (address: bigint): boolean => BigInt.asUintN(64, BigInt.asIntN(48, address)) === address;
+
 /** Prefixes that an assembler would not write: what is ignored, what changes the instruction, what makes it #UD. */
 const PREFIXES = [
   0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x41, 0x44, 0x48, 0x4f,
@@ -506,6 +508,7 @@ function tryForm(random: Random, mode: ModeName, form: Form): Case | undefined {
     const registers = [...draft.registers];
     if (draft.rip !== Place.start) registers.push(['rip', BigInt(draft.rip)]);
     const code = Uint8Array.of(...prefix, ...encoded);
+    if (!isCanonical(draft.register('rsp'))) return undefined;
     return { mode, code, state: draft.seed, registers, patches: draft.patches };
   } finally {
     instruction.free();

@@ -29,6 +29,7 @@ import {
   stateOf,
   WINDOW,
 } from './case.ts';
+import type { Inspected } from './forms.ts';
 
 /** How many bytes of memory an instruction changed, and to what; offsets are from Place.data. */
 export interface Change {
@@ -105,29 +106,37 @@ const XSTATE_BV = 512;
 const X87_AND_SSE = 3;
 
 export class Runner implements Disposable {
-  readonly #vm: Vm;
-  readonly #ram: GuestMemory;
-  readonly #vcpu: Vcpu;
-  readonly #view: DataView;
-  readonly #modes: { readonly [mode in ModeName]: Sregs };
-  readonly #xsave: Uint8Array;
+  readonly #hv: Hypervisor;
+  #vm!: Vm;
+  #ram!: GuestMemory;
+  #vcpu!: Vcpu;
+  #view!: DataView;
+  #modes!: { readonly [mode in ModeName]: Sregs };
+  #xsave!: Uint8Array;
   readonly #filler = new Uint8Array(Place.codeEnd - Place.code).fill(FILLER);
+  readonly #halting = new Uint8Array(Place.codeEnd - Place.code).fill(HLT);
   #mode: ModeName | undefined;
   /** By how much RIP is past the OUT that ends a case: KVM's emulator is done with it, its fast path is not. */
   #past = 0n;
 
   constructor(hv: Hypervisor) {
-    const vm = hv.createVm();
+    this.#hv = hv;
+    this.#boot();
+    this.#calibrate();
+  }
+
+  #boot(): void {
+    const vm = this.#hv.createVm();
     this.#vm = vm;
     this.#ram = vm.allocate(RAM_SIZE);
     vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: this.#ram });
     this.#view = viewOf(this.#ram.bytes);
     this.#vcpu = vm.createVcpu(0);
-    this.#vcpu.setCpuid2(hv.getSupportedCpuid());
+    this.#vcpu.setCpuid2(this.#hv.getSupportedCpuid());
     this.#modes = this.#buildTables();
     this.#xsave = this.#vcpu.getXsave();
     viewOf(this.#xsave).setBigUint64(XSTATE_BV, BigInt(X87_AND_SSE), true);
-    this.#calibrate();
+    this.#mode = undefined;
   }
 
   #buildTables(): { readonly [mode in ModeName]: Sregs } {
@@ -183,51 +192,61 @@ export class Runner implements Disposable {
   #calibrate(): void {
     const nop: Case = { mode: 'long3', code: Uint8Array.of(0x90), state: 1, registers: [], patches: [] };
     this.#past = 0n;
-    const { end, registers } = this.run(nop);
+    const { end, registers } = this.#execute(nop, false, false);
     this.#past = registers[RIP]! - BigInt(Place.start + 1);
     if (end !== 'completed' || this.#past > 1n)
       throw new Error(`a NOP ends with ${end} at ${registers[RIP]!.toString(16)}`);
   }
 
-  /** @param segments whether the instruction may change segment registers: that costs two more ioctls */
-  run(given: Case, segments = false): Result {
+  /**
+   * @param what of the instruction. Whether it may change segment registers costs two more ioctls; around one that
+   *   accesses ports is HLT, which a program may not execute either
+   * @returns what it did; also where the backend threw, which none should
+   */
+  run(given: Case, what: Pick<Inspected, 'changesSegments' | 'doesIo'>): Result {
+    try {
+      return this.#execute(given, what.changesSegments, what.doesIo);
+    } catch (error) {
+      this[Symbol.dispose]();
+      this.#boot();
+      const { registers, fpu } = stateOf(given);
+      return { end: `threw ${error}`, io: [], registers, fpu, memory: [], segments: undefined };
+    }
+  }
+
+  #execute(given: Case, segments: boolean, doesIo: boolean): Result {
     const state = stateOf(given);
-    this.#enter(given, state);
+    this.#enter(given, state, doesIo ? this.#halting : this.#filler);
     const io: string[] = [];
-    const start = state.registers[RIP]!;
     for (;;) {
       const outcome = this.#vcpu.run(DEADLINE_MS);
       const registers = this.#registers();
       const rip = registers[RIP]!;
-      if (outcome !== Exit.IO) return this.#finish(state, exitName(outcome), io, registers, segments);
+      const finish = (end: string) => this.#finish(state, end, io, registers, segments, doesIo);
+      if (outcome !== Exit.IO) return finish(exitName(outcome));
       const { port } = this.#vcpu.io;
       if (rip >= System.handlers && rip < System.handlers + 256 * HANDLER_SIZE) {
         const end = this.#caught(port, registers);
-        return this.#finish(state, end, io, registers, segments);
+        const halted = doesIo && end === '#13 error=0' && registers[RIP] !== state.registers[RIP];
+        return finish(halted ? 'completed' : end);
       }
-      const at = rip - this.#past;
-      // An IN has not happened yet, and RIP is at it.
-      const own = rip === start || (at >= start && at < start + BigInt(given.code.length));
-      if (!own) {
-        registers[RIP] = at;
-        return this.#finish(state, 'completed', io, registers, segments);
+      if (!doesIo) {
+        registers[RIP] = rip - this.#past;
+        return finish('completed');
       }
       io.push(this.#answer());
-      if (io.length > MAX_IO) return this.#finish(state, 'too much I/O', io, registers, segments);
+      if (io.length > MAX_IO) return finish('too much I/O');
     }
   }
 
-  #enter(given: Case, state: State): void {
+  #enter(given: Case, state: State, filler: Uint8Array): void {
     if (this.#mode !== given.mode) {
       this.#vcpu.setSregs(this.#modes[given.mode]);
       this.#mode = given.mode;
     }
     const { bytes } = this.#ram;
-    bytes.set(this.#filler, Place.code);
-    const start = Number(state.registers[RIP]!);
-    // A branch to the byte before would otherwise end as the instruction's own OUT does.
-    bytes[start - 1] = HLT;
-    bytes.set(given.code, start);
+    bytes.set(filler, Place.code);
+    bytes.set(given.code, Number(state.registers[RIP]!));
     bytes.set(state.memory, Place.data);
     this.#xsave.set(state.fpu);
     this.#vcpu.setXsave(this.#xsave);
@@ -251,6 +270,8 @@ export class Runner implements Disposable {
   /** What delivery of the exception left on the supervisor's stack becomes the result's registers. */
   #caught(vector: number, registers: BigUint64Array): string {
     const sp = Number(registers[RSP]!);
+    if (sp < System.stack - PAGE || sp >= System.stack)
+      return `#${vector} with its frame at ${sp.toString(16)}`;
     const withError = WITH_ERROR.has(vector);
     const word = (index: number) => this.#view.getBigUint64(sp + 8 * (index + (withError ? 1 : 0)), true);
     registers[RIP] = word(0);
@@ -261,13 +282,28 @@ export class Runner implements Disposable {
     return `#${vector}${error}${address}`;
   }
 
-  #finish(state: State, end: string, io: string[], registers: BigUint64Array, segments: boolean): Result {
+  #finish(
+    state: State,
+    end: string,
+    io: string[],
+    registers: BigUint64Array,
+    segments: boolean,
+    doesIo: boolean,
+  ): Result {
     const named = segments ? this.#segments() : undefined;
-    // The handler is at privilege 0, and the next case is not.
-    if (segments || end !== 'completed') this.#mode = undefined;
+    if (end !== 'completed' || doesIo) this.#leaveHandler();
+    if (segments) this.#mode = undefined;
     const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
     const memory = changes(state.memory, this.#ram.bytes.subarray(Place.data, Place.data + WINDOW));
     return { end, io, registers, fpu, memory, segments: named };
+  }
+
+  /** The handler is at privilege 0 and has an OUT to finish; the next case is at another. */
+  #leaveHandler(): void {
+    this.#vcpu.complete((exit) => {
+      throw new Error(`the handler's OUT ends with exit ${exit}`);
+    });
+    this.#mode = undefined;
   }
 
   /** Without CS and SS, of which an exception's handler has its own. */

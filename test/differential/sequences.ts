@@ -16,7 +16,18 @@ import {
 } from '../../src/index.ts';
 import { Hypercall, MapGpaRange } from '../../src/uapi/index.ts';
 import { Agent } from '../support/agent.ts';
-import * as code from '../support/snippets.ts';
+import {
+  copy,
+  increment,
+  load8,
+  load16,
+  load32,
+  load128,
+  push,
+  store8,
+  store16,
+  store32,
+} from '../support/snippets.ts';
 import { Random } from './random.ts';
 
 const PAGE = 4096;
@@ -299,23 +310,12 @@ function guestCheck(random: Random): Step {
     agent.begin('check', { rdi: at, rcx: size, rsi: byte }),
   );
 }
-const SNIPPETS = [
-  'load8',
-  'load16',
-  'load32',
-  'store8',
-  'store16',
-  'store32',
-  'increment',
-  'copy',
-  'push',
-  'load128',
-] as const;
+const SNIPPETS = { load8, load16, load32, load128, store8, store16, store32, increment, copy, push };
 function guestSnippet(random: Random): Step {
-  const name = random.pick(SNIPPETS);
+  const [name, code] = random.pick(Object.entries(SNIPPETS));
   const [rsi, rdi, rax] = [address(random, 16), address(random, 16), random.u64()];
   return guestStep(`${name} ${hex(rsi)} ${hex(rdi)} ${hex(rax)}`, (agent) =>
-    agent.beginCode(code[name], { rsi, rdi, rax }),
+    agent.beginCode(code, { rsi, rdi, rax }),
   );
 }
 /** A page of RET, written and then called. */
