@@ -11,6 +11,7 @@ import type { Mode } from './mode-key.ts';
 import type { CallTarget, Detail, OpName } from './ops.ts';
 import { Flag, FlagKind, State } from './state.ts';
 
+const CS = 1;
 const SS = 2;
 const FS = 4;
 const RSP = 4;
@@ -190,7 +191,8 @@ export class Builder {
     if (this.mode.bits === 64) {
       return segment < FS ? offset : this.op('add64', [offset, this.get(State.segmentBase + segment * 8, 8)]);
     }
-    if (this.mode.flat & (1 << segment)) return offset;
+    // Code can be executed, but not always read, and never be written.
+    if (segment !== CS && this.mode.flat & (1 << segment)) return offset;
     return this.op(
       'call64',
       [this.const32(segment), offset, this.const32(size), this.const32(write ? 1 : 0)],

@@ -104,7 +104,10 @@ const lods: StringInstruction = {
 function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
   const { mode, alignment } = cpu;
   const operand = operandAt(insn, register);
-  const flat = mode.bits === 64 ? operand.segment < Seg.FS : (mode.flat & (1 << operand.segment)) !== 0;
+  const flat =
+    mode.bits === 64
+      ? operand.segment < Seg.FS
+      : operand.segment !== Seg.CS && (mode.flat & (1 << operand.segment)) !== 0;
   if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return { host: MMIO, count: 0 };
   const linear = cpu.address(operand, insn, size, isWrite);
   const count = Math.min(most, Math.floor((PAGE - Number(linear & OFFSET)) / size));
