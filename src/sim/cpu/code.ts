@@ -64,6 +64,8 @@ export class Code {
   #run = 0;
   /** Without WebAssembly, and with it at once: for tests that compare the executors. */
   tier: 'closures' | 'wasm' | 'both' = 'both';
+  /** Blocks that were translated since somebody last set it to 0. */
+  made = 0;
   readonly #modules = new Set<WasmUnit & Module>();
 
   constructor(cpu: Cpu) {
@@ -166,6 +168,7 @@ export class Code {
 
   #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
     const pages = [first];
+    this.made++;
     const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
     const { decoder } = this.#cpu;
     let builder = new Builder(mode, segmentLinear);

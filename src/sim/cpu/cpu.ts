@@ -201,24 +201,31 @@ export class Cpu {
     return linearAddress(this, memory.segment, effectiveAddress(this, memory, insn.addressSize), size, write);
   }
 
+  /** To be called when KVM_RUN begins: the host may have written to guest memory since it ended. */
+  enter(): void {
+    this.code.begin();
+  }
+
   /**
-   * Executes until something needs the kernel. At most `slice` instructions pass (about) before it gives 'slice'.
+   * Executes until something needs the kernel. It gives 'slice' when it is time to look at kicks and the deadline:
+   * after about `slice` instructions, or after so much else that some milliseconds may have passed.
    * @throws SecondStageFault
    */
   run(slice: number): Stop {
-    this.code.begin();
-    const { state } = this;
+    const { state, code } = this;
     const limit = state.count + BigInt(slice);
     state.limit = limit;
-    for (;;) {
+    for (let work = WORK; ; ) {
       try {
         const stop = this.#events();
         if (stop !== undefined) return stop;
-        if (state.count >= limit) return { kind: 'slice' };
-        const stepping = this.mode.single;
-        if (stepping) this.#step();
-        else this.code.execute(this.code.find());
+        if (state.count >= limit || work <= 0) return { kind: 'slice' };
+        work -= 1 + code.made * TRANSLATION;
+        code.made = 0;
+        if (this.mode.single) this.#step();
+        else code.execute(code.find());
       } catch (thrown) {
+        work -= DELIVERY;
         const stop = this.#caught(thrown);
         if (stop !== undefined) return stop;
       }
@@ -330,7 +337,14 @@ export class Cpu {
     }
     this.#again = undefined;
     io.end();
-    if (single) this.#stepped(flags);
+    if (single) {
+      try {
+        this.#stepped(flags);
+      } catch (thrown) {
+        const stop = this.#caught(thrown);
+        if (stop !== undefined) return stop;
+      }
+    }
     return io.writes.shift();
   }
 
@@ -426,6 +440,10 @@ export class Cpu {
   }
 }
 
+/** What a slice may cost, in blocks executed as closures: 10 us at most, and what else takes as long as how many. */
+const WORK = 500;
+const TRANSLATION = 20;
+const DELIVERY = 3;
 const EFER_LMA = 0x400;
 
 /** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */

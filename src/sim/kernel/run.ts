@@ -41,6 +41,7 @@ export class Runner {
     const immediate = run.get('immediateExit') !== 0 || kick.pending;
     const deadline = timeoutMs === Number.POSITIVE_INFINITY ? undefined : performance.now() + timeoutMs;
     run.set('flags', 0);
+    this.#vcpu.cpu.enter();
     const end = this.#guarded(immediate, deadline);
     if (Number(run.get('kvmValidRegs')) !== 0) this.#storeSets();
     this.#save();
