@@ -153,7 +153,7 @@ export class Decoder {
   #operand(index: number, bits: 16 | 32 | 64): Operand {
     const from = this.#instruction;
     const kind = this.#kinds[from.opKind(index)]!;
-    if (kind === 'Register') return this.#registers[from.opRegister(index)]!;
+    if (kind === 'Register') return this.#registers[from.opRegister(index)] ?? { kind: 'unknown', index: 0 };
     if (kind.startsWith('NearBranch')) return { kind: 'near', target: from.nearBranchTarget };
     if (kind === 'FarBranch16')
       return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch16 };

@@ -8,6 +8,8 @@ export type Operand =
   | { readonly kind: 'gpr'; readonly index: number; readonly size: Size; readonly high: boolean }
   /** Any other register: its file and its number in it. Segments are numbered ES CS SS DS FS GS. */
   | { readonly kind: 'xmm' | 'mm' | 'st' | 'segment' | 'cr' | 'dr' | 'tr'; readonly index: number }
+  /** Of a file that this processor lacks: YMM, k, BND. */
+  | { readonly kind: 'unknown'; readonly index: 0 }
   | Memory
   /** Sign-extended to 64 bits where the instruction extends it; otherwise of the operand's size, unsigned. */
   | { readonly kind: 'imm'; readonly value: bigint }
