@@ -22,7 +22,6 @@ interface Chunk {
   readonly base: number;
   /** One bit a page. */
   readonly allocated: Uint8Array;
-  pages: number;
 }
 
 export class GuestMemfdFile extends Counted implements MemoryFile {
@@ -70,7 +69,7 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     if (chunk === undefined) {
       const base = this.#arena.allocate(this.#chunkSize);
       if (base === undefined) return undefined;
-      chunk = { base, allocated: new Uint8Array(Math.ceil(this.#chunkSize / PAGE / 8)), pages: 0 };
+      chunk = { base, allocated: new Uint8Array(Math.ceil(this.#chunkSize / PAGE / 8)) };
       this.#chunks.set(index, chunk);
     }
     return chunk;
@@ -93,10 +92,7 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     const within = offset % this.#chunkSize;
     const bit = 1 << ((within / PAGE) & 7);
     const byte = (within / PAGE) >> 3;
-    if ((chunk.allocated[byte]! & bit) === 0) {
-      chunk.allocated[byte]! |= bit;
-      chunk.pages++;
-    }
+    chunk.allocated[byte]! |= bit;
     return chunk.base + within;
   }
 
@@ -133,14 +129,10 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   }
 
   #forget(index: number, chunk: Chunk, from: number, to: number): void {
-    for (let page = from / PAGE; page < to / PAGE; page++) {
-      const bit = 1 << (page & 7);
-      if ((chunk.allocated[page >> 3]! & bit) === 0) continue;
-      chunk.allocated[page >> 3]! &= ~bit;
-      chunk.pages--;
-    }
+    for (let page = from / PAGE; page < to / PAGE; page++) chunk.allocated[page >> 3]! &= ~(1 << (page & 7));
     this.#arena.zero(chunk.base + from, to - from);
-    if (chunk.pages > 0 || this.mappable) return;
+    // A page that goes back and forth keeps its place: only what is punched as a whole is given back.
+    if (to - from < this.#chunkSize || this.mappable) return;
     this.#arena.free(chunk.base, this.#chunkSize);
     this.#chunks.delete(index);
   }
