@@ -291,19 +291,15 @@ export class Runner implements Disposable {
     doesIo: boolean,
   ): Result {
     const named = segments ? this.#segments() : undefined;
-    if (end !== 'completed' || doesIo) this.#leaveHandler();
-    if (segments) this.#mode = undefined;
+    // The OUT that ended it must be over before registers are set.
+    this.#vcpu.complete((exit) => {
+      throw new Error(`the OUT that ends a case ends with exit ${exit}`);
+    });
+    // The handler is at privilege 0, and the next case is not.
+    if (end !== 'completed' || doesIo || segments) this.#mode = undefined;
     const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
     const memory = changes(state.memory, this.#ram.bytes.subarray(Place.data, Place.data + WINDOW));
     return { end, io, registers, fpu, memory, segments: named };
-  }
-
-  /** The handler is at privilege 0 and has an OUT to finish; the next case is at another. */
-  #leaveHandler(): void {
-    this.#vcpu.complete((exit) => {
-      throw new Error(`the handler's OUT ends with exit ${exit}`);
-    });
-    this.#mode = undefined;
   }
 
   /** Without CS and SS, of which an exception's handler has its own. */
