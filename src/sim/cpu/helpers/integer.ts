@@ -88,8 +88,6 @@ export function crc32(_cpu: Cpu, _insn: Insn, before: number, source: bigint, si
   return sum | 0;
 }
 
-/** A segment register's visible part. */
-export const selector = (cpu: Cpu, _insn: Insn, index: number) => cpu.segments[index]!.selector;
 /** #GP(0) for a target of a near branch beyond the code segment's limit. */
 export function beyondCode(cpu: Cpu, _insn: Insn, taken: number, target: bigint): void {
   if (taken !== 0 && u64(target) > BigInt(cpu.segments[Seg.CS]!.limit)) raise(Vector.GP, 0);

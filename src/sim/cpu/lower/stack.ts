@@ -1,6 +1,5 @@
 /** The stack (SDM volume 1, chapter 6). */
 import type { Builder, Place } from '../builder.ts';
-import { selector } from '../helpers/integer.ts';
 import type { Memory, Size } from '../insn.ts';
 import type { Node } from '../ir.ts';
 import type { Lower, Lowerings } from './lowering.ts';
@@ -9,22 +8,8 @@ const SS = 2;
 const RSP = 4;
 const RBP = 5;
 
-/**
- * A segment register of 4 bytes is written as 2, and the stack pointer moves by 4 (SDM volume 2, PUSH; so do Intel's
- * processors and KVM's emulator).
- */
-function pushSegment(b: Builder, size: Size, index: number): void {
-  const value = b.ask('i', selector, b.const32(index));
-  if (size === 4) {
-    const place = b.stack(-4, 2, true);
-    b.store(place, 2, value);
-    b.setStackPointer(place.pointer);
-  } else b.push(size, b.zeroExtend(2, size, value));
-}
 const push: Lower = (b, insn) => {
   const size = insn.operandSize;
-  const operand = b.operand(0);
-  if (operand.kind === 'segment') return pushSegment(b, size, operand.index);
   b.push(size, b.read(0, size));
 };
 
