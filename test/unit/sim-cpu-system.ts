@@ -9,6 +9,7 @@ import { GuestFault } from '../../src/sim/cpu/fault.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/mode.ts';
 import { MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from '../../src/sim/cpu/system.ts';
+import type { Guest } from '../../src/vmm/guest.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');
 const decoder = new Decoder(iced);
@@ -36,9 +37,10 @@ export const Gdt = {
   DATA0: 0x10,
   CODE3: 0x18,
   DATA3: 0x20,
-  CONFORMING0: 0x28,
+  /** Where SYSRET expects it: behind DATA3. */
+  CODE64_3: 0x28,
   CODE64: 0x30,
-  CODE64_3: 0x38,
+  CONFORMING0: 0x38,
   TSS: 0x40,
   LDT: 0x50,
   GATE: 0x60,
@@ -119,6 +121,12 @@ export class Machine {
     );
   }
 
+  /** Puts a guest's code at an address. */
+  place(gpa: number, { code }: Guest): this {
+    this.arena.views.u8.set(code, this.ram + gpa);
+    return this;
+  }
+
   // --- registers ---
   get rsp(): bigint {
     return this.cpu.state.gpr(4);
@@ -143,7 +151,8 @@ export class Machine {
     return this;
   }
 
-  #tables(): void {
+  /** The GDT, and a TSS for it. */
+  tables(): this {
     const rows: [number, bigint][] = [
       [Gdt.CODE0, descriptor(0, 0xf_ffff, 0x9b, 0xc)],
       [Gdt.DATA0, descriptor(0, 0xf_ffff, 0x93, 0xc)],
@@ -169,11 +178,12 @@ export class Machine {
     // Stacks of privilege levels 0 to 2 outside IA-32e mode.
     this.set32(At.tss + 4, At.inner);
     this.set16(At.tss + 8, Gdt.DATA0);
+    return this;
   }
 
   #enter(level: number, code: Segment, data: number): this {
     const { cpu } = this;
-    this.#tables();
+    this.tables();
     cpu.cr0 |= CR0.PE;
     cpu.segments[Seg.CS] = code;
     for (const index of [Seg.ES, Seg.SS, Seg.DS, Seg.FS, Seg.GS])

@@ -71,6 +71,12 @@ export const maintenance: Helpers = {
   clwb: flushLine,
   monitor: wait,
   mwait: wait,
+  rdtsc: timeStamp,
+  rdtscp(cpu) {
+    if (!has(cpu, 'RDTSCP')) raise(Vector.UD);
+    timeStamp(cpu);
+    cpu.state.setGpr(RCX, msrValue(cpu, Msr.TSC_AUX));
+  },
   rdpid(cpu, insn) {
     if (!has(cpu, 'RDPID')) raise(Vector.UD);
     const { index, size } = gprAt(insn, 0);
@@ -98,11 +104,4 @@ export const maintenance: Helpers = {
 export const maintenanceEnding: Helpers = {
   invlpg,
   invpcid,
-  // Instructions are counted by blocks: a reading is exact where it ends one.
-  rdtsc: timeStamp,
-  rdtscp(cpu) {
-    if (!has(cpu, 'RDTSCP')) raise(Vector.UD);
-    timeStamp(cpu);
-    cpu.state.setGpr(RCX, msrValue(cpu, Msr.TSC_AUX));
-  },
 };
