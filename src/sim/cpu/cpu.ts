@@ -5,6 +5,7 @@ import { Code } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
 import { Alone, GuestFault } from './fault.ts';
+import { instructions } from './instructions.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
@@ -318,7 +319,9 @@ export class Cpu {
     const { single } = this.mode;
     io.begin(mode);
     try {
-      this.code.execute(this.code.findSingle());
+      const entry = this.code.findSingle();
+      if (mode === 'emulated' && !instructions.emulated(entry.block.insns[0]!)) throw new Unmodelled('', 1);
+      this.code.execute(entry);
       this.shadow = undefined;
     } catch (thrown) {
       if (thrown instanceof Alone) {
@@ -363,7 +366,7 @@ export class Cpu {
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
     if (thrown instanceof IoStop) return thrown.stop;
     if (thrown instanceof Unmodelled) {
-      this.unimplemented.add(thrown.what);
+      if (thrown.what !== '') this.unimplemented.add(thrown.what);
       return { kind: 'internal-error', suberror: thrown.suberror, data: [] };
     }
     if (thrown === tripleFault) return { kind: 'shutdown' };

@@ -1,6 +1,7 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
 import type { Builder } from './builder.ts';
 import type { Cpu } from './cpu.ts';
+import { emulated } from './emulator.ts';
 import { raise, Vector } from './fault.ts';
 import type { Helpers } from './helpers/helper.ts';
 import { sse } from './helpers/sse.ts';
@@ -40,7 +41,12 @@ function nameOf(insn: Insn): string {
   return formOf(insn);
 }
 
+const vectorNames: ReadonlySet<string> = new Set([...Object.keys(vector), ...Object.keys(x87)]);
+
 export const instructions = {
+  /** Whether KVM's emulator has it. */
+  emulated: (insn: Insn): boolean => emulated(insn, vectorNames.has(nameOf(insn))),
+
   /** Every name that is implemented: mnemonics, and `mov cr` and the like. */
   names: () => [...micro.keys(), ...called.keys(), ...last.keys()],
 
