@@ -43,11 +43,11 @@ class OpenHandle {
 /** A backend with what only a simulator can do. */
 export interface SimBackend extends Backend {
   /**
-   * Makes a page of a guest_memfd bad, as a hardware memory error does: accesses end with EHWPOISON until it is
-   * punched.
+   * Makes a page of a guest_memfd fail until it is punched: with EHWPOISON, as after a hardware memory error, or with
+   * ENOMEM, which KVM_RUN gives beside a memory fault that is none (exit_reason is KVM_EXIT_MEMORY_FAULT).
    * @param offset bytes, in the file
    */
-  poison(guestMemfd: Handle, offset: number): void;
+  poison(guestMemfd: Handle, offset: number, errno?: 'EHWPOISON' | 'ENOMEM'): void;
   /**
    * Puts bytes into a guest_memfd, as launching an SNP or TDX guest does (KVM_SEV_SNP_LAUNCH_UPDATE,
    * KVM_TDX_INIT_MEM_REGION), without measuring them.
@@ -258,10 +258,16 @@ class Simulator implements SimBackend {
     release(opened.object);
   };
 
-  readonly poison = (guestMemfd: Handle, offset: number): void => {
+  readonly poison = (
+    guestMemfd: Handle,
+    offset: number,
+    errno: 'EHWPOISON' | 'ENOMEM' = 'EHWPOISON',
+  ): void => {
     const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
     if (!(offset >= 0 && offset < file.size)) throw outOfRange('offset', offset, `below ${file.size}`);
-    file.poison(offset - (offset % PAGE));
+    if (errno !== 'EHWPOISON' && errno !== 'ENOMEM')
+      throw outOfRange('errno', errno, "'EHWPOISON' or 'ENOMEM'");
+    file.fail(offset - (offset % PAGE), Errno[errno]);
   };
 
   readonly populate = (guestMemfd: Handle, offset: number, bytes: Uint8Array): void => {

@@ -31,7 +31,7 @@ async function opening(options: object, prelude = '') {
     const imported = Exit.IO === 2;
     ${prelude}
     try {
-      openHypervisor(${JSON.stringify(options)}).close();
+      openHypervisor({ backend: 'kvm', ...${JSON.stringify(options)} }).close();
       console.log(JSON.stringify({ imported, opened: true }));
     } catch ({ name, code, reason, message, cause }) {
       console.log(JSON.stringify({ imported, name, code, reason, message, tries: cause?.tries }));

@@ -189,7 +189,7 @@ describe('the probe', () => {
   onKvm('is what openHypervisor asks about its needs', (hv) => {
     const lacking = (Object.keys(features) as Feature[]).filter((name) => features[name](hv) !== undefined);
     for (const feature of lacking) {
-      expect(() => openHypervisor({ needs: [feature] })).toThrow(
+      expect(() => openHypervisor({ backend: 'kvm', needs: [feature] })).toThrow(
         expect.objectContaining({
           code: 'ERR_KVM_UNAVAILABLE',
           reason: 'feature',
@@ -197,7 +197,7 @@ describe('the probe', () => {
         }),
       );
     }
-    openHypervisor({ needs: ['long-mode', 'real-mode'] }).close();
+    openHypervisor({ backend: 'kvm', needs: ['long-mode', 'real-mode'] }).close();
     expect(() => openHypervisor({ needs: ['flying' as never] })).toThrow(
       expect.objectContaining({ code: 'ERR_KVM_INVALID_ARG' }),
     );

@@ -17,7 +17,7 @@ import { simulator } from '../../src/open.ts';
 import { Errno } from '../../src/uapi/index.ts';
 import { AREA, PAGE } from '../support/area.ts';
 import { ChoosingGuest, type ChoosingType } from '../support/choosing.ts';
-import { expectOutcome, wordAt } from '../support/run.ts';
+import { errnoOf, expectOutcome, wordAt } from '../support/run.ts';
 
 const SHARED = 0x5a5a_5a5a_5a5a_5a5an;
 const SECRET = 0x0123_4567_89ab_cdefn;
@@ -122,6 +122,17 @@ describe.each(types)('a guest of %s', (_, type: ChoosingType, hosts) => {
     guest.beginRead(LARGE, 'shared');
     expectOutcome(guest.vcpu, Exit.MMIO);
     expect(guest.vcpu.mmio.physAddr).toBe(AREA + LARGE);
+  });
+
+  // kvm_gmem_get_pfn()'s errno is returned as it is, after the exit was annotated: by the errno ABI, no memory fault.
+  it('gets ENOMEM as an error, and no memory fault, although that stands in exit_reason', () => {
+    using guest = new ChoosingGuest(type);
+    guest.vm.setMemoryAttributes({ address: AREA, size: PAGE, attributes: MemoryAttribute.PRIVATE });
+    guest.backend.poison(guest.secret.fd.handle, 0, 'ENOMEM');
+    expect(errnoOf(() => guest.beginRead(0, 'private'))).toBe('ENOMEM');
+    expect(guest.vcpu.raw.exitReason).toBe(Exit.MEMORY_FAULT);
+    guest.secret.punchHole(0, PAGE);
+    expect(guest.resume()).toBe(0n);
   });
 
   it('is not launched: KVM_MEMORY_ENCRYPT_OP gives ENOTTY', () => {

@@ -152,7 +152,7 @@ describe('a private page', () => {
     parts.make(PRIVATE);
     const page = parts.access() as number;
     parts.arena.views.u8[page] = 7;
-    parts.secret.poison(0);
+    parts.secret.fail(0, Errno.EHWPOISON);
     expect(parts.access()).toEqual({ ...fault(true), errno: -Errno.EHWPOISON });
     expect(parts.secret.fallocate(PUNCH, 0, PAGE)).toBe(0);
     expect(parts.arena.views.u8[parts.access() as number]).toBe(0);

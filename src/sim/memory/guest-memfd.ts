@@ -34,8 +34,8 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   readonly #arena: Arena;
   readonly #chunkSize: number;
   readonly #chunks = new Map<number, Chunk>();
-  /** Offsets of pages with a hardware memory error. */
-  readonly #poisoned = new Set<number>();
+  /** Offsets of pages that cannot be had, and why: negated errnos. */
+  readonly #failing = new Map<number, number>();
   /** Zaps also what is allocated: in the first of the ABIs, that makes a page private. */
   readonly #allocationConverts: boolean;
 
@@ -86,7 +86,8 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
 
   /** kvm_gmem_get_pfn(): where the page lies in the arena, allocated if need be, or a negated errno. */
   page(offset: number): number {
-    if (this.#poisoned.has(offset)) return -Errno.EHWPOISON;
+    const failure = this.#failing.get(offset);
+    if (failure !== undefined) return failure;
     const chunk = this.#chunk(Math.floor(offset / this.#chunkSize));
     if (chunk === undefined) return -Errno.ENOMEM;
     const within = offset % this.#chunkSize;
@@ -119,7 +120,8 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     const end = Math.min(start + size, this.size);
     if (end <= start) return 0;
     this.#zap(start, end);
-    for (const offset of this.#poisoned) if (offset >= start && offset < end) this.#poisoned.delete(offset);
+    for (const offset of this.#failing.keys())
+      if (offset >= start && offset < end) this.#failing.delete(offset);
     for (const [index, chunk] of this.#chunks) {
       const first = index * this.#chunkSize;
       const [from, to] = [Math.max(start, first), Math.min(end, first + this.#chunkSize)];
@@ -144,10 +146,13 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     }
   }
 
-  /** A hardware memory error in the page (kvm_gmem_error_folio): no access to it succeeds until it is punched. */
-  poison(offset: number): void {
+  /**
+   * The page cannot be had until it is punched: EHWPOISON is a hardware memory error (kvm_gmem_error_folio), ENOMEM a
+   * host without memory.
+   */
+  fail(offset: number, errno: number): void {
     this.#zap(offset, offset + PAGE);
-    this.#poisoned.add(offset);
+    this.#failing.set(offset, -errno);
   }
 
   protected free(): void {
