@@ -39,6 +39,8 @@ const flagNames = (mask: number) =>
     .join('+') || hex(mask);
 
 export function compare(expected: Result, actual: Result, what: Inspected): Difference[] {
+  if (what.isInvalid && expected.end !== '#6') return [];
+  if (what.undefinedFault && [expected, actual].some(({ end }) => end.startsWith('#14'))) return [];
   const found: Difference[] = [];
   const differ = (where: string, a: string, b: string) => {
     if (a !== b) found.push({ where, expected: a, actual: b });
@@ -87,6 +89,8 @@ function sameEnd(expected: string, actual: string, what: Inspected): boolean {
 /** How far apart approximations of one number may be: in units in the last place, and relatively. */
 const FEW_ULPS = 4n;
 const TWICE_THE_ERROR = 3 * 2 ** -12;
+/** Below it results become zero. */
+const LEAST_NORMAL = 2 ** -126;
 
 /** Whether a register's contents are as near as two approximations of one number are. */
 function near(name: string, expected: Uint8Array, actual: Uint8Array, at: number): boolean {
@@ -104,7 +108,7 @@ function near(name: string, expected: Uint8Array, actual: Uint8Array, at: number
   if (!name.startsWith('xmm')) return false;
   return [0, 4, 8, 12].every((i) => {
     const [x, y] = [a.getFloat32(i, true), b.getFloat32(i, true)];
-    return Object.is(x, y) || Math.abs(x - y) <= TWICE_THE_ERROR * Math.abs(x);
+    return Object.is(x, y) || Math.abs(x - y) <= TWICE_THE_ERROR * Math.abs(x) + LEAST_NORMAL;
   });
 }
 

@@ -79,11 +79,14 @@ export interface Inspected {
   readonly changesSegments: boolean;
   /** It may access ports. */
   readonly doesIo: boolean;
+  /** No form: what iced-x86 cannot decode. */
+  readonly isInvalid: boolean;
   /** It is what it is; an exception that says otherwise is the processor's. */
   readonly isValid: boolean;
   /** Single-precision results that are only near each other. */
   readonly isApproximate: boolean;
   readonly undefinedAddress: boolean;
+  readonly undefinedFault: boolean;
   /** A mask over RFLAGS, and one over the x87's status word. */
   readonly undefinedFlags: number;
   readonly undefinedStatus: number;
@@ -219,9 +222,11 @@ export function inspect(given: Case): Inspected {
     length: instruction.length,
     text: instruction.toString(),
     doesIo: /^(in|out)(s[bwd])?$/.test(mnemonic),
+    isInvalid: form === 'INVALID',
     isValid: form !== 'INVALID' && !mnemonic.startsWith('ud'),
     isApproximate: approximate.has(mnemonic),
     undefinedAddress: listed?.includes('address') ?? false,
+    undefinedFault: listed?.includes('fault') ?? false,
     changesSegments,
     undefinedFlags:
       listed === undefined
