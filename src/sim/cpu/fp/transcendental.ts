@@ -128,7 +128,12 @@ const REDUCTION_HALF_PI =
 
 /** The sine and cosine of an angle below 2 ** 63. */
 export function sineAndCosine(x: Fixed): { sine: Fixed; cosine: Fixed } {
-  if (topOf(x) < TINY) return { sine: x, cosine: fixed((1n << 128n) - 1n, -128) };
+  if (topOf(x) < TINY) {
+    const { significand, exponent } = x;
+    // Both are a little nearer to zero than the first term of their series.
+    const below = (significand << 128n) - (significand < 0n ? -1n : 1n);
+    return { sine: fixed(below, exponent - 128), cosine: fixed((1n << 128n) - 1n, -128) };
+  }
   const value = scaled(x);
   const nearest = (value + REDUCTION_HALF_PI / 2n) / REDUCTION_HALF_PI;
   const whole =
