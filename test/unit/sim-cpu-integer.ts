@@ -6,7 +6,7 @@ import { Cpu, Seg } from '../../src/sim/cpu/cpu.ts';
 import { Decoder, type Iced } from '../../src/sim/cpu/decode.ts';
 import { GuestFault } from '../../src/sim/cpu/fault.ts';
 import type { Block } from '../../src/sim/cpu/ir.ts';
-import { Access, MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';
+import { MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';
 import { WasmUnit } from '../../src/sim/cpu/wasm.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');
@@ -29,10 +29,12 @@ export interface Options {
 
 export class Machine {
   readonly cpu: Cpu;
+  readonly #ram: number;
 
   constructor(mode: Mode, { vendor = 'intel', mmio = [] }: Options = {}) {
     const arena = new Arena();
     const ram = arena.allocate(Place.end)!;
+    this.#ram = ram;
     const page = (gpa: number) => (gpa >= Place.end || mmio.includes(gpa / PAGE) ? MMIO : ram + gpa);
     const stage: SecondStage = { page, sharedPage: page };
     const cpu = new Cpu(arena, stage, { vendor, decoder: new Decoder(iced, vendor) });
@@ -79,10 +81,11 @@ export class Machine {
     this.cpu.state.rip = BigInt(value);
   }
   bytes(linear: number, size: number): number[] {
-    return [...this.cpu.memory.readBytes(BigInt(linear), size)];
+    return [...this.cpu.arena.views.u8.slice(this.#ram + linear, this.#ram + linear + size)];
   }
+  /** As the host writes to guest memory. */
   poke(linear: number, bytes: readonly number[]): void {
-    this.cpu.memory.writeBytes(BigInt(linear), Uint8Array.from(bytes));
+    this.cpu.arena.views.u8.set(bytes, this.#ram + linear);
   }
 
   /** Puts code where RIP will be. */
@@ -120,5 +123,3 @@ export class Machine {
     return `${registers.join(' ')} flags=${this.flags.toString(16)} rip=${this.rip.toString(16)}`;
   }
 }
-
-export { Access };
