@@ -26,6 +26,8 @@ const HOT = 40;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
 const UNIT = 128;
 const MODULES = 2000;
+/** Blocks at most, some KiB each. */
+const BLOCKS = 20_000;
 const JUMPS = 4096;
 /** KVM_INTERNAL_ERROR_EMULATION. */
 const EMULATION = 1;
@@ -50,7 +52,7 @@ interface CodePage {
   readonly host: number;
   /** Its bytes as they were translated. */
   readonly bytes: Uint8Array;
-  readonly entries: Map<string, Entry>;
+  readonly entries: Map<number, Entry>;
   /** The bytes were compared with the page in this run. */
   checked: number;
   stale: boolean;
@@ -61,6 +63,8 @@ export class Code {
   readonly #pages = new Map<number, CodePage>();
   readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
   #epoch = 0;
+  /** How many blocks there may be at most by now: those that went with their page are counted too. */
+  #blocks = 0;
   #run = 0;
   /** Without WebAssembly, and with it at once: for tests that compare the executors. */
   tier: 'closures' | 'wasm' | 'both' = 'both';
@@ -115,15 +119,15 @@ export class Code {
 
   /** The instruction at RIP by itself. */
   findSingle(): Entry {
-    const { mode, state } = this.#cpu;
-    return this.#look(mode.single ? mode : { ...mode, single: true, key: -mode.key - 1 }, state.rip);
+    const { alone, state } = this.#cpu;
+    return this.#look(alone, state.rip);
   }
 
   #look(mode: Mode, rip: bigint): Entry {
     const first = this.#page(this.#fetch(rip));
     const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
-    if (entry === undefined || !this.#holds(entry, rip)) {
+    if (entry === undefined || entry.block.rip !== rip || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
       first.entries.set(key, entry);
     }
@@ -169,6 +173,7 @@ export class Code {
   #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
     const pages = [first];
     this.made++;
+    if (++this.#blocks > BLOCKS) this.forget();
     const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
     const { decoder } = this.#cpu;
     let builder = new Builder(mode, segmentLinear);
@@ -225,7 +230,7 @@ export class Code {
   #heat(entry: Entry): Unit {
     entry.heat = Number.NEGATIVE_INFINITY; // once
     const { mode, alignment } = this.#cpu;
-    // Not what is executed one instruction at a time (findSingle() has modes of its own).
+    // Not what is executed one instruction at a time.
     if (entry.mode !== mode.key || mode.single || alignment || entry.pages.length > 1) return entry.unit;
     const members = [entry];
     for (let i = 0; i < members.length && members.length < UNIT; i++) {
@@ -234,7 +239,7 @@ export class Code {
         if (found !== undefined && !members.includes(found)) members.push(found);
       }
     }
-    if (this.#modules.size >= MODULES) this.#forget();
+    if (this.#modules.size >= MODULES) this.forget();
     const module = Object.assign(new WasmUnit(this.#cpu, members.map(({ block }) => block)), {
       members,
       epoch: this.#epoch,
@@ -261,7 +266,7 @@ export class Code {
         : rip >> 12n === from.block.rip >> 12n
           ? from.pages[0]!.entries.get(keyOf(rip, mode))
           : undefined;
-    return entry !== undefined && entry.heat !== 0 && entry.pages.length === 1 ? entry : undefined;
+    return entry?.block.rip === rip && entry.heat !== 0 && entry.pages.length === 1 ? entry : undefined;
   }
 
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
@@ -287,10 +292,12 @@ export class Code {
       member.heat = 0;
     }
   }
-  /** The cache is full: it starts anew. */
-  #forget(): void {
-    this.#modules.clear();
+  /** Everything starts anew: the cache is full, or modes have new numbers. */
+  forget(): void {
+    for (const page of this.#pages.values()) page.stale = true;
     this.#pages.clear();
+    this.#modules.clear();
+    this.#blocks = 0;
     this.#epoch++;
   }
 }
@@ -301,7 +308,8 @@ interface Module {
   epoch: number;
 }
 
-const keyOf = (rip: bigint, mode: Mode) => `${rip}/${mode.key}`;
+/** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
+const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
 const slotOf = (rip: bigint) => {
   const low = Number(rip & 0xffff_ffffn);
   return (low ^ (low >>> 12)) & (JUMPS - 1);

@@ -140,6 +140,8 @@ export class Cpu {
   readonly code: Code;
   readonly io = new IoLog();
   mode!: Mode;
+  /** The same, with one instruction at a time. */
+  alone!: Mode;
   /** The unit that is executing, or was last. */
   current: Unit | undefined;
   /** A helper's way to stop: taken when its instruction is done. */
@@ -413,8 +415,23 @@ export class Cpu {
       (sse ? 72 : 0) +
       flat * 144 +
       Number(codeBase & 0xffff_ffffn) * 9216;
-    if (this.mode?.key === key) return;
-    this.mode = { bits, stackBits, user, flat, sse, codeBase, single, key };
+    if (key === this.#mode) return;
+    this.#mode = key;
+    const modeOf = (single: boolean) => ({ bits, stackBits, user, flat, sse, codeBase, single }) as const;
+    this.alone = this.#known(single ? key : key + 18, modeOf(true));
+    this.mode = single ? this.alone : this.#known(key, modeOf(false));
+  }
+  /** Modes by what they are, so that they have small numbers. */
+  readonly #modes = new Map<number, Mode>();
+  #mode = -1;
+  #known(what: number, mode: Omit<Mode, 'key'>): Mode {
+    let known = this.#modes.get(what);
+    if (known === undefined && this.#modes.size >= MODES) {
+      this.#modes.clear();
+      this.code.forget();
+    }
+    if (known === undefined) this.#modes.set(what, (known = { ...mode, key: this.#modes.size }));
+    return known;
   }
 
   /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
@@ -447,6 +464,8 @@ export class Cpu {
 const WORK = 500;
 const TRANSLATION = 20;
 const DELIVERY = 3;
+/** How many modes are known at once: a guest can make them without end, by bases of CS. */
+const MODES = 4096;
 const EFER_LMA = 0x400;
 
 /** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */
