@@ -8,7 +8,7 @@
  * private pages come by populate().
  */
 import type { Backend, Handle, MemoryToken } from '../hypervisor/backend.ts';
-import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
+import { closed, KvmError, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
@@ -145,10 +145,10 @@ class Simulator implements SimBackend {
   ): number => {
     const second = request === ioctls.KVM_SET_USER_MEMORY_REGION2.request;
     if (!second && request !== ioctls.KVM_SET_USER_MEMORY_REGION.request) {
-      throw outOfRange('request', request, 'KVM_SET_USER_MEMORY_REGION or KVM_SET_USER_MEMORY_REGION2');
+      throw wrongType('request', request, 'KVM_SET_USER_MEMORY_REGION or KVM_SET_USER_MEMORY_REGION2');
     }
     const { size, fields } = second ? kvm_userspace_memory_region2 : kvm_userspace_memory_region;
-    if (region.length !== size) throw outOfRange("the region's length", region.length, `${size}`);
+    if (region.length !== size) throw wrongType("the region's length", region.length, `${size}`);
     const { memory: vmMemory } = as(KvmVm, vm, 'vm');
     const mapping = memory === null ? undefined : as(Mapping, memory, 'memory');
     if (mapping?.file instanceof SharedFile) {
@@ -157,7 +157,7 @@ class Simulator implements SimBackend {
     const view = viewOf(region);
     const bytes = view.getBigUint64(fields.memorySize.offset, true);
     if (mapping === undefined ? bytes > 0n : BigInt(memoryOffset) + bytes > BigInt(mapping.size)) {
-      throw outOfRange('the slot', bytes, 'within memory, or a reservation');
+      throw wrongType('the slot', bytes, 'within memory, or a reservation');
     }
     const file = guestMemfd === null ? undefined : open(guestMemfd, 'guestMemfd');
     const flags = view.getUint32(fields.flags.offset, true);
@@ -180,7 +180,7 @@ class Simulator implements SimBackend {
 
   readonly allocate = (size: number): Handle | number => {
     if (!(size > 0 && size <= MAX_MEMORY && size % PAGE === 0)) {
-      throw outOfRange('size', size, 'a multiple of 4096 above 0 and at most 4 GiB');
+      throw wrongType('size', size, 'a multiple of 4096 above 0 and at most 4 GiB');
     }
     const file = RamFile.create(this.#host.arena, this.#host.sharing, size);
     return file === undefined ? -Errno.ENOMEM : wrap(new Mapping(file, size));
@@ -237,7 +237,7 @@ class Simulator implements SimBackend {
   };
 
   readonly madvise = (memory: Handle, advice: number, offset: number, size: number): number => {
-    if (!ADVICE.has(advice)) throw outOfRange('advice', advice, 'one that loses at most contents');
+    if (!ADVICE.has(advice)) throw wrongType('advice', advice, 'one that loses at most contents');
     const { file, size: mapped } = as(Mapping, memory, 'memory');
     if (offset % PAGE !== 0 || offset + size > mapped) return -Errno.EINVAL;
     if (advice !== MADV_REMOVE || size === 0) return 0;
@@ -264,16 +264,16 @@ class Simulator implements SimBackend {
     errno: 'EHWPOISON' | 'ENOMEM' = 'EHWPOISON',
   ): void => {
     const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
-    if (!(offset >= 0 && offset < file.size)) throw outOfRange('offset', offset, `below ${file.size}`);
+    if (!(offset >= 0 && offset < file.size)) throw wrongType('offset', offset, `below ${file.size}`);
     if (errno !== 'EHWPOISON' && errno !== 'ENOMEM')
-      throw outOfRange('errno', errno, "'EHWPOISON' or 'ENOMEM'");
+      throw wrongType('errno', errno, "'EHWPOISON' or 'ENOMEM'");
     file.fail(offset - (offset % PAGE), Errno[errno]);
   };
 
   readonly populate = (guestMemfd: Handle, offset: number, bytes: Uint8Array): void => {
     const file = as(GuestMemfdFile, guestMemfd, 'guestMemfd');
     if (!(offset >= 0 && offset + bytes.length <= file.size)) {
-      throw outOfRange('offset', offset, `at most ${file.size - bytes.length}`);
+      throw wrongType('offset', offset, `at most ${file.size - bytes.length}`);
     }
     for (let done = 0; done < bytes.length; ) {
       const within = (offset + done) % PAGE;

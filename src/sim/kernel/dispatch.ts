@@ -2,7 +2,7 @@
  * From a request and its bytes to the row that serves it. What the kernel reads through a pointer is checked here as
  * the addon checks it, so that both backends refuse the same arguments with the same kind of error.
  */
-import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
+import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import {
   type ArrayRow,
@@ -123,23 +123,15 @@ function argumentFor(row: Ioctl, argument: Argument): unknown {
   if (row.kind === 'struct' || row.kind === 'pointers') {
     const { size } = row.struct;
     if (argument.length === size) return new StructArgument(row.struct, argument);
-    throw outOfRange(`${row.name}: the argument's length`, argument.length, `${size}`);
+    throw wrongType(`${row.name}: the argument's length`, argument.length, `${size}`);
   }
   if (row.kind === 'sized') {
     if (argument.length >= SIZED.least && argument.length <= SIZED.most) return argument;
-    throw outOfRange(
-      `${row.name}: the argument's length`,
-      argument.length,
-      `${SIZED.least} to ${SIZED.most}`,
-    );
+    throw wrongType(`${row.name}: the argument's length`, argument.length, `${SIZED.least} to ${SIZED.most}`);
   }
   const list = argument.length >= row.struct.size ? new ListArgument(row, argument) : undefined;
   if (list !== undefined && argument.length === row.struct.size + list.count * row.element.size) return list;
-  throw outOfRange(
-    `${row.name}: the argument's length`,
-    argument.length,
-    'that of its head and its elements',
-  );
+  throw wrongType(`${row.name}: the argument's length`, argument.length, 'that of its head and its elements');
 }
 
 /** The kernel's `unsigned long arg`. */

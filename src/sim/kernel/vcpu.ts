@@ -1,5 +1,5 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
-import { outOfRange } from '../../hypervisor/errors.ts';
+import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
@@ -66,18 +66,14 @@ export class KvmVcpu {
     };
   }
 
-  /** KVM_RUN as the backend's runner has it. @throws RangeError ERR_KVM_INVALID_ARG */
+  /** KVM_RUN as the backend's runner has it. @throws TypeError ERR_KVM_INVALID_ARG */
   readonly enter = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
     if (
       typeof timeoutMs !== 'number' ||
       !(timeoutMs > 0) ||
       (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity)
     ) {
-      throw outOfRange(
-        'timeoutMs',
-        timeoutMs,
-        'a number of milliseconds above 0 and below 2^31, or Infinity',
-      );
+      throw wrongType('timeoutMs', timeoutMs, 'a number of milliseconds above 0 and below 2^31, or Infinity');
     }
     if (!this.#open) return -Errno.EBADF;
     this.hasRun = true;
