@@ -135,11 +135,16 @@ describe('vmexit probe', () => {
       /KVM not available: the addon is not built .* npm run setup builds it/,
     );
     expect(JSON.parse(vmexit(['probe', '--json'], options).stdout).kvm.reason).toBe('addon');
-    const run = vmexit(['run', scratch.file('hlt.bin', Uint8Array.of(0xf4))], options);
-    expect(run.status).toBe(69);
-    expect(run.stderr).toMatch(/^vmexit: the addon is not built/);
+    const hlt = scratch.file('hlt.bin', Uint8Array.of(0xf4));
+    const onKvm = vmexit(['run', '--backend', 'kvm', hlt], options);
+    expect(onKvm.status).toBe(69);
+    expect(onKvm.stderr).toMatch(/^vmexit: the addon is not built/);
+    const run = vmexit(['run', hlt], options);
+    expect(run.status).toBe(0);
+    expect(run.stderr).toMatch(/^vmexit: sim: the addon is not built/);
     const demo = vmexit(['demo'], options);
-    expect(demo.status).toBe(69);
-    expect(demo.stdout).toMatch(/the addon is not built/);
+    expect(demo.status).toBe(0);
+    expect(demo.stdout).toMatch(/^A guest on the simulator\nand not on this host's KVM: the addon is not built/);
+    expect(demo.stdout).toContain('Goodbye!');
   });
 });

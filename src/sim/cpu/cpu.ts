@@ -417,6 +417,10 @@ export class Cpu {
       Number(codeBase & 0xffff_ffffn) * 9216;
     if (key === this.#mode) return;
     this.#mode = key;
+    if (this.#modes.size >= MODES) {
+      this.#modes.clear();
+      this.code.forget();
+    }
     const modeOf = (single: boolean) => ({ bits, stackBits, user, flat, sse, codeBase, single }) as const;
     this.alone = this.#known(single ? key : key + 18, modeOf(true));
     this.mode = single ? this.alone : this.#known(key, modeOf(false));
@@ -426,10 +430,6 @@ export class Cpu {
   #mode = -1;
   #known(what: number, mode: Omit<Mode, 'key'>): Mode {
     let known = this.#modes.get(what);
-    if (known === undefined && this.#modes.size >= MODES) {
-      this.#modes.clear();
-      this.code.forget();
-    }
     if (known === undefined) this.#modes.set(what, (known = { ...mode, key: this.#modes.size }));
     return known;
   }

@@ -1,0 +1,28 @@
+/** Hostile guests: nothing that a guest does may hurt the VMM. */
+import { describe, expect } from 'vitest';
+import { node, pathOf, it as test } from './child.ts';
+
+const SEED = process.env.VMEXIT_SEED ?? '1';
+/** 50,000 take some minutes: VMEXIT_GUESTS=50000. */
+const GUESTS = Number(process.env.VMEXIT_GUESTS ?? 2000);
+const LIMIT_MS = 60_000 + GUESTS * 100;
+
+describe('the simulator', () => {
+  test(
+    `ends ${GUESTS} random guests (VMEXIT_SEED=${SEED}) in exits and errnos, each run in its time`,
+    async () => {
+      const { status, signal, stdout, stderr } = await node(
+        [pathOf('hostile-guests.mjs'), SEED, String(GUESTS)],
+        { limitMs: LIMIT_MS },
+      );
+      expect({ status, signal }, stderr).toEqual({ status: 0, signal: null });
+      const { guests, counts, wrong } = JSON.parse(stdout);
+      expect(wrong).toEqual([]);
+      expect(guests).toBe(GUESTS);
+      // They get somewhere: into I/O, memory faults and triple faults.
+      for (const kind of ['SHUTDOWN', 'MMIO', 'IO', 'MEMORY_FAULT', 'HLT', 'INTERNAL_ERROR'])
+        expect(counts[kind], kind).toBeGreaterThan(0);
+    },
+    LIMIT_MS,
+  );
+});
