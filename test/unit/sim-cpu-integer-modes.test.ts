@@ -205,6 +205,17 @@ describe('near transfers', () => {
   });
 
   test.each([
+    ['amd', Place.code + 3],
+    ['intel', Place.code + 0x13],
+  ] as const)('%s: REPNE before LOOPE goes to %i', (vendor, rip) => {
+    const machine = new Machine('long', { vendor });
+    machine.set(R.cx, 2);
+    machine.flags = Flag.ZF;
+    machine.run([0xf2, 0xe1, 0x10]);
+    expect(machine.rip).toBe(rip);
+  });
+
+  test.each([
     ['JCXZ', 0xe3, 0x1_0000n, true],
     ['LOOP', 0xe2, 0x1_0001n, false],
     ['LOOP', 0xe2, 0x1_0000n, true],

@@ -47,12 +47,12 @@ export class Decoder {
   readonly #operandSizes = new Map<number, number>();
   readonly #kinds: { readonly [kind: number]: string };
 
-  /** The vendors differ in near branches with an operand-size prefix in 64-bit mode. */
-  readonly #options: number;
+  /** Then near branches heed an operand-size prefix in 64-bit mode. */
+  readonly #amd: boolean;
 
   constructor(module: Iced, vendor: 'amd' | 'intel' = 'intel') {
     this.iced = module;
-    this.#options = vendor === 'amd' ? module.DecoderOptions.AMD : module.DecoderOptions.None;
+    this.#amd = vendor === 'amd';
     this.#instruction = new module.Instruction();
     const registers: (Register | undefined)[] = [];
     for (const [name, value] of Object.entries(module.Register)) {
@@ -72,7 +72,8 @@ export class Decoder {
     rip: bigint,
     more: (insn: Insn) => boolean,
   ): Insn[] | 'short' | 'invalid' {
-    const decoder = new this.iced.Decoder(bits, bytes, this.#options);
+    const { AMD, None } = this.iced.DecoderOptions;
+    const decoder = new this.iced.Decoder(bits, bytes, this.#amd ? AMD : None);
     const insns: Insn[] = [];
     try {
       decoder.ip = rip;
@@ -115,7 +116,7 @@ export class Decoder {
     for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));
     const mask = bits === 64 ? 64 : bits;
     return {
-      mnemonic: this.#mnemonic(from.mnemonic),
+      mnemonic: this.#named(this.#mnemonic(from.mnemonic)),
       code: this.iced.Code[code]!,
       rip,
       next: BigInt.asUintN(mask, rip + BigInt(length)),
@@ -127,6 +128,15 @@ export class Decoder {
       lock: from.hasLockPrefix,
       rep: from.hasRepnePrefix ? 'repne' : from.hasRepPrefix ? 'rep' : undefined,
     };
+  }
+
+  /** A prefix of LOOPE's or LOOPNE's that the architecture ignores is their condition on AMD's processors. */
+  #named(mnemonic: string): string {
+    if (this.#amd && (mnemonic === 'loope' || mnemonic === 'loopne')) {
+      if (this.#instruction.hasRepnePrefix) return 'loopne';
+      if (this.#instruction.hasRepPrefix) return 'loope';
+    }
+    return mnemonic;
   }
 
   #mnemonic(mnemonic: number): string {

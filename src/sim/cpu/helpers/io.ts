@@ -51,6 +51,15 @@ function ahead(cpu: Cpu, { addressSize }: Insn, size: PortSize, left: bigint): n
   const most = Math.max(Math.min(room, READ_AHEAD / size), 1);
   return left < BigInt(most) ? Number(left) : most;
 }
+/** Page by page, so that the first is written when the second faults (arch/x86/kvm/x86.c, emulator_read_write). */
+function writePages(cpu: Cpu, linear: bigint, data: Uint8Array): void {
+  for (let done = 0; done < data.length; ) {
+    const at = linear + BigInt(done);
+    const end = done + PAGE - Number(at & BigInt(PAGE - 1));
+    cpu.memory.writeBytes(at, data.subarray(done, end));
+    done = end;
+  }
+}
 /** INS. Userspace may have changed RCX: the count is what it says when the data is there. */
 const inputString: Helper = (cpu, insn) => {
   const { size } = operandAt(insn, RDI) as { size: PortSize };
@@ -69,7 +78,7 @@ const inputString: Helper = (cpu, insn) => {
   const part = down ? size : data.length;
   for (let done = 0; done < data.length; done += part) {
     const linear = cpu.address({ ...at, displacement: BigInt(-done) }, insn, part, true);
-    cpu.memory.writeBytes(linear, data.subarray(done, done + part));
+    writePages(cpu, linear, data.subarray(done, done + part));
   }
   advance(cpu, insn, RDI, BigInt((down ? -size : size) * count));
   finish(cpu, insn, count, left);
