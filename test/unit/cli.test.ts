@@ -125,7 +125,7 @@ describe('vmexit probe', () => {
   it('is of use without the addon, and so are the others: they say how to build it', () => {
     const clone = join(scratch.path, 'clone');
     mkdirSync(clone);
-    for (const part of ['dist', 'package.json'])
+    for (const part of ['dist', 'lab', 'package.json'])
       cpSync(join(root, part), join(clone, part), { recursive: true });
     symlinkSync(join(root, 'node_modules'), join(clone, 'node_modules'));
     const options = { main: join(clone, 'dist/cli/main.js') };
