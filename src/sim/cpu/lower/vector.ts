@@ -43,7 +43,10 @@ function move(aligned: boolean): Lower {
       const { linear, stack } = b.place(to as Memory, 16, true);
       const { index } = from as Operand & { index: number };
       const above = b.op('add64', [linear, b.const64(8n)]);
-      if (!aligned) b.op('load64', [above], { bits: 64, stack, write: true });
+      if (!aligned) {
+        b.op('load64', [linear], { bits: 64, stack, write: true });
+        b.op('load64', [above], { bits: 64, stack, write: true });
+      }
       b.op('store64', [linear, b.get(xmm(index), 8)], { bits: 64, stack, aligned });
       b.op('store64', [above, b.get(xmm(index) + 8, 8)], { bits: 64, stack });
     }
