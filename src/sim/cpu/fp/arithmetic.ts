@@ -8,7 +8,6 @@ import {
   Exception,
   type Float,
   type Format,
-  indefinite,
   infinity,
   invalid,
   isNan,
@@ -188,8 +187,8 @@ function integerOf(rounding: number, { negative, significand, exponent }: Float)
 }
 
 /**
- * To a signed integer of so many bits, as unsigned; the integer indefinite (the most negative one) and IE when it does
- * not fit. `limit` is the greatest magnitude where it is another than the width's (FBSTP).
+ * To a signed integer of so many bits, given as unsigned. What does not fit is invalid, and becomes the integer
+ * indefinite: the most negative one.
  */
 export function toInteger(env: Environment, bits: number, a: Float, rounding = env.rounding): bigint {
   const least = 1n << BigInt(bits - 1);
@@ -349,5 +348,3 @@ export function extract(
     significand: round(exact, format, a.negative, a.significand, 1 - length),
   };
 }
-
-export { indefinite };

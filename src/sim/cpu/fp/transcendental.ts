@@ -6,7 +6,7 @@
 import { bitLength } from './float.ts';
 
 /** Fixed point: bits behind the point. */
-const BITS = 256;
+const BITS = 192;
 const ONE = 1n << BigInt(BITS);
 export interface Fixed {
   /** The value is significand * 2 ** exponent. */
@@ -50,15 +50,13 @@ function oddSeries(x: bigint, alternating: boolean): bigint {
   return total;
 }
 
-/** Terms x**n / n! for n = first, first + step, ... */
-function exponentialSeries(x: bigint, first: number, step: number, alternating: boolean): bigint {
-  let term = ONE;
-  let total = 0n;
-  for (let n = 0; term !== 0n && n < 200; n++) {
-    if (n >= first && (n - first) % step === 0) {
-      total += alternating && ((n - first) / step) % 2 === 1 ? -term : term;
-    }
-    term = (term * x) / (ONE * BigInt(n + 1));
+/** From a term x**n / n! on, every `step`th: their sum, with factor = x**step, negated where signs alternate. */
+function exponentialSeries(first: bigint, factor: bigint, n: number, step: 1 | 2): bigint {
+  let [term, total] = [first, 0n];
+  for (let i = n; term !== 0n; i += step) {
+    total += term;
+    const divisor = step === 1 ? i + 1 : (i + 1) * (i + 2);
+    term = product(term, factor) / BigInt(divisor);
   }
   return total;
 }
@@ -70,7 +68,8 @@ const PI = 16n * oddSeries(ONE / 5n, true) - 4n * oddSeries(ONE / 239n, true);
 /** 2 ** x - 1 for |x| <= 1. */
 export function powerMinusOne(x: Fixed): Fixed {
   if (topOf(x) < TINY) return fixed(x.significand * LN2, x.exponent - BITS);
-  return unscaled(exponentialSeries(product(scaled(x), LN2), 1, 1, false));
+  const power = product(scaled(x), LN2);
+  return unscaled(exponentialSeries(power, power, 1, 1));
 }
 
 /** log2(x) for x > 0. */
@@ -139,8 +138,9 @@ export function sineAndCosine(x: Fixed): { sine: Fixed; cosine: Fixed } {
   const whole =
     value < 0n && nearest * REDUCTION_HALF_PI > value + REDUCTION_HALF_PI / 2n ? nearest - 1n : nearest;
   const rest = value - whole * REDUCTION_HALF_PI;
-  const sine = unscaled(exponentialSeries(rest, 1, 2, true));
-  const cosine = unscaled(exponentialSeries(rest, 0, 2, true));
+  const square = -product(rest, rest);
+  const sine = unscaled(exponentialSeries(rest, square, 1, 2));
+  const cosine = unscaled(exponentialSeries(ONE, square, 0, 2));
   const minus = ({ significand, exponent }: Fixed) => fixed(-significand, exponent);
   switch (BigInt.asUintN(2, whole)) {
     case 0n:

@@ -9,7 +9,7 @@ import type { Helper, Helpers, Processor } from './helper.ts';
 import { MXCSR_MASK } from './sse-move.ts';
 import { CR0_EM, CR0_TS } from './sse-operands.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './x87-move.ts';
-import { Fsw, physical, register, setRegister, summarize } from './x87-stack.ts';
+import { Fsw, in64BitMode, physical, register, setRegister, summarize } from './x87-stack.ts';
 
 const Image = {
   fcw: 0,
@@ -96,9 +96,7 @@ function loadImage(cpu: FpuHolder, bytes: Uint8Array, xmmCount: number): void {
   summarize(processor);
 }
 
-const EFER_LMA = 0x400;
-const xmmCount = (cpu: Processor): number =>
-  (cpu.efer & EFER_LMA) !== 0 && cpu.segments[1]!.l === 1 ? 16 : 8;
+const xmmCount = (cpu: Processor): number => (in64BitMode(cpu) ? 16 : 8);
 
 /** The address, of 512 bytes that must be aligned to 16; neither form waits for pending exceptions. */
 function imageAddress(cpu: Processor, insn: Insn, isWrite: boolean): bigint {

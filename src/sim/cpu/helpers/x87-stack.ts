@@ -39,6 +39,12 @@ export function controlPrecision(cpu: Processor): void {
   env.precision = precisions[((cpu.state.u16(State.fcw) >> 8) & 3) as 0 | 1 | 2 | 3];
 }
 
+const EFER_LMA = 0x400;
+const CS = 1;
+const FS = 4;
+export const in64BitMode = (cpu: Processor): boolean =>
+  (cpu.efer & EFER_LMA) !== 0 && cpu.segments[CS]!.l === 1;
+
 export function checkAvailable(cpu: Processor): void {
   if ((cpu.cr0 & (CR0_EM | CR0_TS)) !== 0) raise(Vector.NM);
 }
@@ -74,7 +80,8 @@ export function operandAddress(cpu: Processor, insn: Insn, size: number, write: 
   const operand = insn.operands[0]!;
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
   const linear = cpu.address(operand, insn, size, write);
-  lastOffset = BigInt.asUintN(64, linear - cpu.segments[operand.segment]!.base);
+  const base = in64BitMode(cpu) && operand.segment < FS ? 0n : cpu.segments[operand.segment]!.base;
+  lastOffset = BigInt.asUintN(64, linear - base);
   return linear;
 }
 

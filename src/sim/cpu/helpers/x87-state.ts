@@ -49,7 +49,7 @@ const environmentSize = (insn: Insn): number => {
   return size === 28 || size === 108 ? 28 : 14;
 };
 
-/** In real mode the pointers are linear and share their upper words with the opcode. */
+/** In real mode the pointers' upper words are shared with the opcode. They are offsets here too, where hardware has linear addresses. */
 function pointerWords(cpu: Processor, pointer: number, upper: number, wide: boolean): [number, number] {
   if (!isReal(cpu)) return [wide ? pointer : pointer & 0xffff, upper << 16];
   return [pointer & 0xffff, ((pointer >>> 16) << 12) | upper];

@@ -10,6 +10,7 @@ import {
   infinity,
   invalid,
   Kind,
+  unpack,
   zero,
 } from '../fp/float.ts';
 import {
@@ -117,11 +118,14 @@ function yLogX(y: Float, x: Float): bigint {
   const power = powerOfTwo(x);
   if (power !== undefined) {
     const negative = y.negative !== power < 0;
-    return encode(
+    const result = encode(
       env,
       F80,
       float(Kind.FINITE, negative, y.significand * BigInt(Math.abs(power)), y.exponent),
     );
+    // A tiny one counts as inexact, too.
+    if (unpack(F80, result).denormal) env.flags |= Exception.UE;
+    return result;
   }
   return inexact(multiplyFixed(fixedOf(y), logarithm(fixedOf(x))));
 }
