@@ -3,6 +3,7 @@ import { outOfRange } from '../../hypervisor/errors.ts';
 import { VmType } from '../../uapi/constants.ts';
 import { type Dialect, type DialectName, dialects } from '../../uapi/dialects.ts';
 import { type Arena, PAGE } from '../arena.ts';
+import type { Tier } from '../cpu/code.ts';
 import type { GuestChoice } from '../cpu/cpu.ts';
 import { Decoder, type Iced } from '../cpu/decode.ts';
 import { Sharing } from '../memory/sharing.ts';
@@ -25,11 +26,14 @@ export interface SimOptions {
    * 1 GiB, of which a fault has what lies in its slot.
    */
   readonly faultSize?: number;
+  /** How code is executed; `both` without it. Only the speed differs: a way to compare. */
+  readonly tier?: Tier;
   /** Where kicks from other threads arrive; only this thread's without it. */
   readonly kicks?: KickTable;
 }
 
 const CHOICE_BITS = { lowest: 32, highest: 51 } as const;
+const TIERS: readonly Tier[] = ['closures', 'wasm', 'both'];
 const LARGEST_FAULT = 2 ** 30;
 
 function choiceBit(name: string, bit: number): number {
@@ -44,6 +48,7 @@ export class Host {
   readonly vendor: 'amd' | 'intel';
   readonly dialect: Dialect;
   readonly faultSize: number;
+  readonly tier: Tier;
   readonly kicks: Kicks;
   readonly sharing: Sharing;
   /**
@@ -55,6 +60,8 @@ export class Host {
   /** @throws RangeError ERR_KVM_INVALID_ARG */
   constructor(options: SimOptions, arena: Arena) {
     const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
+    const { tier = 'both' } = options;
+    if (!TIERS.includes(tier)) throw outOfRange('tier', tier, "'closures', 'wasm' or 'both'");
     if (vendor !== 'amd' && vendor !== 'intel') throw outOfRange('vendor', vendor, "'amd' or 'intel'");
     if (!Object.hasOwn(dialects, dialect)) throw outOfRange('dialect', dialect, "'mainline', 'v9' or 'rfc'");
     if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))
@@ -64,6 +71,7 @@ export class Host {
     this.vendor = vendor;
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;
+    this.tier = tier;
     this.kicks = new Kicks(options.kicks);
     this.sharing = new Sharing(this.arena, () => this.kicks.number());
     this.choices = new Map([

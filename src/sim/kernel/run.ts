@@ -24,6 +24,10 @@ const CR8_RESERVED = ~0xfn;
 /** Why a run ends: an exit reason, or a negated errno. Undefined: it goes on. */
 type End = number | undefined;
 
+/** Whether the answer goes into the instruction: registers have been written back before a write to MMIO exits. */
+const waits = (stop: Stop | undefined): boolean =>
+  stop !== undefined && !(stop.kind === 'mmio' && stop.write);
+
 export class Runner {
   readonly #vcpu: KvmVcpu;
   /** What userspace has still to answer. */
@@ -85,7 +89,6 @@ export class Runner {
       const refused = setSregs(this.#vcpu.cpu, run.getSet('sregs'));
       if (refused !== 0) return refused;
       done(SyncRegs.SREGS);
-      run.set('cr8', BigInt(this.#vcpu.cpu.cr8));
     }
     if ((dirty & SyncRegs.EVENTS) !== 0) {
       const refused = setEvents(this.#vcpu, run.getSet('events'));
@@ -118,7 +121,7 @@ export class Runner {
   /** KVM_SET_REGS; the instruction that waits for userspace keeps its own. */
   setRegs(regs: Regs): void {
     const { cpu } = this.#vcpu;
-    if (cpu.unfinished && this.#pending !== undefined) this.#before ??= getRegs(cpu);
+    if (cpu.unfinished && waits(this.#pending)) this.#before ??= getRegs(cpu);
     setRegs(cpu, regs);
     if (!this.#vcpu.exceptionPending) return;
     cpu.exception = undefined;
@@ -157,10 +160,15 @@ export class Runner {
       return cpu.finish(answer);
     }
     setRegs(cpu, before);
-    const next = cpu.finish(answer);
-    if (!cpu.unfinished) this.#before = undefined;
-    setRegs(cpu, stop.kind === 'mmio' ? { ...set, rip: cpu.state.rip } : set);
-    return next;
+    let rip = set.rip;
+    try {
+      const next = cpu.finish(answer);
+      if (stop.kind === 'mmio') rip = cpu.state.rip;
+      return next;
+    } finally {
+      if (!cpu.unfinished) this.#before = undefined;
+      setRegs(cpu, { ...set, rip });
+    }
   }
 
   /** vcpu_run(). */

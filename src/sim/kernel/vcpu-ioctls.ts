@@ -58,11 +58,8 @@ const handlers: Handlers<KvmVcpu> = {
     return 0;
   },
   KVM_GET_SREGS: ({ cpu }, argument) => argument.answer(getSregs(cpu)),
-  KVM_SET_SREGS: (vcpu, argument) => {
-    const refused = setSregs(vcpu.cpu, argument.value);
-    if (refused === 0) vcpu.run.set('cr8', BigInt(vcpu.cpu.cr8));
-    return refused;
-  },
+  // kvm_run.cr8 has the last word at the next KVM_RUN.
+  KVM_SET_SREGS: ({ cpu }, argument) => setSregs(cpu, argument.value),
   KVM_GET_SREGS2: ({ cpu }, argument) => argument.answer(getSregs2(cpu)),
   KVM_SET_SREGS2: ({ cpu }, argument) => setSpecial(cpu, argument.value),
   KVM_GET_FPU: ({ cpu }, argument) => argument.answer(getFpu(cpu)),

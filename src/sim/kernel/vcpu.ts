@@ -3,9 +3,10 @@ import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
-import { type Access, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
+import { type Access, MMIO, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
 import type { KickWord } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
+import { secondStageEvent } from './observe.ts';
 import { Runner } from './run.ts';
 import type { KvmVm } from './vm.ts';
 
@@ -28,6 +29,8 @@ export class KvmVcpu {
   /** KVM_RUN was called: CPUID stands. */
   hasRun = false;
   #open = true;
+  /** In KVM_RUN, whose file stays until it returns, whatever an observer does. */
+  #running = false;
 
   /** By create(). */
   constructor(vm: KvmVm, id: number, kick: KickWord) {
@@ -36,6 +39,7 @@ export class KvmVcpu {
     this.kick = kick;
     const { host, choice } = vm;
     this.cpu = new Cpu(host.arena, this.#stage(), { vendor: host.vendor, decoder: host.decoder, choice });
+    this.cpu.code.tier = host.tier;
     this.runner = new Runner(this);
     vm.memory.translators.add(this.cpu);
   }
@@ -58,7 +62,11 @@ export class KvmVcpu {
     const { memory, host } = this.vm;
     return {
       page: (gpa: number, access: Access, wants: boolean | undefined): number => {
+        const { mapped } = memory;
         const found = memory.access(pageOf(gpa), access, wants);
+        const faulted = memory.mapped > mapped || found === MMIO || typeof found !== 'number';
+        if (faulted)
+          this.cpu.observer?.secondStage?.(secondStageEvent(memory, pageOf(gpa), access, wants, found));
         if (typeof found === 'number') return found;
         throw new SecondStageFault(this.run.tellFault(found, host.dialect));
       },
@@ -76,12 +84,22 @@ export class KvmVcpu {
       throw wrongType('timeoutMs', timeoutMs, 'a number of milliseconds above 0 and below 2^31, or Infinity');
     }
     if (!this.#open) return -Errno.EBADF;
+    if (this.#running) return -Errno.EBUSY;
     this.hasRun = true;
-    return this.runner.run(timeoutMs);
+    this.#running = true;
+    try {
+      return this.runner.run(timeoutMs);
+    } finally {
+      this.#running = false;
+      if (!this.#open) this.#free();
+    }
   };
 
   close(): void {
     this.#open = false;
+    if (!this.#running) this.#free();
+  }
+  #free(): void {
     this.kick.close();
     this.vm.memory.translators.delete(this.cpu);
     this.cpu.free();
