@@ -1,14 +1,16 @@
 /** Hostile guests: nothing that a guest does may hurt the VMM. */
-import { describe, expect } from 'vitest';
-import { node, pathOf, it as test } from './child.ts';
+import { describe, expect, test } from 'vitest';
+import { inLab } from '../support/run.ts';
+import { node, pathOf } from './child.ts';
 
 const SEED = process.env.VMEXIT_SEED ?? '1';
 /** 50,000 take some minutes: VMEXIT_GUESTS=50000. */
 const GUESTS = Number(process.env.VMEXIT_GUESTS ?? 2000);
 const LIMIT_MS = 60_000 + GUESTS * 100;
 
+// The lab is there for its kernel, and JS on its emulated processor is slow.
 describe('the simulator', () => {
-  test(
+  test.skipIf(inLab)(
     `ends ${GUESTS} random guests (VMEXIT_SEED=${SEED}) in exits and errnos, each run in its time`,
     async () => {
       const { status, signal, stdout, stderr } = await node(

@@ -14,6 +14,7 @@ import {
 import { Hypercall, MapGpaRange } from '../../src/uapi/index.ts';
 import { Agent } from '../support/agent.ts';
 import { DEADLINE_MS, filledWith, inLab } from '../support/run.ts';
+import { backends } from '../support/suite.ts';
 
 const GIB = 2 ** 30;
 const AREA = 4 * GIB;
@@ -26,7 +27,7 @@ const { ENCRYPTED, DECRYPTED } = MapGpaRange;
 let hv: Hypervisor;
 
 /** Each backend, or why it cannot be had or has no private memory. */
-const hosts = (['kvm', 'sim'] as const).map((backend) => {
+const hosts = backends.map((backend) => {
   try {
     const host = openHypervisor({ backend });
     return { backend, host, lack: missing(host, ['private-memory'])[0]?.reason };

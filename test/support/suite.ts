@@ -7,8 +7,11 @@ import { type BackendName, type Hypervisor, openHypervisor, UnavailableError } f
 import { type Condition, lacking } from './conditions.ts';
 import { inLab } from './run.ts';
 
-/** Every backend there is. */
-const backends: readonly BackendName[] = ['kvm', 'sim'];
+/**
+ * Every backend there is. The lab is there for its kernel: the simulator is the same everywhere, and JS on an emulated
+ * processor is slow.
+ */
+export const backends: readonly BackendName[] = inLab ? ['kvm'] : ['kvm', 'sim'];
 
 /**
  * What the lab's kernel is too old for, or has in no release, and what its emulated processor lacks. Everything else
