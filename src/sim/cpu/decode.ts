@@ -174,7 +174,9 @@ export class Decoder {
       const value = from.immediate(index);
       return { kind: 'imm', value: kind.includes('to') ? BigInt.asIntN(64, value) : value };
     }
-    const size = this.iced.MemorySizeExt.size(from.memorySize);
+    // AMD's processors read 4 bytes for MOVSXD of 2 as well.
+    const widened = this.#amd && from.code === this.iced.Code.Movsxd_r16_rm16;
+    const size = widened ? 4 : this.iced.MemorySizeExt.size(from.memorySize);
     if (kind !== 'Memory') {
       // The implicit operands of string instructions: [seg:SI] or [ES:DI], of any address size.
       const source = kind.startsWith('MemorySeg');
