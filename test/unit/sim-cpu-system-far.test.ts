@@ -136,7 +136,7 @@ describe('a far call', () => {
     m.cpu.segments[Seg.DS] = { ...m.segment(Seg.DS), selector: Gdt.DATA0, dpl: 0 };
     expect(m.execute('ca 08 00')).toBeUndefined();
     expect([cs(m), m.cpu.state.rip, m.rsp]).toEqual([Gdt.CODE3 | 3, BigInt(At.code + 7), outer + 8n]);
-    expect(m.segment(Seg.DS)).toMatchObject({ selector: 0, unusable: 1 });
+    expect(m.segment(Seg.DS)).toMatchObject({ selector: 0, unusable: 1, type: 3 });
     expect(m.segment(Seg.ES).selector).toBe(Gdt.DATA3 | 3);
   });
 

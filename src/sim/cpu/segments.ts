@@ -112,11 +112,16 @@ export function loadSegment(cpu: Cpu, index: number, selector: number): void {
   setSegment(cpu, index, loaded(cpu, index, selector));
 }
 
-/** On the way to an outer privilege level, data segments that it may not have become null (SDM volume 2, RET). */
+/**
+ * On the way to an outer privilege level, data segments that it may not have become null (SDM volume 2, RET). Their
+ * attributes stay, as KVM_GET_SREGS shows on AMD's virtualization.
+ */
 export function dropInnerSegments(cpu: Cpu, level: number): void {
   for (const index of [Seg.ES, Seg.DS, Seg.FS, Seg.GS]) {
-    const { unusable, type, dpl } = cpu.segments[index]!;
-    const guarded = (type & Type.CODE) === 0 || (type & Type.CONFORMING) === 0;
-    if (!unusable && guarded && dpl < level) setSegment(cpu, index, nulled(cpu, index, 0));
+    const old = cpu.segments[index]!;
+    const guarded = (old.type & Type.CODE) === 0 || (old.type & Type.CONFORMING) === 0;
+    if (old.unusable || !guarded || old.dpl >= level) continue;
+    const { base, limit } = nulled(cpu, index, 0);
+    setSegment(cpu, index, { ...old, selector: 0, base, limit, present: 0, unusable: 1 });
   }
 }
