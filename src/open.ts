@@ -85,8 +85,8 @@ function fallBack(why: UnavailableError, needs: readonly Feature[], host?: Simul
 export const simulator = (host: SimulatedHost = {}): SimBackend =>
   simBackend({ ...host, iced: loadIced(), kicks: kickTable() });
 
-/** The decoder, loaded when a simulator is opened first: it takes some milliseconds. */
-function loadIced(): SimOptions['iced'] {
+/** The decoder, loaded when it is needed first: it takes some milliseconds. @throws UnavailableError */
+export function loadIced(): SimOptions['iced'] {
   try {
     return createRequire(import.meta.url)('iced-x86') as SimOptions['iced'];
   } catch (cause) {

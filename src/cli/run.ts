@@ -6,12 +6,12 @@ import { DebugExit, Serial } from '../vmm/devices.ts';
 import { loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, Machine } from '../vmm/machine.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { describeRegisters, isReset } from '../vmm/registers.ts';
 import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
-import { BACKENDS, oneOf, parse, seconds, size } from './args.ts';
+import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
 import { interruptible } from './interrupt.ts';
 import { serialOutput } from './serial.ts';
+import { Watch } from './watch.ts';
 
 const HELP = `vmexit run [options] <guest>: run a guest until it ends
 
@@ -23,6 +23,8 @@ The guest is an ELF64 executable for x86-64, whose segments go to their physical
   --private          let the guest have private memory, and serve its conversions
   --timeout SECONDS  end a guest that has not ended by then, with status 124
   --trace FILE       write one line of JSON for each exit, memory fault and conversion
+  --trace-instructions   and for each instruction and each fault of the second stage of translation, in the
+                     simulator: KVM's guests run on the processor itself, and it tells of exits alone
   --json             print one JSON object about the run on stdout; serial output goes to stderr then
   --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
 
@@ -32,6 +34,11 @@ the stack is below 0x1000. Interrupts are off, and there is no interrupt control
 
 What the guest sends to the serial port (0x3f8) goes to stdout, byte for byte. It ends by HLT, or by writing to port
 0xf4: what it writes is the exit status, 255 for more than that. Ports and addresses that nobody has read as all ones.
+
+A line of the trace has its time: \`ms\`, the milliseconds since the run began. In the simulator it is \`insns\`, the
+instructions that the guest has completed, and time-stamp counters count the same: the same guest with the same
+options gives the same trace, byte for byte, as long as it is not ended from outside. With --trace-instructions an
+instruction is written before it executes, and \`lacks\` names one that the simulator does not have.
 
 Exit status: 0 after HLT; what the guest wrote to port 0xf4; 1 when it crashed (a triple fault, a memory fault that
 nothing resolves) or could not be loaded; 2 wrong usage; 69 this host cannot; 124 the time limit; 130 interrupted.
@@ -43,6 +50,7 @@ const OPTIONS = {
   private: { type: 'boolean', default: false },
   timeout: { type: 'string' },
   trace: { type: 'string' },
+  'trace-instructions': { type: 'boolean', default: false },
   json: { type: 'boolean', default: false },
   backend: { type: 'string', default: 'auto' },
 } as const;
@@ -70,7 +78,10 @@ export async function run(argv: string[]): Promise<number> {
   const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
   if (!parsed) return 0;
   const { values, positionals } = parsed;
-  const backend = oneOf('--backend', values.backend, BACKENDS);
+  const instructions = values['trace-instructions'];
+  if (instructions && values.trace === undefined)
+    throw new UsageError('--trace-instructions needs --trace FILE');
+  const backend = backendFor(oneOf('--backend', values.backend, BACKENDS), instructions);
   const mode = values.mode === undefined ? undefined : oneOf('--mode', values.mode, ['real', 'long']);
   const memory = size('--memory', values.memory);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
@@ -80,12 +91,15 @@ export async function run(argv: string[]): Promise<number> {
   // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
   const image = loadGuest(positionals[0]!, { mode, most: memory });
   using hv = openHypervisor({ backend, needs: privateMemory ? ['private-memory', 'map-gpa-range'] : [] });
+  if (backend !== values.backend)
+    process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
   using machine = new Machine(hv, { memory, privateMemory });
   machine.load(image, image.mode === 'long' ? { rdi: memory, rsi: privateMemory ? 1 : 0 } : {});
 
   using trace = values.trace === undefined ? undefined : openTrace(values.trace);
   const { vcpu } = machine;
+  const watch = new Watch(machine, trace, instructions);
   const faults = new MemoryFaultService(machine.vm, { trace: (event) => trace?.memory(event) });
   const serial = serialOutput(values.json ? process.stderr : process.stdout);
   const loop = new RunLoop(vcpu, {
@@ -113,6 +127,7 @@ export async function run(argv: string[]): Promise<number> {
         result,
         status,
         exits: loop.exits,
+        ...(vcpu.completed === undefined ? {} : { instructions: Number(vcpu.completed) }),
         memoryFaults,
         conversions,
         unclaimed: { ports: loop.ports.unclaimed, mmio: loop.mmio.unclaimed },
@@ -126,14 +141,20 @@ export async function run(argv: string[]): Promise<number> {
       const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip 0x${rip.toString(16)}`;
       process.stderr.write(`vmexit: ${text}\n`);
     }
-    if (error !== undefined) {
-      const registers = isReset(vcpu)
-        ? '  (KVM has reset the processor, as it does on AMD: its registers are gone. --trace shows the exits before.)'
-        : describeRegisters(vcpu, '  ');
-      process.stderr.write(`vmexit: ${error}\n${registers}\n`);
-    }
+    if (error !== undefined) process.stderr.write(`vmexit: ${error}\n${watch.report()}\n`);
     return status;
   });
+}
+
+/** The one backend that can, for what only one can. @throws UsageError when that is not the one that was asked for */
+function backendFor(asked: (typeof BACKENDS)[number], instructions: boolean): (typeof BACKENDS)[number] {
+  if (!instructions) return asked;
+  if (asked === 'kvm') {
+    throw new UsageError(
+      "--trace-instructions is the simulator's: KVM runs instructions on the processor itself, and tells of exits alone",
+    );
+  }
+  return 'sim';
 }
 
 type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmError };

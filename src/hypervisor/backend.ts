@@ -18,6 +18,30 @@ export interface MemoryToken {
   readonly inode: number;
 }
 
+/** An access for which the second stage of translation had nothing: an EPT violation, a nested page fault. */
+export interface SecondStageEvent {
+  /** Of the page, in bytes. */
+  readonly gpa: number;
+  readonly access: 'read' | 'write' | 'fetch';
+  /** The kind of memory that it is to. */
+  readonly wants: 'private' | 'shared';
+  /** The slot that has the address. */
+  readonly slot: number | undefined;
+  /** What is mapped there now. */
+  readonly mapped: 'memory' | 'guest_memfd' | undefined;
+  /** Why nothing is. */
+  readonly why: string | undefined;
+}
+
+/** Who is told what a guest does between its exits. It only looks: the vCPU is in KVM_RUN meanwhile. */
+export interface Observer {
+  /** An instruction begins; one that has exited with a memory fault, each time that it is tried. */
+  instruction?(rip: bigint, bytes: Uint8Array, bits: 16 | 32 | 64): void;
+  secondStage?(event: SecondStageEvent): void;
+  /** The guest wants what the simulated processor lacks: an instruction by iced-x86's name, which raises #UD. */
+  lacking?(what: string): void;
+}
+
 /**
  * Where a call can fail, it gives a negated errno instead of its result. `request` is the full number of the ioctl;
  * `argument` is a number where the kernel takes an integer and the struct's bytes where it takes a pointer, into
@@ -62,6 +86,10 @@ export interface Backend {
   kickId(vcpu: Handle): number;
   /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */
   kick(id: number): boolean;
+  /** Instructions that the guest has completed, where they are counted: in the simulator. */
+  completed?(vcpu: Handle): bigint;
+  /** Tells the observer from now on, or nobody. Where each instruction is known: in the simulator. */
+  observe?(vcpu: Handle, observer: Observer | undefined): void;
   /** Idempotent. */
   close(handle: Handle): void;
 }

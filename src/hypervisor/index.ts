@@ -1,6 +1,6 @@
 /** The seam: what a VMM is written against, whichever backend is under it. */
 export type { Integer } from './args.ts';
-export type { Backend, BackendName, MemoryToken } from './backend.ts';
+export type { Backend, BackendName, MemoryToken, Observer, SecondStageEvent } from './backend.ts';
 export * from './errors.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { GuestMemory, MAX_MEMORY } from './guest-memory.ts';

@@ -19,8 +19,9 @@ import type {
   kvm_vcpu_events,
   kvm_xcrs,
 } from '../uapi/x86.ts';
-import { type Integer, integer, u32 } from './args.ts';
-import { closed, VmexitError, wrongType } from './errors.ts';
+import { type Integer, integer, object, u32 } from './args.ts';
+import type { Observer } from './backend.ts';
+import { closed, UnavailableError, VmexitError, wrongType } from './errors.ts';
 import { type Fd, failed } from './fd.ts';
 import { RunPage } from './run-page.ts';
 
@@ -36,6 +37,9 @@ export type Msr = { readonly index: number; readonly data: Integer };
 
 /** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
 const MAX_COMPLETIONS = 65_536;
+
+const CANNOT_OBSERVE =
+  "KVM's guests run on the processor itself, and it tells of exits alone: only the simulator can be observed";
 
 export class Vcpu implements Disposable {
   /** The vCPU's number, which is its initial APIC id. */
@@ -164,6 +168,24 @@ export class Vcpu implements Disposable {
   kick(): void {
     if (this.#fd.closed) throw closed('vCPU');
     this.#fd.backend.kick(this.kickId);
+  }
+
+  /** Instructions that the guest has completed, by which the simulator tells time. Undefined on KVM: nobody counts. */
+  get completed(): bigint | undefined {
+    const { backend, handle } = this.#fd;
+    return backend.completed?.(handle);
+  }
+
+  /**
+   * Tells an observer what the guest does between exits, from the next run on; without one, nobody. A guest whose
+   * instructions are told runs them one by one: the same exits, much later.
+   * @throws UnavailableError on KVM, which knows of no single instructions; what the observer throws ends run()
+   */
+  observe(observer?: Observer): void {
+    if (observer !== undefined) object('observer', observer);
+    const { backend, handle } = this.#fd;
+    if (backend.observe === undefined) throw new UnavailableError('feature', CANNOT_OBSERVE);
+    backend.observe(handle, observer);
   }
 
   /** KVM_GET_REGS. */

@@ -7,7 +7,7 @@
  * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
  * private pages come by populate().
  */
-import type { Backend, Handle, MemoryToken } from '../hypervisor/backend.ts';
+import type { Backend, Handle, MemoryToken, Observer } from '../hypervisor/backend.ts';
 import { closed, KvmError, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
@@ -247,6 +247,9 @@ class Simulator implements SimBackend {
 
   readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').enter;
   readonly kickId = (vcpu: Handle): number => as(KvmVcpu, vcpu, 'vcpu').kick.id;
+  readonly completed = (vcpu: Handle): bigint => as(KvmVcpu, vcpu, 'vcpu').cpu.completed;
+  readonly observe = (vcpu: Handle, observer: Observer | undefined): void =>
+    as(KvmVcpu, vcpu, 'vcpu').cpu.observe(observer);
   readonly kick = (id: number): boolean => this.#host.kicks.kick(id);
 
   readonly close = (handle: Handle): void => {

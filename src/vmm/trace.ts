@@ -1,7 +1,9 @@
 /** A run written down: one JSON object a line, one line for each exit and for each thing the VMM did about memory. */
 import { closeSync, openSync, writeSync } from 'node:fs';
+import type { SecondStageEvent } from '../hypervisor/backend.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { exitName } from '../uapi/exit.ts';
+import type { Instruction } from './disassemble.ts';
 import type { MemoryEvent } from './memory-faults.ts';
 
 /** Written out in pieces of this many characters, so that an exit does not cost a system call. */
@@ -17,13 +19,20 @@ const plain = (_key: string, value: unknown): unknown => {
 /**
  * Lines as in `{"seq":1,"ms":0.4,"exit":"IO","direction":"out","port":1016,"size":1,"count":1,"data":"48"}` and
  * `{"seq":9,"ms":2.1,"memory":"hypercall","gpa":1048576,"size":4096,"action":"private","result":0}`. `seq` counts
- * lines from 1, `ms` is the time since the trace was begun. An exit is written after it was served, so what the VMM
- * answered is in it; what it did about memory for that exit follows.
+ * lines from 1, `ms` is the time since the trace was begun. The simulator's guests have a time of their own: there it
+ * is `insns`, the instructions that were completed, so that the same run gives the same bytes. An exit is written
+ * after it was served, so what the VMM answered is in it; what it did about memory for that exit follows.
+ *
+ * What a vCPU that is observed does between its exits: `{"seq":2,"insns":0,"secondStage":"fetch","gpa":4096,...}`,
+ * `{"seq":3,"insns":0,"instruction":"mov dx, 0x3f8","rip":"0x1000","bytes":"baf803"}` before it executes,
+ * `{"seq":7,"insns":4,"lacks":"VEX_Vaddps_ymm_ymm_ymmm256"}` where the simulator has no such instruction.
  */
 export class Trace implements Disposable {
   readonly #fd: number;
   readonly #begun = performance.now();
   readonly #waiting: object[] = [];
+  /** When something was last written, for what waits when the trace is closed. */
+  #time: object = {};
   #seq = 0;
   #text = '';
   #open = true;
@@ -39,8 +48,26 @@ export class Trace implements Disposable {
     const { io, mmio } = vcpu;
     if (reason === 'IO') Object.assign(fields, { dataOffset: undefined, data: io.data });
     if (reason === 'MMIO') Object.assign(fields, { data: mmio.data.subarray(0, mmio.length) });
-    this.#line({ exit: exitName(outcome), ...fields, ...(runFlags ? { runFlags } : {}) });
+    this.#at(vcpu).#line({ exit: exitName(outcome), ...fields, ...(runFlags ? { runFlags } : {}) });
     for (const event of this.#waiting.splice(0)) this.#line(event);
+  }
+
+  /** Where a vCPU begins: its instruction pointer, and those of its general registers that are not 0. */
+  begin(vcpu: Vcpu): void {
+    const { rip, rflags, ...general } = vcpu.getRegs();
+    const set = Object.fromEntries(Object.entries(general).filter(([, value]) => value !== 0n));
+    this.#at(vcpu).#line({ registers: { rip, rflags, ...set } });
+  }
+
+  // An Observer's.
+  instruction(vcpu: Vcpu, { rip, bytes, text }: Instruction): void {
+    this.#at(vcpu).#line({ instruction: text, rip, bytes });
+  }
+  secondStage(vcpu: Vcpu, { access, ...fields }: SecondStageEvent): void {
+    this.#at(vcpu).#line({ secondStage: access, ...fields });
+  }
+  lacking(vcpu: Vcpu, what: string): void {
+    this.#at(vcpu).#line({ lacks: what });
   }
 
   /** What the memory-fault service did: its `trace`. Written after the exit that it belongs to. */
@@ -48,9 +75,16 @@ export class Trace implements Disposable {
     this.#waiting.push({ memory: cause, ...fields });
   }
 
+  #at({ completed }: Vcpu): this {
+    this.#time =
+      completed === undefined
+        ? { ms: Math.round((performance.now() - this.#begun) * 1000) / 1000 }
+        : { insns: Number(completed) };
+    return this;
+  }
+
   #line(fields: object): void {
-    const ms = Math.round((performance.now() - this.#begun) * 1000) / 1000;
-    this.#text += `${JSON.stringify({ seq: ++this.#seq, ms, ...fields }, plain)}\n`;
+    this.#text += `${JSON.stringify({ seq: ++this.#seq, ...this.#time, ...fields }, plain)}\n`;
     if (this.#text.length >= BUFFER) this.flush();
   }
 

@@ -58,6 +58,9 @@ interface CodePage {
   stale: boolean;
 }
 
+/** Without WebAssembly, with it at once, or when it is worth it: for tests that compare the executors. */
+export type Tier = 'closures' | 'wasm' | 'both';
+
 export class Code {
   readonly #cpu: Cpu;
   readonly #pages = new Map<number, CodePage>();
@@ -66,8 +69,7 @@ export class Code {
   /** How many blocks there may be at most by now: those that went with their page are counted too. */
   #blocks = 0;
   #run = 0;
-  /** Without WebAssembly, and with it at once: for tests that compare the executors. */
-  tier: 'closures' | 'wasm' | 'both' = 'both';
+  tier: Tier = 'both';
   /** Blocks that were translated since somebody last set it to 0. */
   made = 0;
   readonly #modules = new Set<WasmUnit & Module>();
@@ -121,6 +123,17 @@ export class Code {
   findSingle(): Entry {
     const { alone, state } = this.#cpu;
     return this.#look(alone, state.rip);
+  }
+
+  /** The bytes of an entry's instructions. */
+  bytesOf({ block, pages: [first, second] }: Entry): Uint8Array {
+    const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
+    const length = block.insns.reduce((sum, insn) => sum + insn.length, 0);
+    const bytes = new Uint8Array(length);
+    bytes.set(first!.bytes.subarray(start, start + length));
+    const rest = start + length - PAGE;
+    if (rest > 0) bytes.set(second!.bytes.subarray(0, rest), length - rest);
+    return bytes;
   }
 
   #look(mode: Mode, rip: bigint): Entry {
@@ -215,7 +228,7 @@ export class Code {
   execute(entry: Entry): void {
     let { unit } = entry;
     if (unit instanceof ClosureUnit) {
-      if (++entry.heat >= HOT && this.tier !== 'closures') unit = this.#heat(entry);
+      if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures') unit = this.#heat(entry);
     } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
       unit = entry.unit;
     }

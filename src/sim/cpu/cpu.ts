@@ -1,4 +1,5 @@
 /** An x86-64 processor: its registers outside the arena, and the loop that executes. */
+import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
 import { effectiveAddress, linearAddress } from './addressing.ts';
 import { Code } from './code.ts';
@@ -150,6 +151,9 @@ export class Cpu {
   readonly unimplemented = new Set<string>();
   /** Alignment is checked: CPL 3, CR0.AM and RFLAGS.AC. */
   alignment = false;
+  /** The guest or userspace watches each instruction, and each element of a REP. */
+  watched = false;
+  #observer: Observer | undefined;
 
   constructor(
     arena: Arena,
@@ -180,6 +184,20 @@ export class Cpu {
 
   free(): void {
     this.state.free();
+  }
+
+  /** Tells what the guest does. Nothing that the guest could see changes by it. */
+  observe(observer: Observer | undefined): void {
+    this.#observer = observer;
+    this.changed();
+  }
+  get observer(): Observer | undefined {
+    return this.#observer;
+  }
+  /** The guest wants what there is not. */
+  lacks(what: string): void {
+    this.unimplemented.add(what);
+    this.#observer?.lacking?.(what);
   }
 
   /** Instructions that were completed: what the time-stamp counter counts. */
@@ -299,6 +317,7 @@ export class Cpu {
     const { shadow } = this;
     const flags = this.state.flags;
     const entry = this.code.find();
+    this.#observer?.instruction?.(entry.block.rip, this.code.bytesOf(entry), this.mode.bits);
     this.shadow = undefined;
     try {
       this.code.execute(entry);
@@ -368,7 +387,7 @@ export class Cpu {
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
     if (thrown instanceof IoStop) return thrown.stop;
     if (thrown instanceof Unmodelled) {
-      if (thrown.what !== '') this.unimplemented.add(thrown.what);
+      if (thrown.what !== '') this.lacks(thrown.what);
       return { kind: 'internal-error', suberror: thrown.suberror, data: [] };
     }
     if (thrown === tripleFault) return { kind: 'shutdown' };
@@ -395,12 +414,13 @@ export class Cpu {
     const user = protectedMode && ((flags & Flag.VM) !== 0 || ss.dpl === 3);
     let flat = 0;
     if (bits !== 64) segments.forEach((segment, index) => (flat |= isFlat(segment, index) ? 1 << index : 0));
-    const single =
-      (flags & Flag.TF) !== 0 ||
+    this.watched =
+      (flags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||
       this.debugging.singleStep ||
       this.debugging.hardware !== undefined ||
       (this.dr[7]! & 0xffn) !== 0n;
+    const single = this.watched || this.#observer?.instruction !== undefined;
     this.alignment = user && (cr0 & 0x4_0000) !== 0 && (flags & Flag.AC) !== 0;
     const stackBits = bits === 64 ? 64 : ss.db ? 32 : 16;
     const codeBase = bits === 64 ? 0n : cs.base;

@@ -31,7 +31,7 @@ const called = join(helpers);
 const last = join(ending);
 
 function unknown(cpu: Cpu, insn: Insn): never {
-  cpu.unimplemented.add(insn.code);
+  cpu.lacks(insn.code);
   raise(Vector.UD);
 }
 

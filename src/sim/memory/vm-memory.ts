@@ -132,6 +132,11 @@ export class VmMemory {
 
   // --- accesses ---
 
+  /** How many pages the second stage maps: an access that found none there has added one. */
+  get mapped(): number {
+    return this.#mappings.size;
+  }
+
   isPrivate(gpa: number): boolean {
     return this.options.hasPrivate && this.#privacy.isPrivate(gpa, this.slots.at(gpa));
   }

@@ -129,7 +129,7 @@ function clearUpper(cpu: Cpu, insn: Insn): void {
   if (/^(movs|stos)[bd]$/.test(insn.mnemonic)) cut(RDI);
 }
 
-const single = (cpu: Cpu) => cpu.mode.single || cpu.io.mode !== undefined;
+const single = (cpu: Cpu) => cpu.watched || cpu.io.mode !== undefined;
 const stepOf = (cpu: Cpu, size: Size) => BigInt(isDown(cpu) ? -size : size);
 
 const move =

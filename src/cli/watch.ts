@@ -1,0 +1,83 @@
+/** A guest's instructions: in the trace while it runs, and around RIP in the report when it has crashed. */
+import type { Observer } from '../hypervisor/backend.ts';
+import { UnavailableError } from '../hypervisor/errors.ts';
+import { loadIced } from '../open.ts';
+import { codeAtRip, Disassembler, describeInstructions, type Instruction } from '../vmm/disassemble.ts';
+import type { Machine } from '../vmm/machine.ts';
+import { describeRegisters, isReset } from '../vmm/registers.ts';
+import type { Trace } from '../vmm/trace.ts';
+
+/** Instructions that a report has before RIP, and from there on. */
+const BEFORE = 8;
+const FROM = 5;
+
+export class Watch {
+  readonly #machine: Machine;
+  readonly #recent: Instruction[] = [];
+  readonly #lacked = new Set<string>();
+
+  /** @param instructions whether each is traced, for which each must be known: in the simulator */
+  constructor(machine: Machine, trace: Trace | undefined, instructions: boolean) {
+    this.#machine = machine;
+    const { vcpu } = machine;
+    if (vcpu.completed === undefined) return;
+    const lacking = (what: string) => {
+      this.#lacked.add(what);
+      trace?.lacking(vcpu, what);
+    };
+    vcpu.observe({ lacking, ...(instructions && trace ? this.#each(trace) : {}) });
+  }
+
+  #each(trace: Trace): Observer {
+    const { vcpu } = this.#machine;
+    const disassembler = new Disassembler(loadIced());
+    trace.begin(vcpu);
+    return {
+      secondStage: (event) => trace.secondStage(vcpu, event),
+      instruction: (rip, bytes, bits) => {
+        const [instruction] = disassembler.decode(bytes, bits, rip);
+        trace.instruction(vcpu, instruction!);
+        this.#recent.push(instruction!);
+        if (this.#recent.length > BEFORE) this.#recent.shift();
+      },
+    };
+  }
+
+  /** Registers and code of a guest that has crashed. */
+  report(): string {
+    const { vcpu } = this.#machine;
+    if (isReset(vcpu)) {
+      return '  (KVM has reset the processor, as it does on AMD: its registers are gone. --trace shows the exits before.)';
+    }
+    const parts = [describeRegisters(vcpu, '  '), ...this.#code()];
+    if (this.#lacked.size > 0) {
+      parts.push(`  the simulator has no ${[...this.#lacked].join(', ')}: #UD was raised in the guest`);
+    }
+    return parts.join('\n');
+  }
+
+  #code(): string[] {
+    const { vm, vcpu } = this.#machine;
+    const disassembler = quietly();
+    if (disassembler === undefined) return [];
+    const { rip } = vcpu.getRegs();
+    const before = this.#recent.at(-1)?.rip === rip ? this.#recent.slice(0, -1) : this.#recent;
+    const code = codeAtRip(vm, vcpu, disassembler, FROM);
+    return [
+      ...(before.length > 0 ? ['  the last instructions:', describeInstructions(before, '    ')] : []),
+      ...(typeof code === 'string'
+        ? [`  no code to show from rip on: ${code}`]
+        : ['  from rip on:', describeInstructions(code, '    ')]),
+    ];
+  }
+}
+
+/** KVM needs no disassembler, so a report does without it where there is none. */
+function quietly(): Disassembler | undefined {
+  try {
+    return new Disassembler(loadIced());
+  } catch (error) {
+    if (error instanceof UnavailableError) return undefined;
+    throw error;
+  }
+}
