@@ -34,12 +34,10 @@ const pushAll =
   (size: 2 | 4): Lower =>
   (b) => {
     const values = [0, 1, 2, 3, 4, 5, 6, 7].map((index) => b.gpr(index, size));
-    // All of it can be written, or nothing is.
-    const last = b.stack(-size * 8, size, true);
-    b.load(last, size, true);
-    for (const [index, value] of values.entries())
-      b.store(b.stack(-size * (index + 1), size, true), size, value);
-    b.setStackPointer(last.pointer);
+    // One after the other: what is written stays when a later one faults.
+    const places = values.map((_, index) => b.stack(-size * (index + 1), size, true));
+    for (const [index, value] of values.entries()) b.store(places[index]!, size, value);
+    b.setStackPointer(places[7]!.pointer);
   };
 const popAll =
   (size: 2 | 4): Lower =>
