@@ -5,35 +5,17 @@
  * An instruction that faults must not have happened: read and check everything (write-intent loads check) before
  * setting the first register or flag.
  */
+import { type Condition, conditionValue, type Description, type FlagName, flagValue } from './flag-values.ts';
 import type { Insn, Memory, Operand, Size } from './insn.ts';
 import { type End, type Node, node, prune, typeOf } from './ir.ts';
 import type { Mode } from './mode-key.ts';
 import type { CallTarget, Detail, OpName } from './ops.ts';
-import { Flag, FlagKind, State } from './state.ts';
+import { FlagKind, State } from './state.ts';
 
 const CS = 1;
 const SS = 2;
 const FS = 4;
 const RSP = 4;
-
-/** The conditions of Jcc, SETcc and CMOVcc by their names in mnemonics; each with its opposite. */
-export type Condition =
-  | 'o'
-  | 'no'
-  | 'b'
-  | 'ae'
-  | 'e'
-  | 'ne'
-  | 'be'
-  | 'a'
-  | 's'
-  | 'ns'
-  | 'p'
-  | 'np'
-  | 'l'
-  | 'ge'
-  | 'le'
-  | 'g';
 
 /** An address that was computed once, of an operand that is read and written. */
 export interface Place {
@@ -48,7 +30,7 @@ export class Builder {
   #nodes: Node[] = [];
   end: End | undefined;
   /** What the last `flags` op of this block described, as long as nothing else can have changed them. */
-  #flags: { kind: number; a: Node; b: Node; result: Node } | undefined;
+  #flags: Description | undefined;
   /** CF and OF where they are known by themselves. */
   #alone: Carries = {};
   /** The whole registers whose value is known. */
@@ -384,111 +366,13 @@ export class Builder {
   }
 
   /** A flag: an `i`, 1 or 0. */
-  flag(name: 'CF' | 'PF' | 'AF' | 'ZF' | 'SF' | 'OF'): Node {
+  flag(name: FlagName): Node {
     const alone = name === 'CF' || name === 'OF' ? this.#alone[name] : undefined;
-    if (alone !== undefined) return alone;
-    const known = this.#flags;
-    if (known !== undefined) return this.#flagOf(name, known.kind, known.a, known.b, known.result);
-    const kind = this.get(State.flagKind, 4);
-    const a = this.get(State.flagA, 8);
-    const b = this.get(State.flagB, 8);
-    const result = this.get(State.flagResult, 8);
-    const is = (which: number) => this.op('eq32', [kind, this.const32(which)]);
-    const of = (which: number) => this.#flagOf(name, which, a, b, result);
-    if (name === 'SF' || name === 'ZF' || name === 'PF')
-      return this.select(4, is(FlagKind.EXPLICIT), of(FlagKind.EXPLICIT), of(FlagKind.RESULT));
-    const packed = of(FlagKind.RESULT); // and of EXPLICIT
-    return this.select(
-      4,
-      is(FlagKind.SUB),
-      of(FlagKind.SUB),
-      this.select(4, is(FlagKind.ADD), of(FlagKind.ADD), packed),
-    );
+    return alone ?? flagValue(this, name, this.#flags);
   }
-
-  #flagOf(name: keyof typeof Flag, kind: number, a: Node, b: Node, result: Node): Node {
-    const packed = () => {
-      const shift = this.const32(Math.log2(Flag[name]));
-      return this.op('and32', [this.op('shr32', [this.op('wrap', [a]), shift]), this.const32(1)]);
-    };
-    if (kind === FlagKind.EXPLICIT) return packed();
-    const top = (value: Node) => this.op('lts64', [value, this.const64(0n)]);
-    const xor = (x: Node, y: Node) => this.op('xor64', [x, y]);
-    switch (name) {
-      case 'ZF':
-        return this.op('eqz64', [result]);
-      case 'SF':
-        return top(result);
-      case 'PF': {
-        const ones = this.op('popcnt32', [this.op('and32', [this.op('wrap', [result]), this.const32(0xff)])]);
-        return this.op('and32', [this.op('xor32', [ones, this.const32(1)]), this.const32(1)]);
-      }
-      case 'CF':
-        if (kind === FlagKind.RESULT) return packed();
-        return kind === FlagKind.ADD ? this.op('ltu64', [result, a]) : this.op('ltu64', [a, b]);
-      case 'AF': {
-        if (kind === FlagKind.RESULT) return packed();
-        const low = this.op('wrap', [xor(xor(a, b), result)]);
-        return this.op('and32', [this.op('shr32', [low, this.const32(4)]), this.const32(1)]);
-      }
-      default: // OF
-        if (kind === FlagKind.RESULT) return packed();
-        return top(
-          kind === FlagKind.ADD
-            ? this.op('and64', [xor(a, result), xor(b, result)])
-            : this.op('and64', [xor(a, b), xor(a, result)]),
-        );
-    }
-  }
-
-  /** A condition: an `i`, 1 or 0. */
+  /** A condition: an `i`, 0 or not. */
   condition(name: Condition): Node {
-    const not = (value: Node) => this.op('eqz32', [value]);
-    const or = (a: Node, b: Node) => this.op('or32', [a, b]);
-    const known = this.#flags;
-    // A comparison needs no flags: the operands say it.
-    if (known?.kind === FlagKind.SUB) {
-      const { a, b } = known;
-      const less = {
-        b: ['ltu64', a, b],
-        ae: ['ltu64', a, b],
-        be: ['ltu64', b, a],
-        a: ['ltu64', b, a],
-      } as const;
-      const signed = {
-        l: ['lts64', a, b],
-        ge: ['lts64', a, b],
-        le: ['lts64', b, a],
-        g: ['lts64', b, a],
-      } as const;
-      const found = { ...less, ...signed }[name as keyof typeof less | keyof typeof signed];
-      if (found !== undefined) {
-        const value = this.op(found[0], [found[1], found[2]]);
-        return name === 'b' || name === 'l' || name === 'a' || name === 'g' ? value : not(value);
-      }
-      if (name === 'e') return this.op('eq64', [a, b]);
-      if (name === 'ne') return this.op('ne64', [a, b]);
-    }
-    switch (name) {
-      case 'o':
-        return this.flag('OF');
-      case 'b':
-        return this.flag('CF');
-      case 'e':
-        return this.flag('ZF');
-      case 'be':
-        return or(this.flag('CF'), this.flag('ZF'));
-      case 's':
-        return this.flag('SF');
-      case 'p':
-        return this.flag('PF');
-      case 'l':
-        return this.op('xor32', [this.flag('SF'), this.flag('OF')]);
-      case 'le':
-        return or(this.flag('ZF'), this.op('xor32', [this.flag('SF'), this.flag('OF')]));
-      default:
-        return not(this.condition(opposite[name]!));
-    }
+    return conditionValue(this, name, this.#flags);
   }
 
   // --- calls and control flow ------------------------------------------------------------------------------------
@@ -540,14 +424,3 @@ interface Carries {
 }
 
 type Bits32 = 8 | 16 | 32;
-
-const opposite: { readonly [condition: string]: Condition } = {
-  no: 'o',
-  ae: 'b',
-  ne: 'e',
-  a: 'be',
-  ns: 's',
-  np: 'p',
-  ge: 'l',
-  g: 'le',
-};

@@ -3,6 +3,7 @@
  * too. Linear addresses are unsigned bigints, values unsigned; load and store are the micro-ops' (signed).
  */
 import { PAGE } from '../arena.ts';
+import { noteDataAccess } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
 import { raise, Vector } from './fault.ts';
 import { walk } from './paging.ts';
@@ -147,15 +148,22 @@ export class Memory {
     if (this.#cpu.alignment && (linear & BigInt(size - 1)) !== 0n) raise(Vector.AC, 0);
   }
 
+  /** Breakpoints on data are looked at where instructions are executed one by one. */
+  #watch(address: bigint, size: number, write: boolean): void {
+    if (this.#cpu.mode.single) noteDataAccess(this.#cpu, address, size, write);
+  }
+
   // --- the micro-ops' ----------------------------------------------------------------------------------------------
 
   load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
     const address = linear & MASK64;
     this.#checkAlignment(address, size);
+    this.#watch(address, size, false);
     if (Number(address & OFFSET) <= PAGE - size) {
       const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
       const { u8, dv } = this.#cpu.arena.views;
-      if (host !== MMIO) return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
+      if (host !== MMIO)
+        return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
     }
     const view = this.#gather(address, size, write, stack, 'cpl');
     return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
@@ -163,6 +171,7 @@ export class Memory {
   load64(linear: bigint, write: boolean, stack: boolean): bigint {
     const address = linear & MASK64;
     this.#checkAlignment(address, 8);
+    this.#watch(address, 8, false);
     if (Number(address & OFFSET) <= PAGE - 8) {
       const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
       if (host !== MMIO) return this.#cpu.arena.views.dv.getBigInt64(host, true);
@@ -172,6 +181,7 @@ export class Memory {
   store32(linear: bigint, value: number, size: number, stack: boolean): void {
     const address = linear & MASK64;
     this.#checkAlignment(address, size);
+    this.#watch(address, size, true);
     if (Number(address & OFFSET) <= PAGE - size) {
       const host = this.host(address, Access.WRITE, 'cpl', stack);
       const { u8, dv } = this.#cpu.arena.views;
@@ -188,6 +198,7 @@ export class Memory {
   store64(linear: bigint, value: bigint, stack: boolean): void {
     const address = linear & MASK64;
     this.#checkAlignment(address, 8);
+    this.#watch(address, 8, true);
     if (Number(address & OFFSET) <= PAGE - 8) {
       const host = this.host(address, Access.WRITE, 'cpl', stack);
       if (host !== MMIO) return this.#cpu.arena.views.dv.setBigInt64(host, value, true);
@@ -199,9 +210,12 @@ export class Memory {
   // --- the helpers' ------------------------------------------------------------------------------------------------
 
   read8 = (linear: bigint, rights?: Rights) => this.#gather(linear, 1, false, false, rights).getUint8(0);
-  read16 = (linear: bigint, rights?: Rights) => this.#gather(linear, 2, false, false, rights).getUint16(0, true);
-  read32 = (linear: bigint, rights?: Rights) => this.#gather(linear, 4, false, false, rights).getUint32(0, true);
-  read64 = (linear: bigint, rights?: Rights) => this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
+  read16 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 2, false, false, rights).getUint16(0, true);
+  read32 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 4, false, false, rights).getUint32(0, true);
+  read64 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
   write8(linear: bigint, value: number, rights?: Rights): void {
     this.#scratch.setUint8(0, value);
     this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 1), false, rights);
@@ -247,6 +261,7 @@ export class Memory {
     const bytes = new Uint8Array(into.buffer);
     const access = write ? Access.WRITE : Access.READ;
     const address = linear & MASK64;
+    if (rights === 'cpl') this.#watch(address, size, write);
     const { io, arena } = this.#cpu;
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
@@ -265,6 +280,7 @@ export class Memory {
 
   #scatter(linear: bigint, bytes: Uint8Array, stack: boolean, rights: Rights = 'cpl'): void {
     const { io, arena } = this.#cpu;
+    if (rights === 'cpl') this.#watch(linear & MASK64, bytes.length, true);
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(linear & MASK64, bytes.length)) {
       const host = this.host(at, Access.WRITE, rights, stack);

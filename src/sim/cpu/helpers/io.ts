@@ -1,5 +1,6 @@
 /** Port I/O (SDM volume 1, chapter 19). How strings are split is KVM's (arch/x86/kvm/emulate.c, em_in and em_out). */
 import { PAGE } from '../../arena.ts';
+import { notePortAccess } from '../breakpoints.ts';
 import type { Cpu } from '../cpu.ts';
 import type { Insn } from '../insn.ts';
 import { checkPorts } from '../tss.ts';
@@ -26,6 +27,7 @@ const input: Helper = (cpu, insn) => {
   const size = sizeOf(insn, 0);
   const port = portOf(cpu, insn, 1);
   checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
   const data = cpu.io.input(port, size, 1);
   let value = 0n;
   for (let i = 0; i < size; i++) value |= BigInt(data[i] ?? 0) << BigInt(i * 8);
@@ -36,6 +38,7 @@ const output: Helper = (cpu, insn) => {
   const size = sizeOf(insn, 1);
   const port = portOf(cpu, insn, 0);
   checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
   const value = cpu.state.gpr(RAX);
   cpu.io.output(
     port,
@@ -66,6 +69,7 @@ const inputString: Helper = (cpu, insn) => {
   const port = portOf(cpu, insn, 1);
   const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
   checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
   if (left === 0n) return;
   cpu.io.demand('emulated');
   const count = ahead(cpu, insn, size, left);
@@ -90,6 +94,7 @@ const outputString: Helper = (cpu, insn) => {
   const port = portOf(cpu, insn, 0);
   const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
   checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
   if (left === 0n) return;
   cpu.io.demand('emulated');
   const data = cpu.memory.readBytes(cpu.address(at, insn, size, false), size);

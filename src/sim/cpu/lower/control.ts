@@ -1,5 +1,6 @@
 /** Near transfers of control (SDM volume 1, 5.1.7): within the code segment, to a RIP of the operand's size. */
-import type { Builder, Condition } from '../builder.ts';
+import type { Builder } from '../builder.ts';
+import type { Condition } from '../flag-values.ts';
 import { beyondCode, generalProtection, undefinedOpcode } from '../helpers/integer.ts';
 import type { Insn, Operand, Size } from '../insn.ts';
 import type { Node } from '../ir.ts';

@@ -1,5 +1,6 @@
 /** Data that is moved, converted and exchanged (SDM volume 1, 5.1.1). */
-import type { Builder, Condition } from '../builder.ts';
+import type { Builder } from '../builder.ts';
+import type { Condition } from '../flag-values.ts';
 import type { Memory, Size } from '../insn.ts';
 import type { Node } from '../ir.ts';
 import type { Lower, Lowerings } from './lowering.ts';
