@@ -15,6 +15,7 @@ const PADDB_XMM = '660ffcc1'; // paddb xmm0, xmm1
 const LDMXCSR = '0fae13'; // ldmxcsr [rbx]
 const STMXCSR = '0fae1b'; // stmxcsr [rbx]
 const MASKMOVDQU = '660ff7c1'; // maskmovdqu xmm0, xmm1
+const PCMPESTRI_RANGES = '660f3a61c104'; // pcmpestri xmm0, xmm1, 4: bytes, ranges
 const RCPPS = '0f53c1'; // rcpps xmm0, xmm1
 const RSQRTPS = '0f52c1'; // rsqrtps xmm0, xmm1
 const MOVNTI = '0fc303'; // movnti [rbx], eax
@@ -140,6 +141,22 @@ describe('MMX and SSE', () => {
     machine.memory.write32(DATA, 0);
     expect(machine.execute(STMXCSR)).toBeUndefined();
     expect(machine.memory.read32(DATA)).toBe(0xffff);
+  });
+
+  it('compare strings with whole ranges only: a last bound without its partner is none', () => {
+    const text = (string: string) => BigInt(`0x${Buffer.from(string).reverse().toString('hex')}`);
+    setXmm(0, text('azAZ0'), 0n);
+    setXmm(1, text('..5..K..'), 0n);
+    state.setGpr(2, 8n);
+    const found = (length: bigint) => {
+      state.setGpr(0, length);
+      expect(machine.execute(PCMPESTRI_RANGES)).toBeUndefined();
+      return [state.gpr(1), state.flags & 1];
+    };
+    expect(found(4n)).toEqual([5n, 1]);
+    expect(found(5n)).toEqual([5n, 1]);
+    expect(found(3n)).toEqual([16n, 0]);
+    expect(found(-4n)).toEqual([5n, 1]);
   });
 
   it('write with MASKMOVDQU the chosen bytes and no other, and touch nothing when none is chosen', () => {

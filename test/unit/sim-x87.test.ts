@@ -23,6 +23,8 @@ const FNSTENV = 'd933'; // fnstenv [rbx]
 const FLDCW = 'd92b'; // fldcw [rbx]
 const FNSTCW = 'd93b'; // fnstcw [rbx]
 const FSIN = 'd9fe';
+const FPREM = 'd9f8';
+const FSCALE = 'd9fd';
 const FXSAVE = '0fae03'; // fxsave [rbx]
 const FXSAVE64 = '480fae03'; // fxsave64 [rbx]
 const FXRSTOR = '0fae0b'; // fxrstor [rbx]
@@ -164,6 +166,33 @@ describe('the x87', () => {
     run(FLD_M64, FSIN, FSTP_M64);
     expect(fsw() & 0x400).toBe(0);
     expect(readF64()).toBeCloseTo(Math.sin(1e5), 14);
+  });
+
+  it("gives the quotient's low bits with FPREM in C0, C3 and C1", () => {
+    for (let quotient = 0; quotient < 16; quotient++) {
+      run(FNINIT);
+      f64(2);
+      run(FLD_M64);
+      f64(2 * quotient + 1);
+      run(FLD_M64, FPREM);
+      const [c0, c1, c2, c3] = [8, 9, 10, 14].map((bit) => (fsw() >> bit) & 1);
+      expect([(c0! << 2) | (c3! << 1) | c1!, c2]).toEqual([quotient & 7, 0]);
+    }
+  });
+
+  it('answers infinity with FSCALE to an overflow that no adjusted exponent can express', () => {
+    unmask(0x377);
+    f64(40_000);
+    run(FLD_M64, FLD1, FSCALE);
+    // 2 ** 40000, divided by 2 ** 24576 since the exception is unmasked.
+    expect(state.u16(State.x87 + 16 * ((fsw() >> 11) & 7) + 8)).toBe(0x3fff + 40_000 - 24_576);
+    expect(fsw() & 0x3f).toBe(0x08);
+    run(FNINIT);
+    unmask(0x377);
+    f64(60_000);
+    run(FLD_M64, FLD1, FSCALE);
+    expect(state.u16(State.x87 + 16 * ((fsw() >> 11) & 7) + 8)).toBe(0x7fff);
+    expect(fsw() & 0x3f).toBe(0x28);
   });
 
   it('gives constants as the rounding control says, and is not inexact about it', () => {
