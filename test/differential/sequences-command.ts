@@ -4,7 +4,7 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { parseArgs } from 'node:util';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import { type Hypervisor, VmType } from '../../src/index.ts';
-import { type Line, runSequence, World } from './sequences.ts';
+import { type Line, Sequences } from './sequences.ts';
 
 const USAGE = `Runs random sequences of ioctls and guest accesses on two backends, and shows the first step of each that differs.
 
@@ -77,14 +77,14 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
   const seed = recorded?.seed ?? Number(values.seed);
   const [from, count] = [Number(values.from), Number(values.count)];
   using oracleHv = recorded ? undefined : open(values.oracle);
-  using oracle = oracleHv && new World(oracleHv, type);
-  const results = (number: number) => runSequence(oracle!, seed, number).map(({ result }) => result);
+  using oracle = oracleHv && new Sequences(oracleHv, type, seed);
+  const results = (number: number) => oracle!.run(number).map(({ result }) => result);
   const numbers =
     recorded?.results.map(([number]) => number) ?? Array.from({ length: count }, (_, i) => from + i);
 
   if (values.show && oracle !== undefined) {
     for (const number of numbers) {
-      const lines = runSequence(oracle!, seed, number);
+      const lines = oracle!.run(number);
       process.stdout.write(
         `sequence ${number}\n${lines.map(({ text, result }) => `  ${text}: ${result}\n`).join('')}`,
       );
@@ -112,12 +112,12 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
   }
 
   using backendHv = open(values.backend);
-  using backend = new World(backendHv, type);
+  using backend = new Sequences(backendHv, type, seed);
   let different = 0;
   const steps = new Map<string, number>();
   for (const [i, number] of numbers.entries()) {
     const expected = recorded ? recorded.results[i]![1] : results(number);
-    const lines = runSequence(backend, seed, number);
+    const lines = backend.run(number);
     for (const { text } of lines) steps.set(text.split(' ')[0]!, (steps.get(text.split(' ')[0]!) ?? 0) + 1);
     const difference = firstDifference(lines, expected);
     if (difference !== undefined && different++ < 20)

@@ -44,50 +44,33 @@ const STEPS = 24;
 const MAX_EXITS = 100;
 const FROM_DEVICE = 0x8877_6655_4433_2211n;
 
-/** What the steps work on: one VM for many sequences, since making one takes the kernel longer than a sequence. */
-export class World implements Disposable {
-  readonly #hv: Hypervisor;
-  readonly #type: number;
-  #agent: Agent | undefined;
-  #rams: readonly GuestMemory[] = [];
+/** What the steps work on. */
+class World implements Disposable {
+  readonly agent: Agent;
+  readonly rams: readonly GuestMemory[];
   readonly files: (GuestMemfd | undefined)[] = Array.from({ length: FILES }, () => undefined);
-  /** The guest cannot go on: the next sequence needs a new one. */
+  /** The guest cannot go on. */
   over = false;
 
   constructor(hv: Hypervisor, type: number) {
-    this.#hv = hv;
-    this.#type = type;
-  }
-
-  get agent(): Agent {
-    return this.#agent!;
-  }
-  get rams(): readonly GuestMemory[] {
-    return this.#rams;
-  }
-
-  /** As new: no slots but the agent's, no files, nothing private, known bytes in both memories. */
-  reset(): void {
-    if (this.over) this[Symbol.dispose]();
-    this.over = false;
-    for (const which of this.files.keys()) this.closeFile(which);
-    if (this.#agent === undefined) this.#boot();
+    this.agent = Agent.boot(hv, { type, identity: AREA + 2 ** 21 });
     const { vm } = this.agent;
+    if ((vm.checkExtension(Cap.EXIT_HYPERCALL) & (1 << Hypercall.MAP_GPA_RANGE)) !== 0)
+      vm.enableCap({ cap: Cap.EXIT_HYPERCALL, args: [1 << Hypercall.MAP_GPA_RANGE] });
+    this.rams = Array.from({ length: RAMS }, () => vm.allocate(SIZE));
+  }
+
+  /** No slots but the agent's, no files, nothing private, known bytes: but not all that KVM remembers is undone. */
+  reset(): void {
+    const { vm } = this.agent;
+    for (const which of this.files.keys()) this.closeFile(which);
     for (const { slot } of vm.memoryMap.slots)
       if (slot !== 0) vm.setUserMemoryRegion2({ slot, memorySize: 0 });
     vm.trySetMemoryAttributes(AREA, 2 * SIZE, 0);
-    this.#rams.forEach((ram, which) => {
+    this.rams.forEach((ram, which) => {
       for (let page = 0; page < PAGES; page++)
         ram.bytes.fill(0x10 * (which + 1) + page, page * PAGE, (page + 1) * PAGE);
     });
-  }
-
-  #boot(): void {
-    this.#agent = Agent.boot(this.#hv, { type: this.#type });
-    const { vm } = this.agent;
-    this.#rams = Array.from({ length: RAMS }, () => vm.allocate(SIZE));
-    if ((vm.checkExtension(Cap.EXIT_HYPERCALL) & (1 << Hypercall.MAP_GPA_RANGE)) !== 0)
-      vm.enableCap({ cap: Cap.EXIT_HYPERCALL, args: [1 << Hypercall.MAP_GPA_RANGE] });
   }
 
   closeFile(which: number): void {
@@ -96,10 +79,9 @@ export class World implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    this.#agent?.[Symbol.dispose]();
-    this.#agent = undefined;
+    this.agent[Symbol.dispose]();
     for (const which of this.files.keys()) this.closeFile(which);
-    for (const ram of this.#rams) ram.close();
+    for (const ram of this.rams) ram.close();
   }
 }
 
@@ -417,13 +399,55 @@ export interface Line {
   readonly result: string;
 }
 
-/** Runs the sequence with this number. */
-export function runSequence(world: World, seed: number, number: number): Line[] {
-  const random = new Random(seed, number);
-  const steps = [
-    ...FIRST.map((make) => make(random)),
-    ...Array.from({ length: STEPS }, () => stepOf(random)),
-  ];
-  world.reset();
-  return [...steps, ...sums()].map(({ text, take }) => ({ text, result: take(world) }));
+/** What a step gives; also where something throws that no backend should. */
+function taken(step: Step, world: World): string {
+  try {
+    return step.take(world);
+  } catch (error) {
+    world.over = true;
+    return `threw ${(error as Error).message}`;
+  }
+}
+
+/** How many sequences share a VM: making one takes the kernel as long as many of them. */
+const BLOCK = 20;
+
+/** Sequences by their numbers. One depends on those before it in its block, for a VM remembers more than its slots. */
+export class Sequences implements Disposable {
+  readonly #hv: Hypervisor;
+  readonly #type: number;
+  readonly #seed: number;
+  #world: World | undefined;
+  #next = 0;
+
+  constructor(hv: Hypervisor, type: number, seed: number) {
+    this.#hv = hv;
+    this.#type = type;
+    this.#seed = seed;
+  }
+
+  run(number: number): Line[] {
+    if (number !== this.#next || number % BLOCK === 0) this[Symbol.dispose]();
+    if (number !== this.#next) for (let i = number - (number % BLOCK); i < number; i++) this.#run(i);
+    this.#next = number + 1;
+    return this.#run(number);
+  }
+
+  #run(number: number): Line[] {
+    if (this.#world?.over) this[Symbol.dispose]();
+    this.#world ??= new World(this.#hv, this.#type);
+    const world = this.#world;
+    const random = new Random(this.#seed, number);
+    const steps = [
+      ...FIRST.map((make) => make(random)),
+      ...Array.from({ length: STEPS }, () => stepOf(random)),
+    ];
+    world.reset();
+    return [...steps, ...sums()].map((step) => ({ text: step.text, result: taken(step, world) }));
+  }
+
+  [Symbol.dispose](): void {
+    this.#world?.[Symbol.dispose]();
+    this.#world = undefined;
+  }
 }
