@@ -3,7 +3,7 @@ import { Exit, openHypervisor } from '../../src/index.ts';
 import { GuestDebug } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { enterLongMode } from '../../src/vmm/long-mode.ts';
-import { expectOutcome } from '../support/run.ts';
+import { runTo } from '../support/run.ts';
 
 const code = guest(
   64,
@@ -34,7 +34,7 @@ function stops(kind: 1 | 3): number[] {
     arch: { debugreg: [BigInt(DATA), 0n, 0n, 0n, 0n, 0n, 0n, dr7(kind)] },
   });
   const found: number[] = [];
-  while (expectOutcome(vcpu, Exit.DEBUG, Exit.HLT) === Exit.DEBUG) {
+  while (runTo(vcpu, Exit.DEBUG, Exit.HLT) === Exit.DEBUG) {
     found.push(Number(vcpu.getRegs().rip) - 0x1000);
     expect(found.length).toBeLessThan(10);
   }
