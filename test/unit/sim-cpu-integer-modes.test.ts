@@ -1,6 +1,7 @@
 /** What integer instructions do where no processor is at hand to ask: 16-bit modes, limits, decimal numbers, division. */
 import { describe, expect, test } from 'vitest';
-import { Machine, type Mode, Place, R } from './sim-cpu-integer.ts';
+import { GuestFault } from '../../src/sim/cpu/fault.ts';
+import { Machine, Place, R } from './sim-cpu-integer.ts';
 
 const Flag = { CF: 0x1, PF: 0x4, AF: 0x10, ZF: 0x40, SF: 0x80, OF: 0x800 } as const;
 const ARITHMETIC = 0x8d5;
@@ -228,13 +229,28 @@ describe('near transfers', () => {
 });
 
 describe('division', () => {
-  const divide = (bytes: number[], high: bigint, low: bigint, divisor: bigint, mode: Mode = 'long') => {
-    const machine = new Machine(mode);
-    machine.set(R.ax, low);
-    machine.set(R.dx, high);
-    machine.set(R.bx, divisor);
-    const fault = machine.run(bytes);
-    return fault ?? [BigInt.asIntN(64, machine.get(R.ax)), BigInt.asIntN(64, machine.get(R.dx))];
+  /** In both executors. */
+  const divide = (bytes: number[], high: bigint, low: bigint, divisor: bigint) => {
+    const results = (['step', 'wasm'] as const).map((how) => {
+      const machine = new Machine('long');
+      machine.set(R.ax, low);
+      machine.set(R.dx, high);
+      machine.set(R.bx, divisor);
+      machine.load([...bytes, 0xeb, 0]);
+      try {
+        if (how === 'step') machine.step();
+        else machine.wasm(machine.block());
+      } catch (thrown) {
+        if (!(thrown instanceof GuestFault)) throw thrown;
+        expect([machine.get(R.ax), machine.get(R.dx)]).toEqual(
+          [low, high].map((value) => BigInt.asUintN(64, value)),
+        );
+        return `#${thrown.vector}`;
+      }
+      return [BigInt.asIntN(64, machine.get(R.ax)), BigInt.asIntN(64, machine.get(R.dx))];
+    });
+    expect(results[1]).toEqual(results[0]);
+    return results[0];
   };
   const [DIV8, DIV16, DIV32, DIV64] = [
     [0xf6, 0xf3],

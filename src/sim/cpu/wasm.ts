@@ -334,6 +334,9 @@ class Emitter {
       case 'store32':
       case 'store64':
         return this.#access(node);
+      case 'callIf':
+      case 'call64If':
+        return this.#callIf(node);
       default:
         return this.#call(node);
     }
@@ -439,6 +442,24 @@ class Emitter {
     this.#mark(node);
     for (const arg of args) this.#value(arg);
     this.#code.op(Wasm.call).u(4 + this.#helper(node, detail.insn!, args, row.result));
+  }
+  /** The helper looks at its first argument, the condition, and then not at `otherwise`. */
+  #callIf(node: Node): void {
+    const code = this.#code;
+    const { op, args, row, detail } = node;
+    const [condition, otherwise] = op === 'call64If' ? args : [args[0]];
+    this.#value(condition!);
+    code.op(Wasm.if, otherwise === undefined ? Wasm.void : Wasm.i64);
+    this.#mark(node);
+    code.op(Wasm.i32Const, 1);
+    if (otherwise !== undefined) code.op(Wasm.i64Const, 0);
+    for (const arg of args.slice(otherwise === undefined ? 1 : 2)) this.#value(arg);
+    code.op(Wasm.call).u(4 + this.#helper(node, detail.insn!, args, row.result));
+    if (otherwise !== undefined) {
+      code.op(Wasm.else);
+      this.#value(otherwise);
+    }
+    code.op(Wasm.end);
   }
   #helper({ detail }: Node, insn: Insn, args: readonly Node[], result: string): number {
     const id = (map: Map<unknown, number>, key: unknown) => {
