@@ -98,7 +98,8 @@ function operandAddress(draft: Draft, size: number, far: boolean): bigint {
   };
   const address = BigInt(low());
   if (!far) return address;
-  if (random.oneIn(64)) return U64(integer64(random));
+  // The upper half is the host's own on PVM.
+  if (random.oneIn(64)) return integer64(random) & 0xffff_7fff_ffff_ffffn;
   return random.oneIn(4) ? address + Place.alias : address;
 }
 

@@ -33,6 +33,9 @@ const options = {
   help: { type: 'boolean' },
 } as const;
 
+/** A lab that ends too early has not worked in vain. */
+const SAVED_EVERY = 500;
+
 /** What recorded sequences gave, and what they were run on. The steps follow from seed and number. */
 export interface SequenceRecording {
   readonly about: string;
@@ -99,15 +102,15 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
     process.stderr.write(`${done} sequences${what}, ${Math.round((1000 * done) / (said - began))}/s\n`);
   };
   if (values.record !== undefined) {
-    const lines = numbers.map((number, i) => {
+    const lines = [`# ${values.oracle}, type ${type}, seed ${seed}`];
+    const write = () => writeFileSync(values.record!, gzipSync(`${lines.join('\n')}\n`, { level: 9 }));
+    for (const [i, number] of numbers.entries()) {
+      lines.push(`${number}\t${results(number).join(';')}`);
       tick(i, '');
-      return `${number}\t${results(number).join(';')}`;
-    });
-    writeFileSync(
-      values.record,
-      gzipSync(`# ${values.oracle}, type ${type}, seed ${seed}\n${lines.join('\n')}\n`, { level: 9 }),
-    );
-    process.stdout.write(`${lines.length} sequences written\n`);
+      if (i % SAVED_EVERY === 0) write();
+    }
+    write();
+    process.stdout.write(`${numbers.length} sequences written\n`);
     return 0;
   }
 
