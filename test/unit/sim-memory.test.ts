@@ -102,6 +102,16 @@ describe('the second stage', () => {
     expect([parts.access(), parts.access(2 * BASE)]).toEqual([MMIO, parts.ram.base]);
   });
 
+  // An MMIO SPTE: only pages in slots are zapped when attributes change.
+  it('remembers a page of no slot as I/O, whatever becomes of its attribute, until a slot changes', () => {
+    const parts = new Parts();
+    expect(parts.access(0)).toBe(MMIO);
+    parts.make(PRIVATE, 0, 2 * PAGE);
+    expect([parts.access(0), parts.access(PAGE)]).toEqual([MMIO, fault(true, PAGE)]);
+    expect(parts.memory.setRegion({ ...parts.region, size: 0n })).toBe(0);
+    expect(parts.access(0)).toEqual(fault(true, 0));
+  });
+
   it('gives MMIO for a write to a READONLY slot, also where it is mapped for reading', () => {
     const parts = new Parts({ flags: MemFlag.READONLY, secret: false });
     expect(parts.access(BASE, WRITE)).toBe(MMIO);

@@ -36,6 +36,8 @@ export interface Translator {
 }
 
 const WRITABLE = 1;
+/** So many pages without memory are remembered as such; a guest can touch more. */
+const MAX_IO_PAGES = 2 ** 16;
 
 export class VmMemory {
   readonly options: VmMemoryOptions;
@@ -46,6 +48,11 @@ export class VmMemory {
   readonly #bindings = new Map<Slot, Binding>();
   /** By page number, twice, plus 1 for private: where the page lies in the arena, plus WRITABLE. */
   readonly #mappings = new Map<number, number>();
+  /**
+   * Pages that were found to be in no slot. KVM maps them as such, and looks at their attributes no more until a slot
+   * changes (mmu.c, kvm_handle_noslot_fault and handle_mmio_page_fault).
+   */
+  readonly #io = new Set<number>();
 
   constructor(options: VmMemoryOptions) {
     this.options = options;
@@ -59,6 +66,7 @@ export class VmMemory {
     const change = this.slots.check(region, this.options.rules);
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
+    this.#io.clear();
     if (change.kind === 'set') change.slot.mapping.retain(); // first: it may be the old one's
     if (change.old !== undefined) this.#remove(change.old);
     if (change.kind === 'set') this.#add(change.slot);
@@ -83,7 +91,6 @@ export class VmMemory {
       file.bindings.add(binding);
       this.#bindings.set(slot, binding);
     }
-    // What was no memory is memory now: translations to I/O are stale.
     this.#flush();
   }
 
@@ -153,11 +160,17 @@ export class VmMemory {
       return mapped - (mapped % PAGE);
     }
 
+    if (wants !== true && this.#io.has(gpa)) return MMIO;
     const slot = this.slots.at(gpa);
     if (this.options.hasPrivate && wish !== this.#privacy.isPrivate(gpa, slot)) {
       return this.#fault(gpa, wish, slot);
     }
-    if (slot === undefined) return wish ? this.#fault(gpa, wish, slot) : MMIO;
+    if (slot === undefined) {
+      if (wish) return this.#fault(gpa, wish, slot);
+      if (this.#io.size >= MAX_IO_PAGES) this.#io.clear();
+      this.#io.add(gpa);
+      return MMIO;
+    }
     if (wish) return this.#private(gpa, slot, key);
     const readonly = (slot.flags & MemFlag.READONLY) !== 0;
     if (readonly && access === Access.WRITE) return MMIO;
