@@ -45,7 +45,7 @@ const loop = guest(
 48 01 f0       |        add rax, rsi
 4c 8d 44 48 05 |        lea r8, [rax + rcx * 2 + 5]
 48 83 e9 01    |        sub rcx, 1
-75 e7          |        jnz again
+75 e6          |        jnz again
 e7 f4          |        out 0xf4, eax
 f4             |        hlt
 `,

@@ -10,6 +10,7 @@ import { instructions } from './instructions.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
+import { resetFpu } from './helpers/fxsave.ts';
 import { CR0, CR4, Unmodelled } from './mode.ts';
 import type { Mode } from './mode-key.ts';
 import { walk } from './paging.ts';
@@ -176,9 +177,7 @@ export class Cpu {
     this.state.flags = 2;
     this.state.rip = 0xfff0n;
     this.state.setGpr(2, 0x600n);
-    this.state.setU32(State.mxcsr, 0x1f80);
-    this.state.setU16(State.fcw, 0x40);
-    this.state.setU16(State.ftw, 0x5555);
+    resetFpu(this);
     this.changed();
   }
 

@@ -28,7 +28,7 @@ export const State = {
   x87: 0x200,
   fcw: 0x280,
   fsw: 0x282,
-  /** The full tag word, two bits a register: 00 valid, 01 zero, 10 special, 11 empty. */
+  /** The tag word, two bits a register: 11 empty, else 00 (what a register holds is looked at when it is stored). */
   ftw: 0x284,
   fop: 0x286,
   fip: 0x288,
