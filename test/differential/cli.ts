@@ -15,6 +15,7 @@ const USAGE = `Executes random instructions on two backends, and shows where the
   node scripts/differential.mjs [options]       (and: node scripts/differential.mjs sequences --help)
     --backend NAME    what is tested (sim)
     --oracle NAME     what it is compared with (kvm)
+    --tier TIER       of the simulator: closures, wasm, or both as it likes (both)
     --mode MODE       ${modes.join(' or ')} (long3)
     --seed N          the cases' seed (1)
     --cases N         how many (200000)
@@ -29,6 +30,7 @@ const USAGE = `Executes random instructions on two backends, and shows where the
 const options = {
   backend: { type: 'string', default: 'sim' },
   oracle: { type: 'string', default: 'kvm' },
+  tier: { type: 'string', default: 'both' },
   mode: { type: 'string', default: 'long3' },
   seed: { type: 'string', default: '1' },
   cases: { type: 'string', default: '200000' },
@@ -146,7 +148,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     return 0;
   }
 
-  using hv = open(values.backend);
+  using hv = open(values.backend, values.tier);
   using backend = new Runner(hv);
   for (const { given, expected } of cases()) {
     const what = inspect(given);
@@ -166,5 +168,8 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
   return tally.different === 0 ? 0 : 1;
 }
 
-const openBackend = (name: string): Hypervisor =>
-  openHypervisor({ backend: name as NonNullable<OpenOptions['backend']> });
+const openBackend = (name: string, tier = 'both'): Hypervisor =>
+  openHypervisor({
+    backend: name as NonNullable<OpenOptions['backend']>,
+    simulated: { tier: tier as NonNullable<NonNullable<OpenOptions['simulated']>['tier']> },
+  });

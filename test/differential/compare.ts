@@ -55,7 +55,8 @@ export function compare(expected: Result, actual: Result, what: Inspected): Diff
     differ(name, hex(expected.registers[i]!), hex(actual.registers[i]!));
   });
   const flags = [expected, actual].map(({ registers }) => Number(registers[RFLAGS]!));
-  const different = (flags[0]! ^ flags[1]!) & ~(completed ? what.undefinedFlags | RF : 0);
+  // Undefined flags may be lost before a fault, too.
+  const different = (flags[0]! ^ flags[1]!) & ~(what.undefinedFlags | (completed ? RF : 0));
   if (different !== 0) differ(flagNames(different), hex(flags[0]! & different), hex(flags[1]! & different));
   for (const [name, at, size] of FPU_PARTS) {
     if (name === 'fsw' || (what.isApproximate && near(name, expected.fpu, actual.fpu, at))) continue;
