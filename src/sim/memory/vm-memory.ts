@@ -49,10 +49,13 @@ export class VmMemory {
   /** By page number, twice, plus 1 for private: where the page lies in the arena, plus WRITABLE. */
   readonly #mappings = new Map<number, number>();
   /**
-   * Pages that were found to be in no slot. KVM maps them as such, and looks at their attributes no more until a slot
-   * changes (mmu.c, kvm_handle_noslot_fault and handle_mmio_page_fault).
+   * KVM's MMIO SPTEs: pages that were found to be in no slot, and at which generation of the slots. One of the present
+   * generation is I/O without another look at slots and attributes; one of an earlier generation makes the access a
+   * shared one, whatever the attribute says, for the processor reports a reserved bit (mmu.c, kvm_mmu_page_fault and
+   * handle_mmio_page_fault). Nothing zaps them: unmapping a range passes over what maps nothing.
    */
-  readonly #io = new Set<number>();
+  readonly #io = new Map<number, number>();
+  #generation = 0;
 
   constructor(options: VmMemoryOptions) {
     this.options = options;
@@ -66,7 +69,7 @@ export class VmMemory {
     const change = this.slots.check(region, this.options.rules);
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
-    this.#io.clear();
+    this.#generation++;
     if (change.kind === 'set') change.slot.mapping.retain(); // first: it may be the old one's
     if (change.old !== undefined) this.#remove(change.old);
     if (change.kind === 'set') this.#add(change.slot);
@@ -150,17 +153,18 @@ export class VmMemory {
 
   /**
    * Where the page that begins at `gpa` lies in the arena; MMIO; or why KVM_RUN must end.
-   * @param wants the guest's wish, where guests choose; elsewhere the page's state is the wish
+   * @param wants the guest's wish, where guests choose, or that of a pre-fault; elsewhere the page's state is the wish
    */
   access(gpa: number, access: Access, wants: boolean | undefined): number | Failure {
-    const wish = this.options.hasPrivate ? (wants ?? this.isPrivate(gpa)) : false;
+    const io = wants === undefined ? this.#io.get(gpa) : undefined;
+    if (io === this.#generation) return MMIO;
+    const wish = this.options.hasPrivate && io === undefined ? (wants ?? this.isPrivate(gpa)) : false;
     const key = (gpa / PAGE) * 2 + (wish ? 1 : 0);
     const mapped = this.#mappings.get(key);
     if (mapped !== undefined && (access !== Access.WRITE || (mapped & WRITABLE) !== 0)) {
       return mapped - (mapped % PAGE);
     }
 
-    if (wants !== true && this.#io.has(gpa)) return MMIO;
     const slot = this.slots.at(gpa);
     if (this.options.hasPrivate && wish !== this.#privacy.isPrivate(gpa, slot)) {
       return this.#fault(gpa, wish, slot);
@@ -168,7 +172,7 @@ export class VmMemory {
     if (slot === undefined) {
       if (wish) return this.#fault(gpa, wish, slot);
       if (this.#io.size >= MAX_IO_PAGES) this.#io.clear();
-      this.#io.add(gpa);
+      this.#io.set(gpa, this.#generation);
       return MMIO;
     }
     if (wish) return this.#private(gpa, slot, key);
@@ -177,12 +181,17 @@ export class VmMemory {
     return this.#shared(gpa, slot, key, readonly);
   }
 
+  #map(gpa: number, key: number, page: number): void {
+    this.#io.delete(gpa);
+    this.#mappings.set(key, page);
+  }
+
   /** kvm_mmu_faultin_pfn_private(). The errno of kvm_gmem_get_pfn() is returned as it is, beside the fault. */
   #private(gpa: number, slot: Slot, key: number): number | Failure {
     if (slot.guestMemfd === undefined) return this.#fault(gpa, true, slot);
     const page = slot.guestMemfd.page(slot.guestMemfdOffset + (gpa - slot.start));
     if (page < 0) return this.#fault(gpa, true, slot, page);
-    this.#mappings.set(key, page + WRITABLE);
+    this.#map(gpa, key, page + WRITABLE);
     return page;
   }
 
@@ -192,13 +201,13 @@ export class VmMemory {
     if (isGuestMemfdOnly(slot)) {
       const page = slot.guestMemfd!.page(slot.guestMemfdOffset + offset);
       if (page < 0) return this.#fault(gpa, false, slot, page);
-      this.#mappings.set(key, page + WRITABLE);
+      this.#map(gpa, key, page + WRITABLE);
       return page;
     }
     const { base } = slot.mapping;
     if (base === undefined) return unbacked;
     const page = base + slot.mappingOffset + offset;
-    this.#mappings.set(key, page + (readonly ? 0 : WRITABLE));
+    this.#map(gpa, key, page + (readonly ? 0 : WRITABLE));
     return page;
   }
 
