@@ -18,7 +18,10 @@ export interface MemoryToken {
   readonly inode: number;
 }
 
-/** An access for which the second stage of translation had nothing: an EPT violation, a nested page fault. */
+/**
+ * An access for which the second stage of translation had nothing yet: an EPT violation, a nested page fault. Of one
+ * that is memory-mapped I/O, its exit tells.
+ */
 export interface SecondStageEvent {
   /** Of the page, in bytes. */
   readonly gpa: number;

@@ -198,6 +198,9 @@ describe('vmexit run', () => {
     if (!/its registers are gone/.test(stderr)) {
       expect(stderr).toMatch(/^ {2}rip 0x100a in 0x8 \(base 0x0, 64-bit\)/m);
       expect(stderr).toMatch(/rbx 1122334455667788/);
+      expect(stderr).toMatch(
+        /^ {2}from rip on:\n {4}0x100a {2}48 8b 03 {2}mov rax, \[rbx\]\n {4}0x100d {2}/m,
+      );
     }
     expect(stderr).not.toMatch(/ at /);
   });
@@ -287,7 +290,7 @@ describe('vmexit run', () => {
   it('refuses --private with the reason and status 69 where this host has no private memory', (context) => {
     const reason = whyNot('private-memory', 'map-gpa-range');
     if (reason === undefined) return context.skip('this host has private memory');
-    const { status, stdout, stderr } = vmexit(['run', '--private', bin('halts', halts)]);
+    const { status, stdout, stderr } = vmexit(['run', '--private', '--backend', 'kvm', bin('halts', halts)]);
     expect([status, stdout]).toEqual([69, '']);
     expect(stderr).toMatch(/^vmexit: \w/);
     expect(stderr).toMatch(/npx vmexit lab --help\n$/);
@@ -352,5 +355,119 @@ describe('vmexit run', () => {
     await new Promise((resolve) => child.stdout.once('data', resolve));
     child.stdout.destroy();
     expect(await end).toMatchObject({ status: 141, stderr: '' });
+  });
+});
+
+describe('vmexit run --backend sim', () => {
+  const long = ['run', '--backend', 'sim', '--mode', 'long'];
+  const traced = (name: string, code: Parameters<typeof bin>[1], ...options: string[]) => {
+    const trace = join(scratch.path, `${name}-${options.length}.jsonl`);
+    const ran = vmexit([...long, '--trace', trace, ...options, bin(name, code)]);
+    return { ...ran, trace: readFileSync(trace, 'utf8'), lines: lines(trace) };
+  };
+
+  it('writes the same trace each time, byte for byte: its time is the instructions', () => {
+    const first = traced('pokes', pokes);
+    expect(first.lines).toEqual([
+      { seq: 1, insns: 2, exit: 'MMIO', physAddr: 0xc000_0000, len: 4, isWrite: true, data: '78563412' },
+      { seq: 2, insns: 2, exit: 'MMIO', physAddr: 0xc000_0000, len: 1, isWrite: false, data: 'ff' },
+      { seq: 3, insns: 3, exit: 'IO', direction: 'in', port: 0x70, size: 1, count: 1, data: 'ff' },
+      { seq: 4, insns: 5, exit: 'HLT' },
+    ]);
+    expect(traced('pokes', pokes)).toEqual(first);
+    const private_ = ['--private', '--memory', '2M'];
+    const converted = traced('converts', converts, ...private_);
+    expect(converted.status).toBe(3);
+    expect(converted.lines.map(({ exit, memory }) => exit ?? memory)).toContain('hypercall');
+    expect(traced('converts', converts, ...private_)).toEqual(converted);
+  });
+
+  it('tells with --json how many instructions the guest has completed', () => {
+    expect(summary(vmexit([...long, '--json', bin('pokes', pokes)]))).toMatchObject({
+      backend: 'sim',
+      instructions: 5,
+    });
+  });
+
+  it('writes with --trace-instructions each instruction and second-stage fault too, and the same exits', () => {
+    const { status, lines: all, trace } = traced('pokes', pokes, '--trace-instructions');
+    expect(status).toBe(0);
+    expect(all[0]).toEqual({
+      seq: 1,
+      insns: 0,
+      registers: { rip: '0x1000', rflags: '0x2', rdi: '0x4000000', rsp: '0x3ff9000' },
+    });
+    expect(all.filter(({ secondStage }) => secondStage === 'fetch')).toMatchObject([
+      { insns: 0, gpa: 0x1000, wants: 'shared', slot: 0, mapped: 'memory' },
+    ]);
+    const rest = all.filter(({ instruction, exit }) => instruction ?? exit);
+    expect(rest.map(({ insns, instruction, exit }) => [insns, instruction ?? exit])).toEqual([
+      [0, 'mov edi, 0xc0000000'],
+      [1, 'mov dword ptr [rdi], 0x12345678'],
+      [2, 'MMIO'],
+      [2, 'mov al, [rdi]'],
+      [2, 'MMIO'],
+      [3, 'in al, 0x70'],
+      [3, 'IO'],
+      [4, 'hlt'],
+      [5, 'HLT'],
+    ]);
+    expect(rest[1]).toMatchObject({ rip: '0x1005', bytes: 'c70778563412' });
+    expect(traced('pokes', pokes, '--trace-instructions').trace).toBe(trace);
+  });
+
+  it('shows a guest that has crashed with the code around rip: before it, what was seen to execute', () => {
+    const { status, stderr } = traced('crashes', crashes, '--trace-instructions');
+    expect(status).toBe(1);
+    expect(stderr).toMatch(
+      /^ {2}the last instructions:\n {4}0x1000 {2}48 bb .* mov rbx, 0x1122334455667788$/m,
+    );
+    expect(stderr).toMatch(/^ {2}from rip on:\n {4}0x100a {2}48 8b 03 {2}mov rax, \[rbx\]$/m);
+    const { stderr: unseen } = traced('crashes', crashes);
+    expect(unseen).not.toMatch(/the last instructions/);
+    expect(unseen).toMatch(/^ {2}from rip on:\n {4}0x100a {2}48 8b 03 {2}mov rax, \[rbx\]$/m);
+  });
+
+  it('says why there is no code to show', () => {
+    // mov eax, 0x80000000; shl rax, 9; jmp rax: 1 TiB, which nothing maps.
+    const code = Uint8Array.of(0xb8, 0, 0, 0, 0x80, 0x48, 0xc1, 0xe0, 9, 0xff, 0xe0);
+    const { status, stderr } = traced('jumps', { code } as never);
+    expect(status).toBe(1);
+    expect(stderr).toMatch(/^ {2}no code to show from rip on: the guest's page tables do not map it$/m);
+  });
+
+  it('names an instruction that the simulator lacks, in the trace and in the report', () => {
+    const code = Uint8Array.of(0xc5, 0xf4, 0x58, 0xc2);
+    const { status, stderr, lines: all } = traced('avx', { code } as never);
+    expect(status).toBe(1);
+    expect(all).toMatchObject([{ lacks: 'VEX_Vaddps_ymm_ymm_ymmm256', insns: 0 }, { exit: 'SHUTDOWN' }]);
+    expect(stderr).toMatch(/the simulator has no VEX_Vaddps_ymm_ymm_ymmm256: #UD was raised in the guest/);
+  });
+
+  it.each([
+    [['--trace-instructions'], /--trace-instructions needs --trace FILE/],
+    [
+      ['--trace-instructions', '--trace', '/nowhere/trace', '--backend', 'kvm'],
+      /is the simulator's: KVM runs instructions on the processor itself, and tells of exits alone/,
+    ],
+  ])('refuses %j as wrong usage that says why', (options, says) => {
+    const { status, stdout, stderr } = vmexit(['run', ...options, bin('halts', halts)]);
+    expect([status, stdout]).toEqual([2, '']);
+    expect(stderr).toMatch(says);
+  });
+
+  it('is what --trace-instructions chooses where the choice is free, and says so', () => {
+    const trace = join(scratch.path, 'auto.jsonl');
+    const { status, stderr } = vmexit([
+      'run',
+      '--mode',
+      'long',
+      '--trace-instructions',
+      '--trace',
+      trace,
+      bin('halts', halts),
+    ]);
+    expect([status, stderr]).toEqual([0, 'vmexit: sim: KVM does not tell of single instructions\n']);
+    expect(lines(trace).at(-1)).toMatchObject({ exit: 'HLT', insns: 1 });
   });
 });

@@ -10,6 +10,7 @@ const vmm = [
   'bus',
   'conversion',
   'devices',
+  'disassemble',
   'elf',
   'guest',
   'image',

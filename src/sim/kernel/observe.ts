@@ -1,7 +1,7 @@
 /** What an observer is told of the second stage of translation. */
 import type { SecondStageEvent } from '../../hypervisor/backend.ts';
 import { errnoName } from '../../uapi/errno.ts';
-import { Access, MMIO } from '../cpu/processor.ts';
+import { Access } from '../cpu/processor.ts';
 import { isGuestMemfdOnly, type Slot } from '../memory/slots.ts';
 import type { Failure, VmMemory } from '../memory/vm-memory.ts';
 
@@ -18,20 +18,18 @@ export function secondStageEvent(
   const isPrivate = memory.isPrivate(gpa);
   const wish = memory.options.hasPrivate && (wants ?? isPrivate);
   const slot = memory.slots.at(gpa);
-  const mapped = typeof found === 'number' && found !== MMIO;
   return {
     gpa,
     access: NAMES[access],
     wants: wish ? 'private' : 'shared',
     slot: slot?.id,
-    mapped: !mapped ? undefined : wish || isGuestMemfdOnly(slot!) ? 'guest_memfd' : 'memory',
-    why: mapped ? undefined : why(slot, wish, isPrivate, found),
+    mapped:
+      typeof found === 'number' ? (wish || isGuestMemfdOnly(slot!) ? 'guest_memfd' : 'memory') : undefined,
+    why: typeof found === 'number' ? undefined : why(slot, wish, isPrivate, found),
   };
 }
 
-function why(slot: Slot | undefined, wish: boolean, isPrivate: boolean, found: number | Failure): string {
-  if (found === MMIO) return slot === undefined ? 'no slot: MMIO' : 'a read-only slot: MMIO';
-  const errno = typeof found === 'number' ? undefined : found.errno;
+function why(slot: Slot | undefined, wish: boolean, isPrivate: boolean, { errno }: Failure): string {
   if (wish !== isPrivate) return `the page is ${isPrivate ? 'private' : 'shared'}`;
   if (slot === undefined) return 'no slot';
   if (wish && slot.guestMemfd === undefined) return 'the slot has no guest_memfd';

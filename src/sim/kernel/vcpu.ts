@@ -3,7 +3,7 @@ import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
-import { type Access, MMIO, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
+import { type Access, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
 import type { KickWord } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
 import { secondStageEvent } from './observe.ts';
@@ -64,8 +64,8 @@ export class KvmVcpu {
       page: (gpa: number, access: Access, wants: boolean | undefined): number => {
         const { mapped } = memory;
         const found = memory.access(pageOf(gpa), access, wants);
-        const faulted = memory.mapped > mapped || found === MMIO || typeof found !== 'number';
-        if (faulted)
+        // Not of MMIO, whose exit tells as much.
+        if (memory.mapped > mapped || typeof found !== 'number')
           this.cpu.observer?.secondStage?.(secondStageEvent(memory, pageOf(gpa), access, wants, found));
         if (typeof found === 'number') return found;
         throw new SecondStageFault(this.run.tellFault(found, host.dialect));
