@@ -485,9 +485,8 @@ function encode(draft: Draft): Uint8Array | undefined {
 const isCanonical = (address: bigint): boolean => BigInt.asUintN(64, BigInt.asIntN(48, address)) === address;
 
 /** Prefixes that an assembler would not write: what is ignored, what changes the instruction, what makes it #UD. */
-const PREFIXES = [
-  0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65, 0x40, 0x41, 0x44, 0x48, 0x4f,
-];
+const PREFIXES = [0x66, 0x67, 0xf2, 0xf3, 0xf0, 0x2e, 0x36, 0x3e, 0x26, 0x64, 0x65];
+const REX_PREFIXES = [0x40, 0x41, 0x44, 0x48, 0x4f];
 
 function tryForm(random: Random, mode: ModeName, form: Form): Case | undefined {
   const draft = new Draft(random, mode, form);
@@ -506,7 +505,10 @@ function tryForm(random: Random, mode: ModeName, form: Form): Case | undefined {
     const encoded = encode(draft);
     if (encoded === undefined) return undefined;
     // REP before IN is none, but KVM's emulator reads ahead for it.
-    const prefix = random.oneIn(24) && !/^(in|out)/.test(form.mnemonic) ? [random.pick(PREFIXES)] : [];
+    const prefix =
+      random.oneIn(24) && !/^(in|out)/.test(form.mnemonic)
+        ? [random.pick(draft.wide ? [...PREFIXES, ...REX_PREFIXES] : PREFIXES)]
+        : [];
     const registers = [...draft.registers];
     if (draft.rip !== Place.start) registers.push(['rip', BigInt(draft.rip)]);
     const code = Uint8Array.of(...prefix, ...encoded);

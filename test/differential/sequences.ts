@@ -214,7 +214,8 @@ function createFile(random: Random, which = random.below(FILES)): Step {
     0,
     bytesOf(random, random.oneIn(16) ? 0 : random.oneIn(2) ? PAGES : 1 + random.below(PAGES)),
   );
-  const flags = random.oneIn(16) ? random.pick([1, 2, 3, 8]) : 0;
+  // A flag that no kernel has: MMAP and INIT_SHARED depend on its version.
+  const flags = random.oneIn(16) ? random.pick([8, 16, 32, 64]) : 0;
   return {
     text: `file ${which} of ${hex(size)} flags ${flags}`,
     take: ({ agent: { vm }, files }) =>
