@@ -3,17 +3,17 @@
  * closures; those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
  */
 import { PAGE } from '../arena.ts';
+import { segmentLinear } from './addressing.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import type { Cpu } from './cpu.ts';
 import { raise, Vector } from './fault.ts';
 import type { Insn } from './insn.ts';
-import type { Block, End } from './ir.ts';
-import { segmentLinear } from './addressing.ts';
 import { instructions } from './instructions.ts';
 import { IoStop } from './io.ts';
-import { Access, MMIO } from './processor.ts';
+import type { Block, End } from './ir.ts';
 import type { Mode } from './mode-key.ts';
+import { Access, MMIO } from './processor.ts';
 import { State } from './state.ts';
 import type { Unit } from './unit.ts';
 import { WasmUnit } from './wasm.ts';
@@ -50,9 +50,11 @@ export interface Entry {
 /** A page of the arena with code in it. */
 interface CodePage {
   readonly host: number;
-  /** Its bytes as they were translated. */
-  readonly bytes: Uint8Array;
+  readonly bytes: Uint8Array<ArrayBuffer>;
   readonly entries: Map<number, Entry>;
+  /** From where to where there is code in it, in bytes, multiples of 4: only there `bytes` holds, and is compared. */
+  low: number;
+  high: number;
   /** The bytes were compared with the page in this run. */
   checked: number;
   stale: boolean;
@@ -160,27 +162,49 @@ export class Code {
   #holds({ pages }: Entry, rip: bigint): boolean {
     const [first, second] = pages;
     if (first!.stale) return false;
-    return second === undefined || (!second.stale && this.#page(this.#fetch(rip + BigInt(LONGEST))) === second);
+    return (
+      second === undefined || (!second.stale && this.#page(this.#fetch(rip + BigInt(LONGEST))) === second)
+    );
   }
 
   /** The page's record, with the bytes that are there now. */
   #page(host: number): CodePage {
     let page = this.#pages.get(host);
     if (page !== undefined && page.checked !== this.#run) {
-      if (same(page.bytes, this.#cpu.arena.views, host)) page.checked = this.#run;
+      if (same(page, this.#cpu.arena.views)) page.checked = this.#run;
       else {
         this.invalidate(host);
         page = undefined;
       }
     }
     if (page === undefined) {
-      const bytes = this.#cpu.arena.views.u8.slice(host, host + PAGE);
-      page = { host, bytes, entries: new Map(), checked: this.#run, stale: false };
+      const bytes = new Uint8Array(PAGE);
+      page = { host, bytes, entries: new Map(), low: 0, high: 0, checked: this.#run, stale: false };
       this.#pages.set(host, page);
       // Writes to it must be seen from now on.
       this.#cpu.memory.flushWrites();
     }
     return page;
+  }
+
+  /** Bytes of a page as they are now, and as they are kept. */
+  #read({ host, bytes }: CodePage, offset: number, length: number): Uint8Array {
+    const end = Math.min(offset + length, PAGE);
+    bytes.set(this.#cpu.arena.views.u8.subarray(host + offset, host + end), offset);
+    return bytes.subarray(offset, end);
+  }
+  /** There is code from one offset to another: from now on that is compared, and what lies between it and other code. */
+  #cover(page: CodePage, start: number, end: number): void {
+    const low = start & -4;
+    const high = (end + 3) & -4;
+    if (page.high === 0) {
+      page.low = low;
+      page.high = low;
+    }
+    if (low < page.low) this.#read(page, low, page.low - low);
+    if (high > page.high) this.#read(page, page.high, high - page.high);
+    page.low = Math.min(page.low, low);
+    page.high = Math.max(page.high, high);
   }
 
   #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
@@ -196,19 +220,22 @@ export class Code {
       instructions.lower(builder, insn);
       return builder.end === undefined && builder.insns.length < most;
     };
-    let outcome = decoder.decode(first.bytes.subarray(offset), mode.bits, rip, lower);
+    let outcome = decoder.decode(this.#read(first, offset, BLOCK * LONGEST), mode.bits, rip, lower);
     const rest = PAGE - offset;
     if (outcome === 'short' && rest < LONGEST) {
       const second = this.#page(this.#fetch(rip + BigInt(rest)));
       pages.push(second);
       const bytes = new Uint8Array(LONGEST);
-      bytes.set(first.bytes.subarray(offset));
-      bytes.set(second.bytes.subarray(0, LONGEST - rest), rest);
+      bytes.set(this.#read(first, offset, rest));
+      bytes.set(this.#read(second, 0, LONGEST - rest), rest);
       builder = new Builder(mode, segmentLinear);
       outcome = decoder.decode(bytes, mode.bits, rip, (insn) => lower(insn) && false);
     }
     if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST
     if (outcome === 'invalid') raise(Vector.UD);
+    const length = builder.insns.reduce((sum, insn) => sum + insn.length, 0);
+    this.#cover(first, offset, Math.min(offset + length, PAGE));
+    if (pages[1] !== undefined) this.#cover(pages[1], 0, length - rest);
     const end: End = builder.end ?? { kind: 'goto', target: builder.insns.at(-1)!.next };
     const block: Block = { rip, insns: builder.insns, nodes: builder.finish(end), end };
     return {
@@ -228,7 +255,8 @@ export class Code {
   execute(entry: Entry): void {
     let { unit } = entry;
     if (unit instanceof ClosureUnit) {
-      if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures') unit = this.#heat(entry);
+      if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures')
+        unit = this.#heat(entry);
     } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
       unit = entry.unit;
     }
@@ -253,10 +281,17 @@ export class Code {
       }
     }
     if (this.#modules.size >= MODULES) this.forget();
-    const module = Object.assign(new WasmUnit(this.#cpu, members.map(({ block }) => block)), {
-      members,
-      epoch: this.#epoch,
-    });
+    const module = Object.assign(
+      new WasmUnit(
+        this.#cpu,
+        members.map(({ block }) => block),
+      ),
+      {
+        members,
+        places: placesOf(members),
+        epoch: this.#epoch,
+      },
+    );
     this.#modules.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
@@ -285,10 +320,9 @@ export class Code {
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
   #confirm(entry: Entry): boolean {
     const module = entry.unit as WasmUnit & Module;
-    const pages = new Map(module.members.map(({ block, pages }) => [block.rip >> 12n, [block.rip, pages[0]!] as const]));
     let holds = true;
     try {
-      for (const [rip, page] of pages.values()) holds &&= !page.stale && this.#page(this.#fetch(rip)) === page;
+      for (const [rip, page] of module.places) holds &&= !page.stale && this.#page(this.#fetch(rip)) === page;
     } catch {
       holds = false; // it faults if it is executed
     }
@@ -318,11 +352,16 @@ export class Code {
 /** What is beside a module's code. */
 interface Module {
   readonly members: readonly Entry[];
+  /** Its pages, each with a RIP in it. */
+  readonly places: readonly (readonly [rip: bigint, page: CodePage])[];
   epoch: number;
 }
 
 /** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
 const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
+const placesOf = (members: readonly Entry[]) => [
+  ...new Map(members.map(({ block: { rip }, pages }) => [rip >> 12n, [rip, pages[0]!] as const])).values(),
+];
 const slotOf = (rip: bigint) => {
   const low = Number(rip & 0xffff_ffffn);
   return (low ^ (low >>> 12)) & (JUMPS - 1);
@@ -336,8 +375,8 @@ function successors({ end, insns }: Block): bigint[] {
   return end.kind === 'branch' ? [end.taken, end.next] : back;
 }
 
-function same(bytes: Uint8Array, { i32 }: { readonly i32: Int32Array }, at: number): boolean {
-  const words = new Int32Array(bytes.buffer, bytes.byteOffset, PAGE / 4);
-  for (let i = 0, j = at / 4; i < words.length; i++, j++) if (words[i] !== i32[j]) return false;
+function same({ bytes, host, low, high }: CodePage, { i32 }: { readonly i32: Int32Array }): boolean {
+  const words = new Int32Array(bytes.buffer);
+  for (let i = low / 4, j = (host + low) / 4; i < high / 4; i++, j++) if (words[i] !== i32[j]) return false;
   return true;
 }

@@ -34,25 +34,25 @@ export class Memory {
   /** Of the last translation that came to MMIO. */
   #physical = 0;
   readonly #scratch = new DataView(new ArrayBuffer(8));
-  /** Whether tables have anything in them. */
-  #clean = false;
+  /** Which entries of the tables have been filled since all were empty, as indices of 8 bytes. */
+  readonly #filled: number[] = [];
   /** Fetches, which translated code does not do: the supervisor's, then the user's. */
   readonly #fetchPages = new BigInt64Array(Fetches * 2).fill(Tlb.INVALID);
   readonly #fetchHosts = new Float64Array(Fetches * 2);
 
   constructor(cpu: Cpu) {
     this.#cpu = cpu;
-    this.flush();
+    const { i64 } = cpu.arena.views;
+    const start = (cpu.state.base + State.tlb) / 8;
+    for (let i = 0; i < Tlb.entries * 4; i++) i64[start + i * 2] = Tlb.INVALID;
   }
 
   /** Forgets every translation. */
   flush(): void {
-    if (this.#clean) return;
     const { i64 } = this.#cpu.arena.views;
-    const start = (this.#cpu.state.base + State.tlb) / 8;
-    for (let i = 0; i < Tlb.entries * 4; i++) i64[start + i * 2] = Tlb.INVALID;
+    for (const entry of this.#filled) i64[entry] = Tlb.INVALID;
+    this.#filled.length = 0;
     this.#fetchPages.fill(Tlb.INVALID);
-    this.#clean = true;
   }
   flushPage(linear: bigint): void {
     const { i64 } = this.#cpu.arena.views;
@@ -100,16 +100,15 @@ export class Memory {
     if (fetch >= 0 && host !== MMIO) {
       this.#fetchPages[fetch] = page;
       this.#fetchHosts[fetch] = host;
-      this.#clean = false;
     }
     if (host === MMIO) {
       this.#physical = found.physical + Number(linear & OFFSET);
       return MMIO;
     }
     if (access !== Access.FETCH && !(write && this.#writesCode(host))) {
+      if (i64[entry / 8] === Tlb.INVALID) this.#filled.push(entry / 8);
       i64[entry / 8] = page;
       i32[(entry + 8) / 4] = (host - Number(page & 0xffff_ffffn)) | 0;
-      this.#clean = false;
     }
     return host + Number(linear & OFFSET);
   }
@@ -266,14 +265,13 @@ export class Memory {
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(address, size)) {
-      places.push([this.host(at, access, rights, stack), this.#physical, done, length]);
+      const host = this.host(at, access, rights, stack);
+      if (host === MMIO) io.demand('emulated');
+      places.push([host, this.#physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
       if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
-      else {
-        io.demand('emulated');
-        bytes.set(io.read(physical, length), done);
-      }
+      else bytes.set(io.read(physical, length), done);
     }
     return into;
   }

@@ -239,6 +239,8 @@ const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => bo
 export function isVector(b: Builder, insn: Insn, name: string): boolean {
   const row = Object.hasOwn(table, name) ? table[name] : undefined;
   if (row === undefined || !b.mode.sse || insn.operands.some(({ kind }) => kind === 'mm')) return false;
+  // An instruction by itself may be one with memory-mapped I/O, whose 16 bytes are one access.
+  if (b.mode.single && insn.operands.some(({ kind }) => kind === 'mem')) return false;
   return (row[1] ?? always)(insn);
 }
 
