@@ -513,7 +513,9 @@ function tryForm(random: Random, mode: ModeName, form: Form): Case | undefined {
     if (draft.rip !== Place.start) registers.push(['rip', BigInt(draft.rip)]);
     const code = Uint8Array.of(...prefix, ...encoded);
     if (!isCanonical(draft.register('rsp'))) return undefined;
-    return { mode, code, state: draft.seed, registers, patches: draft.patches };
+    const made = { mode, code, state: draft.seed, registers, patches: draft.patches };
+    // A prefix can make the instruction shorter; what is left over would be another.
+    return { ...made, code: code.subarray(0, inspect(made).length) };
   } finally {
     instruction.free();
   }
