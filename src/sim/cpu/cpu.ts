@@ -6,11 +6,11 @@ import { Code } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
 import { Alone, GuestFault } from './fault.ts';
-import { instructions } from './instructions.ts';
+import { resetFpu } from './helpers/fxsave.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
+import { instructions } from './instructions.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
-import { resetFpu } from './helpers/fxsave.ts';
 import { CR0, CR4, Unmodelled } from './mode.ts';
 import type { Mode } from './mode-key.ts';
 import { walk } from './paging.ts';
@@ -462,9 +462,9 @@ export class Cpu {
     this.memory.flushPage(linear);
     this.code.flush();
   }
-  /** The second stage has zapped mappings: forgets all translations to host pages. */
-  flushSecondStage(): void {
-    this.flushTlb();
+  /** The second stage has zapped the mappings of guest-physical [start, end). */
+  flushSecondStage(start: number, end: number): void {
+    if (this.memory.flushPhysical(start, end)) this.code.flush();
   }
 
   /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */

@@ -20,6 +20,8 @@ export const Tlb = { entries: 1024, entryBytes: 16, tableBytes: 0x4000, INVALID:
 export const tlbTable = (user: boolean, write: boolean): number =>
   State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tlb.tableBytes;
 
+/** How many fills are kept account of; then all begins anew. */
+const FILLED = 8192;
 const Fetches = 256;
 const fetchIndex = (linear: bigint, user: boolean) =>
   Number((linear >> 12n) & BigInt(Fetches - 1)) + (user ? Fetches : 0);
@@ -34,11 +36,15 @@ export class Memory {
   /** Of the last translation that came to MMIO. */
   #physical = 0;
   readonly #scratch = new DataView(new ArrayBuffer(8));
-  /** Which entries of the tables have been filled since all were empty, as indices of 8 bytes. */
+  /** What was put into the tables since all were empty: entries, as indices of 8 bytes, and guest-physical pages. */
   readonly #filled: number[] = [];
+  readonly #filledWith: number[] = [];
   /** Fetches, which translated code does not do: the supervisor's, then the user's. */
   readonly #fetchPages = new BigInt64Array(Fetches * 2).fill(Tlb.INVALID);
   readonly #fetchHosts = new Float64Array(Fetches * 2);
+  readonly #fetchWith = new Float64Array(Fetches * 2);
+  /** Which of them are in use, or were. */
+  readonly #fetched = new Set<number>();
 
   constructor(cpu: Cpu) {
     this.#cpu = cpu;
@@ -52,7 +58,32 @@ export class Memory {
     const { i64 } = this.#cpu.arena.views;
     for (const entry of this.#filled) i64[entry] = Tlb.INVALID;
     this.#filled.length = 0;
-    this.#fetchPages.fill(Tlb.INVALID);
+    this.#filledWith.length = 0;
+    for (const i of this.#fetched) this.#fetchPages[i] = Tlb.INVALID;
+    this.#fetched.clear();
+  }
+  /** Forgets the translations to guest-physical [start, end). Gives whether there was code's among them. */
+  flushPhysical(start: number, end: number): boolean {
+    const { i64 } = this.#cpu.arena.views;
+    let kept = 0;
+    for (const [i, physical] of this.#filledWith.entries()) {
+      const entry = this.#filled[i]!;
+      if (physical >= start && physical < end) i64[entry] = Tlb.INVALID;
+      else {
+        this.#filled[kept] = entry;
+        this.#filledWith[kept++] = physical;
+      }
+    }
+    this.#filled.length = kept;
+    this.#filledWith.length = kept;
+    let fetched = false;
+    for (const i of this.#fetched) {
+      const physical = this.#fetchWith[i]!;
+      if (physical < start || physical >= end || this.#fetchPages[i] === Tlb.INVALID) continue;
+      this.#fetchPages[i] = Tlb.INVALID;
+      fetched = true;
+    }
+    return fetched;
   }
   flushPage(linear: bigint): void {
     const { i64 } = this.#cpu.arena.views;
@@ -100,13 +131,17 @@ export class Memory {
     if (fetch >= 0 && host !== MMIO) {
       this.#fetchPages[fetch] = page;
       this.#fetchHosts[fetch] = host;
+      this.#fetchWith[fetch] = found.physical;
+      this.#fetched.add(fetch);
     }
     if (host === MMIO) {
       this.#physical = found.physical + Number(linear & OFFSET);
       return MMIO;
     }
     if (access !== Access.FETCH && !(write && this.#writesCode(host))) {
-      if (i64[entry / 8] === Tlb.INVALID) this.#filled.push(entry / 8);
+      if (this.#filled.length >= FILLED) this.flush();
+      this.#filled.push(entry / 8);
+      this.#filledWith.push(found.physical);
       i64[entry / 8] = page;
       i32[(entry + 8) / 4] = (host - Number(page & 0xffff_ffffn)) | 0;
     }
@@ -200,7 +235,10 @@ export class Memory {
     this.#watch(address, 8, true);
     if (Number(address & OFFSET) <= PAGE - 8) {
       const host = this.host(address, Access.WRITE, 'cpl', stack);
-      if (host !== MMIO) return this.#cpu.arena.views.dv.setBigInt64(host, value, true);
+      if (host !== MMIO) {
+        this.#cpu.arena.views.dv.setBigInt64(host, value, true);
+        return;
+      }
     }
     this.#scratch.setBigInt64(0, value, true);
     this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');

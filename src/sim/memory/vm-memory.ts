@@ -32,7 +32,7 @@ export interface VmMemoryOptions {
 
 /** What caches translations: a processor. */
 export interface Translator {
-  flushSecondStage(): void;
+  flushSecondStage(start: number, end: number): void;
 }
 
 const WRITABLE = 1;
@@ -133,11 +133,11 @@ export class VmMemory {
     } else {
       for (let key = first; key < last; key++) this.#mappings.delete(key);
     }
-    if (this.#mappings.size !== before) this.#flush();
+    if (this.#mappings.size !== before) this.#flush(start, end);
   }
 
-  #flush(): void {
-    for (const translator of this.translators) translator.flushSecondStage();
+  #flush(start = 0, end = Number.POSITIVE_INFINITY): void {
+    for (const translator of this.translators) translator.flushSecondStage(start, end);
   }
 
   // --- accesses ---
