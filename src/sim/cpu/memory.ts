@@ -23,8 +23,9 @@ export const tlbTable = (user: boolean, write: boolean): number =>
 /** How many fills are kept account of; then all begins anew. */
 const FILLED = 8192;
 const Fetches = 256;
+const lowHalf = (linear: bigint) => Number(BigInt.asIntN(32, linear));
 const fetchIndex = (linear: bigint, user: boolean) =>
-  Number((linear >> 12n) & BigInt(Fetches - 1)) + (user ? Fetches : 0);
+  ((lowHalf(linear) >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
 const MASK64 = 0xffff_ffff_ffff_ffffn;
 const OFFSET = 0xfffn;
 
@@ -88,7 +89,7 @@ export class Memory {
   flushPage(linear: bigint): void {
     const { i64 } = this.#cpu.arena.views;
     for (const user of [false, true]) {
-      for (const write of [false, true]) i64[this.#entry(linear, user, write) / 8] = Tlb.INVALID;
+      for (const write of [false, true]) i64[this.#entry(lowHalf(linear), user, write) / 8] = Tlb.INVALID;
       this.#fetchPages[fetchIndex(linear, user)] = Tlb.INVALID;
     }
   }
@@ -101,9 +102,11 @@ export class Memory {
     }
   }
 
-  #entry(linear: bigint, user: boolean, write: boolean): number {
-    const index = Number((linear >> 12n) & BigInt(Tlb.entries - 1));
-    return this.#cpu.state.base + tlbTable(user, write) + index * Tlb.entryBytes;
+  /** Where its entry in a table lies, by the low half of a linear address. */
+  #entry(low: number, user: boolean, write: boolean): number {
+    return (
+      this.#cpu.state.base + tlbTable(user, write) + ((low >>> 8) & ((Tlb.entries - 1) * Tlb.entryBytes))
+    );
   }
 
   /**
@@ -115,15 +118,16 @@ export class Memory {
     if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack);
     const user = rights === 'cpl' && cpu.user;
     const write = access === Access.WRITE;
-    const entry = this.#entry(linear, user, write);
+    const low = lowHalf(linear);
+    const entry = this.#entry(low, user, write);
     const { i64, i32 } = cpu.arena.views;
     const page = BigInt.asIntN(64, linear & ~OFFSET);
     if (access !== Access.FETCH && i64[entry / 8] === page) {
-      return (i32[(entry + 8) / 4]! + Number(BigInt.asIntN(32, linear))) >>> 0;
+      return (i32[(entry + 8) / 4]! + low) >>> 0;
     }
     const fetch = access === Access.FETCH ? fetchIndex(linear, user) : -1;
     if (fetch >= 0 && this.#fetchPages[fetch] === page) {
-      return this.#fetchHosts[fetch]! + Number(linear & OFFSET);
+      return this.#fetchHosts[fetch]! + (low & (PAGE - 1));
     }
     this.#checkCanonical(linear, stack);
     const found = walk(cpu, linear, access, user, rights === 'system');
@@ -135,7 +139,7 @@ export class Memory {
       this.#fetched.add(fetch);
     }
     if (host === MMIO) {
-      this.#physical = found.physical + Number(linear & OFFSET);
+      this.#physical = found.physical + (low & (PAGE - 1));
       return MMIO;
     }
     if (access !== Access.FETCH && !(write && this.#writesCode(host))) {
@@ -143,9 +147,9 @@ export class Memory {
       this.#filled.push(entry / 8);
       this.#filledWith.push(found.physical);
       i64[entry / 8] = page;
-      i32[(entry + 8) / 4] = (host - Number(page & 0xffff_ffffn)) | 0;
+      i32[(entry + 8) / 4] = (host - (low & -PAGE)) | 0;
     }
-    return host + Number(linear & OFFSET);
+    return host + (low & (PAGE - 1));
   }
 
   /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
