@@ -77,7 +77,11 @@ const places: { readonly [B in BackendName]: string } = {
 };
 
 /** The whole of it, or with a KVM that has no private memory the shared-only part. */
-async function runHere(backend: NonNullable<OpenOptions['backend']>, style: Style, signal: AbortSignal): Promise<number> {
+async function runHere(
+  backend: NonNullable<OpenOptions['backend']>,
+  style: Style,
+  signal: AbortSignal,
+): Promise<number> {
   const { plain } = speakers(style);
   using hv = openHypervisor(backend === 'auto' ? { backend, needs: NEEDS } : { backend });
   const lacks = missing(hv, NEEDS);

@@ -163,7 +163,10 @@ for (let i = 0; i < Number(GUESTS); i++) {
   try {
     guest();
   } catch (error) {
-    if (wrong.length < 10) wrong.push(`guest ${i} (state ${before}): ${error?.stack ?? `${error?.constructor?.name} ${JSON.stringify(error)}`}`);
+    if (wrong.length < 10)
+      wrong.push(
+        `guest ${i} (state ${before}): ${error?.stack ?? `${error?.constructor?.name} ${JSON.stringify(error)}`}`,
+      );
   }
 }
 hv.close();

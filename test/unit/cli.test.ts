@@ -144,7 +144,9 @@ describe('vmexit probe', () => {
     expect(run.stderr).toMatch(/^vmexit: sim: the addon is not built/);
     const demo = vmexit(['demo'], options);
     expect(demo.status).toBe(0);
-    expect(demo.stdout).toMatch(/^A guest on the simulator\nand not on this host's KVM: the addon is not built/);
+    expect(demo.stdout).toMatch(
+      /^A guest on the simulator\nand not on this host's KVM: the addon is not built/,
+    );
     expect(demo.stdout).toContain('Goodbye!');
   });
 });

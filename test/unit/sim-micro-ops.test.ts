@@ -68,7 +68,7 @@ describe.each(Object.entries(ops).filter(([, row]) => row.pure))('%s', (name, ro
     for (const args of cases(Math.min(row.args.length, 2))) {
       if (division && (args[1] === 0n || args[1] === -1n)) continue;
       const results = [closures, wasm].map((unit) => {
-        args.forEach((value, index) => cpu.state.setGpr(index, value));
+        for (const [index, value] of args.entries()) cpu.state.setGpr(index, value);
         if (row.args.length === 3) cpu.state.setGpr(2, 0x5555_6666_7777_8888n);
         cpu.state.setGpr(RESULT, 0n);
         unit.run(0);
@@ -90,22 +90,25 @@ describe('memory accesses', () => {
     ['load64', 64],
   ] as const;
 
-  test.each(forms)('%s of %s bits reads the same, in one page and across two, first and again', (op, bits) => {
-    const cpu = processor();
-    const closures = new ClosureUnit(cpu, load(op, bits));
-    const wasm = new WasmUnit(cpu, [load(op, bits)]);
-    for (let i = 0; i < 3 * 4096; i++) cpu.memory.write8(BigInt(i), (i * 37) & 0xff);
-    for (const address of [0n, 1n, 7n, 4088n, 4089n, 4093n, 4095n, 4096n, 8190n, 4089n, 4095n]) {
-      const results = [wasm, closures].map((unit) => {
-        cpu.state.setGpr(0, address);
-        cpu.state.setGpr(RESULT, 0n);
-        unit.run(0);
-        return cpu.state.gpr(RESULT);
-      });
-      const expected = BigInt.asUintN(bits, cpu.memory.read64(address));
-      expect(results, `at ${address}`).toEqual([expected, expected]);
-    }
-  });
+  test.each(forms)(
+    '%s of %s bits reads the same, in one page and across two, first and again',
+    (op, bits) => {
+      const cpu = processor();
+      const closures = new ClosureUnit(cpu, load(op, bits));
+      const wasm = new WasmUnit(cpu, [load(op, bits)]);
+      for (let i = 0; i < 3 * 4096; i++) cpu.memory.write8(BigInt(i), (i * 37) & 0xff);
+      for (const address of [0n, 1n, 7n, 4088n, 4089n, 4093n, 4095n, 4096n, 8190n, 4089n, 4095n]) {
+        const results = [wasm, closures].map((unit) => {
+          cpu.state.setGpr(0, address);
+          cpu.state.setGpr(RESULT, 0n);
+          unit.run(0);
+          return cpu.state.gpr(RESULT);
+        });
+        const expected = BigInt.asUintN(bits, cpu.memory.read64(address));
+        expect(results, `at ${address}`).toEqual([expected, expected]);
+      }
+    },
+  );
 
   test.each([
     ['store32', 8],
@@ -114,7 +117,10 @@ describe('memory accesses', () => {
     ['store64', 64],
   ] as const)('%s of %s bits writes the same bytes and no others', (op, bits) => {
     const cpu = processor();
-    for (const unit of [new WasmUnit(cpu, [around(op, { bits })]), new ClosureUnit(cpu, around(op, { bits }))]) {
+    for (const unit of [
+      new WasmUnit(cpu, [around(op, { bits })]),
+      new ClosureUnit(cpu, around(op, { bits })),
+    ]) {
       for (const address of [64n, 65n, 4090n, 4093n, 4095n, 8184n, 4093n]) {
         for (let i = -9n; i < 17n; i++) cpu.memory.write8(address + i, 0xee);
         cpu.state.setGpr(0, address);
@@ -135,11 +141,14 @@ describe('memory accesses', () => {
 test('a description of flags is the same flags from both', () => {
   const cpu = processor();
   for (const kind of [1, 2, 3]) {
-    const units = [new ClosureUnit(cpu, around('flags', { kind })), new WasmUnit(cpu, [around('flags', { kind })])];
+    const units = [
+      new ClosureUnit(cpu, around('flags', { kind })),
+      new WasmUnit(cpu, [around('flags', { kind })]),
+    ];
     for (const [a, b] of cases(2) as Generator<[bigint, bigint]>) {
       const flags = units.map((unit) => {
         const result = BigInt.asUintN(64, kind === 2 ? a + b : a - b);
-        [a, b, result].forEach((value, index) => cpu.state.setGpr(index, value));
+        for (const [index, value] of [a, b, result].entries()) cpu.state.setGpr(index, value);
         cpu.state.flags = 2;
         unit.run(0);
         return cpu.state.flags;

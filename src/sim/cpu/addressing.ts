@@ -14,7 +14,8 @@ export function linearAddress(cpu: Cpu, index: number, offset: bigint, size: num
   const segment = cpu.segments[index]!;
   if (cpu.mode.bits === 64) {
     const linear = BigInt.asUintN(64, index >= Seg.FS ? segment.base + offset : offset);
-    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear) raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
+    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear)
+      raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
     return linear;
   }
   const refuse = () => raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
@@ -31,8 +32,14 @@ export function linearAddress(cpu: Cpu, index: number, offset: bigint, size: num
 }
 
 /** As the micro-op `call64` has it: `l`s are signed. */
-export const segmentLinear = (cpu: Cpu, _insn: Insn, index: number, offset: bigint, size: number, write: number) =>
-  linearAddress(cpu, index, offset, size, write !== 0);
+export const segmentLinear = (
+  cpu: Cpu,
+  _insn: Insn,
+  index: number,
+  offset: bigint,
+  size: number,
+  write: number,
+) => linearAddress(cpu, index, offset, size, write !== 0);
 
 /** base + index * scale + displacement, cut to the address size. */
 export function effectiveAddress(cpu: Cpu, memory: Memory, addressSize: number): bigint {

@@ -1,8 +1,8 @@
 /** The first executor: a block's micro-ops as closures over a list of values. Slow to run, and made at once. */
 import type { Cpu } from './cpu.ts';
 import type { Block, Node } from './ir.ts';
-import type { Unit, Where } from './unit.ts';
 import { State } from './state.ts';
+import type { Unit, Where } from './unit.ts';
 
 type Values = (number | bigint)[];
 type Step = (values: Values) => void;
@@ -14,15 +14,16 @@ function stepOf(cpu: Cpu, node: Node): Step {
   const { row, args, slot } = node;
   const [a = 0, b = 0, c = 0] = args.map((arg) => arg.slot);
   const f = row.js(cpu, node.detail);
+  const apply: (v: Values) => number | bigint =
+    [() => f(), (v: Values) => f(v[a]), (v: Values) => f(v[a], v[b]), (v: Values) => f(v[a], v[b], v[c])][
+      args.length
+    ] ?? ((v: Values) => f(...args.map((arg) => v[arg.slot])));
   const compute: Step =
     row.result === ''
-      ? [() => f(), (v: Values) => f(v[a]), (v: Values) => f(v[a], v[b]), (v: Values) => f(v[a], v[b], v[c])][args.length]!
-      : [
-          (v: Values) => void (v[slot] = f()),
-          (v: Values) => void (v[slot] = f(v[a])),
-          (v: Values) => void (v[slot] = f(v[a], v[b])),
-          (v: Values) => void (v[slot] = f(v[a], v[b], v[c])),
-        ][args.length] ?? ((v: Values) => void (v[slot] = f(...args.map((arg) => v[arg.slot]))));
+      ? apply
+      : (v) => {
+          v[slot] = apply(v);
+        };
   if (!row.observes) return compute;
   const { state } = cpu;
   const { at } = node;

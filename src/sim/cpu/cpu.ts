@@ -404,7 +404,7 @@ export class Cpu {
   /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
   changed(): void {
     const { segments, state, cr0, efer } = this;
-    segments.forEach((segment, index) => state.setSegmentBase(index, segment.base));
+    for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
     const cs = segments[Seg.CS]!;
     const ss = segments[Seg.SS]!;
     const protectedMode = (cr0 & 1) !== 0;
@@ -412,7 +412,7 @@ export class Cpu {
     const flags = state.flags;
     const user = protectedMode && ((flags & Flag.VM) !== 0 || ss.dpl === 3);
     let flat = 0;
-    if (bits !== 64) segments.forEach((segment, index) => (flat |= isFlat(segment, index) ? 1 << index : 0));
+    if (bits !== 64) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
     this.watched =
       (flags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||
@@ -448,8 +448,8 @@ export class Cpu {
   readonly #modes = new Map<number, Mode>();
   #mode = -1;
   #known(what: number, mode: Omit<Mode, 'key'>): Mode {
-    let known = this.#modes.get(what);
-    if (known === undefined) this.#modes.set(what, (known = { ...mode, key: this.#modes.size }));
+    const known = this.#modes.get(what) ?? { ...mode, key: this.#modes.size };
+    this.#modes.set(what, known);
     return known;
   }
 

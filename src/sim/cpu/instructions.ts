@@ -10,8 +10,8 @@ import { hypercallsEnding } from './hypercalls.ts';
 import type { Insn } from './insn.ts';
 import { integer } from './lower/index.ts';
 import type { Lowerings } from './lower/lowering.ts';
-import { formOf, systemInstructions, systemInstructionsEnding } from './system.ts';
 import { isVector, vectors } from './lower/vector.ts';
+import { formOf, systemInstructions, systemInstructionsEnding } from './system.ts';
 
 const lowered: readonly Lowerings[] = [integer];
 /** String instructions have these names too. */
@@ -52,12 +52,13 @@ export const instructions = {
 
   lower(b: Builder, insn: Insn): void {
     const name = nameOf(insn);
-    if (isVector(b, insn, name)) return vectors[name]!(b, insn);
-    const lowering = micro.get(name);
-    if (lowering !== undefined) return lowering(b, insn);
+    const lowering = isVector(b, insn, name) ? vectors[name] : micro.get(name);
     const helper = called.get(name);
-    if (helper !== undefined) return b.call(helper);
-    b.call(last.get(name) ?? unknown);
-    b.leave();
+    if (lowering !== undefined) lowering(b, insn);
+    else if (helper !== undefined) b.call(helper);
+    else {
+      b.call(last.get(name) ?? unknown);
+      b.leave();
+    }
   },
 };

@@ -257,9 +257,21 @@ export const ops = {
         helper!(cpu, insn!, ...args),
   ),
   /** As `call`, of a helper that does nothing where its first argument (an `i`) is 0: it need not be called then. */
-  callIf: access('*', '', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
+  callIf: access(
+    '*',
+    '',
+    (cpu, { helper, insn }) =>
+      (...args) =>
+        helper!(cpu, insn!, ...args),
+  ),
   /** As `call64`, of a helper that gives its second argument where its first (an `i`) is 0. */
-  call64If: access('*', 'l', (cpu, { helper, insn }) => (...args) => helper!(cpu, insn!, ...args)),
+  call64If: access(
+    '*',
+    'l',
+    (cpu, { helper, insn }) =>
+      (...args) =>
+        helper!(cpu, insn!, ...args),
+  ),
 } as const satisfies { [name: string]: Row };
 
 export type OpName = keyof typeof ops;

@@ -35,16 +35,34 @@ export class SecondStageFault {
 /** Why the processor does not go on. `rip` is where KVM leaves it for each. */
 export type Stop =
   /** Memory-mapped or port I/O in the middle of an instruction: answered by finish(). */
-  | { readonly kind: 'io'; readonly write: boolean; readonly port: number; readonly size: 1 | 2 | 4; readonly count: number; readonly data: Uint8Array }
+  | {
+      readonly kind: 'io';
+      readonly write: boolean;
+      readonly port: number;
+      readonly size: 1 | 2 | 4;
+      readonly count: number;
+      readonly data: Uint8Array;
+    }
   | { readonly kind: 'mmio'; readonly write: boolean; readonly gpa: number; readonly data: Uint8Array }
-  | { readonly kind: 'hypercall'; readonly number: bigint; readonly args: readonly bigint[]; readonly longMode: boolean }
+  | {
+      readonly kind: 'hypercall';
+      readonly number: bigint;
+      readonly args: readonly bigint[];
+      readonly longMode: boolean;
+    }
   | { readonly kind: 'halt' }
   /** A triple fault. */
   | { readonly kind: 'shutdown' }
   /** The guest can take an interrupt, and somebody waits for that. */
   | { readonly kind: 'interrupt-window' }
   /** KVM_GUESTDBG_*: a step or a breakpoint that userspace asked for. */
-  | { readonly kind: 'debug'; readonly exception: number; readonly pc: bigint; readonly dr6: bigint; readonly dr7: bigint }
+  | {
+      readonly kind: 'debug';
+      readonly exception: number;
+      readonly pc: bigint;
+      readonly dr6: bigint;
+      readonly dr7: bigint;
+    }
   /** MSR accesses that userspace wants to see, and what the model cannot do. */
   | { readonly kind: 'internal-error'; readonly suberror: number; readonly data: readonly bigint[] }
   /** Its time slice is over: look at kicks and the deadline, then go on. */

@@ -13,7 +13,10 @@ const STORE = [0xfd, 11, 0];
 
 /** A SIMD instruction by its number (WebAssembly specification, 5.4.8), with its immediate bytes. */
 export function simd(number: number, immediate: readonly number[] = []): readonly number[] {
-  return new Bytes().op(0xfd).u(number).op(...immediate).list;
+  return new Bytes()
+    .op(0xfd)
+    .u(number)
+    .op(...immediate).list;
 }
 
 /** The op's whole code: loads, the instruction, a store. */
@@ -29,8 +32,8 @@ export function vectorBytes(base: number, { bytes, to, a, b, shift }: VectorDeta
 const made = new WeakMap<Arena, Map<string, () => void>>();
 
 export function vectorFunction({ arena, state }: Cpu, detail: VectorDetail): () => void {
-  let known = made.get(arena);
-  if (known === undefined) made.set(arena, (known = new Map()));
+  const known = made.get(arena) ?? new Map<string, () => void>();
+  made.set(arena, known);
   const code = vectorBytes(state.base, detail);
   const key = code.join();
   let run = known.get(key);

@@ -2,8 +2,9 @@
  * The second executor: hot blocks and those that they lead to as one WebAssembly function with their loops inside,
  * since a module for each block would cost more than it saves.
  */
-import type { Insn } from './insn.ts';
+
 import type { Cpu } from './cpu.ts';
+import type { Insn } from './insn.ts';
 import type { Block, Node } from './ir.ts';
 import { Tlb, tlbTable } from './memory.ts';
 import { FlagKind, State } from './state.ts';
@@ -57,12 +58,12 @@ export class WasmUnit implements Unit {
     this.blocks = blocks;
     this.#cpu = cpu;
     for (const { insns } of blocks) {
-      insns.forEach((insn, index) => this.#places.push({ insn, rest: insns.length - index }));
+      for (const [index, insn] of insns.entries()) this.#places.push({ insn, rest: insns.length - index });
     }
     const { bytes, helpers } = new Emitter(cpu, blocks, this.#id).module();
     this.bytes = bytes.length;
     const imports: { [name: string]: unknown } = { m: cpu.arena.memory, ...slow(cpu) };
-    helpers.forEach((helper, index) => (imports[`h${index}`] = helper));
+    for (const [index, helper] of helpers.entries()) imports[`h${index}`] = helper;
     const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), { e: imports });
     this.#run = instance.exports.r as (entry: number) => number;
   }
@@ -98,7 +99,8 @@ function slow({ memory }: Cpu) {
       if (how & 64) checkAligned(linear);
       return memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0);
     },
-    s2: (linear: bigint, value: number, how: number) => memory.store32(linear, value, how & 15, (how & 32) !== 0),
+    s2: (linear: bigint, value: number, how: number) =>
+      memory.store32(linear, value, how & 15, (how & 32) !== 0),
     s3: (linear: bigint, value: bigint, how: number) => {
       if (how & 64) checkAligned(linear);
       memory.store64(linear, value, (how & 32) !== 0);
@@ -136,15 +138,30 @@ class Emitter {
     this.#body();
     const typeSection = new Bytes().u(this.#types.length);
     for (const { params, results } of this.#types) {
-      typeSection.op(0x60).u(params.length).op(...params).u(results.length).op(...results);
+      typeSection
+        .op(0x60)
+        .u(params.length)
+        .op(...params)
+        .u(results.length)
+        .op(...results);
     }
     const imports = new Bytes().u(5 + this.#helpers.length);
     // limits: shared, with a maximum
     imports.name('e').name('m').op(2, 3).u(1).u(65_536);
-    for (let i = 0; i < 4; i++) imports.name('e').name(`s${i}`).op(0).u(i + 1);
-    this.#helpers.forEach(({ type }, index) => imports.name('e').name(`h${index}`).op(0).u(type));
+    for (let i = 0; i < 4; i++)
+      imports
+        .name('e')
+        .name(`s${i}`)
+        .op(0)
+        .u(i + 1);
+    for (const [index, { type }] of this.#helpers.entries())
+      imports.name('e').name(`h${index}`).op(0).u(type);
     const functions = new Bytes().u(1).u(0);
-    const exports = new Bytes().u(1).name('r').op(0).u(4 + this.#helpers.length);
+    const exports = new Bytes()
+      .u(1)
+      .name('r')
+      .op(0)
+      .u(4 + this.#helpers.length);
     const locals = new Bytes();
     const all = [Wasm.i64, Wasm.i32, Wasm.i64, Wasm.i64, ...this.#locals];
     const runs: [count: number, type: number][] = [];
@@ -158,7 +175,12 @@ class Emitter {
     const body = new Bytes().append(locals).append(this.#code).op(Wasm.end);
     const code = new Bytes().u(1).u(body.list.length).append(body);
     const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
-    module.section(1, typeSection).section(2, imports).section(3, functions).section(7, exports).section(10, code);
+    module
+      .section(1, typeSection)
+      .section(2, imports)
+      .section(3, functions)
+      .section(7, exports)
+      .section(10, code);
     return { bytes: Uint8Array.from(module.list), helpers: this.#helpers.map(({ call }) => call) };
   }
 
@@ -167,7 +189,11 @@ class Emitter {
     const count = this.#blocks.length;
     code.op(Wasm.loop, Wasm.void);
     for (let i = 0; i < count; i++) code.op(Wasm.block, Wasm.void);
-    code.op(Wasm.localGet).u(Local.next).op(Wasm.brTable).u(count - 1);
+    code
+      .op(Wasm.localGet)
+      .u(Local.next)
+      .op(Wasm.brTable)
+      .u(count - 1);
     for (let i = 0; i < count; i++) code.u(i);
     for (let i = 0; i < count; i++) {
       code.op(Wasm.end);
@@ -238,13 +264,31 @@ class Emitter {
     this.#value(target);
     code.op(Wasm.localTee).u(Local.high);
     code.op(Wasm.localGet).u(Local.high).op(Wasm.i64Const).s(12).op(0x88, 0x85, 0xa7); // shr_u, xor, wrap
-    code.op(Wasm.i32Const).s(Jumps.entries - 1).op(0x71, Wasm.i32Const).s(4).op(0x74); // and, shl
+    code
+      .op(Wasm.i32Const)
+      .s(Jumps.entries - 1)
+      .op(0x71, Wasm.i32Const)
+      .s(4)
+      .op(0x74); // and, shl
     code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
     code.op(Wasm.localGet).u(Local.high).op(0x51);
-    code.op(Wasm.localGet).u(Local.entry).op(Wasm.i32Load, 0).u(table + Jumps.unit);
+    code
+      .op(Wasm.localGet)
+      .u(Local.entry)
+      .op(Wasm.i32Load, 0)
+      .u(table + Jumps.unit);
     code.op(Wasm.i32Const).s(this.#unit).op(0x46, 0x71, Wasm.if, Wasm.void);
-    code.op(Wasm.localGet).u(Local.entry).op(Wasm.i32Load, 0).u(table + Jumps.index);
-    code.op(Wasm.localSet).u(Local.next).op(Wasm.br).u(depth + 1).op(Wasm.end);
+    code
+      .op(Wasm.localGet)
+      .u(Local.entry)
+      .op(Wasm.i32Load, 0)
+      .u(table + Jumps.index);
+    code
+      .op(Wasm.localSet)
+      .u(Local.next)
+      .op(Wasm.br)
+      .u(depth + 1)
+      .op(Wasm.end);
     this.#stateAddress();
     code.op(Wasm.localGet).u(Local.high);
     this.#store(Wasm.i64Store, State.rip);
@@ -253,7 +297,10 @@ class Emitter {
   /** To a block of this unit, or out. `depth` is that of the outer loop. */
   #goto(target: bigint, depth: number): void {
     const index = this.#index.get(target);
-    if (index === undefined) return this.#exit(target);
+    if (index === undefined) {
+      this.#exit(target);
+      return;
+    }
     this.#code.op(Wasm.i32Const).s(index).op(Wasm.localSet).u(Local.next).op(Wasm.br).u(depth);
   }
   #exit(rip: bigint): void {
@@ -314,18 +361,22 @@ class Emitter {
         code.op(Wasm.select);
         return;
       case 'mulhu64':
-        return this.#multiplyHigh(args[0]!, args[1]!);
+        this.#multiplyHigh(args[0]!, args[1]!);
+        return;
       case 'get32':
       case 'get64':
         this.#stateAddress();
-        return this.#load(loadOf(op === 'get64' ? 64 : detail.bits!), detail.offset!);
+        this.#load(loadOf(op === 'get64' ? 64 : detail.bits!), detail.offset!);
+        return;
       case 'set32':
       case 'set64':
         this.#stateAddress();
         this.#value(args[0]!);
-        return this.#store(storeOf(op === 'set64' ? 64 : detail.bits!), detail.offset!);
+        this.#store(storeOf(op === 'set64' ? 64 : detail.bits!), detail.offset!);
+        return;
       case 'flags':
-        return this.#flags(node);
+        this.#flags(node);
+        return;
       case 'vector':
         code.op(...vectorBytes(this.#cpu.state.base, detail.vector!));
         return;
@@ -333,12 +384,14 @@ class Emitter {
       case 'load64':
       case 'store32':
       case 'store64':
-        return this.#access(node);
+        this.#access(node);
+        return;
       case 'callIf':
       case 'call64If':
-        return this.#callIf(node);
+        this.#callIf(node);
+        return;
       default:
-        return this.#call(node);
+        this.#call(node);
     }
   }
 
@@ -347,7 +400,10 @@ class Emitter {
     this.#code.op(Wasm.i32Const).s(detail.kind!);
     this.#store(Wasm.i32Store, State.flagKind);
     const [a, b, result] = args as [Node, Node, Node];
-    const kept: [Node, number][] = [[result, State.flagResult], [a, State.flagA]];
+    const kept: [Node, number][] = [
+      [result, State.flagResult],
+      [a, State.flagA],
+    ];
     if (detail.kind !== FlagKind.RESULT) kept.push([b, State.flagB]);
     for (const [value, offset] of kept) {
       this.#stateAddress();
@@ -417,23 +473,42 @@ class Emitter {
     this.#value(args[0]!);
     code.op(Wasm.localTee).u(Local.address);
     // The entry's offset in its table: (address / 4096 % entries) * 16.
-    code.op(Wasm.i64Const).s(8).op(0x88, 0xa7, Wasm.i32Const).s((Tlb.entries - 1) * Tlb.entryBytes).op(0x71);
+    code
+      .op(Wasm.i64Const)
+      .s(8)
+      .op(0x88, 0xa7, Wasm.i32Const)
+      .s((Tlb.entries - 1) * Tlb.entryBytes)
+      .op(0x71);
     code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
     // An access that reaches into the next page has another page's address at its end.
     code.op(Wasm.localGet).u(Local.address);
-    if (size > 1 && !detail.aligned) code.op(Wasm.i64Const).s(size - 1).op(0x7c);
+    if (size > 1 && !detail.aligned)
+      code
+        .op(Wasm.i64Const)
+        .s(size - 1)
+        .op(0x7c);
     // Of one that must be aligned, so has the address itself if it is not.
-    code.op(Wasm.i64Const).s(detail.aligned ? -4096 | 15 : -4096).op(0x83, 0x51, Wasm.if);
+    code
+      .op(Wasm.i64Const)
+      .s(detail.aligned ? -4096 | 15 : -4096)
+      .op(0x83, 0x51, Wasm.if);
     code.op(storing ? Wasm.void : wide ? Wasm.i64 : Wasm.i32);
     code.op(Wasm.localGet).u(Local.address).op(0xa7, Wasm.localGet).u(Local.entry);
-    code.op(Wasm.i32Load, 0).u(table + 8).op(0x6a);
+    code
+      .op(Wasm.i32Load, 0)
+      .u(table + 8)
+      .op(0x6a);
     if (storing) this.#value(args[1]!);
     code.op(storing ? storeOf(bits) : loadOf(bits), 0, 0);
     code.op(Wasm.else);
     this.#mark(node);
     code.op(Wasm.localGet).u(Local.address);
     if (storing) this.#value(args[1]!);
-    code.op(Wasm.i32Const).s(how).op(Wasm.call).u(Slow[op as keyof typeof Slow]);
+    code
+      .op(Wasm.i32Const)
+      .s(how)
+      .op(Wasm.call)
+      .u(Slow[op as keyof typeof Slow]);
     code.op(Wasm.end);
   }
 
