@@ -2,7 +2,7 @@
 import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
 import { effectiveAddress, linearAddress } from './addressing.ts';
-import { Code } from './code.ts';
+import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
 import { Alone, GuestFault } from './fault.ts';
@@ -262,7 +262,7 @@ export class Cpu {
     const { io } = this;
     if (this.#again === undefined) return io.writes.shift();
     io.answer(data);
-    return this.#alone(this.#again);
+    return this.#alone(this.#again.mode, this.#again.entry);
   }
   /** Whether an instruction is waiting for finish(). */
   get unfinished(): boolean {
@@ -274,8 +274,12 @@ export class Cpu {
     this.io.writes.length = 0;
     this.io.end();
   }
-  /** How the instruction that waits for an answer is executed. */
-  #again: 'alone' | 'emulated' | undefined;
+  /** What waits is port I/O of one element or a hypercall: not KVM's emulator's. */
+  get waitsAlone(): boolean {
+    return this.#again?.mode === 'alone';
+  }
+  /** The instruction that waits for an answer. It is not fetched again, as KVM's emulator does not. */
+  #again: { readonly mode: 'alone' | 'emulated'; readonly entry: Entry } | undefined;
 
   /** Events that come before the next instruction, in their order (SDM volume 3, table 6-2). */
   #events(): Stop | undefined {
@@ -333,13 +337,14 @@ export class Cpu {
   }
 
   /** The instruction at RIP by itself, with I/O. Gives where it stopped. */
-  #alone(mode: 'alone' | 'emulated'): Stop | undefined {
+  #alone(mode: 'alone' | 'emulated', decoded?: Entry): Stop | undefined {
     const { io, state } = this;
     const flags = state.flags;
     const { single } = this.mode;
     io.begin(mode);
+    let entry = decoded;
     try {
-      const entry = this.code.findSingle();
+      entry ??= this.code.findSingle();
       if (mode === 'emulated' && !instructions.emulated(entry.block.insns[0]!)) throw new Unmodelled('', 1);
       this.code.execute(entry);
       this.shadow = undefined;
@@ -351,7 +356,7 @@ export class Cpu {
       if (thrown instanceof IoStop) {
         this.#rewind();
         io.mode = undefined;
-        this.#again = mode;
+        this.#again = { mode, entry: entry! };
         return thrown.stop;
       }
       this.#again = undefined;

@@ -111,11 +111,12 @@ export class Memory {
 
   /**
    * Where a byte lies in the arena, or MMIO. A page that is being written is no code's any more.
+   * @param reads a read whose instruction will write there: the rights are a write's, but KVM's emulator reads first
    * @throws GuestFault, SecondStageFault
    */
-  host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false): number {
+  host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false, reads = false): number {
     const cpu = this.#cpu;
-    if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack);
+    if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack, reads);
     const user = rights === 'cpl' && cpu.user;
     const write = access === Access.WRITE;
     const low = lowHalf(linear);
@@ -163,11 +164,11 @@ export class Memory {
   }
 
   /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */
-  #emulated(linear: bigint, access: Access, rights: Rights, stack: boolean): number {
+  #emulated(linear: bigint, access: Access, rights: Rights, stack: boolean, reads: boolean): number {
     const cpu = this.#cpu;
     this.#checkCanonical(linear, stack);
     const found = walk(cpu, linear, access, rights === 'cpl' && cpu.user, rights === 'system');
-    const host = cpu.stage.sharedPage(found.physical, access);
+    const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
     if (host === MMIO) {
       this.#physical = found.physical + Number(linear & OFFSET);
       return MMIO;
@@ -198,7 +199,7 @@ export class Memory {
     this.#checkAlignment(address, size);
     this.#watch(address, size, false);
     if (Number(address & OFFSET) <= PAGE - size) {
-      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
+      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
       const { u8, dv } = this.#cpu.arena.views;
       if (host !== MMIO)
         return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
@@ -211,7 +212,7 @@ export class Memory {
     this.#checkAlignment(address, 8);
     this.#watch(address, 8, false);
     if (Number(address & OFFSET) <= PAGE - 8) {
-      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack);
+      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
       if (host !== MMIO) return this.#cpu.arena.views.dv.getBigInt64(host, true);
     }
     return this.#gather(address, 8, write, stack, 'cpl').getBigInt64(0, true);
@@ -307,7 +308,7 @@ export class Memory {
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(address, size)) {
-      const host = this.host(at, access, rights, stack);
+      const host = this.host(at, access, rights, stack, true);
       if (host === MMIO) io.demand('emulated');
       places.push([host, this.#physical, done, length]);
     }

@@ -155,6 +155,12 @@ export class Runner {
     if (before === undefined) return cpu.finish(answer);
     const set = getRegs(cpu);
     const moved = set.rip !== before.rip;
+    // complete_fast_pio_out() and _in() find another instruction there, and leave it.
+    if (stop.kind === 'io' && moved && cpu.waitsAlone) {
+      this.#before = undefined;
+      cpu.abandon();
+      return undefined;
+    }
     if (stop.kind !== 'mmio' && !moved) {
       this.#before = undefined;
       return cpu.finish(answer);
