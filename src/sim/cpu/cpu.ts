@@ -4,6 +4,7 @@ import type { Arena } from '../arena.ts';
 import { effectiveAddress, linearAddress } from './addressing.ts';
 import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
+import { emulatorGoesOn } from './emulator.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
 import { Alone, GuestFault } from './fault.ts';
 import { resetFpu } from './helpers/fxsave.ts';
@@ -373,7 +374,9 @@ export class Cpu {
         if (stop !== undefined) return stop;
       }
     }
-    return io.writes.shift();
+    const goesOn =
+      mode === 'emulated' && !single && io.writes.length === 0 && emulatorGoesOn(this, entry.block);
+    return goesOn ? this.#alone('emulated', entry) : io.writes.shift();
   }
 
   /** Back to the instruction that did not happen. */
