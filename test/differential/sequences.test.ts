@@ -8,6 +8,12 @@ import { firstDifference, readSequences } from './sequences-command.ts';
 const folder = new URL('fixtures/', import.meta.url);
 const recordings = readdirSync(folder).filter((name) => name.endsWith('.sequences.gz'));
 
+/** The recording's sequences in which the simulator is known to differ, and how. docs/simulator.md tells of them. */
+const known: { readonly [number: number]: string } = {
+  1287: 'a read-modify-write in a read-only slot without memory is EFAULT in the kernel, and MMIO here',
+  2473: 'a fault that tells of private memory in the kernel tells of shared memory here; the cause is not known',
+};
+
 function simulator(): Hypervisor | string {
   try {
     return openHypervisor({ backend: 'sim' });
@@ -27,9 +33,12 @@ describe.each(recordings)('%s', (name) => {
     using sequences = new Sequences(hv, recording.type, recording.seed);
     const found = recording.results.flatMap(([number, expected]) => {
       const difference = firstDifference(sequences.run(number), expected);
-      return difference === undefined ? [] : [`sequence ${number}\n${difference}`];
+      return difference === undefined ? [] : [{ number, difference }];
     });
-    expect(found).toEqual([]);
+    const unknown = found.filter(({ number }) => known[number] === undefined);
+    expect(unknown.map(({ number, difference }) => `sequence ${number}\n${difference}`)).toEqual([]);
+    // What no longer differs is to be taken from the list.
+    expect(found.map(({ number }) => String(number))).toEqual(Object.keys(known));
   });
 
   it('is about every kind of step', () => {
