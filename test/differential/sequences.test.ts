@@ -10,7 +10,7 @@ const recordings = readdirSync(folder).filter((name) => name.endsWith('.sequence
 
 /** The recording's sequences in which the simulator is known to differ, and how. docs/simulator.md tells of them. */
 const known: { readonly [number: number]: string } = {
-  1287: 'a read-modify-write in a read-only slot without memory is EFAULT in the kernel, and MMIO here',
+  1287: 'a read-modify-write in a read-only slot without memory: the lab’s emulated processor reads first, which is EFAULT',
   2473: 'a fault that tells of private memory in the kernel tells of shared memory here; the cause is not known',
 };
 
