@@ -1,25 +1,9 @@
 /** What is thrown through the processor. One object of each is used again and again: a throw through translated code is dear otherwise. */
 
-/** Vectors of the exceptions (SDM volume 3, table 6-1). */
-export const Vector = {
-  DE: 0,
-  DB: 1,
-  NMI: 2,
-  BP: 3,
-  OF: 4,
-  BR: 5,
-  UD: 6,
-  NM: 7,
-  DF: 8,
-  TS: 10,
-  NP: 11,
-  SS: 12,
-  GP: 13,
-  PF: 14,
-  MF: 16,
-  AC: 17,
-  XM: 19,
-} as const;
+import { Vector as Exception } from '../../uapi/constants.ts';
+
+/** Vectors of the exceptions, and of the one interrupt that has its own (SDM volume 3, table 6-1). */
+export const Vector = { ...Exception, NMI: 2 } as const;
 
 /** An exception of the guest's, raised by the instruction that is executing, which has changed nothing. */
 export class GuestFault {

@@ -11,7 +11,8 @@ import { CR0_EM, CR0_TS } from './sse-operands.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './x87-move.ts';
 import { Fsw, in64BitMode, physical, register, setRegister, summarize } from './x87-stack.ts';
 
-const Image = {
+/** Where things lie in the image (SDM volume 1, 10.5.1.1), which is also the legacy region of an XSAVE area. */
+export const Image = {
   fcw: 0,
   fsw: 2,
   ftw: 4,
