@@ -2,8 +2,9 @@
 import { createRequire } from 'node:module';
 import { Arena } from '../../src/sim/arena.ts';
 import { ClosureUnit } from '../../src/sim/cpu/closures.ts';
-import { Cpu, Seg } from '../../src/sim/cpu/cpu.ts';
+import { Cpu } from '../../src/sim/cpu/cpu.ts';
 import { Decoder, type Iced } from '../../src/sim/cpu/decode.ts';
+import { Seg } from '../../src/sim/cpu/descriptors.ts';
 import { GuestFault } from '../../src/sim/cpu/fault.ts';
 import type { Block } from '../../src/sim/cpu/ir.ts';
 import { MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';

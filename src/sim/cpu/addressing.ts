@@ -1,33 +1,27 @@
 /** Segmentation of data accesses: offsets to linear addresses, with the checks of SDM volume 3, 5.3 and 5.5. */
-import { type Cpu, Seg } from './cpu.ts';
+import type { Cpu } from './cpu.ts';
+import { inLimit, Seg, Type } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
 import type { Insn, Memory } from './insn.ts';
-
-const CODE = 8;
-/** Of data: expand down. Of code: conforming. */
-const EXPAND_DOWN = 4;
-/** Of data: writable. Of code: readable. */
-const WRITABLE = 2;
+import { canonical, protectedMode } from './mode.ts';
+import { Flag } from './state.ts';
 
 /** The linear address of `offset` in a segment. `write` says which right is asked for. */
 export function linearAddress(cpu: Cpu, index: number, offset: bigint, size: number, write: boolean): bigint {
   const segment = cpu.segments[index]!;
   if (cpu.mode.bits === 64) {
     const linear = BigInt.asUintN(64, index >= Seg.FS ? segment.base + offset : offset);
-    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear)
-      raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
+    if (!canonical(linear)) raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
     return linear;
   }
   const refuse = () => raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
-  const { type, limit, base, db } = segment;
+  const { type, base } = segment;
   if (segment.unusable) refuse();
-  if (cpu.cr0 & 1 && !(cpu.state.flags & 0x2_0000)) {
-    if (write ? (type & (CODE | WRITABLE)) !== WRITABLE : (type & (CODE | WRITABLE)) === CODE) refuse();
+  if (protectedMode(cpu) && (cpu.state.flags & Flag.VM) === 0) {
+    const rights = type & (Type.CODE | Type.WRITABLE);
+    if (write ? rights !== Type.WRITABLE : rights === Type.CODE) refuse();
   }
-  const first = Number(BigInt.asUintN(32, offset));
-  const last = first + size - 1;
-  const down = (type & (CODE | EXPAND_DOWN)) === EXPAND_DOWN;
-  if (down ? first <= limit || last > (db ? 0xffff_ffff : 0xffff) : last > limit) refuse();
+  if (!inLimit(segment, Number(BigInt.asUintN(32, offset)), size)) refuse();
   return BigInt.asUintN(32, base + offset);
 }
 

@@ -4,6 +4,7 @@ import type { Arena } from '../arena.ts';
 import { effectiveAddress, linearAddress } from './addressing.ts';
 import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
+import { flatSegment, Seg } from './descriptors.ts';
 import { emulatorGoesOn } from './emulator.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
 import { Alone, GuestFault } from './fault.ts';
@@ -12,7 +13,7 @@ import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { instructions } from './instructions.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
-import { CR0, CR4, Unmodelled } from './mode.ts';
+import { CR0, CR4, codeSize, protectedMode, stackSize, Unmodelled } from './mode.ts';
 import type { Mode } from './mode-key.ts';
 import { walk } from './paging.ts';
 import { Access, type SecondStage, type Stop } from './processor.ts';
@@ -39,8 +40,6 @@ export interface Segment {
   /** A null selector was loaded. */
   unusable: number;
 }
-
-export const Seg = { ES: 0, CS: 1, SS: 2, DS: 3, FS: 4, GS: 5 } as const;
 
 /** GDTR and IDTR. */
 export interface Table {
@@ -75,21 +74,9 @@ export interface GuestChoice {
   readonly set: 'private' | 'shared';
 }
 
-const segment = (overrides: Partial<Segment>): Segment => ({
-  selector: 0,
-  base: 0n,
-  limit: 0xffff,
-  type: 3,
-  s: 1,
-  dpl: 0,
-  present: 1,
-  avl: 0,
-  l: 0,
-  db: 0,
-  g: 0,
-  unusable: 0,
-  ...overrides,
-});
+/** As after INIT: 64 KiB that can be read and written. */
+const segment = (overrides: Partial<Segment>): Segment =>
+  flatSegment({ selector: 0, limit: 0xffff, db: 0, g: 0, ...overrides });
 
 export class Cpu {
   readonly arena: Arena;
@@ -207,10 +194,6 @@ export class Cpu {
   }
   get user(): boolean {
     return this.mode.user;
-  }
-  /** IA-32e mode is active, be it 64-bit or compatibility mode. */
-  get longMode(): boolean {
-    return (this.efer & EFER_LMA) !== 0;
   }
   /** The linear address of a RIP. */
   linearOf(rip: bigint): bigint {
@@ -411,14 +394,12 @@ export class Cpu {
 
   /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
   changed(): void {
-    const { segments, state, cr0, efer } = this;
+    const { segments, state, cr0 } = this;
     for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
-    const cs = segments[Seg.CS]!;
-    const ss = segments[Seg.SS]!;
-    const protectedMode = (cr0 & 1) !== 0;
-    const bits = (efer & EFER_LMA) !== 0 && cs.l ? 64 : cs.db ? 32 : 16;
+    const bits = codeSize(this);
+    const stackBits = stackSize(this);
     const flags = state.flags;
-    const user = protectedMode && ((flags & Flag.VM) !== 0 || ss.dpl === 3);
+    const user = protectedMode(this) && ((flags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
     let flat = 0;
     if (bits !== 64) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
     this.watched =
@@ -428,9 +409,8 @@ export class Cpu {
       this.debugging.hardware !== undefined ||
       (this.dr[7]! & 0xffn) !== 0n;
     const single = this.watched || this.#observer?.instruction !== undefined;
-    this.alignment = user && (cr0 & 0x4_0000) !== 0 && (flags & Flag.AC) !== 0;
-    const stackBits = bits === 64 ? 64 : ss.db ? 32 : 16;
-    const codeBase = bits === 64 ? 0n : cs.base;
+    this.alignment = user && (cr0 & CR0.AM) !== 0 && (flags & Flag.AC) !== 0;
+    const codeBase = bits === 64 ? 0n : segments[Seg.CS]!.base;
     const sse = (this.cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
     const size = (n: number) => (n === 64 ? 2 : n === 32 ? 1 : 0);
     const key =
@@ -493,7 +473,6 @@ const TRANSLATION = 20;
 const DELIVERY = 3;
 /** How many modes are known at once: a guest can make them without end, by bases of CS. */
 const MODES = 4096;
-const EFER_LMA = 0x400;
 
 /** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */
 function isFlat({ base, limit, type, unusable, s }: Segment, index: number): boolean {

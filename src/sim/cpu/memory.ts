@@ -6,6 +6,7 @@ import { PAGE } from '../arena.ts';
 import { noteDataAccess } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
 import { raise, Vector } from './fault.ts';
+import { canonical, ia32e } from './mode.ts';
 import { walk } from './paging.ts';
 import { Access, MMIO } from './processor.ts';
 import { State } from './state.ts';
@@ -178,8 +179,7 @@ export class Memory {
   }
 
   #checkCanonical(linear: bigint, stack: boolean): void {
-    if (!this.#cpu.longMode) return;
-    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear) raise(stack ? Vector.SS : Vector.GP, 0);
+    if (ia32e(this.#cpu) && !canonical(linear)) raise(stack ? Vector.SS : Vector.GP, 0);
   }
 
   /** SDM volume 3, 6.15, #AC: only at CPL 3, and only when CR0.AM and RFLAGS.AC say so. */

@@ -46,7 +46,6 @@ const wasmType = (type: string) => (type === 'l' ? Wasm.i64 : Wasm.i32);
 /** Several blocks as one unit. `entry` is a block's place in the list. */
 export class WasmUnit implements Unit {
   readonly blocks: readonly Block[];
-  readonly bytes: number;
   readonly #cpu: Cpu;
   readonly #run: (entry: number) => number;
   /** No other unit ever has it. */
@@ -61,7 +60,6 @@ export class WasmUnit implements Unit {
       for (const [index, insn] of insns.entries()) this.#places.push({ insn, rest: insns.length - index });
     }
     const { bytes, helpers } = new Emitter(cpu, blocks, this.#id).module();
-    this.bytes = bytes.length;
     const imports: { [name: string]: unknown } = { m: cpu.arena.memory, ...slow(cpu) };
     for (const [index, helper] of helpers.entries()) imports[`h${index}`] = helper;
     const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), { e: imports });

@@ -1,5 +1,6 @@
 /** Integer instructions, and parts of them, that are too rare or too long for micro-ops. */
-import { type Cpu, Seg } from '../cpu.ts';
+import type { Cpu } from '../cpu.ts';
+import { Seg } from '../descriptors.ts';
 import { raise, Vector } from '../fault.ts';
 import type { Insn } from '../insn.ts';
 

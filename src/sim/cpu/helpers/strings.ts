@@ -3,7 +3,8 @@
  * to come, so that interrupts have their chance. Registers move with each element: a fault finds them exact.
  */
 import { PAGE } from '../../arena.ts';
-import { type Cpu, Seg } from '../cpu.ts';
+import type { Cpu } from '../cpu.ts';
+import { Seg } from '../descriptors.ts';
 import type { Insn, Memory, Size } from '../insn.ts';
 import { Access, MMIO } from '../processor.ts';
 import { Flag, FlagKind, State } from '../state.ts';
