@@ -51,6 +51,12 @@ const steps = [
   },
   {
     title: 'compiling the TypeScript',
+    stamp: at('dist', '.vmexit-bundled'),
+    inputs: [at('src'), at('scripts', 'bundle.mjs')],
+    command: [process.execPath, at('scripts', 'bundle.mjs')],
+  },
+  {
+    title: 'checking its types, and writing the declarations',
     stamp: at('dist', '.vmexit-compiled'),
     inputs: [at('src'), at('tsconfig.json')],
     command: [process.execPath, tsc, '-p', root],

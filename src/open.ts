@@ -1,11 +1,11 @@
 /** The one place that chooses a backend. */
-import { createRequire } from 'node:module';
 import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads';
 import { object } from './hypervisor/args.ts';
 import type { BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
 import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
+import { packageRequire } from './package.ts';
 import { type Feature, features, missing } from './probe/features.ts';
 import { type KickTable, makeKickTable, type SimBackend, type SimOptions, simBackend } from './sim/index.ts';
 
@@ -88,7 +88,7 @@ export const simulator = (host: SimulatedHost = {}): SimBackend =>
 /** The decoder, loaded when it is needed first: it takes some milliseconds. @throws UnavailableError */
 export function loadIced(): SimOptions['iced'] {
   try {
-    return createRequire(import.meta.url)('iced-x86') as SimOptions['iced'];
+    return packageRequire('iced-x86') as SimOptions['iced'];
   } catch (cause) {
     const why = (cause as Error).message.split('\n')[0];
     throw new UnavailableError('addon', `the simulator's decoder iced-x86 cannot be loaded: ${why}`, {

@@ -1,10 +1,11 @@
 /** `vmexit demo`: a guest keeps a secret from its host, and the host shows what it can and cannot see. */
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import type { BackendName } from '../hypervisor/backend.ts';
 import { VmexitError } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { type LabStatus, labStatus, runInLab } from '../lab/index.ts';
 import { type OpenOptions, openHypervisor } from '../open.ts';
+import { packageRoot } from '../package.ts';
 import { missing } from '../probe/features.ts';
 import { MemoryAttribute } from '../uapi/constants.ts';
 import { describeExit } from '../uapi/exits.ts';
@@ -225,7 +226,7 @@ async function runInTheLab(style: Style, signal: AbortSignal): Promise<number> {
   }
   const { status: result } = await runInLab({
     command: process.execPath,
-    args: [fileURLToPath(new URL('./main.js', import.meta.url)), 'demo', '--backend', 'kvm'],
+    args: [join(packageRoot, 'dist', 'cli', 'main.js'), 'demo', '--backend', 'kvm'],
     kernel,
     timeoutMs: 3 * TIMEOUT_MS,
     env: isColourful(process.stdout) ? { FORCE_COLOR: '1' } : {},

@@ -1,7 +1,7 @@
 #!/usr/bin/env node
 /** The `vmexit` command: finds the subcommand, and turns what it throws into a line and an exit status. */
-import { createRequire } from 'node:module';
 import { KvmError, UnavailableError, VmexitError } from '../hypervisor/errors.ts';
+import { packageRequire } from '../package.ts';
 import { UsageError } from './args.ts';
 
 /** Runs with the arguments after its name, and gives the exit status. */
@@ -44,8 +44,7 @@ Exit status: 0; 1 an error; 2 wrong usage; 69 no backend on this host can do it;
 const UNAVAILABLE = 69;
 const USAGE = 2;
 
-const version = (): string =>
-  (createRequire(import.meta.url)('../../package.json') as { version: string }).version;
+const version = (): string => (packageRequire('vmexit/package.json') as { version: string }).version;
 
 const say = (text: string) => process.stderr.write(`vmexit: ${text}\n`);
 

@@ -1,8 +1,7 @@
 /** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
-import { createRequire } from 'node:module';
-import { fileURLToPath } from 'node:url';
 import type { Handle } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
+import { packageRequire, packageRoot } from '../package.ts';
 
 /** A row of the addon's own table. */
 export interface NativeRow {
@@ -51,8 +50,6 @@ export interface Native {
   kick(id: number): boolean;
 }
 
-const root = fileURLToPath(new URL('../../', import.meta.url));
-
 let loaded: Native | undefined;
 
 /** The addon, loaded once. @throws UnavailableError when this platform has no KVM, or the addon is not built or does not load */
@@ -68,13 +65,12 @@ function load(): Native {
       `KVM needs Linux on x86-64, and this is ${process.platform} on ${process.arch}`,
     );
   }
-  const require = createRequire(import.meta.url);
-  const bindings = require('bindings') as (options: object) => Native;
+  const bindings = packageRequire('bindings') as (options: object) => Native;
   try {
     // With module_root given, bindings does not walk stack traces to find it.
     return bindings({
       bindings: 'vmexit',
-      module_root: root,
+      module_root: packageRoot,
       try: [['module_root', 'build', 'Release', 'bindings']],
     });
   } catch (cause) {

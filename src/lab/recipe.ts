@@ -9,10 +9,11 @@ import { createHash } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { packageRoot } from '../package.ts';
 import { LabError } from './errors.ts';
 
 /** The folder that holds kernel.fragment, patches/ and init: `lab/` of the package. */
-export const labFolder = resolve(import.meta.dirname, '..', '..', 'lab');
+export const labFolder = join(packageRoot, 'lab');
 
 /** The Debian package whose source is built, and the archive that it installs. */
 export const SOURCE_PACKAGE = 'linux-source-6.12';

@@ -1,7 +1,6 @@
 // What the programs of this folder share: the compiled package, the addon under it, and tiny guests.
-import { openHypervisor } from '../../dist/index.js';
+import { enterRealMode, openHypervisor } from '../../dist/index.js';
 import { loadNative } from '../../dist/kvm/native.js';
-import { enterRealMode } from '../../dist/vmm/long-mode.js';
 
 export * from '../../dist/index.js';
 

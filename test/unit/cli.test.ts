@@ -63,7 +63,7 @@ describe('vmexit', () => {
       vmexit(missing, { env: { VMEXIT_DEBUG: '1' } }),
     ]) {
       expect(debugged.status).toBe(1);
-      expect(debugged.stderr).toMatch(/\n {4}at .*loader\.js/);
+      expect(debugged.stderr).toMatch(/\n {4}at .*loadGuest/);
     }
   });
 });

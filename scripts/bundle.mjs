@@ -1,0 +1,27 @@
+// Compiles src/ to dist/: few files where the source has two hundred, since loading one costs Node half a millisecond.
+// What several entries need lies in chunks that they share, so a module is there once in a process. Types are
+// not looked at here; tsc writes the declarations.
+import { readFileSync } from 'node:fs';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { rolldown } from 'rolldown';
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
+
+/** What is loaded by its path: package.json's exports, the command, and what scripts and tests use. */
+const entries = ['index', 'uapi/index', 'cli/main', 'lab/index', 'kvm/native'];
+
+const bundle = await rolldown({
+  input: Object.fromEntries(entries.map((name) => [name, join(root, 'src', `${name}.ts`)])),
+  platform: 'node',
+  external: [/^node:/, ...Object.keys(dependencies), 'vmexit'],
+  transform: { target: 'es2022' },
+});
+await bundle.write({
+  dir: join(root, 'dist'),
+  format: 'esm',
+  sourcemap: true,
+  entryFileNames: '[name].js',
+  chunkFileNames: 'chunks/[name].js',
+});
