@@ -55,7 +55,7 @@ export class ClosureUnit implements Unit {
     this.#steps = block.nodes.map((node) => stepOf(cpu, node));
   }
 
-  run(): void {
+  run(): boolean {
     const { state } = this.#cpu;
     const { end, insns } = this.block;
     state.count += BigInt(insns.length);
@@ -74,6 +74,7 @@ export class ClosureUnit implements Unit {
         if (!state.moved) state.rip = insns.at(-1)!.next;
         this.#cpu.changed();
     }
+    return true;
   }
 
   where(at: number): Where {

@@ -251,8 +251,8 @@ export class Code {
     };
   }
 
-  /** Executes what find() gave. */
-  execute(entry: Entry): void {
+  /** Executes what find() gave; false is as in Unit.run(). */
+  execute(entry: Entry): boolean {
     let { unit } = entry;
     if (unit instanceof ClosureUnit) {
       if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures')
@@ -263,8 +263,9 @@ export class Code {
     this.#cpu.current = unit;
     // It was not found by its unit, or has just got there.
     if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
-    unit.run(entry.index);
+    if (!unit.run(entry.index)) return false;
     this.#cpu.current = undefined;
+    return true;
   }
 
   /** Makes one module of a hot block and those that it leads to. */

@@ -7,7 +7,7 @@ import type { Decoder } from './decode.ts';
 import { flatSegment, Seg } from './descriptors.ts';
 import { emulatorGoesOn } from './emulator.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
-import { Alone, GuestFault } from './fault.ts';
+import { Alone, GuestFault, SecondStageFault } from './fault.ts';
 import { resetFpu } from './helpers/fxsave.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { instructions } from './instructions.ts';
@@ -213,7 +213,6 @@ export class Cpu {
   /**
    * Executes until something needs the kernel. It gives 'slice' when it is time to look at kicks and the deadline:
    * after about `slice` instructions, or after so much else that some milliseconds may have passed.
-   * @throws SecondStageFault
    */
   run(slice: number): Stop {
     const { state, code } = this;
@@ -227,7 +226,10 @@ export class Cpu {
         work -= 1 + code.made * TRANSLATION;
         code.made = 0;
         if (this.mode.single) this.#step();
-        else code.execute(code.find());
+        else if (!code.execute(code.find())) {
+          this.#rewind();
+          return FAULTED;
+        }
       } catch (thrown) {
         work -= DELIVERY;
         const stop = this.#caught(thrown);
@@ -240,7 +242,6 @@ export class Cpu {
    * Finishes the instruction that stopped for I/O or a hypercall. `data` is what was read: bytes for I/O (ignored
    * for writes), RAX for a hypercall. Gives the next stop of the same instruction, if there is one; nothing else
    * executes.
-   * @throws SecondStageFault
    */
   finish(data: Uint8Array | bigint): Stop | undefined {
     const { io } = this;
@@ -376,6 +377,7 @@ export class Cpu {
     this.#rewind();
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
     if (thrown instanceof IoStop) return thrown.stop;
+    if (thrown instanceof SecondStageFault) return FAULTED;
     if (thrown instanceof Unmodelled) {
       if (thrown.what !== '') this.lacks(thrown.what);
       return { kind: 'internal-error', suberror: thrown.suberror, data: [] };
@@ -387,8 +389,8 @@ export class Cpu {
       deliver(this, { kind: 'exception', vector, errorCode, address });
       return undefined;
     } catch (second) {
-      if (second === tripleFault || second instanceof Unmodelled) return this.#caught(second);
-      throw second;
+      if (second instanceof GuestFault) throw second;
+      return this.#caught(second);
     }
   }
 
@@ -461,11 +463,13 @@ export class Cpu {
       const { physical } = walk(this, linear, Access.READ, false, true);
       return { physical: physical + Number(linear & 0xfffn), writeable: true, user: false };
     } catch (thrown) {
-      if (thrown instanceof GuestFault) return undefined;
+      if (thrown instanceof GuestFault || thrown instanceof SecondStageFault) return undefined;
       throw thrown;
     }
   }
 }
+
+const FAULTED: Stop = { kind: 'fault' };
 
 /** What a slice may cost, in blocks executed as closures: 10 us at most, and what else takes as long as how many. */
 const WORK = 500;

@@ -33,3 +33,7 @@ export class Alone {
   mode: 'alone' | 'emulated' = 'alone';
 }
 export const alone = new Alone();
+
+/** KVM_RUN must end, for the second stage gave FAULT. Loads and stores of translated code tell of it without a throw. */
+export class SecondStageFault {}
+export const secondStageFault = new SecondStageFault();

@@ -5,10 +5,10 @@
 import { PAGE } from '../arena.ts';
 import { noteDataAccess } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
-import { raise, Vector } from './fault.ts';
+import { raise, secondStageFault, Vector } from './fault.ts';
 import { canonical, ia32e } from './mode.ts';
 import { walk } from './paging.ts';
-import { Access, MMIO } from './processor.ts';
+import { Access, FAULT, MMIO } from './processor.ts';
 import { State } from './state.ts';
 
 /**
@@ -116,6 +116,12 @@ export class Memory {
    * @throws GuestFault, SecondStageFault
    */
   host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false, reads = false): number {
+    const host = this.#place(linear, access, rights, stack, reads);
+    if (host === FAULT) throw secondStageFault;
+    return host;
+  }
+  /** The same, or FAULT. @throws GuestFault, SecondStageFault from the walk */
+  #place(linear: bigint, access: Access, rights: Rights, stack: boolean, reads: boolean): number {
     const cpu = this.#cpu;
     if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack, reads);
     const user = rights === 'cpl' && cpu.user;
@@ -134,6 +140,7 @@ export class Memory {
     this.#checkCanonical(linear, stack);
     const found = walk(cpu, linear, access, user, rights === 'system');
     const host = cpu.stage.page(found.physical, access, found.wants);
+    if (host === FAULT) return FAULT;
     if (fetch >= 0 && host !== MMIO) {
       this.#fetchPages[fetch] = page;
       this.#fetchHosts[fetch] = host;
@@ -193,13 +200,24 @@ export class Memory {
   }
 
   // --- the micro-ops' ----------------------------------------------------------------------------------------------
+  // With `quiet` a fault of the second stage sets State.trap, and what they give means nothing.
 
-  load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
+  /** What a quiet access does instead of throwing. */
+  #trap(quiet: boolean): void {
+    if (!quiet) throw secondStageFault;
+    this.#cpu.state.setU32(State.trap, 1);
+  }
+
+  load32(linear: bigint, size: number, write: boolean, stack: boolean, quiet = false): number {
     const address = linear & MASK64;
     this.#checkAlignment(address, size);
     this.#watch(address, size, false);
     if (Number(address & OFFSET) <= PAGE - size) {
-      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+      const host = this.#place(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+      if (host === FAULT) {
+        this.#trap(quiet);
+        return 0;
+      }
       const { u8, dv } = this.#cpu.arena.views;
       if (host !== MMIO)
         return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
@@ -207,22 +225,30 @@ export class Memory {
     const view = this.#gather(address, size, write, stack, 'cpl');
     return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
   }
-  load64(linear: bigint, write: boolean, stack: boolean): bigint {
+  load64(linear: bigint, write: boolean, stack: boolean, quiet = false): bigint {
     const address = linear & MASK64;
     this.#checkAlignment(address, 8);
     this.#watch(address, 8, false);
     if (Number(address & OFFSET) <= PAGE - 8) {
-      const host = this.host(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+      const host = this.#place(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+      if (host === FAULT) {
+        this.#trap(quiet);
+        return 0n;
+      }
       if (host !== MMIO) return this.#cpu.arena.views.dv.getBigInt64(host, true);
     }
     return this.#gather(address, 8, write, stack, 'cpl').getBigInt64(0, true);
   }
-  store32(linear: bigint, value: number, size: number, stack: boolean): void {
+  store32(linear: bigint, value: number, size: number, stack: boolean, quiet = false): void {
     const address = linear & MASK64;
     this.#checkAlignment(address, size);
     this.#watch(address, size, true);
     if (Number(address & OFFSET) <= PAGE - size) {
-      const host = this.host(address, Access.WRITE, 'cpl', stack);
+      const host = this.#place(address, Access.WRITE, 'cpl', stack, false);
+      if (host === FAULT) {
+        this.#trap(quiet);
+        return;
+      }
       const { u8, dv } = this.#cpu.arena.views;
       if (host !== MMIO) {
         if (size === 1) u8[host] = value;
@@ -234,12 +260,16 @@ export class Memory {
     this.#scratch.setInt32(0, value, true);
     this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
   }
-  store64(linear: bigint, value: bigint, stack: boolean): void {
+  store64(linear: bigint, value: bigint, stack: boolean, quiet = false): void {
     const address = linear & MASK64;
     this.#checkAlignment(address, 8);
     this.#watch(address, 8, true);
     if (Number(address & OFFSET) <= PAGE - 8) {
-      const host = this.host(address, Access.WRITE, 'cpl', stack);
+      const host = this.#place(address, Access.WRITE, 'cpl', stack, false);
+      if (host === FAULT) {
+        this.#trap(quiet);
+        return;
+      }
       if (host !== MMIO) {
         this.#cpu.arena.views.dv.setBigInt64(host, value, true);
         return;

@@ -4,9 +4,9 @@
  */
 import type { Cpu } from './cpu.ts';
 import { features } from './cpuid.ts';
-import { raise, Vector } from './fault.ts';
+import { raise, secondStageFault, Vector } from './fault.ts';
 import { CR0, CR4, EFER, ia32e, paging } from './mode.ts';
-import { Access, MMIO } from './processor.ts';
+import { Access, FAULT, MMIO } from './processor.ts';
 import { Flag } from './state.ts';
 
 export interface Translation {
@@ -65,6 +65,7 @@ const wantsOfTables = (cpu: Cpu): boolean | undefined => (cpu.choice === undefin
 
 function read(cpu: Cpu, gpa: number, wide: boolean): Read | undefined {
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.READ, wantsOfTables(cpu));
+  if (page === FAULT) throw secondStageFault;
   // Tables where no memory is are not present for KVM (arch/x86/kvm/mmu/paging_tmpl.h, walk_addr_generic).
   if (page === MMIO) return undefined;
   const at = (page + (gpa % 4096)) / 4;
@@ -76,6 +77,7 @@ function read(cpu: Cpu, gpa: number, wide: boolean): Read | undefined {
 function mark(cpu: Cpu, { lo, gpa }: Read, flags: number): void {
   if ((lo & flags) === flags) return;
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.WRITE, wantsOfTables(cpu));
+  if (page === FAULT) throw secondStageFault;
   if (page !== MMIO) cpu.arena.views.u32[(page + (gpa % 4096)) / 4]! |= flags;
 }
 

@@ -9,27 +9,19 @@ export type Access = (typeof Access)[keyof typeof Access];
 
 /** There is no memory: the access is I/O. */
 export const MMIO = -1;
+/** KVM_RUN must end, and the second stage knows with what; the instruction must not happen. */
+export const FAULT = -2;
 
 /** Guest-physical to host: the kernel's part of translation. */
 export interface SecondStage {
   /**
    * Where in the arena the 4 KiB page with this guest-physical address begins, faulted in if need be; MMIO where no
-   * slot is, and for writes to a read-only slot.
+   * slot is, and for writes to a read-only slot; or FAULT.
    * @param wants what the guest's page tables ask for, in VMs whose guests choose; undefined in others
-   * @throws SecondStageFault when KVM_RUN must end
    */
   page(gpa: number, access: Access, wants: boolean | undefined): number;
   /** For emulated accesses, which use the shared copy whatever the attributes say: as page(), but it never faults. */
   sharedPage(gpa: number, access: Access): number;
-}
-
-/** Thrown through the processor by the second stage: KVM_RUN ends with `errno`, and the instruction has not happened. */
-export class SecondStageFault {
-  /** Negated. */
-  readonly errno: number;
-  constructor(errno: number) {
-    this.errno = errno;
-  }
 }
 
 /** Why the processor does not go on. `rip` is where KVM leaves it for each. */
@@ -50,6 +42,8 @@ export type Stop =
       readonly args: readonly bigint[];
       readonly longMode: boolean;
     }
+  /** The second stage gave FAULT: the instruction has not happened. */
+  | { readonly kind: 'fault' }
   | { readonly kind: 'halt' }
   /** A triple fault. */
   | { readonly kind: 'shutdown' }

@@ -20,6 +20,8 @@ export const State = {
   limit: 0x0b0,
   /** The instruction that is executing, as its unit numbers them: set before what may fault. */
   at: 0x0b8,
+  /** A load or store of translated code met a fault of the second stage. */
+  trap: 0x0bc,
   /** ES CS SS DS FS GS, 8 bytes each. */
   segmentBase: 0x0c0,
   /** XMM0-15, 16 bytes each. */

@@ -8,8 +8,9 @@ import { vectorBytes } from './vectors.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { Slow, WasmModule, wasmType } from './wasm-module.ts';
 
-/** What the function gives when RIP was left to a helper. */
+/** What the function gives when RIP was left to a helper, and when a load or store met State.trap; else 0. */
 export const LEFT = 1;
+export const TRAPPED = 2;
 
 /**
  * Computed jumps, returns above all, within a unit: a table of 16 bytes an entry has where in which unit a RIP was
@@ -373,6 +374,9 @@ export class Emitter {
       .s(how)
       .op(Wasm.call)
       .u(Slow[op as keyof typeof Slow]);
+    this.#stateAddress();
+    this.#load(Wasm.i32Load, State.trap);
+    code.op(Wasm.if, Wasm.void, Wasm.i32Const, TRAPPED, Wasm.return, Wasm.end);
     code.op(Wasm.end);
   }
 

@@ -8,7 +8,7 @@ import type { Block } from './ir.ts';
 import { State } from './state.ts';
 import type { Unit, Where } from './unit.ts';
 import { checkAligned } from './vectors.ts';
-import { Emitter, Jumps, LEFT } from './wasm-emitter.ts';
+import { Emitter, Jumps, LEFT, TRAPPED } from './wasm-emitter.ts';
 
 let units = 0;
 
@@ -45,11 +45,18 @@ export class WasmUnit implements Unit {
     u32[at + Jumps.index / 4] = index;
   }
 
-  run(entry: number): void {
-    if (this.#run(entry) !== LEFT) return;
+  run(entry: number): boolean {
+    const how = this.#run(entry);
     const { state } = this.#cpu;
-    if (!state.moved) state.rip = this.where(state.u32(State.at)).insn.next;
-    this.#cpu.changed();
+    if (how === TRAPPED) {
+      state.setU32(State.trap, 0);
+      return false;
+    }
+    if (how === LEFT) {
+      if (!state.moved) state.rip = this.where(state.u32(State.at)).insn.next;
+      this.#cpu.changed();
+    }
+    return true;
   }
 
   where(at: number): Where {
@@ -60,16 +67,17 @@ export class WasmUnit implements Unit {
 /** Accesses that the buffers do not answer. `how`: the bytes, and bits for write and stack. */
 function slow({ memory }: Cpu) {
   return {
-    s0: (linear: bigint, how: number) => memory.load32(linear, how & 15, (how & 16) !== 0, (how & 32) !== 0),
+    s0: (linear: bigint, how: number) =>
+      memory.load32(linear, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),
     s1: (linear: bigint, how: number) => {
       if (how & 64) checkAligned(linear);
-      return memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0);
+      return memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0, true);
     },
     s2: (linear: bigint, value: number, how: number) =>
-      memory.store32(linear, value, how & 15, (how & 32) !== 0),
+      memory.store32(linear, value, how & 15, (how & 32) !== 0, true),
     s3: (linear: bigint, value: bigint, how: number) => {
       if (how & 64) checkAligned(linear);
-      memory.store64(linear, value, (how & 32) !== 0);
+      memory.store64(linear, value, (how & 32) !== 0, true);
     },
   };
 }

@@ -22,7 +22,7 @@ const sets = kvm_sync_regs.fields;
 type Sets = Value<typeof kvm_sync_regs>;
 
 /** A stop that ends KVM_RUN. */
-type Exiting = Exclude<Stop, { kind: 'slice' }>;
+type Exiting = Exclude<Stop, { kind: 'slice' | 'fault' }>;
 type Writers = {
   readonly [K in Exiting['kind']]: (run: KvmRun, stop: Extract<Exiting, { kind: K }>) => number;
 };

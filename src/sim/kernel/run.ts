@@ -6,7 +6,7 @@ import type { Value } from '../../uapi/layout.ts';
 import type { kvm_regs } from '../../uapi/x86.ts';
 import { cpl } from '../cpu/mode.ts';
 import { Msr, msrValue } from '../cpu/msrs.ts';
-import { SecondStageFault, type Stop } from '../cpu/processor.ts';
+import type { Stop } from '../cpu/processor.ts';
 import { Flag } from '../cpu/state.ts';
 import { getEvents, setEvents } from './events.ts';
 import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
@@ -46,21 +46,12 @@ export class Runner {
     const deadline = timeoutMs === Number.POSITIVE_INFINITY ? undefined : performance.now() + timeoutMs;
     run.set('flags', 0);
     this.#vcpu.cpu.enter();
-    const end = this.#guarded(immediate, deadline);
+    const end = this.#prepare() ?? this.#complete() ?? (immediate ? -Errno.EINTR : this.#enter(deadline));
     if (Number(run.get('kvmValidRegs')) !== 0) this.#storeSets();
     this.#save();
     // A kick stays pending until it has interrupted a run.
     if (end === -Errno.EINTR) kick.clear();
     return end;
-  }
-
-  #guarded(immediate: boolean, deadline: number | undefined): number {
-    try {
-      return this.#prepare() ?? this.#complete() ?? (immediate ? -Errno.EINTR : this.#enter(deadline));
-    } catch (thrown) {
-      if (!(thrown instanceof SecondStageFault)) throw thrown;
-      return thrown.errno === 0 ? this.#vcpu.run.get('exitReason') : thrown.errno;
-    }
   }
 
   /** What userspace wrote into kvm_run. */
@@ -198,6 +189,7 @@ export class Runner {
     const { cpu, run, vm } = this.#vcpu;
     for (let stop: Stop | undefined = first; stop !== undefined; ) {
       if (stop.kind === 'slice') return undefined;
+      if (stop.kind === 'fault') return this.#vcpu.failed || run.get('exitReason');
       if (stop.kind !== 'hypercall') {
         if (stop.kind === 'io' || stop.kind === 'mmio') this.#pending = stop;
         // Nobody in the kernel could wake it, so userspace decides what a halt is.

@@ -3,7 +3,7 @@ import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
-import { type Access, type SecondStage, SecondStageFault } from '../cpu/processor.ts';
+import { type Access, FAULT, type SecondStage } from '../cpu/processor.ts';
 import type { KickWord } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
 import { secondStageEvent } from './observe.ts';
@@ -28,6 +28,8 @@ export class KvmVcpu {
   exceptionPending = false;
   /** KVM_RUN was called: CPUID stands. */
   hasRun = false;
+  /** What KVM_RUN returns where the second stage gave FAULT: a negated errno, or 0. */
+  failed = 0;
   #open = true;
   /** In KVM_RUN, whose file stays until it returns, whatever an observer does. */
   #running = false;
@@ -68,7 +70,8 @@ export class KvmVcpu {
         if (memory.mapped > mapped || typeof found !== 'number')
           this.cpu.observer?.secondStage?.(secondStageEvent(memory, pageOf(gpa), access, wants, found));
         if (typeof found === 'number') return found;
-        throw new SecondStageFault(this.run.tellFault(found, host.dialect));
+        this.failed = this.run.tellFault(found, host.dialect);
+        return FAULT;
       },
       sharedPage: (gpa, access) => memory.sharedPage(pageOf(gpa), access),
     };
