@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest';
+import { halves } from '../../src/sim/cpu/addressing.ts';
 import { Vector } from '../../src/sim/cpu/fault.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/mode.ts';
 import { pdptesAreValid, walk } from '../../src/sim/cpu/paging.ts';
@@ -10,7 +11,7 @@ const { READ, WRITE, FETCH } = Access;
 type Kind = 'user' | 'supervisor' | 'implicit';
 
 const look = (m: Machine, linear: bigint, access: Access = READ, kind: Kind = 'supervisor') =>
-  walk(m.cpu, linear, access, kind === 'user', kind === 'implicit');
+  walk(m.cpu, ...halves(linear), access, kind === 'user', kind === 'implicit');
 /** The error code of the #PF. */
 function refused(
   m: Machine,

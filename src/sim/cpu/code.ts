@@ -182,7 +182,7 @@ export class Code {
       page = { host, bytes, entries: new Map(), low: 0, high: 0, checked: this.#run, stale: false };
       this.#pages.set(host, page);
       // Writes to it must be seen from now on.
-      this.#cpu.memory.flushWrites();
+      this.#cpu.memory.tlb.flushWrites();
     }
     return page;
   }

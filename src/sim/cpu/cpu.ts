@@ -1,7 +1,7 @@
 /** An x86-64 processor: its registers outside the arena, and the loop that executes. */
 import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
-import { effectiveAddress, linearAddress } from './addressing.ts';
+import { effectiveAddress, halves, linearAddress, lowHalf } from './addressing.ts';
 import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { flatSegment, Seg } from './descriptors.ts';
@@ -445,22 +445,22 @@ export class Cpu {
 
   /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
   flushTlb(): void {
-    this.memory.flush();
+    this.memory.tlb.flush();
     this.code.flush();
   }
   flushTlbPage(linear: bigint): void {
-    this.memory.flushPage(linear);
+    this.memory.tlb.flushPage(lowHalf(linear));
     this.code.flush();
   }
   /** The second stage has zapped the mappings of guest-physical [start, end). */
   flushSecondStage(start: number, end: number): void {
-    if (this.memory.flushPhysical(start, end)) this.code.flush();
+    if (this.memory.tlb.flushPhysical(start, end)) this.code.flush();
   }
 
   /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
   translate(linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {
     try {
-      const { physical } = walk(this, linear, Access.READ, false, true);
+      const { physical } = walk(this, ...halves(linear), Access.READ, false, true);
       return { physical: physical + Number(linear & 0xfffn), writeable: true, user: false };
     } catch (thrown) {
       if (thrown instanceof GuestFault || thrown instanceof SecondStageFault) return undefined;

@@ -1,202 +1,44 @@
 /**
- * Memory as instructions see it: linear addresses, with the translations kept in buffers that translated code reads
- * too. Linear addresses are unsigned bigints, values unsigned; load and store are the micro-ops' (signed).
+ * Memory as instructions see it. Linear addresses are unsigned bigints, or two halves for translated code; values are
+ * unsigned, and those of load and store are the micro-ops' (signed).
  */
 import { PAGE } from '../arena.ts';
+import { highHalf, joined, lowHalf } from './addressing.ts';
 import { noteDataAccess } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
 import { raise, secondStageFault, Vector } from './fault.ts';
-import { canonical, ia32e } from './mode.ts';
-import { walk } from './paging.ts';
 import { Access, FAULT, MMIO } from './processor.ts';
 import { State } from './state.ts';
+import { type Rights, Tlb } from './tlb.ts';
 
-/**
- * Entries of a table, 16 bytes each: the page's linear address (i64; INVALID never equals one), and what is to be
- * added to the low half of a linear address to get to the arena (i32). There are four tables: for the supervisor and
- * the user, reads and writes. Pages with code in them are in no table for writes.
- */
-export const Tlb = { entries: 1024, entryBytes: 16, tableBytes: 0x4000, INVALID: 1n } as const;
-/** Where the table for an access begins in the state page. */
-export const tlbTable = (user: boolean, write: boolean): number =>
-  State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tlb.tableBytes;
-
-/** How many fills are kept account of; then all begins anew. */
-const FILLED = 8192;
-const Fetches = 256;
-const lowHalf = (linear: bigint) => Number(BigInt.asIntN(32, linear));
-const fetchIndex = (linear: bigint, user: boolean) =>
-  ((lowHalf(linear) >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
-const MASK64 = 0xffff_ffff_ffff_ffffn;
 const OFFSET = 0xfffn;
-
-/** Whose rights an access has. */
-export type Rights = 'cpl' | 'system';
+const MASK64 = 0xffff_ffff_ffff_ffffn;
 
 export class Memory {
+  readonly tlb: Tlb;
   readonly #cpu: Cpu;
-  /** Of the last translation that came to MMIO. */
-  #physical = 0;
   readonly #scratch = new DataView(new ArrayBuffer(8));
-  /** What was put into the tables since all were empty: entries, as indices of 8 bytes, and guest-physical pages. */
-  readonly #filled: number[] = [];
-  readonly #filledWith: number[] = [];
-  /** Fetches, which translated code does not do: the supervisor's, then the user's. */
-  readonly #fetchPages = new BigInt64Array(Fetches * 2).fill(Tlb.INVALID);
-  readonly #fetchHosts = new Float64Array(Fetches * 2);
-  readonly #fetchWith = new Float64Array(Fetches * 2);
-  /** Which of them are in use, or were. */
-  readonly #fetched = new Set<number>();
 
   constructor(cpu: Cpu) {
     this.#cpu = cpu;
-    const { i64 } = cpu.arena.views;
-    const start = (cpu.state.base + State.tlb) / 8;
-    for (let i = 0; i < Tlb.entries * 4; i++) i64[start + i * 2] = Tlb.INVALID;
+    this.tlb = new Tlb(cpu);
   }
 
-  /** Forgets every translation. */
-  flush(): void {
-    const { i64 } = this.#cpu.arena.views;
-    for (const entry of this.#filled) i64[entry] = Tlb.INVALID;
-    this.#filled.length = 0;
-    this.#filledWith.length = 0;
-    for (const i of this.#fetched) this.#fetchPages[i] = Tlb.INVALID;
-    this.#fetched.clear();
-  }
-  /** Forgets the translations to guest-physical [start, end). Gives whether there was code's among them. */
-  flushPhysical(start: number, end: number): boolean {
-    const { i64 } = this.#cpu.arena.views;
-    let kept = 0;
-    for (const [i, physical] of this.#filledWith.entries()) {
-      const entry = this.#filled[i]!;
-      if (physical >= start && physical < end) i64[entry] = Tlb.INVALID;
-      else {
-        this.#filled[kept] = entry;
-        this.#filledWith[kept++] = physical;
-      }
-    }
-    this.#filled.length = kept;
-    this.#filledWith.length = kept;
-    let fetched = false;
-    for (const i of this.#fetched) {
-      const physical = this.#fetchWith[i]!;
-      if (physical < start || physical >= end || this.#fetchPages[i] === Tlb.INVALID) continue;
-      this.#fetchPages[i] = Tlb.INVALID;
-      fetched = true;
-    }
-    return fetched;
-  }
-  flushPage(linear: bigint): void {
-    const { i64 } = this.#cpu.arena.views;
-    for (const user of [false, true]) {
-      for (const write of [false, true]) i64[this.#entry(lowHalf(linear), user, write) / 8] = Tlb.INVALID;
-      this.#fetchPages[fetchIndex(linear, user)] = Tlb.INVALID;
-    }
-  }
-  /** Forgets the translations for writing: pages have got code in them. */
-  flushWrites(): void {
-    const { i64 } = this.#cpu.arena.views;
-    for (const user of [false, true]) {
-      const start = (this.#cpu.state.base + tlbTable(user, true)) / 8;
-      for (let i = 0; i < Tlb.entries; i++) i64[start + i * 2] = Tlb.INVALID;
-    }
-  }
-
-  /** Where its entry in a table lies, by the low half of a linear address. */
-  #entry(low: number, user: boolean, write: boolean): number {
-    return (
-      this.#cpu.state.base + tlbTable(user, write) + ((low >>> 8) & ((Tlb.entries - 1) * Tlb.entryBytes))
-    );
-  }
-
-  /**
-   * Where a byte lies in the arena, or MMIO. A page that is being written is no code's any more.
-   * @param reads a read whose instruction will write there: the rights are a write's, but KVM's emulator reads first
-   * @throws GuestFault, SecondStageFault
-   */
+  /** As Tlb.place(), but @throws SecondStageFault */
   host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false, reads = false): number {
-    const host = this.#place(linear, access, rights, stack, reads);
+    const host = this.tlb.place(lowHalf(linear), highHalf(linear), access, rights, stack, reads);
     if (host === FAULT) throw secondStageFault;
     return host;
   }
-  /** The same, or FAULT. @throws GuestFault, SecondStageFault from the walk */
-  #place(linear: bigint, access: Access, rights: Rights, stack: boolean, reads: boolean): number {
-    const cpu = this.#cpu;
-    if (cpu.io.mode === 'emulated') return this.#emulated(linear, access, rights, stack, reads);
-    const user = rights === 'cpl' && cpu.user;
-    const write = access === Access.WRITE;
-    const low = lowHalf(linear);
-    const entry = this.#entry(low, user, write);
-    const { i64, i32 } = cpu.arena.views;
-    const page = BigInt.asIntN(64, linear & ~OFFSET);
-    if (access !== Access.FETCH && i64[entry / 8] === page) {
-      return (i32[(entry + 8) / 4]! + low) >>> 0;
-    }
-    const fetch = access === Access.FETCH ? fetchIndex(linear, user) : -1;
-    if (fetch >= 0 && this.#fetchPages[fetch] === page) {
-      return this.#fetchHosts[fetch]! + (low & (PAGE - 1));
-    }
-    this.#checkCanonical(linear, stack);
-    const found = walk(cpu, linear, access, user, rights === 'system');
-    const host = cpu.stage.page(found.physical, access, found.wants);
-    if (host === FAULT) return FAULT;
-    if (fetch >= 0 && host !== MMIO) {
-      this.#fetchPages[fetch] = page;
-      this.#fetchHosts[fetch] = host;
-      this.#fetchWith[fetch] = found.physical;
-      this.#fetched.add(fetch);
-    }
-    if (host === MMIO) {
-      this.#physical = found.physical + (low & (PAGE - 1));
-      return MMIO;
-    }
-    if (access !== Access.FETCH && !(write && this.#writesCode(host))) {
-      if (this.#filled.length >= FILLED) this.flush();
-      this.#filled.push(entry / 8);
-      this.#filledWith.push(found.physical);
-      i64[entry / 8] = page;
-      i32[(entry + 8) / 4] = (host - (low & -PAGE)) | 0;
-    }
-    return host + (low & (PAGE - 1));
-  }
-
-  /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
-  #writesCode(host: number): boolean {
-    const { code, io, current } = this.#cpu;
-    if (!code.has(host)) return false;
-    // Deliveries of events write outside of any instruction.
-    if (io.mode === undefined && current !== undefined) io.demand('alone');
-    code.invalidate(host);
-    return true;
-  }
-
-  /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */
-  #emulated(linear: bigint, access: Access, rights: Rights, stack: boolean, reads: boolean): number {
-    const cpu = this.#cpu;
-    this.#checkCanonical(linear, stack);
-    const found = walk(cpu, linear, access, rights === 'cpl' && cpu.user, rights === 'system');
-    const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
-    if (host === MMIO) {
-      this.#physical = found.physical + Number(linear & OFFSET);
-      return MMIO;
-    }
-    if (access === Access.WRITE && cpu.code.has(host)) cpu.code.invalidate(host);
-    return host + Number(linear & OFFSET);
-  }
-
-  #checkCanonical(linear: bigint, stack: boolean): void {
-    if (ia32e(this.#cpu) && !canonical(linear)) raise(stack ? Vector.SS : Vector.GP, 0);
-  }
 
   /** SDM volume 3, 6.15, #AC: only at CPL 3, and only when CR0.AM and RFLAGS.AC say so. */
-  #checkAlignment(linear: bigint, size: number): void {
-    if (this.#cpu.alignment && (linear & BigInt(size - 1)) !== 0n) raise(Vector.AC, 0);
+  #checkAlignment(low: number, size: number): void {
+    if (this.#cpu.alignment && (low & (size - 1)) !== 0) raise(Vector.AC, 0);
   }
 
   /** Breakpoints on data are looked at where instructions are executed one by one. */
-  #watch(address: bigint, size: number, write: boolean): void {
-    if (this.#cpu.mode.single) noteDataAccess(this.#cpu, address, size, write);
+  #watch(low: number, high: number, size: number, write: boolean): void {
+    if (this.#cpu.mode.single) noteDataAccess(this.#cpu, joined(low, high), size, write);
   }
 
   // --- the micro-ops' ----------------------------------------------------------------------------------------------
@@ -208,75 +50,76 @@ export class Memory {
     this.#cpu.state.setU32(State.trap, 1);
   }
 
-  load32(linear: bigint, size: number, write: boolean, stack: boolean, quiet = false): number {
-    const address = linear & MASK64;
-    this.#checkAlignment(address, size);
-    this.#watch(address, size, false);
-    if (Number(address & OFFSET) <= PAGE - size) {
-      const host = this.#place(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
-      if (host === FAULT) {
-        this.#trap(quiet);
-        return 0;
-      }
+  load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
+    return this.load32At(lowHalf(linear), highHalf(linear), size, write, stack, false);
+  }
+  load64(linear: bigint, write: boolean, stack: boolean): bigint {
+    return this.load64At(lowHalf(linear), highHalf(linear), write, stack, false);
+  }
+  store32(linear: bigint, value: number, size: number, stack: boolean): void {
+    this.store32At(lowHalf(linear), highHalf(linear), value, size, stack, false);
+  }
+  store64(linear: bigint, value: bigint, stack: boolean): void {
+    this.store64At(lowHalf(linear), highHalf(linear), value, stack, false);
+  }
+
+  load32At(low: number, high: number, size: number, write: boolean, stack: boolean, quiet: boolean): number {
+    const host = this.#loaded(low, high, size, write, stack);
+    if (host >= 0) {
       const { u8, dv } = this.#cpu.arena.views;
-      if (host !== MMIO)
-        return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
+      return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
     }
-    const view = this.#gather(address, size, write, stack, 'cpl');
+    if (host === FAULT) {
+      this.#trap(quiet);
+      return 0;
+    }
+    const view = this.#gather(joined(low, high), size, write, stack, 'cpl');
     return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
   }
-  load64(linear: bigint, write: boolean, stack: boolean, quiet = false): bigint {
-    const address = linear & MASK64;
-    this.#checkAlignment(address, 8);
-    this.#watch(address, 8, false);
-    if (Number(address & OFFSET) <= PAGE - 8) {
-      const host = this.#place(address, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
-      if (host === FAULT) {
-        this.#trap(quiet);
-        return 0n;
-      }
-      if (host !== MMIO) return this.#cpu.arena.views.dv.getBigInt64(host, true);
+  load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint {
+    const host = this.#loaded(low, high, 8, write, stack);
+    if (host >= 0) return this.#cpu.arena.views.dv.getBigInt64(host, true);
+    if (host === FAULT) {
+      this.#trap(quiet);
+      return 0n;
     }
-    return this.#gather(address, 8, write, stack, 'cpl').getBigInt64(0, true);
+    return this.#gather(joined(low, high), 8, write, stack, 'cpl').getBigInt64(0, true);
   }
-  store32(linear: bigint, value: number, size: number, stack: boolean, quiet = false): void {
-    const address = linear & MASK64;
-    this.#checkAlignment(address, size);
-    this.#watch(address, size, true);
-    if (Number(address & OFFSET) <= PAGE - size) {
-      const host = this.#place(address, Access.WRITE, 'cpl', stack, false);
-      if (host === FAULT) {
-        this.#trap(quiet);
-        return;
-      }
+  store32At(low: number, high: number, value: number, size: number, stack: boolean, quiet: boolean): void {
+    const host = this.#stored(low, high, size, stack);
+    if (host >= 0) {
       const { u8, dv } = this.#cpu.arena.views;
-      if (host !== MMIO) {
-        if (size === 1) u8[host] = value;
-        else if (size === 2) dv.setUint16(host, value, true);
-        else dv.setInt32(host, value, true);
-        return;
-      }
+      if (size === 1) u8[host] = value;
+      else if (size === 2) dv.setUint16(host, value, true);
+      else dv.setInt32(host, value, true);
+    } else if (host === FAULT) this.#trap(quiet);
+    else {
+      this.#scratch.setInt32(0, value, true);
+      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
     }
-    this.#scratch.setInt32(0, value, true);
-    this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
   }
-  store64(linear: bigint, value: bigint, stack: boolean, quiet = false): void {
-    const address = linear & MASK64;
-    this.#checkAlignment(address, 8);
-    this.#watch(address, 8, true);
-    if (Number(address & OFFSET) <= PAGE - 8) {
-      const host = this.#place(address, Access.WRITE, 'cpl', stack, false);
-      if (host === FAULT) {
-        this.#trap(quiet);
-        return;
-      }
-      if (host !== MMIO) {
-        this.#cpu.arena.views.dv.setBigInt64(host, value, true);
-        return;
-      }
+  store64At(low: number, high: number, value: bigint, stack: boolean, quiet: boolean): void {
+    const host = this.#stored(low, high, 8, stack);
+    if (host >= 0) this.#cpu.arena.views.dv.setBigInt64(host, value, true);
+    else if (host === FAULT) this.#trap(quiet);
+    else {
+      this.#scratch.setBigInt64(0, value, true);
+      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');
     }
-    this.#scratch.setBigInt64(0, value, true);
-    this.#scatter(address, new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');
+  }
+
+  /** Where what is loaded lies; FAULT; or MMIO, also for what lies in two pages. */
+  #loaded(low: number, high: number, size: number, write: boolean, stack: boolean): number {
+    this.#checkAlignment(low, size);
+    this.#watch(low, high, size, false);
+    if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
+    return this.tlb.place(low, high, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+  }
+  #stored(low: number, high: number, size: number, stack: boolean): number {
+    this.#checkAlignment(low, size);
+    this.#watch(low, high, size, true);
+    if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
+    return this.tlb.place(low, high, Access.WRITE, 'cpl', stack, false);
   }
 
   // --- the helpers' ------------------------------------------------------------------------------------------------
@@ -333,14 +176,14 @@ export class Memory {
     const bytes = new Uint8Array(into.buffer);
     const access = write ? Access.WRITE : Access.READ;
     const address = linear & MASK64;
-    if (rights === 'cpl') this.#watch(address, size, write);
+    if (rights === 'cpl') this.#watch(lowHalf(address), highHalf(address), size, write);
     const { io, arena } = this.#cpu;
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(address, size)) {
       const host = this.host(at, access, rights, stack, true);
       if (host === MMIO) io.demand('emulated');
-      places.push([host, this.#physical, done, length]);
+      places.push([host, this.tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
       if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
@@ -351,12 +194,12 @@ export class Memory {
 
   #scatter(linear: bigint, bytes: Uint8Array, stack: boolean, rights: Rights = 'cpl'): void {
     const { io, arena } = this.#cpu;
-    if (rights === 'cpl') this.#watch(linear & MASK64, bytes.length, true);
+    if (rights === 'cpl') this.#watch(lowHalf(linear), highHalf(linear), bytes.length, true);
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of parts(linear & MASK64, bytes.length)) {
       const host = this.host(at, Access.WRITE, rights, stack);
       if (host === MMIO) io.demand('emulated');
-      places.push([host, this.#physical, done, length]);
+      places.push([host, this.tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
       const part = bytes.subarray(done, done + length);

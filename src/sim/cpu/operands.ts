@@ -1,6 +1,6 @@
 /** Operands of helpers: general registers and memory. Values are unsigned. */
 
-import { effectiveAddress } from './addressing.ts';
+import { effectiveAddress, halves } from './addressing.ts';
 import type { Processor } from './helpers/helper.ts';
 import type { Insn, Size } from './insn.ts';
 import { longMode, low32 } from './mode.ts';
@@ -67,5 +67,5 @@ export function uncheckedLinear(cpu: Processor, insn: Insn): bigint {
 
 /** Faults as a read would, and reads nothing: what is there may be a device. */
 export function touch(cpu: Processor, linear: bigint): void {
-  walk(cpu, linear, Access.READ, cpu.user, false);
+  walk(cpu, ...halves(linear), Access.READ, cpu.user, false);
 }

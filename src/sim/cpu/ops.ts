@@ -3,6 +3,7 @@
  * JS, signed), `l` a 64-bit one (a signed bigint). Each row says what the op does twice, in JS and in WebAssembly,
  * and a test holds the two together.
  */
+import { lowHalf } from './addressing.ts';
 import type { Cpu } from './cpu.ts';
 import type { Insn } from './insn.ts';
 import { State } from './state.ts';
@@ -215,7 +216,7 @@ export const ops = {
   load64: access('l', 'l', (cpu, { write, stack, aligned }) => {
     const { memory } = cpu;
     return (linear: bigint) => {
-      if (aligned) checkAligned(linear);
+      if (aligned) checkAligned(lowHalf(linear));
       return memory.load64(linear, write === true, stack === true);
     };
   }),
@@ -226,7 +227,7 @@ export const ops = {
   store64: access('ll', '', (cpu, { stack, aligned }) => {
     const { memory } = cpu;
     return (linear: bigint, value: bigint) => {
-      if (aligned) checkAligned(linear);
+      if (aligned) checkAligned(lowHalf(linear));
       memory.store64(linear, value, stack === true);
     };
   }),

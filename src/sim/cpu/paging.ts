@@ -2,6 +2,7 @@
  * The guest's page tables (SDM volume 3, chapter 4): from linear to guest-physical addresses. There is no
  * translation buffer here, and no canonical check: callers have both.
  */
+import { highHalf, joined, lowHalf } from './addressing.ts';
 import type { Cpu } from './cpu.ts';
 import { features } from './cpuid.ts';
 import { raise, secondStageFault, Vector } from './fault.ts';
@@ -114,14 +115,15 @@ function wanted(cpu: Cpu, chosen: boolean): boolean | undefined {
 
 /**
  * Translates a linear address, sets accessed and dirty flags, and raises #PF.
- * @param linear unsigned, canonical, below 2^32 outside 64-bit mode
+ * @param low, high the linear address in halves: canonical, below 2^32 outside 64-bit mode
  * @param user the access has the user's rights: CPL is 3 and the access is explicit
  * @param implicit of the processor itself (descriptor tables, TSS): SMAP holds whatever RFLAGS.AC says
  * @throws GuestFault, SecondStageFault
  */
 export function walk(
   cpu: Cpu,
-  linear: bigint,
+  low: number,
+  high: number,
   access: Access,
   user: boolean,
   implicit: boolean,
@@ -129,7 +131,7 @@ export function walk(
   const fetch = access === Access.FETCH;
   if (!paging(cpu)) {
     // Without page tables there is no choice: everything is private (APM volume 2, 15.34.5).
-    const physical = Number(linear & 0xffff_f000n);
+    const physical = (low & -4096) >>> 0;
     return { physical, writable: true, user: true, global: false, wants: wantsOfTables(cpu) };
   }
   const long = ia32e(cpu);
@@ -142,10 +144,8 @@ export function walk(
     (write ? PageFault.W : 0) |
     (user ? PageFault.U : 0) |
     (fetch && (nxe || (cpu.cr4 & CR4.SMEP) !== 0) ? PageFault.I : 0);
-  const refuse = (why: number): never => raise(Vector.PF, code | why, linear);
+  const refuse = (why: number): never => raise(Vector.PF, code | why, joined(low, high));
 
-  const low = Number(linear & 0xffff_ffffn);
-  const high = Number((linear >> 32n) & 0xffffn);
   const reserved = wide ? reservedHigh(cpu, levels) : 0;
   let table = tableOf(cpu, long, pae);
   let writeable = true;
@@ -154,7 +154,9 @@ export function walk(
   const used: Read[] = [];
   for (const { shift, large, ignored, bare } of levels) {
     const index =
-      shift >= 32 ? high >>> (shift - 32) : (low >>> shift) | (shift > 23 ? high << (32 - shift) : 0);
+      shift >= 32
+        ? (high & 0xffff) >>> (shift - 32)
+        : (low >>> shift) | (shift > 23 ? high << (32 - shift) : 0);
     const gpa = table + (wide ? (index & (bare ? 3 : 0x1ff)) * 8 : (index & 0x3ff) * 4);
     const entry = read(cpu, gpa, wide);
     if (entry === undefined || (entry.lo & Entry.P) === 0) return refuse(0);
@@ -207,8 +209,8 @@ export function walk(
 
 /** Where the first table begins. CR3 carries the bit of choice as entries do. */
 function tableOf(cpu: Cpu, long: boolean, pae: boolean): number {
-  const hi = long ? Number((cpu.cr3 >> 32n) & 0xf_ffffn) : 0;
-  const lo = Number(cpu.cr3 & 0xffff_ffffn);
+  const hi = long ? highHalf(cpu.cr3) : 0;
+  const lo = lowHalf(cpu.cr3);
   return addressOf(cpu, lo, hi, pae && !long ? 5 : 12).physical;
 }
 

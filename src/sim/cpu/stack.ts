@@ -3,8 +3,8 @@
 import type { Cpu, Segment } from './cpu.ts';
 import { inLimit, Seg } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
-import type { Rights } from './memory.ts';
 import { canonical, low32, stackSize, wrapLinear } from './mode.ts';
+import type { Rights } from './tlb.ts';
 
 const RSP = 4;
 

@@ -55,6 +55,6 @@ export function vectorFunction({ arena, state }: Cpu, detail: VectorDetail): () 
 }
 
 /** SDM volume 3, 6.15, #GP: an operand of 16 bytes that must be aligned. */
-export function checkAligned(linear: bigint): void {
-  if ((linear & 15n) !== 0n) raise(Vector.GP, 0);
+export function checkAligned(low: number): void {
+  if ((low & 15) !== 0) raise(Vector.GP, 0);
 }

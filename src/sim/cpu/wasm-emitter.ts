@@ -2,8 +2,8 @@
 import type { Cpu } from './cpu.ts';
 import type { Insn } from './insn.ts';
 import type { Block, Node } from './ir.ts';
-import { Tlb, tlbTable } from './memory.ts';
 import { FlagKind, State } from './state.ts';
+import { Tables, tableFor } from './tlb.ts';
 import { vectorBytes } from './vectors.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { Slow, WasmModule, wasmType } from './wasm-module.ts';
@@ -332,7 +332,7 @@ export class Emitter {
     const bits = wide ? 64 : detail.bits!;
     const size = bits / 8;
     const write = storing || detail.write === true;
-    const table = this.#cpu.state.base + tlbTable(this.#cpu.user, write);
+    const table = this.#cpu.state.base + tableFor(this.#cpu.user, write);
     const how = size | (write ? 16 : 0) | (detail.stack ? 32 : 0) | (detail.aligned ? 64 : 0);
 
     this.#value(args[0]!);
@@ -342,7 +342,7 @@ export class Emitter {
       .op(Wasm.i64Const)
       .s(8)
       .op(0x88, 0xa7, Wasm.i32Const)
-      .s((Tlb.entries - 1) * Tlb.entryBytes)
+      .s((Tables.entries - 1) * Tables.entryBytes)
       .op(0x71);
     code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
     // An access that reaches into the next page has another page's address at its end.
@@ -367,7 +367,8 @@ export class Emitter {
     code.op(storing ? storeOf(bits) : loadOf(bits), 0, 0);
     code.op(Wasm.else);
     this.#mark(node);
-    code.op(Wasm.localGet).u(Local.address);
+    code.op(Wasm.localGet).u(Local.address).op(0xa7); // i32.wrap
+    code.op(Wasm.localGet).u(Local.address).op(Wasm.i64Const).s(32).op(0x88, 0xa7); // shr_u, i32.wrap
     if (storing) this.#value(args[1]!);
     code
       .op(Wasm.i32Const)

@@ -13,10 +13,10 @@ export const Slow = { load32: 0, load64: 1, store32: 2, store64: 3 } as const;
 
 const types = {
   run: { params: [Wasm.i32], results: [Wasm.i32] },
-  load32: { params: [Wasm.i64, Wasm.i32], results: [Wasm.i32] },
-  load64: { params: [Wasm.i64, Wasm.i32], results: [Wasm.i64] },
-  store32: { params: [Wasm.i64, Wasm.i32, Wasm.i32], results: [] },
-  store64: { params: [Wasm.i64, Wasm.i64, Wasm.i32], results: [] },
+  load32: { params: [Wasm.i32, Wasm.i32, Wasm.i32], results: [Wasm.i32] },
+  load64: { params: [Wasm.i32, Wasm.i32, Wasm.i32], results: [Wasm.i64] },
+  store32: { params: [Wasm.i32, Wasm.i32, Wasm.i32, Wasm.i32], results: [] },
+  store64: { params: [Wasm.i32, Wasm.i32, Wasm.i64, Wasm.i32], results: [] },
 } as const satisfies { [name: string]: FunctionType };
 
 const SLOW = Object.keys(Slow).length;

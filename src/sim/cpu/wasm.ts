@@ -64,20 +64,20 @@ export class WasmUnit implements Unit {
   }
 }
 
-/** Accesses that the buffers do not answer. `how`: the bytes, and bits for write and stack. */
+/** Accesses that the buffers do not answer, at an address in halves. `how`: the bytes, and bits for write and stack. */
 function slow({ memory }: Cpu) {
   return {
-    s0: (linear: bigint, how: number) =>
-      memory.load32(linear, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),
-    s1: (linear: bigint, how: number) => {
-      if (how & 64) checkAligned(linear);
-      return memory.load64(linear, (how & 16) !== 0, (how & 32) !== 0, true);
+    s0: (low: number, high: number, how: number) =>
+      memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),
+    s1: (low: number, high: number, how: number) => {
+      if (how & 64) checkAligned(low);
+      return memory.load64At(low, high, (how & 16) !== 0, (how & 32) !== 0, true);
     },
-    s2: (linear: bigint, value: number, how: number) =>
-      memory.store32(linear, value, how & 15, (how & 32) !== 0, true),
-    s3: (linear: bigint, value: bigint, how: number) => {
-      if (how & 64) checkAligned(linear);
-      memory.store64(linear, value, (how & 32) !== 0, true);
+    s2: (low: number, high: number, value: number, how: number) =>
+      memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true),
+    s3: (low: number, high: number, value: bigint, how: number) => {
+      if (how & 64) checkAligned(low);
+      memory.store64At(low, high, value, (how & 32) !== 0, true);
     },
   };
 }
