@@ -123,6 +123,32 @@ describe('the second stage', () => {
     expect(parts.access(0)).toEqual(fault(true, 0));
   });
 
+  it('forgets that a page was I/O when a pre-fault, which asks for what the page is, has mapped it', () => {
+    const parts = new Parts({ secret: true });
+    expect(parts.memory.setRegion({ ...parts.region, size: 0n })).toBe(0);
+    expect(parts.access()).toBe(MMIO);
+    expect(parts.memory.setRegion(parts.region)).toBe(0);
+    parts.make(PRIVATE);
+    expect(parts.access()).toEqual(fault(false));
+    expect(parts.access(BASE, READ, true)).toBe(parts.secret.page(0));
+    expect(parts.access()).toBe(parts.secret.page(0));
+  });
+
+  // The order that decides what is MMIO: a write asks for nothing to read (and QEMU's processor asks for that first).
+  it('leaves what was I/O as it is when a write finds a READONLY slot, and not when a read does', () => {
+    const parts = new Parts({ flags: MemFlag.READONLY, secret: false });
+    expect(parts.memory.setRegion({ ...parts.region, size: 0n })).toBe(0);
+    expect(parts.access()).toBe(MMIO);
+    expect(parts.memory.setRegion(parts.region)).toBe(0);
+    expect(parts.access(BASE, WRITE)).toBe(MMIO);
+    parts.make(PRIVATE);
+    expect(parts.access()).toEqual(fault(false));
+    parts.make(0);
+    expect(parts.access(BASE, READ)).toBe(parts.ram.base);
+    parts.make(PRIVATE);
+    expect(parts.access()).toEqual(fault(true));
+  });
+
   it('gives MMIO for a write to a READONLY slot, also where it is mapped for reading', () => {
     const parts = new Parts({ flags: MemFlag.READONLY, secret: false });
     expect(parts.access(BASE, WRITE)).toBe(MMIO);
