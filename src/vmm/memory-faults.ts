@@ -4,16 +4,16 @@
  *
  * It decides from the state of the memory, not from the flags of the fault alone. On VM types whose guests do not
  * choose (KVM_X86_SW_PROTECTED_VM), whether an access is private follows from the page's attribute, so a fault whose
- * flags differ from it can only come from a conversion that ran meanwhile: obeying the flags would undo it and
- * destroy its data.
+ * flags differ from it comes from a conversion that ran meanwhile, or from what KVM still remembers of the page:
+ * obeying the flags would undo the conversion and destroy its data.
  */
 import { PAGE_SIZE } from '../hypervisor/args.ts';
-import { outOfRange, VmexitError } from '../hypervisor/errors.ts';
+import { KvmError, outOfRange, VmexitError } from '../hypervisor/errors.ts';
 import { failed } from '../hypervisor/fd.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { Hypercall, HypercallErrno, MapGpaRange, MemoryFaultFlag, VmType } from '../uapi/constants.ts';
-import { errnoName } from '../uapi/errno.ts';
+import { Errno, errnoName } from '../uapi/errno.ts';
 import { Exit } from '../uapi/exit.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import {
@@ -35,7 +35,7 @@ export interface MemoryEvent {
   readonly size: number;
   /** memory_fault.flags, raw; undefined for a hypercall. */
   readonly flags: number | undefined;
-  readonly action: MemoryState | 'replace' | 'retry' | 'deny';
+  readonly action: MemoryState | 'replace' | 'map' | 'retry' | 'deny';
   /** 0, or what went wrong: a negated errno of the kernel's, or of the hypercall's. */
   readonly result: number;
 }
@@ -65,6 +65,8 @@ export interface MemoryFaultCounters {
   readonly bytes: { toPrivate: number; toShared: number };
   /** Faults that needed nothing: races, and what the policy mended. */
   retries: number;
+  /** Private pages that KVM still took for MMIO, and that were mapped by KVM_PRE_FAULT_MEMORY instead. */
+  stale: number;
   /** Requests that were not granted. */
   refusals: number;
   preFaultFailures: number;
@@ -74,6 +76,8 @@ export interface MemoryFaultCounters {
 /** SNP's C-bit and TDX's shared bit: the guest's page tables say which it wants. */
 const choosingTypes: ReadonlySet<number> = new Set([VmType.SNP, VmType.TDX]);
 
+/** So often a fault has come again when it is no race: a conversion elsewhere is over by then. */
+const STEADY = 1;
 const KNOWN_FLAGS = MemoryFaultFlag.PRIVATE;
 const MAX_GPA = 2 ** 52;
 const ENCRYPTED = BigInt(MapGpaRange.ENCRYPTED);
@@ -94,6 +98,7 @@ export class MemoryFaultService {
     conversions: { toPrivate: 0, toShared: 0 },
     bytes: { toPrivate: 0, toShared: 0 },
     retries: 0,
+    stale: 0,
     refusals: 0,
     preFaultFailures: 0,
   };
@@ -204,9 +209,13 @@ export class MemoryFaultService {
     const { gpa, size, flags } = vcpu.memoryFault;
     this.#counters.memoryFaults++;
     if (poisoned) this.#counters.poisoned++;
-    if (this.#guard.isStuck(vcpu, gpa)) throw this.#stuck(vcpu, gpa, size, flags);
-
+    const repeats = this.#guard.repeats(vcpu, gpa);
     const cause = poisoned ? 'poisoned' : this.#causeOf(gpa, size, flags);
+    if (cause === 'race' && repeats === STEADY && this.#vm.memoryMap.isPrivate(gpa) && !isPrivate(flags)) {
+      return this.#replaceStale(vcpu, gpa, size, flags);
+    }
+    if (repeats >= this.#guard.limit) throw this.#stuck(vcpu, gpa, size, flags);
+
     const { action, why } = cause === 'race' ? retry : this.#decide(vcpu, cause, gpa, size, flags);
     const result = why === undefined ? 0 : -HypercallErrno.EPERM;
     this.#trace?.({ cause, vcpu: vcpu.id, gpa, size, flags, action, result });
@@ -215,6 +224,19 @@ export class MemoryFaultService {
       throw this.#refused(gpa, size, why, flags);
     }
     if (action === 'retry') this.#counters.retries++;
+    return true;
+  }
+
+  /**
+   * An access to a page without a slot leaves an MMIO SPTE, and KVM does not derive from the attribute that an access
+   * which meets it is private (arch/x86/kvm/mmu/mmu.c, kvm_mmu_page_fault: PFERR_RSVD_MASK). With a slot and made
+   * private since, the page faults for ever, for nothing zaps that SPTE: no attribute, no slot, no punch. A pre-fault
+   * asks the attribute and maps the private page in its place, with what it holds.
+   */
+  #replaceStale(vcpu: Vcpu, gpa: number, size: number, flags: number): true {
+    const result = this.#map(vcpu, gpa, size);
+    if (result === 0) this.#counters.stale++;
+    this.#trace?.({ cause: 'stale', vcpu: vcpu.id, gpa, size, flags, action: 'map', result });
     return true;
   }
 
@@ -231,7 +253,7 @@ export class MemoryFaultService {
   }
 
   /** What a fault means, from slots and attributes as they are now. Unknown flag bits alone mean nothing. */
-  #causeOf(gpa: number, size: number, flags: number): Cause {
+  #causeOf(gpa: number, size: number, flags: number): Request['cause'] | 'race' {
     const map = this.#vm.memoryMap;
     for (const { start, end, slot } of map.pieces(gpa, gpa + size)) {
       const backed = slot !== undefined && map.hasPrivate(slot);
@@ -274,16 +296,18 @@ export class MemoryFaultService {
     return undefined;
   }
 
-  /** KVM_PRE_FAULT_MEMORY maps what it can; the rest faults in later as it would have anyway. */
-  #map(vcpu: Vcpu, gpa: number, size: number): void {
+  /** KVM_PRE_FAULT_MEMORY maps what it can; the rest faults in later as it would have anyway. 0 or a negated errno. */
+  #map(vcpu: Vcpu, gpa: number, size: number): number {
     try {
       for (let left = size; left > 0; ) {
         const rest = vcpu.preFaultMemory(gpa + size - left, left);
         if (rest >= left) break;
         left = rest;
       }
-    } catch {
+      return 0;
+    } catch (error) {
       this.#counters.preFaultFailures++;
+      return error instanceof KvmError ? error.errno : -Errno.EIO;
     }
   }
 

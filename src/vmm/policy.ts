@@ -14,11 +14,13 @@ export type Cause =
   /** The private page has a hardware memory error (EHWPOISON). */
   | 'poisoned'
   /** Slot and attributes allow the access now: a race with a conversion that is over. */
-  | 'race';
+  | 'race'
+  /** The same, and it does not go away: KVM still takes a private page for the MMIO that it was. */
+  | 'stale';
 
 /** What a policy is asked. Addresses and sizes in bytes; the range may be of many pages. */
 export interface Request {
-  readonly cause: Exclude<Cause, 'race'>;
+  readonly cause: Exclude<Cause, 'race' | 'stale'>;
   readonly vcpu: Vcpu;
   readonly gpa: number;
   readonly size: number;

@@ -13,36 +13,37 @@ interface Last {
 }
 
 export class ProgressGuard {
-  readonly #maxRepeats: number;
+  /** How often the same fault may come. */
+  readonly limit: number;
   readonly #last = new WeakMap<Vcpu, Last>();
 
-  /** @param maxRepeats how often the same fault may come, 1 to 2^32-1 */
-  constructor(maxRepeats: number) {
-    this.#maxRepeats = integer('maxRepeats', maxRepeats, 0xffff_ffff, 1);
+  /** @param limit 1 to 2^32-1 */
+  constructor(limit: number) {
+    this.limit = integer('maxRepeats', limit, 0xffff_ffff, 1);
   }
 
   /**
-   * To be asked at each fault. The same fault is one at the same address with every register as it was: the same
-   * instruction has run into it again, even if the memory was converted back and forth in between.
+   * To be asked at each fault: how often it has come again. The same fault is one at the same address with every
+   * register as it was: the same instruction has run into it again, even if the memory was converted back and forth
+   * in between.
    */
-  isStuck(vcpu: Vcpu, gpa: number): boolean {
+  repeats(vcpu: Vcpu, gpa: number): number {
     const last = this.#last.get(vcpu);
     if (last === undefined) {
       this.#last.set(vcpu, { gpa, regs: undefined, repeats: 0 });
-      return false;
+      return 0;
     }
     if (last.gpa !== gpa) {
       last.gpa = gpa;
       last.regs = undefined;
       last.repeats = 0;
-      return false;
+      return 0;
     }
     const regs = vcpu.getRegs();
     const before = last.regs;
     last.regs = regs;
-    if (before === undefined) return false;
-    last.repeats = same(before, regs) ? last.repeats + 1 : 0;
-    return last.repeats >= this.#maxRepeats;
+    if (before !== undefined) last.repeats = same(before, regs) ? last.repeats + 1 : 0;
+    return last.repeats;
   }
 }
 

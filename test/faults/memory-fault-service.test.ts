@@ -1,6 +1,7 @@
 /** The memory-fault service at work: the guest asks and faults, the service answers, the guest goes on. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
+  Exit,
   type Hypervisor,
   type MemoryFaultOptions,
   MemoryFaultService,
@@ -212,6 +213,32 @@ const cases =
       const error = thrown(() => m.fill(AREA + SIZE, PAGE, 1));
       expect(error.code).toBe('ERR_KVM_NO_PROGRESS');
       expect(m.service.counters.memoryFaults).toBe(7);
+    });
+
+    // test/conformance/stale-mmio.test.ts says why KVM faults there for ever.
+    it('maps a private page that KVM takes for the MMIO that it was, with what it holds', () => {
+      using m = boot({ discard: 'none', maxRepeats: 5 });
+      expect(m.map(AREA, PAGE, ENCRYPTED)).toBe(0n);
+      m.fill(AREA, PAGE, 0x5e);
+      expect(m.map(AREA, PAGE, DECRYPTED)).toBe(0n);
+      m.vm.setUserMemoryRegion2({ slot: 1, memorySize: 0 });
+      expect(m.agent.begin('read', { rdi: AREA })).toBe(Exit.MMIO);
+      m.agent.resume();
+      m.vm.setUserMemoryRegion2({
+        slot: 1,
+        guestPhysAddr: AREA,
+        memorySize: LARGE,
+        memory: m.shared,
+        guestMemfd: m.secret,
+      });
+      expect(m.map(AREA, PAGE, ENCRYPTED)).toBe(0n);
+      expect(m.holds(AREA, PAGE, 0x5e)).toBe(true);
+      expect(m.service.counters).toMatchObject({
+        memoryFaults: 3,
+        retries: 2,
+        stale: 1,
+        preFaultFailures: 0,
+      });
     });
 
     it('ends the run when the guest_memfd is closed under a private page', () => {
