@@ -60,6 +60,9 @@ function dialect(columns: Pick<Dialect, 'name' | 'signal' | 'arm' | 'bits' | 'tr
   const known = BigInt(bits.private | bits.userfault);
   // Exact for every bit: as a number, a flag word with bit 63 set would lose its low ones.
   const rawFlags = (flags.type.size === 8 ? u64 : u32) as Type<number | bigint>;
+  // What cannot be written leaves the page alone: the arm is put together here.
+  const data = new Uint8Array(arm.size);
+  const view = viewOf(data);
   return {
     ...columns,
     encode(page, fault) {
@@ -71,8 +74,9 @@ function dialect(columns: Pick<Dialect, 'name' | 'signal' | 'arm' | 'bits' | 'tr
         unknown |
         BigInt(fault.flags.private ? bits.private : 0) |
         BigInt(fault.flags.userfault ? bits.userfault : 0);
-      const data = arm.encode({ gpa: fault.gpa, size: fault.size });
-      rawFlags.set(viewOf(data), flags.offset, word);
+      rawFlags.set(view, flags.offset, word);
+      gpa.type.set(view, gpa.offset, fault.gpa);
+      size.type.set(view, size.offset, fault.size);
       new Uint8Array(page.buffer, page.byteOffset + EXIT_OFFSET, arm.size).set(data);
       kvm_run.fields.exitReason.type.set(page, kvm_run.fields.exitReason.offset, signal.exitReason);
     },

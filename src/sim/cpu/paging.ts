@@ -87,24 +87,20 @@ function reservedHigh(cpu: Cpu, levels: readonly Level[]): number {
   const width = features(cpu.cpuid).physicalBits;
   // Bits 51:M are reserved everywhere, 62:52 only in PAE paging (SDM volume 3, tables 4-8 to 4-11 and 4-14 to 4-20).
   const top = levels.length === 3 ? 63 : 52;
-  let mask = 0;
-  for (let bit = Math.max(width, 32); bit < top; bit++) mask |= 1 << (bit - 32);
+  let mask = (2 ** (top - 32) - 2 ** (Math.max(width, 32) - 32)) | 0;
   if ((cpu.efer & EFER.NXE) === 0) mask |= NX;
   if (cpu.choice !== undefined && cpu.choice.bit >= 32) mask &= ~(1 << (cpu.choice.bit - 32));
   return mask;
 }
 
-/** The address in an entry, from `shift` bits up, and whether the bit of choice is set. */
-function addressOf(cpu: Cpu, lo: number, hi: number, shift: number): { physical: number; chosen: boolean } {
-  const bit = cpu.choice?.bit;
-  let high = hi & 0xf_ffff;
-  let chosen = false;
-  if (bit !== undefined && bit >= 32) {
-    chosen = ((hi >>> (bit - 32)) & 1) === 1;
-    high &= ~(1 << (bit - 32));
-  }
+/** The bit of choice, as one of an entry's upper half; 0 where there is none. */
+function choiceOf({ choice }: Cpu): number {
+  return choice !== undefined && choice.bit >= 32 ? 1 << (choice.bit - 32) : 0;
+}
+/** The address in an entry, from `shift` bits up. */
+function addressOf(cpu: Cpu, lo: number, hi: number, shift: number): number {
   const low = (lo & (shift >= 32 ? 0 : -(2 ** Math.min(shift, 31)))) >>> 0;
-  return { physical: high * GIB4 + low, chosen };
+  return (hi & 0xf_ffff & ~choiceOf(cpu)) * GIB4 + low;
 }
 
 /** What the choice means for data. */
@@ -152,7 +148,8 @@ export function walk(
   let owned = true;
   let executable = true;
   const used: Read[] = [];
-  for (const { shift, large, ignored, bare } of levels) {
+  for (const level of levels) {
+    const { shift, large, bare } = level;
     const index =
       shift >= 32
         ? (high & 0xffff) >>> (shift - 32)
@@ -162,10 +159,7 @@ export function walk(
     if (entry === undefined || (entry.lo & Entry.P) === 0) return refuse(0);
     const { lo, hi } = entry;
     const page = shift === 12 || (large && (lo & Entry.PS) !== 0);
-    if (
-      isReserved(entry, { shift, large, ignored: ignored === true, bare: bare === true }, reserved, wide, cpu)
-    )
-      refuse(PageFault.P | PageFault.RSVD);
+    if (isReserved(entry, level, reserved, wide, cpu)) refuse(PageFault.P | PageFault.RSVD);
     if (!bare) {
       writeable &&= (lo & Entry.W) !== 0;
       owned &&= (lo & Entry.U) !== 0;
@@ -173,7 +167,8 @@ export function walk(
       used.push(entry);
     }
     const psePage = page && !wide && shift === 22;
-    const { physical, chosen } = addressOf(cpu, lo, hi, page ? shift : 12);
+    const physical = addressOf(cpu, lo, hi, page ? shift : 12);
+    const chosen = (hi & choiceOf(cpu)) !== 0;
     if (!page) {
       // A table has the address of a private page: TDX refuses one with the shared bit.
       if (chosen && cpu.choice!.set === 'shared') refuse(PageFault.P | PageFault.RSVD);
@@ -211,17 +206,16 @@ export function walk(
 function tableOf(cpu: Cpu, long: boolean, pae: boolean): number {
   const hi = long ? highHalf(cpu.cr3) : 0;
   const lo = lowHalf(cpu.cr3);
-  return addressOf(cpu, lo, hi, pae && !long ? 5 : 12).physical;
+  return addressOf(cpu, lo, hi, pae && !long ? 5 : 12);
 }
 
 function isReserved(
   { lo, hi }: Read,
-  level: { shift: number; large: boolean; ignored: boolean; bare: boolean },
+  { shift, large, ignored, bare }: Level,
   reserved: number,
   wide: boolean,
   cpu: Cpu,
 ): boolean {
-  const { shift, large, ignored, bare } = level;
   if ((hi & reserved) !== 0) return true;
   if (bare) return (lo & PDPTE_RESERVED) !== 0 || (hi & NX) !== 0;
   if (ignored || (lo & Entry.PS) === 0) return false;
