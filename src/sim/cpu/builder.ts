@@ -8,7 +8,7 @@
 import { type Condition, conditionValue, type Description, type FlagName, flagValue } from './flag-values.ts';
 import type { Insn, Memory, Operand, Size } from './insn.ts';
 import { type End, type Node, node, prune, typeOf } from './ir.ts';
-import type { Mode } from './mode-key.ts';
+import type { Mode } from './modes.ts';
 import type { CallTarget, Detail, OpName } from './ops.ts';
 import { FlagKind, State } from './state.ts';
 

@@ -12,7 +12,7 @@ import type { Insn } from './insn.ts';
 import { instructions } from './instructions.ts';
 import { IoStop } from './io.ts';
 import type { Block, End } from './ir.ts';
-import type { Mode } from './mode-key.ts';
+import type { Mode } from './modes.ts';
 import { Access, MMIO } from './processor.ts';
 import { State } from './state.ts';
 import type { Unit } from './unit.ts';

@@ -13,8 +13,8 @@ import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { instructions } from './instructions.ts';
 import { IoLog, IoStop } from './io.ts';
 import { Memory } from './memory.ts';
-import { CR0, CR4, codeSize, protectedMode, stackSize, Unmodelled } from './mode.ts';
-import type { Mode } from './mode-key.ts';
+import { CR0, protectedMode, Unmodelled } from './mode.ts';
+import { type Mode, Modes } from './modes.ts';
 import { walk } from './paging.ts';
 import { Access, type SecondStage, type Stop } from './processor.ts';
 import { CpuState, Flag, State } from './state.ts';
@@ -398,12 +398,8 @@ export class Cpu {
   changed(): void {
     const { segments, state, cr0 } = this;
     for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
-    const bits = codeSize(this);
-    const stackBits = stackSize(this);
-    const flags = state.flags;
+    const { flags } = state;
     const user = protectedMode(this) && ((flags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
-    let flat = 0;
-    if (bits !== 64) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
     this.watched =
       (flags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||
@@ -412,36 +408,10 @@ export class Cpu {
       (this.dr[7]! & 0xffn) !== 0n;
     const single = this.watched || this.#observer?.instruction !== undefined;
     this.alignment = user && (cr0 & CR0.AM) !== 0 && (flags & Flag.AC) !== 0;
-    const codeBase = bits === 64 ? 0n : segments[Seg.CS]!.base;
-    const sse = (this.cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
-    const size = (n: number) => (n === 64 ? 2 : n === 32 ? 1 : 0);
-    const key =
-      size(bits) +
-      size(stackBits) * 3 +
-      (user ? 9 : 0) +
-      (single ? 18 : 0) +
-      (this.alignment ? 36 : 0) +
-      (sse ? 72 : 0) +
-      flat * 144 +
-      Number(codeBase & 0xffff_ffffn) * 9216;
-    if (key === this.#mode) return;
-    this.#mode = key;
-    if (this.#modes.size >= MODES) {
-      this.#modes.clear();
-      this.code.forget();
-    }
-    const modeOf = (single: boolean) => ({ bits, stackBits, user, flat, sse, codeBase, single }) as const;
-    this.alone = this.#known(single ? key : key + 18, modeOf(true));
-    this.mode = single ? this.alone : this.#known(key, modeOf(false));
+    const modes = this.#modes.find(this, user, single);
+    if (modes !== undefined) [this.mode, this.alone] = modes;
   }
-  /** Modes by what they are, so that they have small numbers. */
-  readonly #modes = new Map<number, Mode>();
-  #mode = -1;
-  #known(what: number, mode: Omit<Mode, 'key'>): Mode {
-    const known = this.#modes.get(what) ?? { ...mode, key: this.#modes.size };
-    this.#modes.set(what, known);
-    return known;
-  }
+  readonly #modes = new Modes();
 
   /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
   flushTlb(): void {
@@ -475,11 +445,3 @@ const FAULTED: Stop = { kind: 'fault' };
 const WORK = 500;
 const TRANSLATION = 20;
 const DELIVERY = 3;
-/** How many modes are known at once: a guest can make them without end, by bases of CS. */
-const MODES = 4096;
-
-/** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */
-function isFlat({ base, limit, type, unusable, s }: Segment, index: number): boolean {
-  if (base !== 0n || limit !== 0xffff_ffff || unusable || !s) return false;
-  return index === Seg.CS ? (type & 8) !== 0 : (type & 0xe) === 2;
-}

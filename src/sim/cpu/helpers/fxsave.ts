@@ -4,10 +4,10 @@
  */
 import { raise, Vector } from '../fault.ts';
 import type { Insn } from '../insn.ts';
+import { CR0 } from '../mode.ts';
 import { State } from '../state.ts';
 import type { Helper, Helpers, Processor } from './helper.ts';
 import { MXCSR_MASK } from './sse-move.ts';
-import { CR0_EM, CR0_TS } from './sse-operands.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './x87-move.ts';
 import { Fsw, in64BitMode, physical, register, setRegister, summarize } from './x87-stack.ts';
 
@@ -101,7 +101,7 @@ const xmmCount = (cpu: Processor): number => (in64BitMode(cpu) ? 16 : 8);
 
 /** The address, of 512 bytes that must be aligned to 16; neither form waits for pending exceptions. */
 function imageAddress(cpu: Processor, insn: Insn, isWrite: boolean): bigint {
-  if ((cpu.cr0 & (CR0_EM | CR0_TS)) !== 0) raise(Vector.NM);
+  if ((cpu.cr0 & (CR0.EM | CR0.TS)) !== 0) raise(Vector.NM);
   const operand = insn.operands[0]!;
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
   const linear = cpu.address(operand, insn, FXSAVE_SIZE, isWrite);

@@ -4,11 +4,10 @@ import { raise, Vector } from '../fault.ts';
 import { type Binary, firstNan } from '../fp/arithmetic.ts';
 import { BEFORE, type Environment, Exception, F32, F64, Rounding, read } from '../fp/float.ts';
 import { canTell, type Native, safeOperand, safeResult, type Width } from '../fp/native.ts';
+import { CR4 } from '../mode.ts';
 import { State } from '../state.ts';
 import type { Processor } from './helper.ts';
 import { type Lanes, R } from './sse-operands.ts';
-
-const CR4_OSXMMEXCPT = 0x400;
 
 export const env: Environment = {
   rounding: Rounding.NEAREST,
@@ -40,7 +39,7 @@ export function end(cpu: Processor): void {
   if (env.flags === 0) return;
   if ((env.flags & ~env.masks & BEFORE) !== 0) env.flags &= BEFORE;
   cpu.state.setU32(State.mxcsr, cpu.state.u32(State.mxcsr) | env.flags);
-  if ((env.flags & ~env.masks) !== 0) raise((cpu.cr4 & CR4_OSXMMEXCPT) !== 0 ? Vector.XM : Vector.UD);
+  if ((env.flags & ~env.masks) !== 0) raise((cpu.cr4 & CR4.OSXMMEXCPT) !== 0 ? Vector.XM : Vector.UD);
 }
 
 export const formatOf = (width: Width) => (width === 32 ? F32 : F64);

@@ -4,12 +4,10 @@
  */
 import { raise, Vector } from '../fault.ts';
 import type { Insn, Memory, Operand } from '../insn.ts';
+import { CR0, CR4 } from '../mode.ts';
 import { State } from '../state.ts';
 import type { Helper, Processor } from './helper.ts';
 
-export const CR0_EM = 0x4;
-export const CR0_TS = 0x8;
-const CR4_OSFXSR = 0x200;
 const FSW_ES = 0x80;
 
 /** A vector register's worth of bytes, seen in lanes of every width. */
@@ -33,13 +31,13 @@ export const R = new Lanes();
 
 /** SDM volume 2, table 2-18 and on: the exceptions of SSE instructions without a memory operand. */
 export function checkSse(cpu: Processor): void {
-  if ((cpu.cr0 & CR0_EM) !== 0 || (cpu.cr4 & CR4_OSFXSR) === 0) raise(Vector.UD);
-  if ((cpu.cr0 & CR0_TS) !== 0) raise(Vector.NM);
+  if ((cpu.cr0 & CR0.EM) !== 0 || (cpu.cr4 & CR4.OSFXSR) === 0) raise(Vector.UD);
+  if ((cpu.cr0 & CR0.TS) !== 0) raise(Vector.NM);
 }
 
 export function checkMmx(cpu: Processor): void {
-  if ((cpu.cr0 & CR0_EM) !== 0) raise(Vector.UD);
-  if ((cpu.cr0 & CR0_TS) !== 0) raise(Vector.NM);
+  if ((cpu.cr0 & CR0.EM) !== 0) raise(Vector.UD);
+  if ((cpu.cr0 & CR0.TS) !== 0) raise(Vector.NM);
   checkPending(cpu);
 }
 

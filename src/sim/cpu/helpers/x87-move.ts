@@ -14,6 +14,7 @@ import {
   Rounding,
 } from '../fp/float.ts';
 import type { Insn } from '../insn.ts';
+import { CR0 } from '../mode.ts';
 import { Flag, State } from '../state.ts';
 import type { Helper, Helpers, Processor } from './helper.ts';
 import { checkPending } from './sse-operands.ts';
@@ -196,9 +197,6 @@ export function setControlWord(cpu: Processor, value: number): void {
   cpu.state.setU16(State.fcw, controlWord(value));
 }
 
-const CR0_MP = 0x2;
-const CR0_TS = 0x8;
-
 export const x87Move: Helpers = {
   fld: x87((cpu, insn) => {
     if (!hasMemory(insn)) {
@@ -280,7 +278,7 @@ export const x87Move: Helpers = {
     else cpu.state.setGpr(0, (cpu.state.gpr(0) & ~0xffffn) | BigInt(fsw));
   }),
   wait(cpu) {
-    if ((cpu.cr0 & CR0_MP) !== 0 && (cpu.cr0 & CR0_TS) !== 0) raise(Vector.NM);
+    if ((cpu.cr0 & CR0.MP) !== 0 && (cpu.cr0 & CR0.TS) !== 0) raise(Vector.NM);
     checkPending(cpu);
   },
 };
