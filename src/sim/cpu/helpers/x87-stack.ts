@@ -14,9 +14,10 @@ import {
   unpack,
 } from '../fp/float.ts';
 import type { Insn } from '../insn.ts';
+import { CR0 } from '../mode.ts';
 import { State } from '../state.ts';
 import type { Helper, Processor } from './helper.ts';
-import { CR0_EM, CR0_TS, checkPending } from './sse-operands.ts';
+import { checkPending } from './sse-operands.ts';
 
 export const Fsw = { SF: 0x40, ES: 0x80, C0: 0x100, C1: 0x200, C2: 0x400, C3: 0x4000, B: 0x8000 } as const;
 const TOP_SHIFT = 11;
@@ -46,7 +47,7 @@ export const in64BitMode = (cpu: Processor): boolean =>
   (cpu.efer & EFER_LMA) !== 0 && cpu.segments[CS]!.l === 1;
 
 export function checkAvailable(cpu: Processor): void {
-  if ((cpu.cr0 & (CR0_EM | CR0_TS)) !== 0) raise(Vector.NM);
+  if ((cpu.cr0 & (CR0.EM | CR0.TS)) !== 0) raise(Vector.NM);
 }
 
 /** An instruction that waits for pending exceptions, and computes. */
