@@ -3,10 +3,11 @@ import { parseArgs } from 'node:util';
 import {
   ACCEL_CHOICES,
   type AccelChoice,
-  buildKernel,
+  buildKernels,
   DEFAULT_KERNEL,
   DEFAULT_MEMORY_MIB,
   DEFAULT_TIMEOUT_MS,
+  kernelNames,
   LabError,
   type LabErrorCode,
   type LabRun,
@@ -27,11 +28,11 @@ Each has --help.
 const BUILD_HELP = `vmexit lab build [options]: build the lab's kernel, unless that is done
 
   --install        install missing Debian packages first (as root)
-  --kernel NAME    which kernel (default ${DEFAULT_KERNEL})
+  --kernel NAME    which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL}); may be repeated
   --jobs N         how many compilers at a time (default: all processors)
   --verbose        show what the build writes, not one line of progress
 
-The kernel is kept in \${VMEXIT_LAB_CACHE:-\${XDG_CACHE_HOME:-~/.cache}/vmexit/lab}. Its folder goes to stdout.
+Kernels are kept in \${VMEXIT_LAB_CACHE:-\${XDG_CACHE_HOME:-~/.cache}/vmexit/lab}. Their folders go to stdout.
 `;
 
 const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a command in the lab
@@ -39,7 +40,7 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
   --cpus N            processors of the machine (default: those of this one, at most 4)
-  --kernel NAME       which kernel (default ${DEFAULT_KERNEL})
+  --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
   --accel HOW         ${ACCEL_CHOICES.join(', ')} (default auto: kvm where the host nests, else tcg)
   --cwd DIR           where the command runs (default: here)
   --env NAME=VALUE    set a variable; may be repeated
@@ -125,7 +126,7 @@ async function build(argv: string[], { signal }: Ended): Promise<number> {
     options: {
       help: { type: 'boolean', short: 'h' },
       install: { type: 'boolean' },
-      kernel: { type: 'string' },
+      kernel: { type: 'string', multiple: true },
       jobs: { type: 'string' },
       verbose: { type: 'boolean' },
     },
@@ -135,16 +136,18 @@ async function build(argv: string[], { signal }: Ended): Promise<number> {
     return 0;
   }
   using progress = values.verbose ? undefined : showProgress(process.stderr);
-  const built = await buildKernel({
+  const built = await buildKernels({
     signal,
     ...(values.install ? { install: true } : {}),
-    ...(values.kernel === undefined ? {} : { kernel: values.kernel }),
+    ...(values.kernel === undefined ? {} : { kernels: values.kernel }),
     ...(values.jobs === undefined ? {} : { jobs: Number(values.jobs) }),
     ...(progress ? { report: progress.report } : { onLine: (line) => process.stderr.write(`${line}\n`) }),
   });
   progress?.[Symbol.dispose]();
-  say(`kernel ${built.version} (${built.kernel}) is built`);
-  process.stdout.write(`${built.directory}\n`);
+  for (const { version, kernel, directory } of built) {
+    say(`kernel ${version} (${kernel}) is built`);
+    process.stdout.write(`${directory}\n`);
+  }
   return 0;
 }
 
@@ -240,7 +243,7 @@ async function status(argv: string[]): Promise<number> {
   const rows = [
     ...found.kernels.map(({ name, built }) => [
       `kernel ${name}`,
-      built ? `${built.version}, ${built.directory}` : 'not built: npx vmexit lab build',
+      built ? `${built.version}, ${built.directory}` : `not built: npx vmexit lab build --kernel ${name}`,
     ]),
     ['cache', found.cache],
     ['packages to run', missing.run.join(' ') || 'all there'],

@@ -1,8 +1,9 @@
 /**
- * Builds a lab kernel, once per recipe.
+ * Builds lab kernels, each once per recipe.
  *
- * It works in a folder of its own inside the cache and is renamed into place at the end, so whatever ends it
- * leaves nothing that looks complete, and two builds at a time only waste each other's effort.
+ * A build works in a folder of its own inside the cache, and each kernel is renamed into place when it is done, so
+ * whatever ends the build leaves nothing that looks complete, and two builds at a time only waste each other's
+ * effort. The kernels of one build share a tree: make compiles for the next what its patches changed.
  */
 import { closeSync, openSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
@@ -35,8 +36,8 @@ import {
 import { step, type Work } from './step.ts';
 
 export interface BuildOptions {
-  /** `vanilla`, or a folder of lab/kernel/patches. */
-  kernel?: string;
+  /** Which ones: `vanilla`, or folders of lab/kernel/patches. `['vanilla']` by default. */
+  kernels?: readonly string[];
   /** Install missing packages with apt-get; needs root. */
   install?: boolean;
   /** How many compilers run at a time, from 1; all processors by default. */
@@ -75,13 +76,15 @@ const NOT_UNPACKED = [
 const LEFT_OVER_MS = 60 * 60_000;
 
 /**
- * The kernel of this name, from the cache or built now: some minutes, and 2.5 GB of disk meanwhile.
+ * The kernels of these names, from the cache or built now: some minutes for the first, a minute for each that
+ * differs from it in little, and 2.5 GB of disk meanwhile.
  *
  * Throws LabError: ERR_LAB_ARGUMENT for an unknown name or a bad number of jobs, ERR_LAB_PLATFORM,
- * ERR_LAB_PACKAGES naming what is missing, ERR_LAB_BUILD naming the log, ERR_LAB_ABORTED.
+ * ERR_LAB_PACKAGES naming what is missing, ERR_LAB_BUILD naming the log, ERR_LAB_ABORTED. The kernels that are
+ * built by then stay.
  */
-export async function buildKernel(options: BuildOptions = {}): Promise<BuiltKernel> {
-  const { kernel = DEFAULT_KERNEL, install = false, jobs = availableParallelism(), signal } = options;
+export async function buildKernels(options: BuildOptions = {}): Promise<BuiltKernel[]> {
+  const { kernels = [DEFAULT_KERNEL], install = false, jobs = availableParallelism(), signal } = options;
   if (!Number.isInteger(jobs) || jobs < 1) {
     throw new LabError('ERR_LAB_ARGUMENT', `jobs is ${jobs}: it must be an integer from 1`);
   }
@@ -91,23 +94,29 @@ export async function buildKernel(options: BuildOptions = {}): Promise<BuiltKern
       `the lab needs x86-64 Linux; this is ${process.arch} ${process.platform}`,
     );
   }
-  const recipe = readRecipe(kernel);
+  const recipes = kernels.map((kernel) => readRecipe(kernel));
   const cache = cacheFolder();
   const folder = await makeFolder(cache);
   const log = join(folder, 'build.log');
-  const failedLog = join(cache, `build-${kernel}-failed.log`);
+  const failedLog = join(cache, 'build-failed.log');
   const work: Work = { cache, folder, log, failedLog, fd: openSync(log, 'w'), jobs, options };
+  const tree: Tree = { path: join(folder, SOURCE_PACKAGE), applied: undefined };
+  const needed = neededPackages(recipes);
   try {
-    if (install) await installMissing(work, recipe);
+    if (install) await installMissing(work, needed);
     const installed = installedPackages();
     const source = sourceVersion(installed) ?? (await archiveVersion());
-    const done = findKernel(kernel, source, { exact: true, cache });
-    if (done) return done;
-    const missing = missingPackages(neededPackages(recipe), installed);
-    if (missing.length > 0) {
-      throw new LabError('ERR_LAB_PACKAGES', missingMessage(missing, installed !== undefined));
+    const built: BuiltKernel[] = [];
+    for (const recipe of recipes) {
+      const done = findKernel(recipe.kernel, source, { exact: true, cache });
+      const missing = done ? [] : missingPackages(needed, installed);
+      if (missing.length > 0) {
+        throw new LabError('ERR_LAB_PACKAGES', missingMessage(missing, installed !== undefined));
+      }
+      built.push(done ?? (await buildRecipe(work, tree, recipe, source)));
     }
-    return await buildRecipe(work, recipe, source);
+    if (tree.applied) options.report?.('removing the build tree');
+    return built;
   } catch (error) {
     if (signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the build was interrupted', { cause: error });
     throw error;
@@ -135,9 +144,9 @@ async function archiveVersion(): Promise<string> {
   return archive ? `${archive.size}-${Math.trunc(archive.mtimeMs)}` : 'none';
 }
 
-async function installMissing(work: Work, recipe: Recipe): Promise<void> {
+async function installMissing(work: Work, needed: ReturnType<typeof neededPackages>): Promise<void> {
   const installed = installedPackages();
-  const missing = missingPackages(neededPackages(recipe), installed);
+  const missing = missingPackages(needed, installed);
   if (missing.length === 0) return;
   const how = { dpkg: installed !== undefined, root: process.getuid?.() === 0 };
   for (const [command, ...args] of installCommands(missing, how)) {
@@ -146,7 +155,14 @@ async function installMissing(work: Work, recipe: Recipe): Promise<void> {
   }
 }
 
-async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<BuiltKernel> {
+/** The sources and objects that the kernels of one build share. */
+interface Tree {
+  readonly path: string;
+  /** The texts of the patches that are in it, in order; undefined before it is unpacked. */
+  applied: string[] | undefined;
+}
+
+async function buildRecipe(work: Work, tree: Tree, recipe: Recipe, source: string): Promise<BuiltKernel> {
   const { bavail, bsize } = await statfs(work.cache);
   if (bavail * bsize < DISK_BYTES) {
     const free = ((bavail * bsize) / 2 ** 30).toFixed(1);
@@ -155,9 +171,10 @@ async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<
       `the build needs 2.5 GiB of disk in ${work.cache}, and ${free} are free: make room, or set VMEXIT_LAB_CACHE`,
     );
   }
-  const made = join(work.folder, 'made');
+  const made = join(work.folder, `made-${recipe.kernel}`);
   await mkdir(made);
-  const version = await compile(work, recipe, made);
+  await prepare(work, tree, recipe);
+  const version = await compile(work, tree.path, recipe, made);
   await cp(work.log, join(made, 'build.log'));
   await writeFile(join(made, META_FILE), `${JSON.stringify({ kernel: recipe.kernel, version, source })}\n`);
   const place = kernelFolder(recipe.kernel, recipeKey(recipe, source), work.cache);
@@ -165,23 +182,29 @@ async function buildRecipe(work: Work, recipe: Recipe, source: string): Promise<
     // Another build of the same kernel was first: the two are equal.
     if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
   });
-  work.options.report?.('removing the build tree');
   return readKernel(place)!;
 }
 
-/** Unpacks, patches, configures and compiles; leaves the results in `made`; returns the kernel's version. */
-async function compile(work: Work, recipe: Recipe, made: string): Promise<string> {
-  const tree = join(work.folder, SOURCE_PACKAGE);
-  const excludes = NOT_UNPACKED.map((pattern) => `--exclude=${SOURCE_PACKAGE}/${pattern}`);
-  await step(work, 'unpacking the source', 'tar', [
-    ...['--extract', '--xz', '--file', SOURCE_ARCHIVE, '--directory', work.folder],
-    ...['--wildcards', '--wildcards-match-slash', '--no-same-owner', ...excludes],
-  ]);
-  for (const { path } of recipe.patches) {
-    const args = ['--strip=1', '--batch', '--forward', '--fuzz=0', '--input', path];
-    await step(work, `applying ${basename(path)}`, 'patch', args, { cwd: tree });
+/** Makes the tree the recipe's sources. Those of a kernel before it stay if the recipe only adds patches to them. */
+async function prepare(work: Work, tree: Tree, recipe: Recipe): Promise<void> {
+  if (!tree.applied?.every((text, index) => text === recipe.patches[index]?.text)) {
+    await rm(tree.path, { recursive: true, force: true });
+    const excludes = NOT_UNPACKED.map((pattern) => `--exclude=${SOURCE_PACKAGE}/${pattern}`);
+    await step(work, 'unpacking the source', 'tar', [
+      ...['--extract', '--xz', '--file', SOURCE_ARCHIVE, '--directory', work.folder],
+      ...['--wildcards', '--wildcards-match-slash', '--no-same-owner', ...excludes],
+    ]);
+    tree.applied = [];
   }
+  for (const { path, text } of recipe.patches.slice(tree.applied.length)) {
+    const args = ['--strip=1', '--batch', '--forward', '--fuzz=0', '--input', path];
+    await step(work, `applying ${basename(path)}`, 'patch', args, { cwd: tree.path });
+    tree.applied.push(text);
+  }
+}
 
+/** Configures and compiles; leaves the results in `made`; returns the kernel's version. */
+async function compile(work: Work, tree: string, recipe: Recipe, made: string): Promise<string> {
   const make = (stage: string, ...args: string[]) => step(work, stage, 'make', args, { cwd: tree });
   const config = join(tree, '.config');
   await make('configuring', 'tinyconfig');
@@ -192,7 +215,7 @@ async function compile(work: Work, recipe: Recipe, made: string): Promise<string
   if (lost.length > 0) {
     throw new LabError('ERR_LAB_BUILD', `these lines of kernel.fragment did not survive: ${lost.join('; ')}`);
   }
-  await make('compiling', `-j${work.jobs}`, 'LOCALVERSION=-vmexit', 'bzImage');
+  await make(`compiling ${recipe.kernel}`, `-j${work.jobs}`, 'LOCALVERSION=-vmexit', 'bzImage');
   await make('exporting the headers', 'headers');
 
   await cp(join(tree, 'arch', 'x86', 'boot', 'bzImage'), join(made, 'bzImage'));

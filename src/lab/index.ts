@@ -14,10 +14,10 @@ import {
 } from './recipe.ts';
 
 export { ACCEL_CHOICES, type Accel, type AccelChoice } from './accel.ts';
-export { type BuildOptions, buildKernel } from './build.ts';
+export { type BuildOptions, buildKernels } from './build.ts';
 export { LabError, type LabErrorCode } from './errors.ts';
 export { type Progress, type Report, showProgress } from './progress.ts';
-export { type BuiltKernel, DEFAULT_KERNEL } from './recipe.ts';
+export { type BuiltKernel, DEFAULT_KERNEL, kernelNames } from './recipe.ts';
 export { DEFAULT_MEMORY_MIB, DEFAULT_TIMEOUT_MS, type LabResult, type LabRun, runInLab } from './run.ts';
 
 export interface LabStatus {
@@ -44,7 +44,7 @@ export function labStatus(): LabStatus {
     cache: cacheFolder(),
     missing: {
       run: names(missingPackages(neededPackages(), installed)),
-      build: names(missingPackages(neededPackages(readRecipe()), installed)),
+      build: names(missingPackages(neededPackages([readRecipe()]), installed)),
     },
     acceleration: {
       accel,

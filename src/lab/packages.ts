@@ -27,11 +27,14 @@ export const PACKAGES: readonly Package[] = [
   { name: 'patch', for: 'patches', shownBy: 'patch' },
 ];
 
-/** The packages needed to build a recipe and run the result; without a recipe, only to run. */
-export function neededPackages(recipe?: Recipe): Package[] {
-  return PACKAGES.filter(
-    (row) => row.for === 'run' || (recipe && (row.for === 'build' || recipe.patches.length > 0)),
-  );
+/** The packages needed to build these recipes and run the results; without recipes, only to run. */
+export function neededPackages(recipes: readonly Recipe[] = []): Package[] {
+  const needed = {
+    run: true,
+    build: recipes.length > 0,
+    patches: recipes.some((recipe) => recipe.patches.length > 0),
+  };
+  return PACKAGES.filter((row) => needed[row.for]);
 }
 
 /** Versions by package name, of those that `dpkg-query` reports as installed (see {@link DPKG_FORMAT}). */

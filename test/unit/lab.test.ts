@@ -14,7 +14,7 @@ import { basename, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { lab, parseRun } from '../../src/cli/lab.ts';
 import { chooseAccel, describeAccel } from '../../src/lab/accel.ts';
-import { buildKernel, lostOptions } from '../../src/lab/build.ts';
+import { buildKernels, lostOptions } from '../../src/lab/build.ts';
 import { kernelHeaders, labStatus, runInLab } from '../../src/lab/index.ts';
 import {
   installCommands,
@@ -88,6 +88,15 @@ describe("a kernel's recipe", () => {
     expect(found.fragment).toBe('CONFIG_A=y\nCONFIG_B=y\n');
   });
 
+  it('is, for userfault, two patches over vanilla: the feature and a stand-in for tests', () => {
+    const { fragment, patches } = readRecipe('userfault');
+    expect(fragment).toBe(readRecipe('vanilla').fragment);
+    expect(patches.map(({ path }) => basename(path))).toEqual([
+      '0001-kvm-mem-userfault.patch',
+      '0002-test-private-access.patch',
+    ]);
+  });
+
   it('is refused under a name that has none, with the names that have', () => {
     expect(() => readRecipe('../etc')).toThrow(
       expect.objectContaining({ code: 'ERR_LAB_ARGUMENT', message: expect.stringContaining('vanilla') }),
@@ -129,7 +138,7 @@ describe('the cache of kernels', () => {
     place('6.12.9-1', '6.12.9', 'a-key-of-another-fragment');
     mkdirSync(kernelFolder('vanilla', recipeKey(readRecipe(), '6.12.10-1'), scratch));
     mkdirSync(join(scratch, '.build-1-x'));
-    writeFileSync(join(scratch, 'build-vanilla-failed.log'), '');
+    writeFileSync(join(scratch, 'build-failed.log'), '');
     expect(findKernel('vanilla', undefined, { cache: scratch })).toBeUndefined();
     expect(findKernel('vanilla', undefined, { cache: join(scratch, 'none') })).toBeUndefined();
   });
@@ -158,15 +167,15 @@ describe('packages', () => {
 
   it('are only QEMU to run, the compilers to build, and patch where there are patches', () => {
     expect(names(neededPackages())).toEqual(['qemu-system-x86']);
-    const vanilla = names(neededPackages(readRecipe()));
+    const vanilla = names(neededPackages([readRecipe()]));
     expect(vanilla).toEqual(expect.arrayContaining(['qemu-system-x86', 'linux-source-6.12', 'gcc', 'flex']));
     expect(vanilla).not.toContain('patch');
     const patched: Recipe = { kernel: 'x', fragment: '', patches: [{ path: 'p', text: 't' }] };
-    expect(names(neededPackages(patched))).toContain('patch');
+    expect(names(neededPackages([readRecipe(), patched]))).toContain('patch');
   });
 
   it('are missing when dpkg does not list them', () => {
-    const needed = neededPackages(readRecipe());
+    const needed = neededPackages([readRecipe()]);
     const installed = new Map(needed.map((row) => [row.name, '1']));
     expect(missingPackages(needed, installed)).toEqual([]);
     installed.delete('flex');
@@ -181,7 +190,7 @@ describe('packages', () => {
     vi.stubEnv('PATH', scratch);
     writeFileSync(join(scratch, 'bc'), '', { mode: 0o755 });
     writeFileSync(join(scratch, 'flex'), '', { mode: 0o644 });
-    const needed = neededPackages(readRecipe()).filter((row) => !row.shownBy.startsWith('/'));
+    const needed = neededPackages([readRecipe()]).filter((row) => !row.shownBy.startsWith('/'));
     const missing = missingPackages(needed, undefined);
     expect(names(missing)).toContain('flex');
     expect(names(missing)).not.toContain('bc');
@@ -332,7 +341,10 @@ describe('a run is refused before anything starts', () => {
       code: 'ERR_LAB_NOT_BUILT',
       message: expect.stringContaining('npx vmexit lab build'),
     });
-    expect(labStatus()).toMatchObject({ cache: scratch, kernels: [{ name: 'vanilla' }] });
+    expect(labStatus()).toMatchObject({
+      cache: scratch,
+      kernels: [{ name: 'vanilla' }, { name: 'userfault' }],
+    });
     expect(labStatus().kernels[0]).not.toHaveProperty('built');
   });
 });
@@ -365,10 +377,12 @@ describe('a build', () => {
     vi.stubEnv('VMEXIT_LAB_CACHE', cache());
   }
 
+  const build = async (options?: Parameters<typeof buildKernels>[0]) => (await buildKernels(options))[0]!;
+
   it('leaves the kernel, its configuration, its headers and its log in the cache, and nothing else', async () => {
     stubPrograms();
     const stages: string[] = [];
-    const built = await buildKernel({ report: (stage) => stages.push(stage) });
+    const built = await build({ report: (stage) => stages.push(stage) });
     expect(built).toMatchObject({ kernel: 'vanilla', version: '6.12.1' });
     expect(readdirSync(cache())).toEqual([basename(built.directory)]);
     expect(readdirSync(built.directory).sort()).toEqual([
@@ -380,23 +394,61 @@ describe('a build', () => {
     ]);
     expect(readdirSync(join(built.headers, 'linux'))).toEqual(['kvm.h']);
     expect(readFileSync(join(built.directory, 'build.log'), 'utf8')).toContain('kernel/fork.o');
-    expect(stages).toEqual(expect.arrayContaining(['unpacking the source', 'configuring', 'compiling']));
+    expect(stages).toEqual(
+      expect.arrayContaining(['unpacking the source', 'configuring', 'compiling vanilla']),
+    );
     expect(kernelHeaders()).toBe(built.headers);
   });
 
   it('is done once', async () => {
     stubPrograms();
-    const built = await buildKernel();
+    const built = await build();
     const stages: string[] = [];
-    expect(await buildKernel({ report: (stage) => stages.push(stage) })).toEqual(built);
+    expect(await build({ report: (stage) => stages.push(stage) })).toEqual(built);
     expect(stages).toEqual([]);
+  });
+
+  it('of two kernels unpacks once, compiles the second with its patches on top, and keeps what is done', async () => {
+    stubPrograms();
+    writeFileSync(join(scratch, 'bin', 'patch'), '#!/bin/sh\n', { mode: 0o755 });
+    const stages: string[] = [];
+    const kernels = await buildKernels({
+      kernels: ['vanilla', 'userfault'],
+      report: (stage) => stages.push(stage),
+    });
+    expect(kernels.map(({ kernel }) => kernel)).toEqual(['vanilla', 'userfault']);
+    expect(kernels.map(({ directory }) => directory).sort()).toEqual(
+      readdirSync(cache())
+        .map((name) => join(cache(), name))
+        .sort(),
+    );
+    const order = stages.filter((stage, index) => stage !== stages[index - 1]);
+    const patches = readRecipe('userfault').patches.map(({ path }) => `applying ${basename(path)}`);
+    expect(patches).not.toEqual([]);
+    const rest = (name: string) => ['configuring', `compiling ${name}`, 'exporting the headers'];
+    expect(order).toEqual([
+      'unpacking the source',
+      ...rest('vanilla'),
+      ...patches,
+      ...rest('userfault'),
+      'removing the build tree',
+    ]);
+  });
+
+  it('unpacks anew for a kernel that is not the one before it and more', async () => {
+    stubPrograms();
+    writeFileSync(join(scratch, 'bin', 'patch'), '#!/bin/sh\n', { mode: 0o755 });
+    const stages: string[] = [];
+    await buildKernels({ kernels: ['userfault', 'vanilla'], report: (stage) => stages.push(stage) });
+    const unpacked = stages.filter((stage, index) => stage !== stages[index - 1] && /unpack/.test(stage));
+    expect(unpacked).toHaveLength(2);
   });
 
   it('that fails names the log, and leaves nothing that looks like a kernel', async () => {
     stubPrograms('case "$*" in *bzImage) echo "fork.c: no"; exit 2 ;; esac');
-    const error = await buildKernel().catch((thrown) => thrown);
+    const error = await build().catch((thrown) => thrown);
     expect(error).toMatchObject({ code: 'ERR_LAB_BUILD' });
-    const log = join(cache(), 'build-vanilla-failed.log');
+    const log = join(cache(), 'build-failed.log');
     expect(error.message).toContain(log);
     expect(readFileSync(log, 'utf8')).toContain('fork.c: no');
     expect(readdirSync(cache())).toEqual([basename(log)]);
@@ -407,15 +459,15 @@ describe('a build', () => {
     stubPrograms(
       'case "$*" in *olddefconfig) grep -v CONFIG_KVM_SW_PROTECTED_VM .config >new; mv new .config ;; esac',
     );
-    await expect(buildKernel()).rejects.toThrow(/CONFIG_KVM_SW_PROTECTED_VM=y/);
+    await expect(build()).rejects.toThrow(/CONFIG_KVM_SW_PROTECTED_VM=y/);
   });
 
   it('that is interrupted ends its programs and leaves nothing', async () => {
     stubPrograms(`case "$*" in *bzImage) echo $$ >${scratch}/pid; sleep 60 & wait ;; esac`);
     const abort = new AbortController();
-    const building = buildKernel({
+    const building = build({
       signal: abort.signal,
-      report: (stage) => stage === 'compiling' && started(),
+      report: (stage) => stage === 'compiling vanilla' && started(),
     });
     const started = () => {
       const timer = setInterval(() => {
@@ -433,7 +485,7 @@ describe('a build', () => {
 
   it('beside another of the same kernel gives the same kernel', async () => {
     stubPrograms();
-    const [one, two] = await Promise.all([buildKernel(), buildKernel()]);
+    const [one, two] = await Promise.all([build(), build()]);
     expect(one).toEqual(two);
     expect(readFileSync(one.bzImage, 'utf8')).toBe('boots\n');
     expect(readdirSync(cache())).toEqual([basename(one.directory)]);
@@ -442,7 +494,7 @@ describe('a build', () => {
   it('without its packages names them', async () => {
     stubPrograms();
     writeFileSync(join(scratch, 'bin', 'dpkg-query'), '#!/bin/sh\nexit 1\n', { mode: 0o755 });
-    await expect(buildKernel()).rejects.toMatchObject({
+    await expect(build()).rejects.toMatchObject({
       code: 'ERR_LAB_PACKAGES',
       message: expect.stringContaining('linux-source-6.12'),
     });
@@ -451,11 +503,13 @@ describe('a build', () => {
 
 describe('a build is refused before anything starts', () => {
   it.each([0, 1.5, Number.NaN, -1])('for %s jobs', async (jobs) => {
-    await expect(buildKernel({ jobs })).rejects.toMatchObject({ code: 'ERR_LAB_ARGUMENT' });
+    await expect(buildKernels({ jobs })).rejects.toMatchObject({ code: 'ERR_LAB_ARGUMENT' });
   });
 
   it('for a kernel of no recipe', async () => {
-    await expect(buildKernel({ kernel: 'nix' })).rejects.toMatchObject({ code: 'ERR_LAB_ARGUMENT' });
+    await expect(buildKernels({ kernels: ['vanilla', 'nix'] })).rejects.toMatchObject({
+      code: 'ERR_LAB_ARGUMENT',
+    });
   });
 });
 
