@@ -239,7 +239,7 @@ export const Cap = {
   X86_GUEST_MODE: 238,
   // Newer than 6.12. A number alone does not prove a feature: KVM_CAP_USERFAULT, still a proposal, was 236, 239,
   // 240 and 243 in successive versions of its series and 245 in a vendor's kernel, all of them other capabilities
-  // here. 249 and up are claimed by several unmerged series.
+  // here. The lab's kernel `userfault` has 243. 249 and up are claimed by several unmerged series.
   ARM_WRITABLE_IMP_ID_REGS: 239,
   ARM_EL2: 240,
   ARM_EL2_E2H0: 241,

@@ -12,8 +12,8 @@ export const kvm_userspace_memory_region = struct('kvm_userspace_memory_region',
 });
 
 /**
- * KVM_SET_USER_MEMORY_REGION2 (KVM_CAP_USER_MEMORY2, since 6.8). The proposed KVM_MEM_USERFAULT reads the first
- * word of `pad2` as the address of its bitmap.
+ * KVM_SET_USER_MEMORY_REGION2 (KVM_CAP_USER_MEMORY2, since 6.8). `userfaultBitmap`, a pointer, is of the proposed
+ * KVM_MEM_USERFAULT, which takes the first word of the padding.
  */
 export const kvm_userspace_memory_region2 = struct('kvm_userspace_memory_region2', {
   slot: u32,
@@ -25,6 +25,7 @@ export const kvm_userspace_memory_region2 = struct('kvm_userspace_memory_region2
   guestMemfd: u32,
   pad1: u32,
   pad2: array(u64, 14),
+  userfaultBitmap: over('pad2', u64),
 });
 
 /** KVM_SET_MEMORY_ATTRIBUTES (KVM_CAP_MEMORY_ATTRIBUTES, since 6.8). Bytes; both a multiple of the page size. */

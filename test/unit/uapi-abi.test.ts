@@ -41,7 +41,11 @@ const NEWER_THAN_6_12 = [
 const isNewerField = (name: string) => /^(kvm_exit_snp_req_certs|kvm_run\.(tdx|snp_req_certs))\b/.test(name);
 
 /** In no released kernel. */
-const PROPOSALS = ['MemFlag.USERFAULT', 'MemoryFaultFlag.USERFAULT'];
+const PROPOSALS = [
+  'MemFlag.USERFAULT',
+  'MemoryFaultFlag.USERFAULT',
+  'kvm_userspace_memory_region2.userfault_bitmap',
+];
 
 /** By name: a constant's value, a struct's size, a field's offset and size. */
 type Answers = Map<string, readonly number[]>;
@@ -165,5 +169,17 @@ describe.skipIf(!lab)(
   "the ABI tables against the lab kernel's headers (needs g++ and a built lab kernel)",
   () => {
     suite(labHeaders, [...NEWER_THAN_6_12, ...PROPOSALS]);
+  },
+);
+
+const proposed = compiler ? kernelHeaders('userfault') : undefined;
+describe.skipIf(!proposed)(
+  "the proposals in the ABI tables against the lab's kernel that has them (needs both)",
+  () => {
+    it('have the values, offsets and sizes of its header', () => {
+      const answers = ask(proposed);
+      const values = (of: Answers) => PROPOSALS.map((name) => [name, of.get(name)]);
+      expect(values(claims)).toEqual(values(answers));
+    });
   },
 );
