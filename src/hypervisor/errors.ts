@@ -13,7 +13,11 @@ export type ErrorCode =
   /** The same memory fault again and again, with no change in between. */
   | 'ERR_KVM_NO_PROGRESS'
   /** A memory fault or a conversion that policy, or the lack of backing, refuses. */
-  | 'ERR_KVM_REFUSED';
+  | 'ERR_KVM_REFUSED'
+  /** A machine whose state cannot be saved: the message says what of it. */
+  | 'ERR_KVM_NOT_SAVABLE'
+  /** A snapshot that cannot be read: no such file, truncated, altered, of another version, for another host. */
+  | 'ERR_KVM_SNAPSHOT';
 
 /** A system call that the kernel (or the simulator, with the same errno) refused. */
 export class KvmError extends Error {

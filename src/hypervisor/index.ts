@@ -17,4 +17,4 @@ export {
   Vcpu,
   type VcpuEvents,
 } from './vcpu.ts';
-export { type MemoryAttributes, type MemoryRegion, type MemoryRegion2, Vm } from './vm.ts';
+export { type MemoryAttributes, type MemoryRegion, type MemoryRegion2, Vm, type VmSetup } from './vm.ts';

@@ -36,6 +36,11 @@ export class MemoryMap {
 
   /** The first address after the last slot; 0 without slots. Guest requests beyond it concern no memory. */
   get end(): number {
+  /** The slots of other address spaces, which only SMM sees. */
+  get otherSlots(): readonly Slot[] {
+    return this.#others;
+  }
+
     return this.#slots.at(-1)?.end ?? 0;
   }
 

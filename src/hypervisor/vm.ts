@@ -4,6 +4,7 @@ import { dialects } from '../uapi/dialects.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { type Input, size64, type Value, viewOf } from '../uapi/layout.ts';
 import {
+  type kvm_clock_data,
   kvm_create_guest_memfd,
   type kvm_enable_cap,
   kvm_enc_region,
@@ -58,6 +59,16 @@ export class Vm implements Disposable {
   readonly type: number;
   /** What this Vm's ioctls have made of its memory: slots and attributes. */
   readonly memoryMap = new MemoryMap();
+/** What was done to a VM that the kernel cannot be asked for: with MemoryMap, what it takes to make another like it. */
+export interface VmSetup {
+  /** Arguments of KVM_ENABLE_CAP, by capability. */
+  readonly caps: ReadonlyMap<number, Input<Value<typeof kvm_enable_cap>>>;
+  readonly tssAddress: number | undefined;
+  readonly identityMapAddress: number | undefined;
+  /** The kernel has interrupt controllers or a timer of this VM's. */
+  readonly devices: readonly ('irqchip' | 'pit')[];
+}
+
   readonly #fd: Fd;
   // Conversions are the hot path, so their argument is made once.
   readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
@@ -66,6 +77,10 @@ export class Vm implements Disposable {
   /** Made by Hypervisor.createVm(). */
   constructor(fd: Fd, type: number) {
     this.#fd = fd;
+  readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();
+  readonly #devices: ('irqchip' | 'pit')[] = [];
+  #tssAddress: number | undefined;
+  #identityMapAddress: number | undefined;
     this.type = type;
   }
 
@@ -80,6 +95,16 @@ export class Vm implements Disposable {
 
   /** KVM_ENABLE_CAP. @throws KvmError EINVAL for a capability that cannot be enabled */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
+  /** What this Vm's other ioctls have made of it. */
+  get setup(): VmSetup {
+    return {
+      caps: this.#caps,
+      tssAddress: this.#tssAddress,
+      identityMapAddress: this.#identityMapAddress,
+      devices: this.#devices,
+    };
+  }
+
     this.#fd.write(ioctls.KVM_ENABLE_CAP, cap);
   }
 
@@ -88,6 +113,7 @@ export class Vm implements Disposable {
    * @param size bytes, a multiple of 4096, at most 4 GiB
    * @throws RangeError ERR_KVM_INVALID_ARG; KvmError ENOMEM
    */
+    this.#caps.set(Number(cap.cap ?? 0), { ...cap });
   allocate(size: number): GuestMemory {
     this.#fd.handle;
     return GuestMemory.allocate(this.#fd.backend, size);
@@ -277,8 +303,21 @@ export class Vm implements Disposable {
   }
 }
 
+    this.#tssAddress = address;
 function reserve(fd: Fd, size: number): Handle {
   const handle = fd.backend.reserve(size);
   if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, `no address space for ${size} bytes`);
   return handle;
+    this.#identityMapAddress = address;
 }
+    this.#devices.push('irqchip');
+    this.#devices.push('pit');
+  /** KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. @throws KvmError ENOTTY in the simulator, which has none */
+  getClock(): Value<typeof kvm_clock_data> {
+    return this.#fd.read(ioctls.KVM_GET_CLOCK);
+  }
+  /** KVM_SET_CLOCK. @throws KvmError as getClock(); EINVAL for flags that cannot be set */
+  setClock(clock: Input<Value<typeof kvm_clock_data>>): void {
+    this.#fd.write(ioctls.KVM_SET_CLOCK, clock);
+  }
+
