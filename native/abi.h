@@ -29,6 +29,9 @@ struct kvm_userspace_memory_region2 {
 #define KVM_EXIT_MEMORY_FAULT 39
 #endif
 
+// A proposal: the bitmap of KVM_MEM_USERFAULT, in what is padding in all released headers.
+constexpr int kUserfaultBitmapOffset = 48;
+
 #ifndef KVM_SET_MEMORY_ATTRIBUTES
 struct kvm_memory_attributes {
   __u64 address;

@@ -19,6 +19,7 @@ enum Kind : uint32_t {
   kDevice = 16,
   kMemory = 32,
   kReservation = 64,  // address space with nothing behind it: a slot without backing
+  kUserfaultfd = 128,
 };
 
 // A part of the process's address space. Invariant: something is mapped at all of it for as long as the
@@ -44,24 +45,33 @@ struct Mapping {
   ~Mapping();
 };
 
-// Host memory behind a VM's memslots, by slot id. Shared by the VM and its vCPUs: a vCPU can run on after the
-// VM's handle was closed, and KVM would then still map what lies at the slot's address.
-using Slots = std::map<uint32_t, std::shared_ptr<Mapping>>;
+// What KVM reaches of this process's memory for one memslot.
+struct SlotMemory {
+  std::shared_ptr<Mapping> memory;
+  std::shared_ptr<Mapping> bitmap;  // KVM_MEM_USERFAULT's
+};
+
+// By slot id. Shared by the VM and its vCPUs: a vCPU can run on after the VM's handle was closed, and KVM
+// would then still use what lies at these addresses.
+using Slots = std::map<uint32_t, SlotMemory>;
 
 struct RunState;
+struct Userfaults;
 
 struct Handle {
   Kind kind;
   int fd = -1;  // -1 for a mapping without a file
   bool closed = false;
-  uint64_t flags = 0;                // guest_memfd: the flags that it was made with
-  uint64_t size = 0;                 // guest_memfd, memory: bytes
-  std::shared_ptr<Mapping> mapping;  // memory: guest RAM; vCPU: kvm_run
-  std::shared_ptr<Slots> slots;      // VM and its vCPUs
-  std::shared_ptr<RunState> run;     // vCPU
+  uint64_t flags = 0;                  // guest_memfd: the flags that it was made with
+  uint64_t size = 0;                   // guest_memfd, memory, userfaultfd: bytes
+  std::shared_ptr<Mapping> mapping;    // memory, userfaultfd: guest RAM; vCPU: kvm_run
+  std::shared_ptr<Slots> slots;        // VM and its vCPUs
+  std::shared_ptr<RunState> run;       // vCPU
+  std::unique_ptr<Userfaults> faults;  // userfaultfd
   Napi::Reference<Napi::ArrayBuffer> buffer;
   std::shared_ptr<Mapping>* view = nullptr;  // what `buffer` holds; valid while that is not detached
 
+  Handle();
   ~Handle();
   void CloseFd();
 };

@@ -59,6 +59,7 @@ struct Row {
 #name, name, on, Arg::arg, kind \
   }
 
+constexpr uint64_t kPage = 4096;
 constexpr uint32_t kMaxCpuidEntries = 256;  // KVM_MAX_CPUID_ENTRIES
 constexpr uint32_t kMaxMsrEntries = 4096;   // above MAX_IO_MSRS (256), which the kernel answers with E2BIG
 
@@ -341,9 +342,23 @@ Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info) {
     region.guest_memfd = static_cast<__u32>(gmem->fd);
   }
 
+  std::shared_ptr<Mapping> bitmap;
+  uint64_t pointer = 0;
+  if (!info[6].IsNull()) {
+    Handle* bits = Unwrap(env, info[6], kMemory, "bitmap");
+    if (!bits) return env.Undefined();
+    bitmap = bits->mapping;
+    if (region.memory_size / kPage > bitmap->size * 8) {
+      Refuse(env, *row, "the bitmap has fewer bits than the slot has pages");
+      return env.Undefined();
+    }
+    pointer = reinterpret_cast<uint64_t>(bitmap->data);
+  }
+  memcpy(reinterpret_cast<uint8_t*>(&region) + kUserfaultBitmapOffset, &pointer, sizeof(pointer));
+
   if (ioctl(vm->fd, request, &region) < 0) return Errno(env, errno);
   if (region.memory_size) {
-    (*vm->slots)[region.slot] = mapping;
+    (*vm->slots)[region.slot] = {mapping, bitmap};
   } else {
     vm->slots->erase(region.slot);
   }

@@ -13,8 +13,8 @@ Napi::Value Open(const Napi::CallbackInfo& info);
 Napi::Value Ioctl(const Napi::CallbackInfo& info);
 // create(handle, request, argument) -> handle | -errno, for requests that return a file descriptor.
 Napi::Value Create(const Napi::CallbackInfo& info);
-// setMemoryRegion(vm, request, region, memory | null, offset, guestMemfd | null) -> 0 | -errno. The addon
-// fills in userspace_addr and guest_memfd, for JS never sees a pointer.
+// setMemoryRegion(vm, request, region, memory | null, offset, guestMemfd | null, bitmap | null) -> 0 |
+// -errno. The addon fills in userspace_addr, guest_memfd and userfault_bitmap, for JS never sees a pointer.
 Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info);
 // requests() -> the table, for the test that holds it against the one in src/uapi.
 Napi::Value Requests(const Napi::CallbackInfo& info);

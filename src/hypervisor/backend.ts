@@ -59,7 +59,10 @@ export interface Backend {
   ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
   /** An ioctl that returns a file descriptor. */
   create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
-  /** Both region ioctls; userspace_addr and guest_memfd are filled in from the handles. */
+  /**
+   * Both region ioctls; userspace_addr, guest_memfd and userfault_bitmap are filled in from the handles. The bitmap,
+   * that of KVM_MEM_USERFAULT, is guest RAM with a bit for each page of the slot.
+   */
   setMemoryRegion(
     vm: Handle,
     request: number,
@@ -67,6 +70,7 @@ export interface Backend {
     memory: Handle | null,
     memoryOffset: number,
     guestMemfd: Handle | null,
+    bitmap: Handle | null,
   ): number;
 
   /** Guest RAM, zero, untouched until used. */

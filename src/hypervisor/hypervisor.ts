@@ -7,6 +7,7 @@ import { type Backend, type BackendName, isHandle, type MemoryToken } from './ba
 import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
+import { bitmapPages, UserfaultBitmap } from './userfault-bitmap.ts';
 import type { CpuidEntry } from './vcpu.ts';
 import { Vm } from './vm.ts';
 
@@ -85,6 +86,19 @@ export class Hypervisor implements Disposable {
     const memory = this.#fd.backend.openMemory(token);
     if (!isHandle(memory)) throw new KvmError(memory, 'mmap', undefined, 'the shared memory was closed');
     return new GuestMemory(this.#fd.backend, memory, this.#fd.backend.bytes(memory).byteLength);
+  }
+
+  /**
+   * Opens a userfault bitmap that another thread of this process shares, to set and release bits in this one.
+   * @param pages what it was made with; no more than its memory has bits for
+   * @throws KvmError ESTALE or EBADF when it was closed meanwhile; TypeError, RangeError ERR_KVM_INVALID_ARG
+   */
+  openUserfaultBitmap(token: MemoryToken, pages: number): UserfaultBitmap {
+    const wanted = bitmapPages(pages);
+    const memory = this.openMemory(token);
+    if (wanted <= memory.size * 8) return new UserfaultBitmap(memory, wanted);
+    memory.close();
+    throw outOfRange('pages', pages, `at most the ${memory.size * 8} bits of the shared memory`);
   }
 
   /**

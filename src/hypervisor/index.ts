@@ -8,6 +8,7 @@ export { Hypervisor } from './hypervisor.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
 export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
+export { UserfaultBitmap } from './userfault-bitmap.ts';
 export {
   type CpuidEntry,
   type DebugRegs,

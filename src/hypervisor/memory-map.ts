@@ -6,6 +6,7 @@ import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
 import type { GuestMemfd } from './guest-memfd.ts';
 import type { GuestMemory } from './guest-memory.ts';
 import { type Range, RangeMap } from './ranges.ts';
+import type { UserfaultBitmap } from './userfault-bitmap.ts';
 
 /** A memory slot as the kernel has it. Addresses and sizes in bytes. */
 export interface Slot extends Range {
@@ -16,6 +17,7 @@ export interface Slot extends Range {
   readonly memoryOffset: number;
   readonly guestMemfd: GuestMemfd | undefined;
   readonly guestMemfdOffset: number;
+  readonly userfaultBitmap: UserfaultBitmap | undefined;
 }
 
 /** A part of a range that lies in one slot, or in none. */
@@ -34,13 +36,13 @@ export class MemoryMap {
     return this.#slots;
   }
 
-  /** The first address after the last slot; 0 without slots. Guest requests beyond it concern no memory. */
-  get end(): number {
   /** The slots of other address spaces, which only SMM sees. */
   get otherSlots(): readonly Slot[] {
     return this.#others;
   }
 
+  /** The first address after the last slot; 0 without slots. Guest requests beyond it concern no memory. */
+  get end(): number {
     return this.#slots.at(-1)?.end ?? 0;
   }
 

@@ -58,11 +58,18 @@ const regionInvalid = firstOf(region, [
     () => 'a slot with guest_memfd can be neither READONLY nor LOG_DIRTY_PAGES',
   ],
   [
+    (r) => (r.flags & MemFlag.USERFAULT) !== 0,
+    (r) =>
+      `slot ${r.slot} with USERFAULT, a proposal: this KVM has none (\`vmexit probe\` tells), or it was given by ` +
+      'setUserMemoryRegion(), or the slot has it already with another bitmap (turn it off in between); and of a slot ' +
+      'with guest_memfd nothing else can change',
+  ],
+  [
     (r) => (r.flags & MemFlag.GUEST_MEMFD) !== 0,
     (r) =>
       `slot ${r.slot} and its guest_memfd do not go together: the file must be of this VM and reach to ` +
       `${hex(r.guestMemfdOffset + r.memorySize)}, no other slot may be bound to that part of it, the VM's type must ` +
-      'have private memory, and a bound slot can only be deleted',
+      'have private memory, and a bound slot can only be deleted, or have USERFAULT toggled',
   ],
   [
     () => true,

@@ -19,6 +19,7 @@ import { Fd, failed, lend } from './fd.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { GuestMemory, KEEP_SIZE, PUNCH_HOLE } from './guest-memory.ts';
 import { MemoryMap } from './memory-map.ts';
+import { bitmapPages, bitmapSize, fitsSlot, UserfaultBitmap } from './userfault-bitmap.ts';
 import { Vcpu } from './vcpu.ts';
 
 /** A memory slot to be made, changed or (with memorySize 0) deleted. Addresses and sizes in bytes. */
@@ -27,7 +28,7 @@ export interface MemoryRegion {
   readonly slot: number;
   /** 0, or 1 for SMM where the VM has two (KVM_CAP_MULTI_ADDRESS_SPACE). */
   readonly addressSpace?: number;
-  /** MemFlag bits. GUEST_MEMFD is added when a guestMemfd is given. */
+  /** MemFlag bits. GUEST_MEMFD is added when a guestMemfd is given, and USERFAULT with a userfaultBitmap. */
   readonly flags?: number;
   /** A multiple of 4096. */
   readonly guestPhysAddr?: number;
@@ -43,6 +44,12 @@ export interface MemoryRegion2 extends MemoryRegion {
   readonly guestMemfd?: GuestMemfd | undefined;
   /** Where in the guest_memfd the slot begins; a multiple of 4096. */
   readonly guestMemfdOffset?: number;
+  /**
+   * Which pages' accesses end KVM_RUN (KVM_MEM_USERFAULT, a proposal). Turned on and off by giving the same slot with
+   * and without it, also where there is private memory; the slot's pages are unmapped when it is turned on. Flags with
+   * USERFAULT and no bitmap give KVM a null pointer: each fault is Exit.FAULT.
+   */
+  readonly userfaultBitmap?: UserfaultBitmap | undefined;
 }
 
 /** KVM_SET_MEMORY_ATTRIBUTES. Bytes, multiples of 4096; attributes are MemoryAttribute bits. */
@@ -52,13 +59,6 @@ export interface MemoryAttributes {
   readonly attributes: number;
 }
 
-const ATTRIBUTES = kvm_memory_attributes.fields;
-
-export class Vm implements Disposable {
-  /** VmType: what it was created as. */
-  readonly type: number;
-  /** What this Vm's ioctls have made of its memory: slots and attributes. */
-  readonly memoryMap = new MemoryMap();
 /** What was done to a VM that the kernel cannot be asked for: with MemoryMap, what it takes to make another like it. */
 export interface VmSetup {
   /** Arguments of KVM_ENABLE_CAP, by capability. */
@@ -69,7 +69,18 @@ export interface VmSetup {
   readonly devices: readonly ('irqchip' | 'pit')[];
 }
 
+const ATTRIBUTES = kvm_memory_attributes.fields;
+
+export class Vm implements Disposable {
+  /** VmType: what it was created as. */
+  readonly type: number;
+  /** What this Vm's ioctls have made of its memory: slots and attributes. */
+  readonly memoryMap = new MemoryMap();
   readonly #fd: Fd;
+  readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();
+  readonly #devices: ('irqchip' | 'pit')[] = [];
+  #tssAddress: number | undefined;
+  #identityMapAddress: number | undefined;
   // Conversions are the hot path, so their argument is made once.
   readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
   readonly #attributesView = viewOf(this.#attributes);
@@ -77,10 +88,6 @@ export interface VmSetup {
   /** Made by Hypervisor.createVm(). */
   constructor(fd: Fd, type: number) {
     this.#fd = fd;
-  readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();
-  readonly #devices: ('irqchip' | 'pit')[] = [];
-  #tssAddress: number | undefined;
-  #identityMapAddress: number | undefined;
     this.type = type;
   }
 
@@ -88,13 +95,6 @@ export interface VmSetup {
     return this.#fd.closed;
   }
 
-  /** KVM_CHECK_EXTENSION for this VM: capabilities depend on its type. 0 for an unknown one. */
-  checkExtension(cap: number): number {
-    return this.#fd.call(ioctls.KVM_CHECK_EXTENSION, u32('cap', cap));
-  }
-
-  /** KVM_ENABLE_CAP. @throws KvmError EINVAL for a capability that cannot be enabled */
-  enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
   /** What this Vm's other ioctls have made of it. */
   get setup(): VmSetup {
     return {
@@ -105,7 +105,15 @@ export interface VmSetup {
     };
   }
 
+  /** KVM_CHECK_EXTENSION for this VM: capabilities depend on its type. 0 for an unknown one. */
+  checkExtension(cap: number): number {
+    return this.#fd.call(ioctls.KVM_CHECK_EXTENSION, u32('cap', cap));
+  }
+
+  /** KVM_ENABLE_CAP. @throws KvmError EINVAL for a capability that cannot be enabled */
+  enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
     this.#fd.write(ioctls.KVM_ENABLE_CAP, cap);
+    this.#caps.set(Number(cap.cap ?? 0), { ...cap });
   }
 
   /**
@@ -113,7 +121,6 @@ export interface VmSetup {
    * @param size bytes, a multiple of 4096, at most 4 GiB
    * @throws RangeError ERR_KVM_INVALID_ARG; KvmError ENOMEM
    */
-    this.#caps.set(Number(cap.cap ?? 0), { ...cap });
   allocate(size: number): GuestMemory {
     this.#fd.handle;
     return GuestMemory.allocate(this.#fd.backend, size);
@@ -133,6 +140,16 @@ export interface VmSetup {
   }
 
   /**
+   * A bitmap for setUserMemoryRegion2(), all clear. Where KVM has no `userfault`, it is of no use.
+   * @param pages from 1 to 2^31 - 1, at least as many as its slot has
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; KvmError ENOMEM
+   */
+  createUserfaultBitmap(pages: number): UserfaultBitmap {
+    const wanted = bitmapPages(pages);
+    return new UserfaultBitmap(this.allocate(bitmapSize(wanted)), wanted);
+  }
+
+  /**
    * KVM_SET_USER_MEMORY_REGION: a slot of ordinary memory.
    * @throws KvmError EEXIST when it overlaps another slot, EINVAL for what cannot be; nothing has changed then
    */
@@ -140,7 +157,7 @@ export interface VmSetup {
     this.#setRegion(ioctls.KVM_SET_USER_MEMORY_REGION, region);
   }
 
-  /** KVM_SET_USER_MEMORY_REGION2 (since 6.8): as setUserMemoryRegion(), and with private memory. */
+  /** KVM_SET_USER_MEMORY_REGION2 (since 6.8): as setUserMemoryRegion(), and with private memory and userfaults. */
   setUserMemoryRegion2(region: MemoryRegion2): void {
     this.#setRegion(ioctls.KVM_SET_USER_MEMORY_REGION2, region);
   }
@@ -150,16 +167,20 @@ export interface VmSetup {
     given: MemoryRegion2,
   ): void {
     object('region', given);
-    const { memory, guestMemfd } = given;
+    const { memory, guestMemfd, userfaultBitmap } = given;
     if (memory !== undefined && !(memory instanceof GuestMemory)) {
       throw wrongType('memory', memory, 'what Vm.allocate() or GuestMemfd.map() gives');
     }
     if (guestMemfd !== undefined && !(guestMemfd instanceof GuestMemfd)) {
       throw wrongType('guestMemfd', guestMemfd, 'what Vm.createGuestMemfd() gives');
     }
+    if (userfaultBitmap !== undefined && !(userfaultBitmap instanceof UserfaultBitmap)) {
+      throw wrongType('userfaultBitmap', userfaultBitmap, 'what Vm.createUserfaultBitmap() gives');
+    }
     const slot = integer('slot', given.slot, 0xffff);
     const addressSpace = integer('addressSpace', given.addressSpace ?? 0, 0xffff);
-    const flags = (u32('flags', given.flags ?? 0) | (guestMemfd ? MemFlag.GUEST_MEMFD : 0)) >>> 0;
+    const implied = (guestMemfd ? MemFlag.GUEST_MEMFD : 0) | (userfaultBitmap ? MemFlag.USERFAULT : 0);
+    const flags = (u32('flags', given.flags ?? 0) | implied) >>> 0;
     const start = integer('guestPhysAddr', given.guestPhysAddr ?? 0);
     const memoryOffset = integer('memoryOffset', given.memoryOffset ?? 0, memory?.size);
     const guestMemfdOffset = integer('guestMemfdOffset', given.guestMemfdOffset ?? 0);
@@ -170,6 +191,7 @@ export interface VmSetup {
       memory ? backing : undefined,
     );
 
+    if (userfaultBitmap) fitsSlot(userfaultBitmap, size);
     const fields = { slot: slot + addressSpace * 0x1_0000, flags, guestPhysAddr: start, memorySize: size };
     const backend = this.#fd.backend;
     const vm = this.#fd.handle;
@@ -180,7 +202,16 @@ export interface VmSetup {
         row.struct.encodeInto(view, second ? { ...fields, guestMemfdOffset } : fields);
         const memoryHandle = memory?.handle ?? hollow ?? null;
         const fd = guestMemfd?.fd.handle ?? null;
-        const result = backend.setMemoryRegion(vm, row.request, argument, memoryHandle, memoryOffset, fd);
+        const bits = userfaultBitmap?.memory.handle ?? null;
+        const result = backend.setMemoryRegion(
+          vm,
+          row.request,
+          argument,
+          memoryHandle,
+          memoryOffset,
+          fd,
+          bits,
+        );
         if (result < 0) throw failed(result, row, argument);
       });
     } finally {
@@ -197,6 +228,7 @@ export interface VmSetup {
       memoryOffset,
       guestMemfd,
       guestMemfdOffset,
+      userfaultBitmap,
     });
   }
 
@@ -271,18 +303,22 @@ export interface VmSetup {
   /** KVM_SET_TSS_ADDR: three pages of guest-physical memory that Intel hosts need. @param address bytes, below 4 GiB */
   setTssAddr(address: number): void {
     this.#fd.call(ioctls.KVM_SET_TSS_ADDR, u32('address', address));
+    this.#tssAddress = address;
   }
   /** KVM_SET_IDENTITY_MAP_ADDR: one page that Intel hosts need; before the first vCPU. */
   setIdentityMapAddr(address: number): void {
     this.#fd.write(ioctls.KVM_SET_IDENTITY_MAP_ADDR, u32('address', address));
+    this.#identityMapAddress = address;
   }
   /** KVM_CREATE_IRQCHIP: PIC, I/O APIC and local APICs in the kernel; before the first vCPU. */
   createIrqchip(): void {
     this.#fd.call(ioctls.KVM_CREATE_IRQCHIP);
+    this.#devices.push('irqchip');
   }
   /** KVM_CREATE_PIT2; after createIrqchip(). */
   createPit2(flags = 0): void {
     this.#fd.write(ioctls.KVM_CREATE_PIT2, { flags: u32('flags', flags) });
+    this.#devices.push('pit');
   }
   /** KVM_IRQ_LINE: raises or lowers a line of the in-kernel interrupt controllers. */
   irqLine(line: Input<Value<typeof kvm_irq_level>>): void {
@@ -291,6 +327,15 @@ export interface VmSetup {
   /** KVM_SIGNAL_MSI. @returns above 0 when delivered, 0 when the guest blocked it */
   signalMsi(msi: Input<Value<typeof kvm_msi>>): number {
     return this.#fd.write(ioctls.KVM_SIGNAL_MSI, msi);
+  }
+
+  /** KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. @throws KvmError ENOTTY in the simulator, which has none */
+  getClock(): Value<typeof kvm_clock_data> {
+    return this.#fd.read(ioctls.KVM_GET_CLOCK);
+  }
+  /** KVM_SET_CLOCK. @throws KvmError as getClock(); EINVAL for flags that cannot be set */
+  setClock(clock: Input<Value<typeof kvm_clock_data>>): void {
+    this.#fd.write(ioctls.KVM_SET_CLOCK, clock);
   }
 
   /** Idempotent. Its vCPUs and guest_memfds stay open, and the kernel keeps the VM until they are closed too. */
@@ -303,21 +348,8 @@ export interface VmSetup {
   }
 }
 
-    this.#tssAddress = address;
 function reserve(fd: Fd, size: number): Handle {
   const handle = fd.backend.reserve(size);
   if (!isHandle(handle)) throw new KvmError(handle, 'mmap', undefined, `no address space for ${size} bytes`);
   return handle;
-    this.#identityMapAddress = address;
 }
-    this.#devices.push('irqchip');
-    this.#devices.push('pit');
-  /** KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. @throws KvmError ENOTTY in the simulator, which has none */
-  getClock(): Value<typeof kvm_clock_data> {
-    return this.#fd.read(ioctls.KVM_GET_CLOCK);
-  }
-  /** KVM_SET_CLOCK. @throws KvmError as getClock(); EINVAL for flags that cannot be set */
-  setClock(clock: Input<Value<typeof kvm_clock_data>>): void {
-    this.#fd.write(ioctls.KVM_SET_CLOCK, clock);
-  }
-

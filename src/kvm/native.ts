@@ -31,6 +31,7 @@ export interface Native {
     memory: Handle | null,
     memoryOffset: number,
     guestMemfd: Handle | null,
+    bitmap: Handle | null,
   ): number;
   requests(): NativeRow[];
   allocate(size: number): Handle | number;

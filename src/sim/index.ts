@@ -142,6 +142,7 @@ class Simulator implements SimBackend {
     memory: Handle | null,
     memoryOffset: number,
     guestMemfd: Handle | null,
+    bitmap: Handle | null,
   ): number => {
     const second = request === ioctls.KVM_SET_USER_MEMORY_REGION2.request;
     if (!second && request !== ioctls.KVM_SET_USER_MEMORY_REGION.request) {
@@ -160,6 +161,10 @@ class Simulator implements SimBackend {
       throw wrongType('the slot', bytes, 'within memory, or a reservation');
     }
     const file = guestMemfd === null ? undefined : open(guestMemfd, 'guestMemfd');
+    const bits = bitmap === null ? undefined : as(Mapping, bitmap, 'bitmap');
+    if (bits !== undefined && (bits.base === undefined || bytes / BigInt(PAGE) > BigInt(bits.size) * 8n)) {
+      throw wrongType('bitmap', bitmap, "memory of this thread's own with a bit for each page of the slot");
+    }
     const flags = view.getUint32(fields.flags.offset, true);
     // KVM_SET_USER_MEMORY_REGION_V1_FLAGS: dirty logging and READONLY.
     if (!second && (flags & ~V1_FLAGS) !== 0) return -Errno.EINVAL;

@@ -77,7 +77,7 @@ function furnish() {
   for (let i = 0; i < ram.length; i += 1 + below(8)) ram[i] = below(256);
   const region = new Uint8Array(32);
   new DataView(region.buffer).setBigUint64(16, BigInt(ram.length), true);
-  native.setMemoryRegion(vm, request('KVM_SET_USER_MEMORY_REGION'), region, memory, 0, null);
+  native.setMemoryRegion(vm, request('KVM_SET_USER_MEMORY_REGION'), region, memory, 0, null, null);
   const vcpu = keep('vcpu', native.create(vm, request('KVM_CREATE_VCPU'), 0));
   if (vcpu !== undefined) {
     startAtZero(vcpu);
@@ -204,7 +204,9 @@ const plausible = {
     const wanted = row(choice(['KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_REGION2']));
     const memory = chance(0.8) ? choice([...open.memory, ...open.reservation, null]) : null;
     const gmem = chance(0.5) ? choice([...open.gmem, null]) : null;
-    return [handleFor(2), wanted.request, argumentFor(wanted), memory, choice([0, 0, 4096, 1, 65_536]), gmem];
+    const bitmap = chance(0.5) ? choice([...open.memory, ...open.reservation, null]) : null;
+    const offset = choice([0, 0, 4096, 1, 65_536]);
+    return [handleFor(2), wanted.request, argumentFor(wanted), memory, offset, gmem, bitmap];
   },
   requests: () => [],
   allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],

@@ -219,6 +219,7 @@ const scenarios = {
       ram,
       0,
       null,
+      null,
     );
     const run = other.runner(other.create(vm, requests.KVM_CREATE_VCPU, 0));
     return { codes, deadlines: [exitName(vcpu.run(20)), run(20), exitName(vcpu.run(20)), run(20)] };

@@ -68,7 +68,8 @@ export class Tap implements Disposable {
     const row = file === undefined ? ioctls.KVM_SET_USER_MEMORY_REGION : ioctls.KVM_SET_USER_MEMORY_REGION2;
     const vm = this.handle(ioctls.KVM_CREATE_VM);
     const region = rawStruct(row.struct, values);
-    return answerOf(this.backend.setMemoryRegion(vm, row.request, region, memory.handle, 0, file ?? null));
+    const backing = [memory.handle, 0, file ?? null, null] as const;
+    return answerOf(this.backend.setMemoryRegion(vm, row.request, region, ...backing));
   }
 
   /** A guest_memfd of the last VM made, closed at once. */

@@ -62,6 +62,7 @@ describe('MemoryMap', () => {
     memoryOffset: 0,
     guestMemfd: undefined,
     guestMemfdOffset: 0,
+    userfaultBitmap: undefined,
   });
 
   it('finds the slot of an address, and none in a hole', () => {

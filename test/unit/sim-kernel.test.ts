@@ -71,11 +71,17 @@ describe('requests', () => {
     const region = kvm_userspace_memory_region2.encode({ memorySize: 2 * PAGE });
     const { request } = ioctls.KVM_SET_USER_MEMORY_REGION2;
     const memory = made(backend.allocate(PAGE));
-    expect(() => backend.setMemoryRegion(vm, request, region, memory, 0, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region, null, 0, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region, vcpu, 0, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region.subarray(1), memory, 0, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, 0, region, memory, 0, null)).toThrow(invalid);
+    expect(() => backend.setMemoryRegion(vm, request, region, memory, 0, null, null)).toThrow(invalid);
+    expect(() => backend.setMemoryRegion(vm, request, region, null, 0, null, null)).toThrow(invalid);
+    expect(() => backend.setMemoryRegion(vm, request, region, vcpu, 0, null, null)).toThrow(invalid);
+    expect(() => backend.setMemoryRegion(vm, request, region.subarray(1), memory, 0, null, null)).toThrow(
+      invalid,
+    );
+    expect(() => backend.setMemoryRegion(vm, 0, region, memory, 0, null, null)).toThrow(invalid);
+    const reserved = made(backend.reserve(PAGE));
+    for (const bitmap of [vcpu, reserved]) {
+      expect(() => backend.setMemoryRegion(vm, request, region, memory, 0, null, bitmap)).toThrow(invalid);
+    }
     backend.close(memory);
   });
 
