@@ -2,6 +2,10 @@
 import { errnoName } from '../uapi/errno.ts';
 
 export type ErrorCode =
+  /** Where guest memory's pages come from is not there, too short, too slow, or has failed. */
+  | 'ERR_KVM_SOURCE'
+  /** A pager that was stopped with pages missing. */
+  | 'ERR_KVM_PAGER'
   /** An argument of the wrong type or out of range. A TypeError or a RangeError carries it. */
   | 'ERR_KVM_INVALID_ARG'
   /** A handle that was closed. */

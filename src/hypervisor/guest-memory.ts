@@ -3,6 +3,7 @@ import { Errno } from '../uapi/errno.ts';
 import { integer, pages } from './args.ts';
 import { type Backend, type Handle, isHandle, type MemoryToken } from './backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
+import { Userfaultfd } from './userfaultfd.ts';
 
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (fallocate(2)). */
 export const PUNCH_HOLE = 0x03;
@@ -66,6 +67,22 @@ export class GuestMemory implements Disposable {
     return copy;
   }
 
+  /** Set by a pager: who brings pages that are not there yet. */
+  demand: ((offset: number, size: number) => Promise<void>) | undefined;
+
+  /**
+   * Resolves when these bytes are there to be read, at once where nobody pages them in. A page that is missing reads as
+   * zeroes, or keeps its reader waiting for ever, so who may meet one asks first.
+   * @param offset bytes, from 0
+   * @param size bytes, up to the end of the memory
+   * @throws VmexitError ERR_KVM_SOURCE, ERR_KVM_PAGER when they will not come; RangeError ERR_KVM_INVALID_ARG
+   */
+  async ensure(offset = 0, size?: number): Promise<void> {
+    const from = integer('offset', offset, this.size);
+    const length = integer('size', size ?? this.size - from, this.size - from);
+    if (length > 0) await this.demand?.(from, length);
+  }
+
   get closed(): boolean {
     return this.#handle === undefined;
   }
@@ -117,6 +134,16 @@ export class GuestMemory implements Disposable {
       throw outOfRange('share(): the memory', 'a view of a guest_memfd', 'made by Vm.allocate()');
     }
     return this.#backend.share(this.handle);
+  }
+
+  /**
+   * From now on, whoever touches a page of this memory that was never touched waits for Userfaultfd.copy(), which
+   * must come from another thread: this one too waits if it touches one (userfaultfd(2), since 4.11 for such memory).
+   * @throws KvmError EPERM without the privilege that faults of the kernel's own need (the message names three ways
+   *   to it), ENOSYS without CONFIG_USERFAULTFD and in the simulator, EBUSY when there is one already
+   */
+  userfaultfd(): Userfaultfd {
+    return Userfaultfd.create(this.#backend, this.handle, this.size);
   }
 
   /** Idempotent. Views become empty; a slot that uses the memory keeps it until the slot or the VM is gone. */

@@ -11,8 +11,13 @@ import { Bus } from './bus.ts';
 
 /** Serves exits of some kind; a MemoryFaultService is one. */
 export interface ExitHandler {
-  /** @returns whether it was this one's exit and the guest can run on */
-  handle(vcpu: Vcpu, exit: number): boolean;
+  /**
+   * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
+   *   the event loop brings
+   */
+  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
+  /** Asked before each slice: throws what ends the run. */
+  check?(): void;
 }
 
 export interface RunLoopOptions {
@@ -55,6 +60,8 @@ const LEAST_RUN_MS = 1;
 /** Ends of a run that are the host's doing and no exit of the guest's. They end the slice. */
 const hostEnds: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
 
+/** Undefined: the guest runs on. */
+type Served = RunEnd | undefined | Promise<RunEnd | undefined>;
 type Serve = (loop: RunLoop) => RunEnd | undefined;
 
 export class RunLoop {
@@ -105,7 +112,9 @@ export class RunLoop {
         if (signal?.aborted) return this.#pause({ reason: 'abort' });
         const left = deadline - performance.now();
         if (left <= 0) return this.#pause({ reason: 'timeout' });
-        const end = this.#slice(Math.min(this.#sliceMs, left));
+        for (const handler of this.#handlers) handler.check?.();
+        const sliced = this.#slice(Math.min(this.#sliceMs, left));
+        const end = sliced instanceof Promise ? await sliced : sliced;
         if (end) return end.reason === 'stop' ? this.#pause(end) : end;
         this.#onSlice?.();
         await breathe();
@@ -115,7 +124,7 @@ export class RunLoop {
     }
   }
 
-  #slice(ms: number): RunEnd | undefined {
+  #slice(ms: number): Served {
     const end = performance.now() + ms;
     for (let left = ms; left > 0; left = end - performance.now()) {
       const exit = this.vcpu.run(Math.max(left, LEAST_RUN_MS));
@@ -126,22 +135,41 @@ export class RunLoop {
     return undefined;
   }
 
-  #serve(exit: number): RunEnd | undefined {
+  #serve(exit: number): Served {
     this.#counts.set(exit, (this.#counts.get(exit) ?? 0) + 1);
+    const told = () => this.#onExit?.(this.vcpu, exit);
+    let served: Served;
     try {
-      for (const handler of this.#handlers) {
-        if (handler.handle(this.vcpu, exit)) return this.#stopped;
-      }
-      const serve = RunLoop.#services.get(exit);
-      return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
-    } finally {
-      this.#onExit?.(this.vcpu, exit);
+      served = this.#offer(exit, 0);
+    } catch (error) {
+      told();
+      throw error;
     }
+    if (served instanceof Promise) return served.finally(told);
+    told();
+    return served;
+  }
+
+  /** To the handlers from this one on, and then to the services. */
+  #offer(exit: number, from: number): Served {
+    for (let i = from; i < this.#handlers.length; i++) {
+      const handled = this.#handlers[i]!.handle(this.vcpu, exit);
+      if (handled instanceof Promise)
+        return handled.then((is) => (is ? this.#stopped : this.#offer(exit, i + 1)));
+      if (handled) return this.#stopped;
+    }
+    const serve = RunLoop.#services.get(exit);
+    return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
   }
 
   /** Finishes the instruction in hand: only then are the registers those of the guest as it stands. */
   #pause(end: RunEnd): RunEnd {
-    this.vcpu.complete((exit) => this.#serve(exit));
+    this.vcpu.complete((exit) => {
+      if (this.#serve(exit) instanceof Promise)
+        throw new Error(
+          `a handler of ${exitName(exit)} must answer at once while an instruction is finished`,
+        );
+    });
     return end;
   }
 
