@@ -7,7 +7,8 @@
         "native/handle.cc",
         "native/ioctls.cc",
         "native/memory.cc",
-        "native/run.cc"
+        "native/run.cc",
+        "native/userfaultfd.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": [

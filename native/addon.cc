@@ -5,6 +5,7 @@
 #include "ioctls.h"
 #include "memory.h"
 #include "run.h"
+#include "userfaultfd.h"
 
 namespace {
 
@@ -33,6 +34,14 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"runner", vmexit::Runner},
       {"kickId", vmexit::KickId},
       {"kick", vmexit::Kick},
+      {"userfaultfd", vmexit::Userfaultfd},
+      {"shareUserfaultfd", vmexit::ShareUserfaultfd},
+      {"openUserfaultfd", vmexit::OpenUserfaultfd},
+      {"fillPages", vmexit::FillPages},
+      {"zeroPages", vmexit::ZeroPages},
+      {"wakePages", vmexit::WakePages},
+      {"readFaults", vmexit::ReadFaults},
+      {"watchFaults", vmexit::WatchFaults},
   };
   for (const auto& function : kFunctions) {
     exports.Set(function.name, Napi::Function::New(env, function.call, function.name));

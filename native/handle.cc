@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "run.h"
+#include "userfaultfd.h"
 
 namespace vmexit {
 
@@ -39,10 +40,13 @@ Mapping::~Mapping() {
   mmap(data, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
+Handle::Handle() = default;
+
 Handle::~Handle() { CloseFd(); }
 
 void Handle::CloseFd() {
   if (run) run->Close();
+  if (faults) faults->Unwatch();
   if (fd >= 0) close(fd);
   fd = -1;
 }

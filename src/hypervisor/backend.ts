@@ -18,6 +18,32 @@ export interface MemoryToken {
   readonly inode: number;
 }
 
+/** A userfaultfd of one thread that another may open: what Userfaultfd.share() gives. */
+export interface UserfaultfdToken {
+  readonly backend: BackendName;
+  readonly fd: number;
+  readonly inode: number;
+  /** Where the memory lies in this process. */
+  readonly base: bigint;
+  /** Of the memory, in bytes. */
+  readonly size: number;
+}
+
+/** userfaultfd(2) over guest memory; ranges are of whole pages and lie inside the memory. */
+export interface Userfaults {
+  /** Over all of a memory, mode MISSING. */
+  create(memory: Handle): Handle | number;
+  share(userfaultfd: Handle): UserfaultfdToken | number;
+  open(token: UserfaultfdToken): Handle | number;
+  fill(userfaultfd: Handle, offset: number, bytes: Uint8Array): number;
+  zero(userfaultfd: Handle, offset: number, size: number): number;
+  wake(userfaultfd: Handle, offset: number, size: number): number;
+  /** Offsets of pages that somebody waits for, 64 at most; never blocks. */
+  read(userfaultfd: Handle): number[] | number;
+  /** Called from the thread's event loop while there is something to read. */
+  watch(userfaultfd: Handle, callback: (() => void) | undefined): number;
+}
+
 /**
  * An access for which the second stage of translation had nothing yet: an EPT violation, a nested page fault. Of one
  * that is memory-mapped I/O, its exit tells.
@@ -88,6 +114,9 @@ export interface Backend {
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
 
+  /** Where the host has such a thing: not in the simulator. */
+  readonly userfaults?: Userfaults;
+
   /** KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed). */
   runner(vcpu: Handle): (timeoutMs?: number) => number;
   kickId(vcpu: Handle): number;
@@ -97,6 +126,8 @@ export interface Backend {
   completed?(vcpu: Handle): bigint;
   /** Tells the observer from now on, or nobody. Where each instruction is known: in the simulator. */
   observe?(vcpu: Handle, observer: Observer | undefined): void;
+  /** Calls before the kernel itself touches a page of this memory, with its offset: in the simulator. */
+  ownAccesses?(memory: Handle, serve: ((offset: number) => void) | undefined): void;
   /** Idempotent. */
   close(handle: Handle): void;
 }

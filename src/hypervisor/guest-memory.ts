@@ -126,6 +126,19 @@ export class GuestMemory implements Disposable {
   }
 
   /**
+   * Calls before KVM itself, and no vCPU, touches a page of this memory in a slot: when it emulates an instruction. No
+   * userfault bitmap stops that; on Linux a userfaultfd does, and in the simulator this. Without an argument, nobody is
+   * called any more.
+   * @param serve is given the page's offset in bytes, inside vcpu.run(); what it throws ends that
+   * @returns whether this backend tells of such accesses
+   */
+  onOwnAccess(serve?: (offset: number) => void): boolean {
+    if (serve !== undefined && typeof serve !== 'function') throw wrongType('serve', serve, 'a function');
+    this.#backend.ownAccesses?.(this.handle, serve);
+    return this.#backend.ownAccesses !== undefined;
+  }
+
+  /**
    * A token that another thread of this process gives to Hypervisor.openMemory(). The memory must stay open until
    * it has.
    */

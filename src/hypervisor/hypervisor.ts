@@ -3,11 +3,18 @@ import { ioctls } from '../uapi/ioctls.ts';
 import type { Value } from '../uapi/layout.ts';
 import type { kvm_msr_entry } from '../uapi/x86.ts';
 import { integer, object, u32 } from './args.ts';
-import { type Backend, type BackendName, isHandle, type MemoryToken } from './backend.ts';
+import {
+  type Backend,
+  type BackendName,
+  isHandle,
+  type MemoryToken,
+  type UserfaultfdToken,
+} from './backend.ts';
 import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
 import { bitmapPages, UserfaultBitmap } from './userfault-bitmap.ts';
+import { Userfaultfd } from './userfaultfd.ts';
 import type { CpuidEntry } from './vcpu.ts';
 import { Vm } from './vm.ts';
 
@@ -99,6 +106,14 @@ export class Hypervisor implements Disposable {
     if (wanted <= memory.size * 8) return new UserfaultBitmap(memory, wanted);
     memory.close();
     throw outOfRange('pages', pages, `at most the ${memory.size * 8} bits of the shared memory`);
+  }
+
+  /**
+   * Opens a userfaultfd that another thread of this process shares: that which serves its faults.
+   * @throws KvmError ESTALE or EBADF when it was closed meanwhile, ENOSYS in the simulator
+   */
+  openUserfaultfd(token: UserfaultfdToken): Userfaultfd {
+    return Userfaultfd.open(this.#fd.backend, token);
   }
 
   /**

@@ -1,6 +1,13 @@
 /** The seam: what a VMM is written against, whichever backend is under it. */
 export type { Integer } from './args.ts';
-export type { Backend, BackendName, MemoryToken, Observer, SecondStageEvent } from './backend.ts';
+export type {
+  Backend,
+  BackendName,
+  MemoryToken,
+  Observer,
+  SecondStageEvent,
+  UserfaultfdToken,
+} from './backend.ts';
 export * from './errors.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { GuestMemory, MAX_MEMORY } from './guest-memory.ts';
@@ -9,6 +16,7 @@ export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
 export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
+export { Userfaultfd } from './userfaultfd.ts';
 export {
   type CpuidEntry,
   type DebugRegs,

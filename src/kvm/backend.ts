@@ -53,6 +53,19 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     read: native.read,
     fallocate: native.fallocate,
     madvise: native.madvise,
+    userfaults: {
+      create: native.userfaultfd,
+      share(userfaultfd) {
+        const token = native.shareUserfaultfd(userfaultfd);
+        return typeof token === 'number' ? token : { backend: 'kvm', ...token };
+      },
+      open: ({ fd, inode, base, size }) => native.openUserfaultfd(fd, inode, base, size),
+      fill: native.fillPages,
+      zero: native.zeroPages,
+      wake: native.wakePages,
+      read: native.readFaults,
+      watch: native.watchFaults,
+    },
     runner: native.runner,
     kickId: native.kickId,
     kick: native.kick,

@@ -1,5 +1,5 @@
 /** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
-import type { Handle } from '../hypervisor/backend.ts';
+import type { Handle, UserfaultfdToken } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
 import { packageRequire, packageRoot } from '../package.ts';
 
@@ -49,6 +49,14 @@ export interface Native {
   runner(vcpu: Handle): (timeoutMs?: number) => number;
   kickId(vcpu: Handle): number;
   kick(id: number): boolean;
+  userfaultfd(memory: Handle): Handle | number;
+  shareUserfaultfd(userfaultfd: Handle): Omit<UserfaultfdToken, 'backend'> | number;
+  openUserfaultfd(fd: number, inode: number, base: bigint, size: number): Handle | number;
+  fillPages(userfaultfd: Handle, offset: number, bytes: Uint8Array): number;
+  zeroPages(userfaultfd: Handle, offset: number, size: number): number;
+  wakePages(userfaultfd: Handle, offset: number, size: number): number;
+  readFaults(userfaultfd: Handle): number[] | number;
+  watchFaults(userfaultfd: Handle, callback: (() => void) | undefined): number;
 }
 
 let loaded: Native | undefined;

@@ -129,6 +129,18 @@ const rows = {
         return undefined;
       }) && 'this kernel refuses the flag',
   },
+  userfaultfd: {
+    // It is tried with the faults of the kernel's own, which is what needs a privilege.
+    summary: 'faults on missing pages of guest memory are served by another thread, those of the kernel too',
+    since: '4.11',
+    try: (hv) =>
+      withVm(hv, VmType.DEFAULT, (vm) => {
+        using memory = vm.allocate(PAGE_SIZE);
+        using faults = memory.userfaultfd();
+        faults.copy(0, new Uint8Array(PAGE_SIZE).fill(0x5a));
+        return memory.bytes[0] === 0x5a ? undefined : 'UFFDIO_COPY copies nothing';
+      }),
+  },
   'user-memory2': {
     summary: 'KVM_SET_USER_MEMORY_REGION2',
     since: '6.8',

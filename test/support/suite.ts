@@ -19,7 +19,7 @@ export const backends: readonly BackendName[] = inLab ? ['kvm'] : ['kvm', 'sim']
  */
 const beyondLab: readonly Condition[] = ['guest-memfd-mmap', 'userfault', 'hardware-breakpoint'];
 /** What the simulator does not model, on any host. Everything else it must have. */
-const beyondSim: readonly Condition[] = ['irqchip', 'userfault', 'files'];
+const beyondSim: readonly Condition[] = ['irqchip', 'userfault', 'userfaultfd', 'files'];
 
 /** What may be skipped: everything, where a host is what it is. */
 const mayLack = (backend: BackendName, condition: Condition): boolean =>
