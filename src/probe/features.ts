@@ -12,13 +12,14 @@ import {
   Hypercall,
   MemFlag,
   MemoryAttribute,
+  MemoryFaultFlag,
   SyncRegs,
   VmType,
 } from '../uapi/constants.ts';
 import { Exit } from '../uapi/exit.ts';
 import { halts16, halts64, hypercall, spins, steps, writesAbove, writesBelow } from './guests.ts';
 import { type Needs, readHost, swProtected, whyNot } from './host.ts';
-import { expectExit, type Verdict, withGuest, withVm } from './scratch.ts';
+import { expectExit, type Verdict, verdictOf, withGuest, withVm } from './scratch.ts';
 
 interface Row extends Needs {
   /** What a VMM gets by it. */
@@ -120,14 +121,25 @@ const rows = {
       }),
   },
   userfault: {
-    // The capability's number has meant five things: only the flag itself tells.
+    // The capability's number has meant five things, and the flag's bit was others' too: only an exit tells.
     summary: 'faults by a bitmap of the VMM (KVM_MEM_USERFAULT): a proposal, in no released kernel',
     try: (hv) =>
-      withVm(hv, VmType.DEFAULT, (vm) => {
+      withGuest(hv, writesAbove, ({ vm, vcpu }) => {
         using memory = vm.allocate(PAGE_SIZE);
-        vm.setUserMemoryRegion2({ slot: 0, guestPhysAddr: 0, memory, flags: MemFlag.USERFAULT });
-        return undefined;
-      }) && 'this kernel refuses the flag',
+        using userfaultBitmap = vm.createUserfaultBitmap(1);
+        userfaultBitmap.set(0);
+        const taken = verdictOf(() => {
+          vm.setUserMemoryRegion2({ slot: 1, guestPhysAddr: ABOVE, memory, userfaultBitmap });
+          return undefined;
+        });
+        if (taken !== undefined) return 'this kernel refuses the flag';
+        const verdict = expectExit(vcpu, Exit.MEMORY_FAULT);
+        if (verdict !== undefined) return verdict;
+        if ((vcpu.memoryFault.flags & MemoryFaultFlag.USERFAULT) === 0)
+          return 'the fault does not tell of it';
+        userfaultBitmap.release(0);
+        return expectExit(vcpu, Exit.HLT);
+      }),
   },
   userfaultfd: {
     // It is tried with the faults of the kernel's own, which is what needs a privilege.

@@ -19,7 +19,7 @@ const DEADLINE_MS = 1000;
 export type Verdict = string | undefined;
 
 /** What the kernel refuses is a verdict; anything else is a bug and goes on as an error. */
-function verdictOf(attempt: () => Verdict): Verdict {
+export function verdictOf(attempt: () => Verdict): Verdict {
   try {
     return attempt();
   } catch (error) {

@@ -179,6 +179,7 @@ class Simulator implements SimBackend {
       guestMemfdOffset: second
         ? view.getBigUint64(kvm_userspace_memory_region2.fields.guestMemfdOffset.offset, true)
         : 0n,
+      userfaultBitmap: bits,
     };
     return vmMemory.setRegion(given);
   };
@@ -232,6 +233,10 @@ class Simulator implements SimBackend {
   };
   readonly read = (memory: Handle, offset: number, into: Uint8Array): void => {
     into.set(this.bytes(memory).subarray(offset, offset + into.length));
+  };
+
+  readonly ownAccesses = (memory: Handle, serve: ((offset: number) => void) | undefined): void => {
+    as(Mapping, memory, 'memory').onOwnAccess = serve;
   };
 
   readonly fallocate = (handle: Handle, mode: number, offset: number, size: number): number => {

@@ -126,7 +126,7 @@ export class MemoryFaultService {
    * Deals with an exit, right after run() and before any pre-fault, which would overwrite it.
    * @param exit what run() gave
    * @returns true when it was a memory fault or a conversion request, and the guest can run again; false when it is
-   *   somebody else's
+   *   somebody else's, as a fault with flags.userfault is
    * @throws VmexitError ERR_KVM_REFUSED when nothing resolves the fault, ERR_KVM_NO_PROGRESS when one instruction
    *   faults again and again; KvmError when the kernel refuses the conversion. The guest must not run on.
    */
@@ -207,6 +207,8 @@ export class MemoryFaultService {
 
   #fault(vcpu: Vcpu, poisoned: boolean): boolean {
     const { gpa, size, flags } = vcpu.memoryFault;
+    // Whoever set the page's bit brings it in first; then its kind may be asked about.
+    if ((flags & MemoryFaultFlag.USERFAULT) !== 0) return false;
     this.#counters.memoryFaults++;
     if (poisoned) this.#counters.poisoned++;
     const repeats = this.#guard.repeats(vcpu, gpa);

@@ -1,6 +1,7 @@
 /** api.rst, KVM_SET_USER_MEMORY_REGION and _REGION2; the kernel's set_memory_region_test. */
 import { expect } from 'vitest';
 import { Cap, type Hypervisor, MemFlag, type MemoryRegion, type Vm, VmType } from '../../src/index.ts';
+import { lacking } from '../support/conditions.ts';
 import { errnoOf } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 import { Tap } from '../support/tap.ts';
@@ -123,7 +124,8 @@ conformance('memory slots', ({ it, needs }) => {
   for (const type of [VmType.DEFAULT, VmType.SW_PROTECTED]) {
     const name = type === VmType.DEFAULT ? 'a default VM' : 'a SW_PROTECTED VM';
     (type === VmType.DEFAULT ? needs('user-memory2') : needs('private-memory'))(
-      `the second version takes GUEST_MEMFD on ${name} exactly where KVM_CAP_GUEST_MEMFD says so, and no unknown bit`,
+      `the second version takes GUEST_MEMFD on ${name} exactly where KVM_CAP_GUEST_MEMFD says so, USERFAULT where ` +
+        'there is userfault, and no unknown bit',
       (hv) => {
         using vm = hv.createVm({ type });
         using ram = vm.allocate(PAGE);
@@ -131,7 +133,8 @@ conformance('memory slots', ({ it, needs }) => {
         const known =
           MemFlag.LOG_DIRTY_PAGES |
           (vm.checkExtension(Cap.READONLY_MEM) ? MemFlag.READONLY : 0) |
-          (bindable ? MemFlag.GUEST_MEMFD : 0);
+          (bindable ? MemFlag.GUEST_MEMFD : 0) |
+          (lacking(hv, 'userfault') === undefined ? MemFlag.USERFAULT : 0);
         for (let bit = 0; bit < 32; bit++) {
           const flags = (1 << bit) >>> 0;
           const fits = (flags & known) !== 0;

@@ -18,6 +18,9 @@ import { errnoOf } from './run.ts';
 import { nops } from './snippets.ts';
 import { Tap } from './tap.ts';
 
+/** KVM_CAP_TEST_PRIVATE_ACCESS, of the lab's kernel `userfault`: attributes say what the guest's page tables would. */
+export const CAP_TEST_PRIVATE_ACCESS = 0x1_0001;
+
 /** Undefined when the host has it, else why not. */
 type Try = (hv: Hypervisor) => string | undefined;
 
@@ -42,6 +45,10 @@ const others = {
   'hwpoison-injection': noPoison,
   files: (hv) =>
     hv.backend === 'kvm' ? undefined : "what the simulator opens are no file descriptors of this process's",
+  'test-private-access': (hv) =>
+    hv.checkExtension(CAP_TEST_PRIVATE_ACCESS) > 0
+      ? undefined
+      : "only the lab's kernel `userfault` has the stand-in for guests that choose (lab/kernel/patches)",
   'slot-zap-quirk'(hv) {
     using vm = hv.createVm();
     return (vm.checkExtension(Cap.DISABLE_QUIRKS2) & Quirk.SLOT_ZAP_ALL) !== 0

@@ -17,9 +17,15 @@ export const backends: readonly BackendName[] = inLab ? ['kvm'] : ['kvm', 'sim']
  * What the lab's kernel is too old for, or has in no release, and what its emulated processor lacks. Everything else
  * the lab must have.
  */
-const beyondLab: readonly Condition[] = ['guest-memfd-mmap', 'userfault', 'hardware-breakpoint'];
+const beyondLab: readonly Condition[] = [
+  'guest-memfd-mmap',
+  'hardware-breakpoint',
+  ...(process.env.VMEXIT_LAB_KERNEL === 'userfault'
+    ? []
+    : (['userfault', 'test-private-access'] satisfies Condition[])),
+];
 /** What the simulator does not model, on any host. Everything else it must have. */
-const beyondSim: readonly Condition[] = ['irqchip', 'userfault', 'userfaultfd', 'files'];
+const beyondSim: readonly Condition[] = ['irqchip', 'userfaultfd', 'files', 'test-private-access'];
 
 /** What may be skipped: everything, where a host is what it is. */
 const mayLack = (backend: BackendName, condition: Condition): boolean =>

@@ -39,9 +39,9 @@ describe("backend 'auto'", () => {
   });
 
   it('says of both what they lack where neither will do', () => {
-    const error = refusal({ device: NOWHERE, needs: ['userfault'] });
+    const error = refusal({ device: NOWHERE, needs: ['irqchip'] });
     expect(error.reason).toBe('device');
-    expect(error.message).toMatch(/does not exist.*; and the simulator lacks userfault/);
+    expect(error.message).toMatch(/does not exist.*; and the simulator lacks irqchip/);
   });
 });
 

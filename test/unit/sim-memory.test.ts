@@ -38,8 +38,15 @@ class Parts {
   constructor(options: Options = {}) {
     const { dialect = 'mainline', choosing = false, faultSize = PAGE } = options;
     const { flags = 0, size = SIZE, secret = true } = options;
-    const rules = { addressSpaces: 1, guestMemfd: true, owner: this };
-    this.memory = new VmMemory({ dialect: dialects[dialect], rules, hasPrivate: true, choosing, faultSize });
+    const rules = { addressSpaces: 1, guestMemfd: true, userfault: true, owner: this };
+    this.memory = new VmMemory({
+      arena: this.arena,
+      dialect: dialects[dialect],
+      rules,
+      hasPrivate: true,
+      choosing,
+      faultSize,
+    });
     this.memory.translators.add({ flushSecondStage: () => this.flushes++ });
     const sharing = new Sharing(this.arena, () => 1);
     this.ram = new Mapping(RamFile.create(this.arena, sharing, size)!, size);
@@ -53,6 +60,7 @@ class Parts {
       mappingOffset: 0,
       guestMemfd: secret ? this.secret : undefined,
       guestMemfdOffset: 0n,
+      userfaultBitmap: undefined,
     };
     expect(this.memory.setRegion(this.region)).toBe(0);
   }
@@ -69,7 +77,7 @@ class Parts {
 
 const fault = (isPrivate: boolean, gpa = BASE, size = PAGE): Failure => ({
   errno: undefined,
-  fault: { private: isPrivate, gpa, size },
+  fault: { private: isPrivate, userfault: false, gpa, size },
 });
 
 describe('the second stage', () => {
@@ -274,8 +282,9 @@ describe('the arena', () => {
     let size: number | undefined;
     for (let round = 0; round < 1000; round++) {
       const owner = {};
-      const rules = { addressSpaces: 1, guestMemfd: true, owner };
+      const rules = { addressSpaces: 1, guestMemfd: true, userfault: true, owner };
       const memory = new VmMemory({
+        arena,
         dialect: dialects.mainline,
         rules,
         hasPrivate: true,
@@ -283,9 +292,13 @@ describe('the arena', () => {
         faultSize: PAGE,
       });
       const mapping = new Mapping(RamFile.create(arena, sharing, 16 * PAGE)!, 16 * PAGE);
+      const bitmap = new Mapping(RamFile.create(arena, sharing, PAGE)!, PAGE);
       const file = new GuestMemfdFile(arena, owner, 16 * PAGE, 0, false);
-      const region = { slot: 0, flags: MemFlag.GUEST_MEMFD, start: 0n, size: BigInt(16 * PAGE) };
-      memory.setRegion({ ...region, mapping, mappingOffset: 0, guestMemfd: file, guestMemfdOffset: 0n });
+      const flags = MemFlag.GUEST_MEMFD | MemFlag.USERFAULT;
+      const region = { slot: 0, flags, start: 0n, size: BigInt(16 * PAGE) };
+      const backing = { mapping, mappingOffset: 0, guestMemfd: file, guestMemfdOffset: 0n };
+      memory.setRegion({ ...region, ...backing, userfaultBitmap: bitmap });
+      bitmap.release();
       memory.setAttributes(0, PAGE, PRIVATE);
       memory.access(0, WRITE, undefined);
       mapping.release();

@@ -79,6 +79,8 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   GUEST_MEMFD: 1,
   VM_TYPES: VM_TYPES.reduce((bits, type) => bits | (1 << type), 0),
   PRE_FAULT_MEMORY: mainline(1),
+  // KVM_CAP_USERFAULT in the third version of its proposal; on Arm released kernels mean this.
+  ARM_CACHEABLE_PFNMAP_SUPPORTED: mainline(1),
   GUEST_MEMFD_FLAGS: (_, vm) => guestMemfdFlags(vm?.hasPrivate ?? false),
 };
 
@@ -101,7 +103,11 @@ const enablers: { readonly [cap: number]: (vm: KvmVm, argument: bigint) => numbe
     vm.exitHypercalls = Number(bits);
     return 0;
   },
-  [Cap.DISABLE_QUIRKS2]: (_, bits) => ((bits & ~BigInt(QUIRKS)) === 0n ? 0 : -Errno.EINVAL),
+  [Cap.DISABLE_QUIRKS2]: (vm, bits) => {
+    if ((bits & ~BigInt(QUIRKS)) !== 0n) return -Errno.EINVAL;
+    if (bits !== 0n) vm.memory.zapsAll = false; // a quirk that is off stays so
+    return 0;
+  },
   [Cap.EXCEPTION_PAYLOAD]: (vm, on) => {
     vm.exceptionPayload = on !== 0n;
     return 0;

@@ -107,7 +107,7 @@ export class KvmRun {
     if (fault === undefined || !known) return known ? errno! : EFAULT;
     const { gpa, size } = fault;
     dialect.encode(this.#view, {
-      flags: { private: fault.private, userfault: false, unknown: 0n },
+      flags: { private: fault.private, userfault: fault.userfault, unknown: 0n },
       gpa,
       size,
     });

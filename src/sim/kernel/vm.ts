@@ -42,8 +42,14 @@ export class KvmVm extends Counted {
     this.hasPrivate = type !== VmType.DEFAULT;
     this.choice = host.choices.get(type);
     this.memory = new VmMemory({
+      arena: host.arena,
       dialect: host.dialect,
-      rules: { addressSpaces: 1, guestMemfd: true, owner: this },
+      rules: {
+        addressSpaces: 1,
+        guestMemfd: true,
+        userfault: host.dialect.name === 'mainline',
+        owner: this,
+      },
       hasPrivate: this.hasPrivate,
       choosing: this.choice !== undefined,
       faultSize: host.faultSize,

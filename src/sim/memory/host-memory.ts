@@ -37,6 +37,8 @@ export interface MemoryFile {
 export class Mapping extends Counted {
   readonly file: MemoryFile | undefined;
   readonly size: number;
+  /** Called before the simulated kernel itself touches a page, with its offset: what userfaultfd would tell. */
+  onOwnAccess: ((offset: number) => void) | undefined;
 
   /** Takes over its caller's use of the file. */
   constructor(file: MemoryFile | undefined, size: number) {

@@ -23,6 +23,8 @@ export interface Slot {
   /** Undefined for a slot without one, and once the file is gone. */
   guestMemfd: GuestMemfdFile | undefined;
   readonly guestMemfdOffset: number;
+  /** KVM_MEM_USERFAULT's; a null pointer without it. */
+  readonly userfaultBitmap: Mapping | undefined;
 }
 
 /** A region as userspace gives it: all 64 bits of each field. */
@@ -37,12 +39,14 @@ export interface Region {
   /** What the fd is: a guest_memfd, another file, or none. */
   readonly guestMemfd: GuestMemfdFile | 'other' | undefined;
   readonly guestMemfdOffset: bigint;
+  readonly userfaultBitmap: Mapping | undefined;
 }
 
 /** What a VM allows. */
 export interface SlotRules {
   readonly addressSpaces: number;
   readonly guestMemfd: boolean;
+  readonly userfault: boolean;
   /** The VM itself: files of others cannot be bound. */
   readonly owner: object;
 }
@@ -50,7 +54,10 @@ export interface SlotRules {
 export type Change =
   | { readonly kind: 'nothing' }
   | { readonly kind: 'delete'; readonly old: Slot }
-  | { readonly kind: 'set'; readonly old: Slot | undefined; readonly slot: Slot };
+  /** KVM_MR_FLAGS_ONLY: what is mapped stays so. */
+  | { readonly kind: 'flags'; readonly old: Slot; readonly slot: Slot }
+  /** A new slot, or one that moves. */
+  | { readonly kind: 'place'; readonly old: Slot | undefined; readonly slot: Slot };
 
 const LIMIT = 1n << 64n;
 const aligned = (value: bigint): boolean => value % BigInt(PAGE) === 0n;
@@ -59,7 +66,7 @@ const aligned = (value: bigint): boolean => value % BigInt(PAGE) === 0n;
 function knownFlags(flags: number, rules: SlotRules): number {
   const withFile = (flags & MemFlag.GUEST_MEMFD) !== 0;
   const others = withFile ? 0 : MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY;
-  return others | (rules.guestMemfd ? MemFlag.GUEST_MEMFD : 0);
+  return others | (rules.guestMemfd ? MemFlag.GUEST_MEMFD : 0) | (rules.userfault ? MemFlag.USERFAULT : 0);
 }
 
 /** What is wrong with a region whatever slots there are. */
@@ -93,6 +100,32 @@ function checkBinding(region: Region, rules: SlotRules): number {
   return 0;
 }
 
+/**
+ * What an existing slot cannot become: 0, or a negated errno. It keeps its memory, its size and READONLY; and with
+ * private memory everything but USERFAULT. Another bitmap would say nothing of the pages that are mapped.
+ */
+function checkChange(old: Slot, region: Region): number {
+  const start = Number(region.start);
+  const changed = region.flags ^ old.flags;
+  const moves = start !== old.start;
+  if (
+    region.mapping !== old.mapping ||
+    region.mappingOffset !== old.mappingOffset ||
+    Number(region.size) !== old.end - old.start ||
+    (changed & (MemFlag.READONLY | MemFlag.GUEST_MEMFD)) !== 0
+  ) {
+    return -Errno.EINVAL;
+  }
+  if ((region.flags & MemFlag.GUEST_MEMFD) !== 0) {
+    if (moves || changed !== MemFlag.USERFAULT) return -Errno.EINVAL;
+    if (region.guestMemfd === undefined) return -Errno.EBADF;
+    const bound = region.guestMemfd === old.guestMemfd;
+    if (!bound || Number(region.guestMemfdOffset) !== old.guestMemfdOffset) return -Errno.EINVAL;
+  }
+  const keeps = (region.flags & old.flags & MemFlag.USERFAULT) !== 0 && !moves;
+  return keeps && region.userfaultBitmap !== old.userfaultBitmap ? -Errno.EINVAL : 0;
+}
+
 /** The slots of a VM, by number and by address. */
 export class Slots {
   readonly #byId = new Map<number, Slot>();
@@ -114,24 +147,15 @@ export class Slots {
     const [start, end] = [Number(region.start), Number(region.start + region.size)];
     const file = (region.flags & MemFlag.GUEST_MEMFD) !== 0;
     if (old !== undefined) {
-      // A slot with private memory is immutable; another keeps its memory, its size and READONLY.
-      const fixed = MemFlag.READONLY | MemFlag.GUEST_MEMFD;
-      const same = region.mapping === old.mapping && region.mappingOffset === old.mappingOffset;
-      if (
-        file ||
-        !same ||
-        end - start !== old.end - old.start ||
-        ((region.flags ^ old.flags) & fixed) !== 0
-      ) {
-        return -Errno.EINVAL;
-      }
+      const refused = checkChange(old, region);
+      if (refused !== 0) return refused;
       if (start === old.start && region.flags === old.flags) return { kind: 'nothing' };
     }
     const space = region.slot >>> 16;
     for (const other of this.#near(start, end, space)) {
       if (other !== old && other.start < end && other.end > start) return -Errno.EEXIST;
     }
-    if (file) {
+    if (file && old === undefined) {
       const refused = checkBinding(region, rules);
       if (refused !== 0) return refused;
     }
@@ -144,8 +168,10 @@ export class Slots {
       mappingOffset: region.mappingOffset,
       guestMemfd: file ? (region.guestMemfd as GuestMemfdFile) : undefined,
       guestMemfdOffset: file ? Number(region.guestMemfdOffset) : 0,
+      userfaultBitmap: (region.flags & MemFlag.USERFAULT) !== 0 ? region.userfaultBitmap : undefined,
     };
-    return { kind: 'set', old, slot };
+    if (old !== undefined && old.start === start) return { kind: 'flags', old, slot };
+    return { kind: 'place', old, slot };
   }
 
   #near(start: number, end: number, space: number): Iterable<Slot> {

@@ -5,7 +5,7 @@
 import { MemFlag } from '../../uapi/constants.ts';
 import type { Dialect } from '../../uapi/dialects.ts';
 import { Errno } from '../../uapi/errno.ts';
-import { PAGE } from '../arena.ts';
+import { type Arena, PAGE } from '../arena.ts';
 import { Access, MMIO } from '../cpu/processor.ts';
 import type { Binding } from './guest-memfd.ts';
 import { Attributes, type Privacy, privacyOf } from './privacy.ts';
@@ -16,10 +16,19 @@ export interface Failure {
   /** A negated errno; undefined when it is as the ABI tells of memory faults. */
   readonly errno: number | undefined;
   /** What is written into kvm_run; undefined for the EFAULT that says nothing. */
-  readonly fault: { readonly private: boolean; readonly gpa: number; readonly size: number } | undefined;
+  readonly fault:
+    | {
+        readonly private: boolean;
+        /** The page's bit in its slot's userfault bitmap is set. */
+        readonly userfault: boolean;
+        readonly gpa: number;
+        readonly size: number;
+      }
+    | undefined;
 }
 
 export interface VmMemoryOptions {
+  readonly arena: Arena;
   readonly dialect: Dialect;
   readonly rules: SlotRules;
   /** kvm_arch_has_private_mem(). */
@@ -56,10 +65,17 @@ export class VmMemory {
    */
   readonly #io = new Map<number, number>();
   #generation = 0;
+  /**
+   * KVM_X86_QUIRK_SLOT_ZAP_ALL (since 6.12; always before): in a VM of the default type, deleting or moving a slot
+   * unmaps the pages of all slots (arch/x86/kvm/mmu/mmu.c, kvm_arch_flush_shadow_memslot). What shows it is that
+   * userfault bits are looked at again.
+   */
+  zapsAll: boolean;
 
   constructor(options: VmMemoryOptions) {
     this.options = options;
     this.#privacy = privacyOf(options.dialect.truth, this.attributes);
+    this.zapsAll = !options.hasPrivate;
   }
 
   // --- the ioctls ---
@@ -70,10 +86,25 @@ export class VmMemory {
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
     this.#generation++;
-    if (change.kind === 'set') change.slot.mapping.retain(); // first: it may be the old one's
-    if (change.old !== undefined) this.#remove(change.old);
-    if (change.kind === 'set') this.#add(change.slot);
+    if (change.kind !== 'delete') retain(change.slot); // first: it may be the old one's
+    if (change.old !== undefined) {
+      this.#remove(change.old);
+      if (change.kind !== 'flags') this.#zapMoved(change.old);
+      release(change.old);
+    }
+    if (change.kind !== 'delete') this.#add(change.slot);
+    if (change.kind === 'flags') this.#changed(change.old, change.slot);
     return 0;
+  }
+
+  #zapMoved({ start, end }: Slot): void {
+    if (this.zapsAll) this.zap(0, Number.POSITIVE_INFINITY);
+    else this.zap(start, end);
+  }
+
+  /** kvm_mmu_slot_apply_flags(): turning USERFAULT on makes each page's bit be looked at before the next access. */
+  #changed(old: Slot, { flags, start, end }: Slot): void {
+    if ((flags & ~old.flags & MemFlag.USERFAULT) !== 0) this.zap(start, end);
   }
 
   #add(slot: Slot): void {
@@ -102,8 +133,6 @@ export class VmMemory {
     const binding = this.#bindings.get(slot);
     if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
     this.#bindings.delete(slot);
-    this.zap(slot.start, slot.end);
-    slot.mapping.release();
   }
 
   /** KVM_SET_MEMORY_ATTRIBUTES, and the ninth version's regions, over [start, end), which is checked. */
@@ -117,7 +146,7 @@ export class VmMemory {
     for (const slot of this.slots.all) {
       const binding = this.#bindings.get(slot);
       if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
-      slot.mapping.release();
+      release(slot);
     }
     this.slots.clear();
     this.#bindings.clear();
@@ -166,6 +195,8 @@ export class VmMemory {
     }
 
     const slot = this.slots.at(gpa);
+    const awaited = slot === undefined ? undefined : this.#userfault(gpa, wish, slot);
+    if (awaited !== undefined) return awaited;
     if (this.options.hasPrivate && wish !== this.#privacy.isPrivate(gpa, slot)) {
       return this.#fault(gpa, wish, slot);
     }
@@ -179,6 +210,20 @@ export class VmMemory {
     const readonly = (slot.flags & MemFlag.READONLY) !== 0;
     if (readonly && access === Access.WRITE) return MMIO;
     return this.#shared(gpa, slot, key, readonly);
+  }
+
+  /**
+   * kvm_gfn_is_userfault(), before anything else is looked at: any access to a page whose bit is set shall be caught.
+   * A bitmap that cannot be read is an error that says nothing.
+   */
+  #userfault(gpa: number, wish: boolean, slot: Slot): Failure | undefined {
+    if ((slot.flags & MemFlag.USERFAULT) === 0) return undefined;
+    const base = slot.userfaultBitmap?.base;
+    if (base === undefined) return unbacked;
+    const page = (gpa - slot.start) / PAGE;
+    const byte = Atomics.load(this.options.arena.views.u8, base + Math.floor(page / 8));
+    if ((byte & (1 << (page % 8))) === 0) return undefined;
+    return { errno: undefined, fault: { private: wish, userfault: true, gpa, size: PAGE } };
   }
 
   #map(gpa: number, key: number, page: number): void {
@@ -215,29 +260,43 @@ export class VmMemory {
   #fault(gpa: number, wish: boolean, slot: Slot | undefined, errno?: number): Failure {
     const { faultSize } = this.options;
     if (!this.options.choosing || slot === undefined || errno !== undefined) {
-      return { errno, fault: { private: wish, gpa, size: PAGE } };
+      return { errno, fault: { private: wish, userfault: false, gpa, size: PAGE } };
     }
     const start = Math.max(gpa - (gpa % faultSize), slot.start);
     const end = Math.min(gpa - (gpa % faultSize) + faultSize, slot.end);
-    return { errno, fault: { private: wish, gpa: start, size: end - start } };
+    return { errno, fault: { private: wish, userfault: false, gpa: start, size: end - start } };
   }
 
   /**
    * What KVM itself accesses when it emulates: the slot's host address, whatever the attributes say, and I/O where
    * that has nothing behind it (virt/kvm/kvm_main.c, __kvm_read_guest_page; x86.c, emulator_read_write_onepage).
    * Guests that choose do what needs emulation themselves, in their handlers of #VC and #VE, which reach all of their
-   * memory: here they have the page as it is.
+   * memory: here they have the page as it is. It is no vCPU's access, so no userfault bit stops it.
    */
   sharedPage(gpa: number, access: Access): number {
-    if (this.options.choosing && this.isPrivate(gpa)) {
-      const found = this.access(gpa, access, true);
-      return typeof found === 'number' ? found : MMIO;
-    }
     const slot = this.slots.at(gpa);
-    if (slot === undefined || slot.mapping.base === undefined) return MMIO;
+    if (slot === undefined) return MMIO;
+    if (this.options.choosing && this.isPrivate(gpa)) {
+      const page = slot.guestMemfd?.page(slot.guestMemfdOffset + (gpa - slot.start)) ?? MMIO;
+      return page < 0 ? MMIO : page;
+    }
+    const { mapping, mappingOffset } = slot;
+    if (mapping.base === undefined) return MMIO;
     if (access === Access.WRITE && (slot.flags & MemFlag.READONLY) !== 0) return MMIO;
-    return slot.mapping.base + slot.mappingOffset + (gpa - slot.start);
+    const offset = mappingOffset + (gpa - slot.start);
+    mapping.onOwnAccess?.(offset);
+    return mapping.base + offset;
   }
+}
+
+/** A slot keeps what it was given. */
+function retain(slot: Slot): void {
+  slot.mapping.retain();
+  slot.userfaultBitmap?.retain();
+}
+function release(slot: Slot): void {
+  slot.mapping.release();
+  slot.userfaultBitmap?.release();
 }
 
 const unbacked: Failure = { errno: -Errno.EFAULT, fault: undefined };
