@@ -40,8 +40,19 @@ const request = (name) => row(name).request;
 // --- handles -----------------------------------------------------------------------------------------------------
 
 /** Open handles by kind; `functions` are what runner() made, each with the kickId of its vCPU. */
-const open = { system: [], vm: [], vcpu: [], gmem: [], memory: [], reservation: [], functions: [] };
-const kinds = ['system', 'vm', 'vcpu', 'gmem', 'memory', 'reservation'];
+const open = {
+  system: [],
+  vm: [],
+  vcpu: [],
+  gmem: [],
+  memory: [],
+  reservation: [],
+  userfaultfd: [],
+  functions: [],
+};
+const kinds = ['system', 'vm', 'vcpu', 'gmem', 'memory', 'reservation', 'userfaultfd'];
+/** Of the only memory whose pages may be missing: nobody else gets it, for who touches it waits for ever. */
+let paged;
 const closedHandles = [];
 
 function keep(kind, handle) {
@@ -88,6 +99,8 @@ function furnish() {
   new DataView(wanted.buffer).setBigUint64(8, BigInt(choice([0, 0, 3])), true);
   keep('gmem', native.create(vm, request('KVM_CREATE_GUEST_MEMFD'), wanted));
   keep('reservation', native.reserve(16 * PAGE));
+  paged = native.allocate(16 * PAGE);
+  keep('userfaultfd', native.userfaultfd(paged));
   while (open.functions.length > 8) open.functions.shift();
 }
 
@@ -185,6 +198,8 @@ const copied = () => {
   return [choice(open.memory), choice([0, 1, 4095, 4096, 65_535, 65_536, 2 ** 53 - 1]), array];
 };
 
+const pageOffsets = [0, PAGE, 15 * PAGE, 16 * PAGE, 1, 2 ** 52];
+
 /** Arguments that the function may well accept. */
 const plausible = {
   open: () => [
@@ -238,6 +253,28 @@ const plausible = {
   runner: () => [choice(open.vcpu)],
   kickId: () => [choice(open.vcpu)],
   kick: () => [chance(0.5) ? below(2000) : open.vcpu.length > 0 ? native.kickId(choice(open.vcpu)) : 0],
+  userfaultfd: () => [paged],
+  shareUserfaultfd: () => [choice(open.userfaultfd)],
+  openUserfaultfd: () => {
+    const faults = choice(open.userfaultfd);
+    if (faults === undefined) return [];
+    const { fd, inode, base, size } = native.shareUserfaultfd(faults);
+    return [
+      chance(0.8) ? fd : below(64),
+      chance(0.8) ? inode : below(2 ** 32),
+      chance(0.5) ? base : choice(bigints),
+      size,
+    ];
+  },
+  fillPages: () => [
+    choice(open.userfaultfd),
+    choice(pageOffsets),
+    chance(0.1) ? own() : bytes(choice([0, 1, PAGE, 2 * PAGE, 17 * PAGE])),
+  ],
+  zeroPages: () => [choice(open.userfaultfd), choice(pageOffsets), choice(pageOffsets)],
+  wakePages: () => [choice(open.userfaultfd), choice(pageOffsets), choice(pageOffsets)],
+  readFaults: () => [choice(open.userfaultfd)],
+  watchFaults: () => [choice(open.userfaultfd), choice([undefined, () => {}])],
   run: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
 };
 
@@ -289,6 +326,9 @@ function call(name) {
   if (name === 'create') keepCreated(args, result);
   if (name === 'allocate' || name === 'openMemory' || name === 'mapGuestMemfd') keepMemory(result);
   if (name === 'reserve') keep('reservation', result);
+  if (name === 'openUserfaultfd') keep('userfaultfd', result);
+  // Of memory that others use, it is closed before anybody touches a page.
+  if (name === 'userfaultfd' && isExternal(result)) native.close(result);
   if (name === 'runner' && typeof result === 'function')
     open.functions.push({ run: result, id: native.kickId(args[0]) });
   if (name === 'close') forgetClosed(args[0]);
