@@ -2,6 +2,9 @@
  * A case: one instruction, and the state in which it executes. All of the state follows from a number, but for what
  * the instruction's operands need; so a case is one line of text.
  */
+import { Image } from '../../src/sim/cpu/helpers/fxsave.ts';
+import { type ModeName, modeOf, modes } from './modes.ts';
+import { Place, WINDOW } from './places.ts';
 import { DOUBLE, extended, float, integer64, Random, SINGLE, vector } from './random.ts';
 
 /** As kvm_regs has them. */
@@ -28,33 +31,8 @@ export const REGISTERS = [
 export type RegisterName = (typeof REGISTERS)[number];
 export const RIP = REGISTERS.indexOf('rip');
 export const RFLAGS = REGISTERS.indexOf('rflags');
+const RDX = REGISTERS.indexOf('rdx');
 export const RSP = REGISTERS.indexOf('rsp');
-
-/** `long3`: 64-bit mode at privilege 3; `compat3`: a 32-bit program of a 64-bit system. */
-export const modes = ['long3', 'compat3'] as const;
-export type ModeName = (typeof modes)[number];
-export const bitsOf = (mode: ModeName): 32 | 64 => (mode === 'long3' ? 64 : 32);
-
-/** Where things lie in the guest's linear addresses. Between the ranges nothing is mapped. */
-export const Place = {
-  /** Two pages that the guest's program may execute and read. */
-  code: 0x2_0000,
-  codeEnd: 0x2_2000,
-  /** Where cases begin, unless they are to cross a page. */
-  start: 0x2_0800,
-  /** Two pages to read and write, */
-  data: 0x3_0000,
-  /** one to read, */
-  readOnly: 0x3_2000,
-  /** and one that is the supervisor's. */
-  supervisor: 0x3_3000,
-  dataEnd: 0x3_3000,
-  /** All of it is there once more, above 4 GiB. */
-  alias: 0x4000_0000_0000n,
-  fsBase: 0x1_0010n,
-  gsBase: 0x3fff_ffff_e000n,
-} as const;
-export const WINDOW = Place.dataEnd - Place.data;
 
 /** What stands around the instruction: `out dx, al`, which ends the case wherever execution goes. */
 export const FILLER = 0xee;
@@ -84,20 +62,8 @@ export interface State {
   readonly memory: Uint8Array;
 }
 
-/** Offsets in FXSAVE's image. */
-export const Fx = {
-  fcw: 0,
-  fsw: 2,
-  ftw: 4,
-  fop: 6,
-  fip: 8,
-  fdp: 16,
-  mxcsr: 24,
-  mxcsrMask: 28,
-  st: 32,
-  xmm: 160,
-  end: 416,
-};
+/** FXSAVE's image as far as KVM tells it of every guest: to the end of XMM15. */
+export const Fx = { ...Image, end: Image.xmm + 16 * 16 } as const;
 
 /** The parts of the image that are compared, by name: all but the last opcode and the pointers. */
 export const FPU_PARTS: readonly (readonly [name: string, at: number, size: number])[] = [
@@ -109,7 +75,7 @@ export const FPU_PARTS: readonly (readonly [name: string, at: number, size: numb
   ...Array.from({ length: 16 }, (_, i) => [`xmm${i}`, Fx.xmm + 16 * i, 16] as const),
 ];
 
-const Flag = { fixed: 0x202, arithmetic: 0x8d5, DF: 0x400 };
+const Flag = { fixed: 0x202, arithmetic: 0x8d5, IF: 0x200, DF: 0x400, IOPL: 0x3000 };
 const MASKS = 0x3f;
 
 /** Memory that all cases draw from, each at another offset. Longer than the window by what offsets there are. */
@@ -144,7 +110,8 @@ const pool = (() => {
 
 export function stateOf(given: Case): State {
   const random = new Random(given.state, 0x7374_6174);
-  const wide = given.mode === 'long3';
+  const { bits, privilege, segments } = modeOf(given.mode);
+  const wide = bits === 64;
   const registers = new BigUint64Array(REGISTERS.length);
   for (let i = 0; i < 16; i++) {
     const value = integer64(random);
@@ -153,8 +120,17 @@ export function stateOf(given: Case): State {
   registers[RSP] = BigInt(
     Place.data + 0x400 + 16 * random.below(0x80) + (random.oneIn(8) ? random.below(16) : 0),
   );
-  registers[RIP] = BigInt(Place.start);
+  if (!wide) registers[RSP]! -= segments.ss.base;
+  registers[RIP] = BigInt(Place.start) - segments.cs.base;
   registers[RFLAGS] = BigInt(Flag.fixed | (random.u32() & Flag.arithmetic) | (random.oneIn(6) ? Flag.DF : 0));
+
+  if (privilege === 0) {
+    // KVM goes on differently after an OUT to port 0x7e (KVM_X86_QUIRK_OUT_7E_INC_RIP).
+    if ((registers[RDX]! & 0xffffn) === 0x7en) registers[RDX]! ^= 1n;
+    registers[RFLAGS]! ^= BigInt(random.pick([0, Flag.IF]) | (random.u32() & Flag.IOPL));
+    // With a stack of 16 bits the upper half of ESP is not part of the address.
+    if (bits === 16 && random.oneIn(4)) registers[RSP]! |= BigInt(random.u32() & 0xffff) << 16n;
+  }
 
   const fpu = new Uint8Array(Fx.end);
   const view = new DataView(fpu.buffer);

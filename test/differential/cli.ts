@@ -1,12 +1,13 @@
 /** The command: `node scripts/differential.mjs`. */
 import { parseArgs } from 'node:util';
 import { type Hypervisor, type OpenOptions, openHypervisor } from '../../src/index.ts';
-import { formatCase, type ModeName, modes, parseCase } from './case.ts';
+import { formatCase, parseCase } from './case.ts';
 import { compare, shown } from './compare.ts';
 import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
-import { processor } from './processor.ts';
-import { type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
+import { type ModeName, modes } from './modes.ts';
+import { type Oracle, oracleOf, processor } from './oracle.ts';
+import { aboutRecording, type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
 import { Runner } from './runner.ts';
 import { sequencesCommand } from './sequences-command.ts';
 
@@ -14,15 +15,17 @@ const USAGE = `Executes random instructions on two backends, and shows where the
 
   node scripts/differential.mjs [options]       (and: node scripts/differential.mjs sequences --help)
     --backend NAME    what is tested (sim)
-    --oracle NAME     what it is compared with (kvm)
+    --oracle NAME     what it is compared with (kvm): by the host and the mode, that is the silicon, QEMU's TCG in the
+                      lab, or KVM's emulator on a PVM host at privilege 0
     --tier TIER       of the simulator: closures, wasm, or both as it likes (both)
-    --mode MODE       ${modes.join(' or ')} (long3)
+    --mode MODE       ${modes.join(', ')} (long3)
     --seed N          the cases' seed (1)
     --cases N         how many (200000)
     --from N          the number of the first (0)
     --filter REGEXP   only forms with such a name, as iced-x86 has them
     --case LINE       only this case, as a difference shows it
     --examples N      how many cases to show of each kind of difference (3)
+    --announce        show each case before the oracle executes it: some end the oracle itself
     --record FILE     only execute on the oracle, and write what it did
     --replay FILE     compare with what was written, instead of an oracle
 `;
@@ -38,6 +41,7 @@ const options = {
   filter: { type: 'string' },
   case: { type: 'string' },
   examples: { type: 'string', default: '3' },
+  announce: { type: 'boolean' },
   record: { type: 'string' },
   replay: { type: 'string' },
   help: { type: 'boolean' },
@@ -107,7 +111,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     return 0;
   }
   const mode = values.mode as ModeName;
-  if (!modes.includes(mode)) throw new RangeError(`--mode is '${mode}'; it must be ${modes.join(' or ')}`);
+  if (!modes.includes(mode)) throw new RangeError(`--mode is '${mode}'; it must be ${modes.join(', ')}`);
   const progress = new Progress();
   const tally = new Tally(Number(values.examples));
 
@@ -121,10 +125,10 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
         if (pattern.test(inspect(recorded.given).form)) yield recorded;
       return;
     }
-    const execute = (given: Recorded['given']) => ({
-      given,
-      expected: oracle.run(given, inspect(given)),
-    });
+    const execute = (given: Recorded['given']) => {
+      if (values.announce) process.stderr.write(`${formatCase(given)}\n`);
+      return { given, expected: oracle.run(given, inspect(given)) };
+    };
     if (values.case !== undefined) {
       yield execute(parseCase(values.case));
       return;
@@ -143,17 +147,23 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
       lines.push(recordLine(recorded));
       progress.tick(lines.length, 0);
     }
-    writeRecording(values.record, `${mode} on ${values.oracle}, ${processor}, seed ${values.seed}`, lines);
+    writeRecording(
+      values.record,
+      `${mode} on ${oracleOf(oracleHv!, mode)}, ${processor}, seed ${values.seed}`,
+      lines,
+    );
     process.stdout.write(`${tally.report()}\n`);
     return 0;
   }
 
+  const judge =
+    oracleHv === undefined ? aboutRecording(values.replay!).oracle : judgeOf(oracleOf(oracleHv, mode));
   using hv = open(values.backend, values.tier);
   using backend = new Runner(hv);
   for (const { given, expected } of cases()) {
     const what = inspect(given);
     tally.add(what.form, expected.end);
-    const found = compare(expected, backend.run(given, what), what);
+    const found = compare(expected, backend.run(given, what), what, judge);
     if (values.case !== undefined) process.stdout.write(`${what.text} (${what.form}): ${expected.end}\n`);
     if (found.length > 0) {
       const line = formatCase(given);
@@ -167,6 +177,9 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
   process.stdout.write(`${tally.report()}; ${progress.seconds.toFixed(1)} s\n`);
   return tally.different === 0 ? 0 : 1;
 }
+
+/** The simulator as the oracle of another, in tests of this, is as silicon. */
+const judgeOf = (name: Oracle | 'sim'): Oracle => (name === 'sim' ? 'silicon' : name);
 
 const openBackend = (name: string, tier = 'both'): Hypervisor =>
   openHypervisor({

@@ -14,34 +14,56 @@ import {
   Register,
   RflagsBits,
 } from 'iced-x86';
-import { bitsOf, type Case, type ModeName, Place, REGISTERS, type State, stateOf } from './case.ts';
-import { approximate, changedByPvm, neverCompared, undefinedResults } from './exclusions.ts';
+import { type Case, REGISTERS, type State, stateOf } from './case.ts';
+import {
+  approximate,
+  changedByPvm,
+  leftOutAtPrivilege0,
+  neverCompared,
+  undefinedResults,
+} from './exclusions.ts';
+import { type ModeName, modeOf } from './modes.ts';
+import { Place } from './places.ts';
 
 /** The extensions that are under test, by CPUID feature as iced-x86 names them. */
-const FEATURES = new Set(
-  `INTEL8086 INTEL8086_ONLY INTEL186 INTEL286 INTEL386 INTEL486 X64 PAUSE FPU FPU287 FPU387 CMOV SSE SSE2 SSE3 SSSE3
-  SSE4_1 SSE4_2 MMX MULTIBYTENOP PREFETCHW CX8 CMPXCHG16B POPCNT LZCNT BMI1 BMI2 ADX MOVBE FXSR CLFSH CLFLUSHOPT
-  CET_IBT MSR SMAP FSGSBASE INVPCID SYSCALL SEP`.split(/\s+/),
-);
+const INTEGER = `INTEL8086 INTEL8086_ONLY INTEL186 INTEL286 INTEL286_ONLY INTEL386 INTEL486 X64 PAUSE CMOV MULTIBYTENOP
+  PREFETCHW CX8 CMPXCHG16B POPCNT LZCNT BMI1 BMI2 ADX MOVBE CLFSH CLFLUSHOPT CET_IBT MSR SMAP FSGSBASE INVPCID SYSCALL
+  SEP`;
+const FLOATING = 'FPU FPU287 FPU387 SSE SSE2 SSE3 SSSE3 SSE4_1 SSE4_2 MMX FXSR';
+const FEATURES: { readonly [privilege: number]: ReadonlySet<string> } = {
+  // What x87, MMX and SSE compute does not depend on the privilege.
+  0: new Set(INTEGER.split(/\s+/)),
+  3: new Set(`${INTEGER} ${FLOATING}`.split(/\s+/)),
+};
 
 const nameOf = (code: Code): string => Code[code]!;
 const mnemonicOf = (what: OpCodeInfo | Instruction): string => Mnemonic[what.mnemonic]!.toLowerCase();
 
+/** Whether an instruction exists in a mode, by iced-x86's tables. */
+function isOf(op: OpCodeInfo, mode: ModeName): boolean {
+  const { bits, privilege } = modeOf(mode);
+  if (bits === 64) return op.longMode;
+  if (bits === 16) return op.realMode;
+  return privilege === 3 ? op.compatibilityMode : op.protectedMode;
+}
+
 function isTested(code: Code, op: OpCodeInfo, mode: ModeName): boolean {
   if (!op.isInstruction || op.decoderOption !== DecoderOptions.None || op.fwait) return false;
-  if (!op.isAvailableInMode(bitsOf(mode)) || !(bitsOf(mode) === 64 ? op.longMode : op.compatibilityMode))
-    return false;
+  const { bits, privilege } = modeOf(mode);
+  if (!op.isAvailableInMode(bits) || !isOf(op, mode)) return false;
   if (op.encoding !== EncodingKind.Legacy && op.encoding !== EncodingKind.VEX) return false;
   if (!(op.intelDecoder64 || op.amdDecoder64 || op.intelDecoder32 || op.amdDecoder32)) return false;
-  const mnemonic = mnemonicOf(op);
-  if ([mnemonic, nameOf(code)].some((name) => neverCompared.has(name) || changedByPvm.has(name)))
-    return false;
+  // The encodings that are another instruction on AMD's processors, as REX.W LSS.
+  if (privilege === 0 && bits === 64 && !op.amdDecoder64) return false;
+  const leftOut = [neverCompared, privilege === 3 ? changedByPvm : leftOutAtPrivilege0];
+  const names = [mnemonicOf(op), nameOf(code)];
+  if (names.some((name) => leftOut.some((list) => list.has(name)))) return false;
   const instruction = new Instruction();
   instruction.code = code;
   const features = [...instruction.cpuidFeatures()].map((feature) => CpuidFeature[feature]!);
   instruction.free();
   if (op.encoding === EncodingKind.VEX && !features.every((name) => name.startsWith('BMI'))) return false;
-  return features.every((name) => FEATURES.has(name));
+  return features.every((name) => FEATURES[privilege]!.has(name));
 }
 
 export interface Form {
@@ -73,12 +95,19 @@ export function formsOf(mode: ModeName): readonly Form[] {
 export interface Inspected {
   /** iced-x86's name of the form; `INVALID` for what is none. */
   readonly form: string;
+  readonly mode: ModeName;
+  readonly privilege: 0 | 3;
   readonly mnemonic: string;
   readonly length: number;
   readonly text: string;
   readonly changesSegments: boolean;
+  /** It may change MSRs, or debug registers, that KVM_GET_SREGS does not tell. */
+  readonly changesMsrs: boolean;
+  readonly changesDebugRegisters: boolean;
   /** It may access ports. */
   readonly doesIo: boolean;
+  /** The vector of an INT, which pushes no error code. */
+  readonly interrupt: number | undefined;
   /** No form: what iced-x86 cannot decode. */
   readonly isInvalid: boolean;
   /** It is what it is; an exception that says otherwise is the processor's. */
@@ -186,8 +215,9 @@ function shiftCount(instruction: Instruction, state: State): number | undefined 
 }
 
 function decode(given: Case, options: number): Instruction {
-  const decoder = new Decoder(bitsOf(given.mode), given.code, DecoderOptions.AMD | options);
-  const rip = given.registers.find(([name]) => name === 'rip')?.[1] ?? BigInt(Place.start);
+  const decoder = new Decoder(modeOf(given.mode).bits, given.code, DecoderOptions.AMD | options);
+  const { cs } = modeOf(given.mode).segments;
+  const rip = given.registers.find(([name]) => name === 'rip')?.[1] ?? BigInt(Place.start) - cs.base;
   decoder.ip = rip;
   const instruction = decoder.decode();
   decoder.free();
@@ -218,10 +248,15 @@ export function inspect(given: Case): Inspected {
       : 'memory';
   const result: Inspected = {
     form,
+    mode: given.mode,
+    privilege: modeOf(given.mode).privilege,
     mnemonic,
     length: instruction.length,
     text: instruction.toString(),
     doesIo: /^(in|out)(s[bwd])?$/.test(mnemonic),
+    changesMsrs: mnemonic === 'wrmsr' || mnemonic === 'swapgs',
+    changesDebugRegisters: /^Mov_dr_/.test(form),
+    interrupt: mnemonic === 'int' ? instruction.immediate8 : undefined,
     isInvalid: form === 'INVALID',
     isValid: form !== 'INVALID' && !mnemonic.startsWith('ud'),
     isApproximate: approximate.has(mnemonic),

@@ -14,6 +14,8 @@ import {
   type State,
   stateOf,
 } from './case.ts';
+import { type ModeName, modes } from './modes.ts';
+import { ORACLES, type Oracle } from './oracle.ts';
 import type { Result } from './runner.ts';
 
 export interface Recorded {
@@ -25,7 +27,7 @@ const hex = (bytes: Uint8Array) => Buffer.from(bytes).toString('hex');
 const unhex = (text: string) => Uint8Array.from(Buffer.from(text, 'hex'));
 const equal = (a: Uint8Array, b: Uint8Array) => Buffer.compare(a, b) === 0;
 
-/** `end|io|registers|fpu|memory|segments`, of which the last are left out where they are empty. */
+/** `end|io|registers|fpu|memory|system`, of which the last are left out where they are empty. */
 export function formatResult(result: Result, state: State): string {
   const registers = REGISTERS.flatMap((name, i) => {
     const value = result.registers[i]!;
@@ -45,7 +47,7 @@ export function formatResult(result: Result, state: State): string {
     registers.join(' '),
     fpu.join(' '),
     memory.join(' '),
-    result.segments ?? '',
+    result.system ?? '',
   ]
     .join('|')
     .replace(/\|+$/, '');
@@ -58,7 +60,7 @@ const pairs = (text: string | undefined): [string, string][] =>
     .map((pair) => pair.split('=') as [string, string]);
 
 export function parseResult(text: string, state: State): Result {
-  const [end, io, registers, fpu, memory, segments] = text.split('|');
+  const [end, io, registers, fpu, memory, system] = text.split('|');
   const result = { registers: state.registers.slice(), fpu: state.fpu.slice() };
   for (const [name, value] of pairs(registers)) {
     result.registers[REGISTERS.indexOf(name as RegisterName)] = BigInt(`0x${value}`);
@@ -73,7 +75,7 @@ export function parseResult(text: string, state: State): Result {
       offset: Number.parseInt(offset, 16),
       bytes: unhex(bytes),
     })),
-    segments: segments || undefined,
+    system: system || undefined,
   };
 }
 
@@ -88,6 +90,22 @@ export function* readRecording(path: string | URL): Generator<Recorded> {
     const given = parseCase(text);
     yield { given, expected: parseResult(result, stateOf(given)) };
   }
+}
+
+/** A recording's first line: the mode, who executed the cases, on which processor. */
+export interface About {
+  readonly text: string;
+  readonly mode: ModeName;
+  readonly oracle: Oracle;
+}
+
+export function aboutRecording(path: string | URL): About {
+  const text = gunzipSync(readFileSync(path)).toString().split('\n', 1)[0]!.slice(2);
+  const mode = modes.find((name) => text.startsWith(`${name} `));
+  const oracle = ORACLES.find((name) => text.includes(` on ${name},`));
+  if (mode === undefined || oracle === undefined)
+    throw new Error(`${path} does not say who executed its cases: '${text}'`);
+  return { text, mode, oracle };
 }
 
 /** @param about what executed it, for who reads the file */

@@ -13,23 +13,12 @@ import {
   type Vm,
 } from '../../src/index.ts';
 import { IoDirection, viewOf } from '../../src/uapi/index.ts';
-import { enterLongMode } from '../../src/vmm/long-mode.ts';
-import {
-  bitsOf,
-  type Case,
-  FILLER,
-  Fx,
-  type ModeName,
-  Place,
-  REGISTERS,
-  RFLAGS,
-  RIP,
-  RSP,
-  type State,
-  stateOf,
-  WINDOW,
-} from './case.ts';
+import { type Case, FILLER, Fx, REGISTERS, RFLAGS, RIP, RSP, type State, stateOf } from './case.ts';
 import type { Inspected } from './forms.ts';
+import { buildMachine, HANDLER_SIZE, HIDDEN_MSRS, isPaged, RAM_SIZE } from './machine.ts';
+import { type ModeName, modeOf } from './modes.ts';
+import { PAGE, Place, System, WINDOW } from './places.ts';
+import { changedRegisters, segmentsOf } from './system-state.ts';
 
 /** How many bytes of memory an instruction changed, and to what; offsets are from Place.data. */
 export interface Change {
@@ -46,156 +35,103 @@ export interface Result {
   /** As State.fpu. */
   readonly fpu: Uint8Array;
   readonly memory: readonly Change[];
-  /** Selectors and bases of the segments, where the case's instruction may change them. */
-  readonly segments: string | undefined;
+  /**
+   * Selectors and bases of the segments, where the case's instruction may change them. At privilege 0: which system
+   * registers and descriptors it left with another content.
+   */
+  readonly system: string | undefined;
 }
 
-const PAGE = 0x1000;
-/** What the program does not see. */
-const System = {
-  gdt: 0x2000,
-  idt: 0x3000,
-  tss: 0x4000,
-  handlers: 0x8000,
-  stack: 0xa000,
-  tables: 0x1_0000,
-  pages: 0x1_4000,
-} as const;
-const HANDLER_SIZE = 4;
+/** What the runner must know of a case's instruction. */
+type What = Pick<
+  Inspected,
+  'changesSegments' | 'changesMsrs' | 'changesDebugRegisters' | 'doesIo' | 'interrupt'
+>;
+const PLAIN: What = {
+  changesSegments: false,
+  changesMsrs: false,
+  changesDebugRegisters: false,
+  doesIo: false,
+  interrupt: undefined,
+};
+
 const HLT = 0xf4;
-const RAM_SIZE = 0x10_0000;
 const DEADLINE_MS = 5_000;
 /** More accesses to ports than any case has. */
 const MAX_IO = 64;
-
-/** As Linux numbers them, for a host that lets the guest's program see its own descriptor tables. */
-const Selector = { kernelCode: 0x10, user32: 0x23, userData: 0x2b, user64: 0x33, tss: 0x40 } as const;
-const DESCRIPTORS: readonly (readonly [selector: number, descriptor: bigint])[] = [
-  [Selector.kernelCode, 0x00af_9b00_0000_ffffn],
-  [0x18, 0x00cf_9300_0000_ffffn],
-  [Selector.user32, 0x00cf_fb00_0000_ffffn],
-  [Selector.userData, 0x00cf_f300_0000_ffffn],
-  [Selector.user64, 0x00af_fb00_0000_ffffn],
-];
-/** The TSS, with a map that permits every port: the program may end itself with an OUT. */
-const TSS_SIZE = 0x68;
-const IO_MAP_SIZE = 0x2000;
-const TSS_LIMIT = TSS_SIZE + IO_MAP_SIZE;
-
-// SDM volume 3, 4.5: present, writable, user.
-const P = 1n;
-const RW = 2n;
-const US = 4n;
-/** Which exceptions a program may raise with INT3 and INTO. */
-const SOFTWARE = [3, 4];
-/** Those with an error code (SDM volume 3, table 6-1). */
+/** Exceptions with an error code (SDM volume 3, table 6-1). */
 const WITH_ERROR = new Set([8, 10, 11, 12, 13, 14, 17, 21]);
-const CR4_FSGSBASE = 1n << 16n;
-
-const rights = (address: number): bigint => {
-  if (address < Place.code - PAGE) return P | RW;
-  if (address >= Place.code && address < Place.codeEnd) return P | US;
-  if (address >= Place.data && address < Place.readOnly) return P | RW | US;
-  if (address === Place.readOnly) return P | US;
-  if (address === Place.supervisor) return P | RW;
-  return 0n;
-};
 
 /** The area as KVM_SET_XSAVE takes it: FXSAVE's image, and a header that says that x87 and SSE are in it. */
 const XSTATE_BV = 512;
 const X87_AND_SSE = 3;
 
+/** As after a reset (SDM volume 3, table 10-1). */
+const DEBUG_RESET = { db: [0n, 0n, 0n, 0n], dr6: 0xffff_0ff0n, dr7: 0x400n, flags: 0 };
+
+/**
+ * What is not a case's, but the stack of the exceptions; and the page tables, which the processor marks, where there
+ * is paging.
+ */
+const outside = (paging: boolean) =>
+  [
+    [0, System.stack - PAGE],
+    [System.stack, paging ? System.tables : Place.code],
+    [Place.codeEnd, Place.data],
+    [Place.dataEnd, Place.reachEnd],
+  ] as const;
+
 export class Runner implements Disposable {
-  readonly #hv: Hypervisor;
+  readonly hv: Hypervisor;
   #vm!: Vm;
   #ram!: GuestMemory;
   #vcpu!: Vcpu;
   #view!: DataView;
   #modes!: { readonly [mode in ModeName]: Sregs };
   #xsave!: Uint8Array;
+  /** Memory as it is before a case, but for its code and the window. */
+  #pristine!: Uint8Array;
   readonly #filler = new Uint8Array(Place.codeEnd - Place.code).fill(FILLER);
   readonly #halting = new Uint8Array(Place.codeEnd - Place.code).fill(HLT);
+  #initialMsrs: ReadonlyMap<number, bigint> = new Map();
   #mode: ModeName | undefined;
   /** By how much RIP is past the OUT that ends a case: KVM's emulator is done with it, its fast path is not. */
-  #past = 0n;
+  readonly #past = new Map<number, bigint>();
 
   constructor(hv: Hypervisor) {
-    this.#hv = hv;
+    this.hv = hv;
     this.#boot();
-    this.#calibrate();
   }
 
   #boot(): void {
-    const vm = this.#hv.createVm();
+    const vm = this.hv.createVm();
     this.#vm = vm;
     this.#ram = vm.allocate(RAM_SIZE);
     vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: this.#ram });
     this.#view = viewOf(this.#ram.bytes);
     this.#vcpu = vm.createVcpu(0);
-    this.#vcpu.setCpuid2(this.#hv.getSupportedCpuid());
-    this.#modes = this.#buildTables();
+    this.#vcpu.setCpuid2(this.hv.getSupportedCpuid());
+    this.#modes = buildMachine(this.#vcpu, this.#ram);
+    this.#pristine = this.#ram.bytes.slice(0, Place.reachEnd);
     this.#xsave = this.#vcpu.getXsave();
     viewOf(this.#xsave).setBigUint64(XSTATE_BV, BigInt(X87_AND_SSE), true);
     this.#mode = undefined;
+    this.#vcpu.setDebugRegs(DEBUG_RESET);
+    this.#initialMsrs = new Map(this.#vcpu.getMsrs(HIDDEN_MSRS).map(({ index, data }) => [index, data]));
   }
 
-  #buildTables(): { readonly [mode in ModeName]: Sregs } {
-    const view = this.#view;
-    const set = (at: number, value: bigint) => view.setBigUint64(at, value, true);
-    enterLongMode(this.#vcpu, this.#ram, { tables: System.tables, identity: 2 * 2 ** 20 });
-    const [pml4, pd] = [System.tables + PAGE, System.tables + 3 * PAGE];
-    set(pd, BigInt(System.pages) | P | RW | US);
-    for (let page = 0; page < 512; page++) {
-      const access = rights(page * PAGE);
-      set(System.pages + 8 * page, access === 0n ? 0n : BigInt(page * PAGE) | access);
-    }
-    set(pml4 + 8 * Number(Place.alias >> 39n), view.getBigUint64(pml4, true));
-
-    for (const [selector, descriptor] of DESCRIPTORS) set(System.gdt + (selector & ~7), descriptor);
-    set(System.gdt + Selector.tss, BigInt(TSS_LIMIT) | (BigInt(System.tss) << 16n) | (0x8bn << 40n));
-    for (let vector = 0; vector < 256; vector++) {
-      const handler = System.handlers + HANDLER_SIZE * vector;
-      this.#ram.bytes.set([0xe6, vector, 0xf4], handler); // out vector, al; hlt
-      const gate = System.idt + 16 * vector;
-      view.setUint32(gate, (Selector.kernelCode << 16) | handler, true);
-      view.setUint32(gate + 4, 0x8e00 | (SOFTWARE.includes(vector) ? 0x6000 : 0), true);
-    }
-    set(System.tss + 4, BigInt(System.stack));
-    view.setUint16(System.tss + 0x66, TSS_SIZE, true);
-    this.#ram.bytes[System.tss + TSS_LIMIT] = 0xff;
-
-    const sregs = this.#vcpu.getSregs();
-    const data = { ...sregs.ds, selector: Selector.userData, dpl: 3 };
-    const tr = { ...sregs.tr, selector: Selector.tss, base: BigInt(System.tss), limit: TSS_LIMIT };
-    const long3: Sregs = {
-      ...sregs,
-      cr4: sregs.cr4 | CR4_FSGSBASE,
-      gdt: { ...sregs.gdt, base: BigInt(System.gdt), limit: Selector.tss + 15 },
-      idt: { ...sregs.idt, base: BigInt(System.idt), limit: 16 * 256 - 1 },
-      tr: { ...tr, type: 0b1011, present: 1, s: 0, dpl: 0, db: 0, l: 0, g: 0, unusable: 0 },
-      cs: { ...sregs.cs, selector: Selector.user64, dpl: 3 },
-      ss: data,
-      ds: data,
-      es: data,
-      fs: { ...data, base: BigInt(Place.fsBase) },
-      gs: { ...data, base: Place.gsBase },
-    };
-    const compat3: Sregs = {
-      ...long3,
-      cs: { ...long3.cs, selector: Selector.user32, l: 0, db: 1 },
-      fs: data,
-      gs: data,
-    };
-    return { long3, compat3 };
-  }
-
-  #calibrate(): void {
-    const nop: Case = { mode: 'long3', code: Uint8Array.of(0x90), state: 1, registers: [], patches: [] };
-    this.#past = 0n;
-    const { end, registers } = this.#execute(nop, false, false);
-    this.#past = registers[RIP]! - BigInt(Place.start + 1);
-    if (end !== 'completed' || this.#past > 1n)
+  #calibrate(mode: ModeName): bigint {
+    const { privilege } = modeOf(mode);
+    const known = this.#past.get(privilege);
+    if (known !== undefined) return known;
+    const nop: Case = { mode, code: Uint8Array.of(0x90), state: 1, registers: [], patches: [] };
+    this.#past.set(privilege, 0n);
+    const { end, registers } = this.#execute(nop, PLAIN);
+    const past = registers[RIP]! - stateOf(nop).registers[RIP]! - 1n;
+    if (end !== 'completed' || past > 1n)
       throw new Error(`a NOP ends with ${end} at ${registers[RIP]!.toString(16)}`);
+    this.#past.set(privilege, past);
+    return past;
   }
 
   /**
@@ -203,40 +139,60 @@ export class Runner implements Disposable {
    *   accesses ports is HLT, which a program may not execute either
    * @returns what it did; also where the backend threw, which none should
    */
-  run(given: Case, what: Pick<Inspected, 'changesSegments' | 'doesIo'>): Result {
+  run(given: Case, what: What): Result {
     try {
-      return this.#execute(given, what.changesSegments, what.doesIo);
+      return this.#execute(given, what);
     } catch (error) {
       this[Symbol.dispose]();
       this.#boot();
       const { registers, fpu } = stateOf(given);
-      return { end: `threw ${error}`, io: [], registers, fpu, memory: [], segments: undefined };
+      return { end: `threw ${error}`, io: [], registers, fpu, memory: [], system: undefined };
     }
   }
 
-  #execute(given: Case, segments: boolean, doesIo: boolean): Result {
+  #execute(given: Case, what: What): Result {
     const state = stateOf(given);
+    const { privilege } = modeOf(given.mode);
+    const { doesIo } = what;
+    const past = this.#calibrate(given.mode);
     this.#enter(given, state, doesIo ? this.#halting : this.#filler);
     const io: string[] = [];
     for (;;) {
       const outcome = this.#vcpu.run(DEADLINE_MS);
       const registers = this.#registers();
       const rip = registers[RIP]!;
-      const finish = (end: string) => this.#finish(state, end, io, registers, segments, doesIo);
-      if (outcome !== Exit.IO) return finish(exitName(outcome));
-      const { port } = this.#vcpu.io;
-      if (rip >= System.handlers && rip < System.handlers + 256 * HANDLER_SIZE) {
-        const end = this.#caught(port, registers);
+      const sregs = privilege === 0 || what.changesSegments ? this.#vcpu.getSregs() : undefined;
+      const finish = (end: string) => this.#finish(given, what, state, end, io, registers, sregs);
+      if (doesIo && outcome === Exit.HLT && privilege === 0) {
+        registers[RIP] = rip - 1n;
+        return finish('completed');
+      }
+      if (outcome !== Exit.IO) return this.#stopped(given, state, exitName(outcome));
+      const linear = Number(rip + (privilege === 0 ? sregs!.cs.base : 0n));
+      if (linear >= System.handlers && linear < System.handlers + 256 * HANDLER_SIZE) {
+        const end = this.#caught(given, what, registers, sregs);
         const halted = doesIo && end === '#13 error=0' && registers[RIP] !== state.registers[RIP];
         return finish(halted ? 'completed' : end);
       }
       if (!doesIo) {
-        registers[RIP] = rip - this.#past;
+        registers[RIP] = rip - past;
         return finish('completed');
       }
       io.push(this.#answer());
       if (io.length > MAX_IO) return finish('too much I/O');
     }
+  }
+
+  /** An exit that the case does not come back from. What state the vCPU is in then is not said anywhere, as a rule. */
+  #stopped(given: Case, { registers, fpu }: State, end: string): Result {
+    if (end === 'INTERNAL_ERROR') {
+      this.#mode = undefined;
+      this.#outsideTheWindow(given);
+    } else {
+      this[Symbol.dispose]();
+      this.#boot();
+    }
+    return { end, io: [], registers, fpu, memory: [], system: undefined };
   }
 
   #enter(given: Case, state: State, filler: Uint8Array): void {
@@ -246,7 +202,7 @@ export class Runner implements Disposable {
     }
     const { bytes } = this.#ram;
     bytes.set(filler, Place.code);
-    bytes.set(given.code, Number(state.registers[RIP]!));
+    bytes.set(given.code, linearOf(given, state));
     bytes.set(state.memory, Place.data);
     this.#xsave.set(state.fpu);
     this.#vcpu.setXsave(this.#xsave);
@@ -267,47 +223,111 @@ export class Runner implements Disposable {
     return `${input ? 'in' : 'out'} ${port.toString(16)} ${count}x${size}${input ? '' : ` ${Buffer.from(data).toString('hex')}`}`;
   }
 
-  /** What delivery of the exception left on the supervisor's stack becomes the result's registers. */
-  #caught(vector: number, registers: BigUint64Array): string {
-    const sp = Number(registers[RSP]!);
-    if (sp < System.stack - PAGE || sp >= System.stack)
-      return `#${vector} with its frame at ${sp.toString(16)}`;
-    const withError = WITH_ERROR.has(vector);
-    const word = (index: number) => this.#view.getBigUint64(sp + 8 * (index + (withError ? 1 : 0)), true);
-    registers[RIP] = word(0);
-    registers[RFLAGS] = word(2);
-    registers[RSP] = word(3);
-    const error = withError ? ` error=${this.#view.getBigUint64(sp, true).toString(16)}` : '';
-    const address = vector === 14 ? ` address=${this.#vcpu.getSregs().cr2.toString(16)}` : '';
+  /**
+   * What delivery of the exception left on the stack becomes the result's registers, and the stack's memory is again
+   * what it was: flags among it may be undefined.
+   */
+  #caught(given: Case, what: What, registers: BigUint64Array, sregs: Sregs | undefined): string {
+    const { bits } = modeOf(given.mode);
+    const { port: vector } = this.#vcpu.io;
+    const size = bits / 8;
+    const ss = sregs?.ss;
+    const mask = ss === undefined || bits === 64 ? ~0n : ss.db === 1 ? 0xffff_ffffn : 0xffffn;
+    const base = ss === undefined || bits === 64 ? 0n : ss.base;
+    const top = registers[RSP]! & mask;
+    const at = (index: number) => Number((base + ((top + BigInt(size * index)) & mask)) & 0xffff_ffff_ffffn);
+    if (at(0) + 6 * size > RAM_SIZE) return `#${vector} with its frame at ${top.toString(16)}`;
+    const word = (index: number) => wordOf(this.#view, at(index), size);
+
+    const withError = bits !== 16 && WITH_ERROR.has(vector) && what.interrupt !== vector;
+    const first = withError ? 1 : 0;
+    const cs = word(first + 1) & 0xffffn;
+    const outer = modeOf(given.mode).privilege === 3 || bits === 64 || (bits !== 16 && (cs & 3n) !== 0n);
+    registers[RIP] = word(first);
+    registers[RFLAGS] = word(first + 2) | (bits === 16 ? registers[RFLAGS]! & ~0xffffn : 0n);
+    const count = first + (outer ? 5 : 3);
+    const after = outer ? word(first + 3) : (registers[RSP]! & ~mask) | ((top + BigInt(size * count)) & mask);
+    const error = withError ? ` error=${word(0).toString(16)}` : '';
+    const address = vector === 14 ? ` address=${(sregs ?? this.#vcpu.getSregs()).cr2.toString(16)}` : '';
+    if (bits !== 64) this.#takeBack(given, at, size, count);
+    registers[RSP] = after;
+    if (sregs !== undefined) {
+      const loaded = outer ? { cs, ss: word(first + 4) & 0xffffn } : { cs };
+      for (const [name, selector] of Object.entries(loaded) as ['cs' | 'ss', bigint][])
+        sregs[name] = { ...this.#modes[given.mode][name], selector: Number(selector) };
+    }
     return `#${vector}${error}${address}`;
   }
 
+  #takeBack(given: Case, at: (index: number) => number, size: number, count: number): void {
+    const { memory } = stateOf(given);
+    for (let i = 0; i < count; i++) {
+      for (let byte = at(i); byte < at(i) + size; byte++) {
+        const offset = byte - Place.data;
+        if (offset >= 0 && offset < WINDOW) this.#ram.bytes[byte] = memory[offset]!;
+        else if (byte < Place.reachEnd) this.#ram.bytes[byte] = this.#pristine[byte]!;
+      }
+    }
+  }
+
   #finish(
+    given: Case,
+    what: What,
     state: State,
     end: string,
     io: string[],
     registers: BigUint64Array,
-    segments: boolean,
-    doesIo: boolean,
+    sregs: Sregs | undefined,
   ): Result {
-    const named = segments ? this.#segments() : undefined;
+    const { privilege } = modeOf(given.mode);
+    const initial = this.#modes[given.mode];
+    const { bytes } = this.#ram;
+    const memory = changes(state.memory, bytes.subarray(Place.data, Place.data + WINDOW));
+    let system: string | undefined;
+    if (privilege === 3) system = sregs && segmentsOf(sregs);
+    else {
+      const hidden = [
+        ...(what.changesMsrs ? this.#msrs() : []),
+        ...(what.changesDebugRegisters ? this.#debugRegisters() : []),
+      ];
+      system = [...changedRegisters(initial, sregs!), ...hidden].join(' ');
+      memory.push(...this.#outsideTheWindow(given));
+    }
     // The OUT that ended it must be over before registers are set.
     this.#vcpu.complete((exit) => {
       throw new Error(`the OUT that ends a case ends with exit ${exit}`);
     });
     // The handler is at privilege 0, and the next case is not.
-    if (end !== 'completed' || doesIo || segments) this.#mode = undefined;
+    if (end !== 'completed' || what.doesIo || system) this.#mode = undefined;
     const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
-    const memory = changes(state.memory, this.#ram.bytes.subarray(Place.data, Place.data + WINDOW));
-    return { end, io, registers, fpu, memory, segments: named };
+    return { end, io, registers, fpu, memory, system };
   }
 
-  /** Without CS and SS, of which an exception's handler has its own. */
-  #segments(): string {
-    const { ds, es, fs, gs } = this.#vcpu.getSregs();
-    return Object.entries({ ds, es, fs, gs })
-      .map(([name, { selector, base }]) => `${name}=${selector.toString(16)}:${base.toString(16)}`)
-      .join(' ');
+  #msrs(): string[] {
+    const found = this.#vcpu.getMsrs(HIDDEN_MSRS);
+    const changed = found.filter(({ index, data }) => data !== this.#initialMsrs.get(index));
+    this.#vcpu.setMsrs([...this.#initialMsrs].map(([index, data]) => ({ index, data })));
+    return changed.map(({ index, data }) => `msr${index.toString(16)}=${data.toString(16)}`);
+  }
+
+  #debugRegisters(): string[] {
+    const { db, dr6, dr7 } = this.#vcpu.getDebugRegs();
+    this.#vcpu.setDebugRegs(DEBUG_RESET);
+    return [...db, dr6, dr7].map((value, i) => `dr${i < 4 ? i : i + 2}=${value.toString(16)}`);
+  }
+
+  /** Descriptors that were marked, and what was written where no operand should be: not all modes forbid it. */
+  #outsideTheWindow({ mode }: Case): Change[] {
+    const { bytes } = this.#ram;
+    const found: Change[] = [];
+    for (const [from, to] of outside(isPaged(mode))) {
+      const before = this.#pristine.subarray(from, to);
+      const changed = changes(before, bytes.subarray(from, to));
+      for (const { offset, bytes: after } of changed)
+        found.push({ offset: from + offset - Place.data, bytes: after });
+      if (changed.length > 0) bytes.set(before, from);
+    }
+    return found;
   }
 
   [Symbol.dispose](): void {
@@ -315,6 +335,14 @@ export class Runner implements Disposable {
     this.#vm.close();
     this.#ram.close();
   }
+}
+
+const linearOf = ({ mode }: Case, { registers }: State): number =>
+  Number(registers[RIP]! + modeOf(mode).segments.cs.base);
+
+function wordOf(view: DataView, at: number, size: number): bigint {
+  if (size === 8) return view.getBigUint64(at, true);
+  return BigInt(size === 4 ? view.getUint32(at, true) : view.getUint16(at, true));
 }
 
 /** Where two stretches of memory differ; what is less than 8 bytes apart is one change. */
@@ -330,6 +358,3 @@ function changes(before: Uint8Array, after: Uint8Array): Change[] {
   }
   return found;
 }
-
-/** Whether the case's mode is one in which the registers R8-R15 and the upper halves exist. */
-export const isWide = (given: Case): boolean => bitsOf(given.mode) === 64;
