@@ -85,6 +85,8 @@ export interface AgentOptions {
   readonly identity?: number;
   /** 3: the agent runs as a guest's user program would, but for IN and OUT. */
   readonly privilege?: 0 | 3;
+  /** What must be done to the VM before it has a vCPU. */
+  readonly prepare?: (vm: Vm) => void;
 }
 
 export class Agent implements Disposable {
@@ -112,6 +114,7 @@ export class Agent implements Disposable {
   /** A VM of which slot 0 is the agent's RAM and vCPU 0 is the agent. */
   static boot(hv: Hypervisor, options: AgentOptions = {}): Agent {
     const vm = hv.createVm({ type: options.type ?? 0 });
+    options.prepare?.(vm);
     const ram = vm.allocate(RAM_SIZE);
     vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
     ram.bytes.set(code.code, Layout.code);
