@@ -10,7 +10,7 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
 
 /** What is loaded by its path: package.json's exports, the command, and what scripts and tests use. */
-const entries = ['index', 'uapi/index', 'cli/main', 'lab/index', 'kvm/native'];
+const entries = ['index', 'uapi/index', 'cli/main', 'lab/index', 'kvm/native', 'vmm/pager/thread'];
 
 const bundle = await rolldown({
   input: Object.fromEntries(entries.map((name) => [name, join(root, 'src', `${name}.ts`)])),

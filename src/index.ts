@@ -43,6 +43,9 @@ export {
   type MemoryFaultOptions,
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
+export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
+export type { SourceDescriptor } from './vmm/pager/source.ts';
+export type { Strategy } from './vmm/pager/strategy.ts';
 export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';
 export { describeRegisters, isReset } from './vmm/registers.ts';
 export {

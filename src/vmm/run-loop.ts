@@ -16,7 +16,7 @@ export interface ExitHandler {
    *   the event loop brings
    */
   handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
-  /** Asked before each slice: throws what ends the run. */
+  /** Asked before the guest runs, and after it has, before its exit is served: throws what ends the run. */
   check?(): void;
 }
 
@@ -112,7 +112,7 @@ export class RunLoop {
         if (signal?.aborted) return this.#pause({ reason: 'abort' });
         const left = deadline - performance.now();
         if (left <= 0) return this.#pause({ reason: 'timeout' });
-        for (const handler of this.#handlers) handler.check?.();
+        this.#check();
         const sliced = this.#slice(Math.min(this.#sliceMs, left));
         const end = sliced instanceof Promise ? await sliced : sliced;
         if (end) return end.reason === 'stop' ? this.#pause(end) : end;
@@ -128,11 +128,16 @@ export class RunLoop {
     const end = performance.now() + ms;
     for (let left = ms; left > 0; left = end - performance.now()) {
       const exit = this.vcpu.run(Math.max(left, LEAST_RUN_MS));
+      this.#check();
       if (hostEnds.has(exit)) return undefined;
       const ended = this.#serve(exit);
       if (ended) return ended;
     }
     return undefined;
+  }
+
+  #check(): void {
+    for (const handler of this.#handlers) handler.check?.();
   }
 
   #serve(exit: number): Served {

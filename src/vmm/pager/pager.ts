@@ -1,0 +1,388 @@
+/**
+ * Demand paging: a guest runs at once, and its memory comes from a source as it is touched, and in the background.
+ *
+ * Who waits for whom: in a synchronous KVM_RUN the VMM's thread stands still, so faults that wait in the kernel are
+ * served by a thread of the pager's own, which owns the source. What comes as an exit, and what the VMM itself wants to
+ * read (GuestMemory.ensure()), is served in the VMM's thread where the source gives its bytes at once, and is
+ * awaited where it does not.
+ */
+import { join } from 'node:path';
+import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
+import { integer, object } from '../../hypervisor/args.ts';
+import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+import { GuestMemory } from '../../hypervisor/guest-memory.ts';
+import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
+import type { Vcpu } from '../../hypervisor/vcpu.ts';
+import type { Vm } from '../../hypervisor/vm.ts';
+import { packageRoot } from '../../package.ts';
+import { MemoryFaultFlag } from '../../uapi/constants.ts';
+import { Exit } from '../../uapi/exit.ts';
+import type { ExitHandler } from '../run-loop.ts';
+import { GuestPages } from './guest-pages.ts';
+import { type Cause, type Latency, PageStates } from './page-states.ts';
+import type { Notice, Orders, Request } from './protocol.ts';
+import {
+  checked,
+  checkSource,
+  isImmediate,
+  openSource,
+  PAGE,
+  type PullSource,
+  type SourceDescriptor,
+  shareable,
+} from './source.ts';
+import { type Arms, arm, disarmSlots, type Strategy, strategies } from './strategy.ts';
+
+export interface PagerOptions {
+  /** Whose pages come from the source, in this order: of the VM's slots, and fresh, as Vm.allocate() gives it. */
+  readonly memories: readonly GuestMemory[];
+  readonly source: SourceDescriptor;
+  /** `auto`, which it is without this: KVM's userfault where there is one, else userfaultfd. */
+  readonly strategy?: 'auto' | Strategy;
+  /** Fetch in the background what nobody has asked for yet: true without it. */
+  readonly prefetch?: boolean;
+  /** How many neighbouring pages are served with one that is asked for: 16 without it, 1 to 4096. */
+  readonly batch?: number;
+  /** How long the source may take for a page, in milliseconds: 30,000 without it. */
+  readonly timeoutMs?: number;
+  /** vCPUs to be interrupted when the source fails while they wait for a page in the kernel. */
+  readonly vcpus?: readonly Vcpu[];
+}
+
+export interface PagerReport {
+  readonly strategy: Strategy;
+  /** Why accesses of the kernel's own are not caught: undefined when they are. */
+  readonly uncovered: string | undefined;
+  readonly pages: number;
+  readonly present: number;
+  /** Pages by why they were served: those beside one that was asked for count with it. */
+  readonly byCause: Readonly<Record<Cause, number>>;
+  /** How long faults and requests have waited for their page. */
+  readonly latency: Latency;
+  readonly elapsedMs: number;
+  readonly state: 'running' | 'complete' | 'stopped' | 'failed';
+}
+
+const ALL_BATCH = 4096;
+/** The pager's thread, as it is compiled: worker threads cannot run TypeScript. */
+const THREAD = join(packageRoot, 'dist', 'vmm', 'pager', 'thread.js');
+
+interface Waiter {
+  readonly resolve: () => void;
+  readonly reject: (error: Error) => void;
+}
+
+export class Pager implements ExitHandler, Disposable {
+  readonly #vm: Vm;
+  readonly #arms: Arms;
+  /** Where each memory's pages begin. */
+  readonly #spans: readonly {
+    readonly first: number;
+    readonly pages: number;
+    readonly memory: GuestMemory;
+  }[];
+  readonly #states: PageStates;
+  readonly #guest: GuestPages;
+  readonly #batch: number;
+  readonly #timeoutMs: number;
+  /** The source, where it gives its bytes at once. */
+  readonly #source: PullSource | undefined;
+  readonly #thread: { readonly worker: Worker; readonly port: MessagePort } | undefined;
+  readonly #waiting = new Map<number, Waiter[]>();
+  readonly #begun = performance.now();
+  #endedAt: number | undefined;
+  #state: PagerReport['state'] = 'running';
+  #error: VmexitError | undefined;
+  #armed = true;
+  readonly #done: Promise<void>;
+  #settle!: Waiter;
+
+  /**
+   * Arms the memories and begins. The guest may run at once: what it touches first comes first.
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; UnavailableError when there is no way to do it here, with the
+   *   reasons; VmexitError ERR_KVM_SOURCE. Nothing has changed then
+   */
+  static start(hv: Hypervisor, vm: Vm, options: PagerOptions): Pager {
+    return new Pager(hv, vm, object('options', options));
+  }
+
+  private constructor(hv: Hypervisor, vm: Vm, options: PagerOptions) {
+    const { memories, source, strategy = 'auto', prefetch = true, vcpus = [] } = options;
+    if (!Array.isArray(memories) || !memories.every((memory) => memory instanceof GuestMemory))
+      throw wrongType('memories', memories, 'an array of what Vm.allocate() gives');
+    if (strategy !== 'auto' && !strategies.includes(strategy))
+      throw outOfRange('strategy', strategy, `'auto' or one of ${strategies.join(', ')}`);
+    checkSource(source);
+    this.#batch = integer('batch', options.batch ?? 16, ALL_BATCH, 1);
+    this.#timeoutMs = integer('timeoutMs', options.timeoutMs ?? 30_000, 2 ** 31 - 1, 1);
+    this.#vm = vm;
+    this.#done = new Promise((resolve, reject) => {
+      this.#settle = { resolve, reject };
+    });
+    this.#done.catch(() => {}); // who asks is told; others learn it from handle() and check()
+
+    let pages = 0;
+    const spans = memories.map((memory) => {
+      const first = pages;
+      pages += memory.size / PAGE;
+      return { first, pages: memory.size / PAGE, memory };
+    });
+    const shared = shareable(source);
+    this.#source = isImmediate(shared) ? (openSource(shared, pages) as PullSource) : undefined;
+    this.#states = new PageStates(pages);
+    try {
+      this.#arms = arm(vm, memories, strategy, (memory, offset) => this.#own(memory, offset));
+    } catch (error) {
+      this.#source?.close();
+      throw error;
+    }
+    const { slots, userfaultfds } = this.#arms;
+    this.#spans = spans;
+    const armed = slots.map(({ slot, bitmap }) => ({
+      first: spans.find(({ memory }) => memory === slot.memory)!.first + slot.memoryOffset / PAGE,
+      bitmap,
+    }));
+    this.#guest = new GuestPages(
+      spans.map(({ memory, ...span }) => ({ ...span, into: userfaultfds.get(memory) ?? memory })),
+      armed,
+    );
+    for (const { memory, first } of spans)
+      memory.demand = (offset, size) => this.#ensure(first + Math.floor(offset / PAGE), offset, size);
+
+    // With all of it in this thread, and nothing to be done in the background, there is no need of another.
+    if (this.#source !== undefined && !prefetch && userfaultfds.size === 0) return;
+    this.#thread = this.#begin({
+      backend: hv.backend,
+      states: this.#states.buffer,
+      pages,
+      source: shared,
+      areas: spans.map(({ memory, ...span }) => {
+        const userfaultfd = userfaultfds.get(memory);
+        const into = userfaultfd ? { userfaultfd: userfaultfd.share() } : { memory: memory.share() };
+        return { ...span, into };
+      }),
+      armed: armed.map(({ first, bitmap }) => ({ first, bitmap: bitmap.share(), pages: bitmap.pages })),
+      prefetch,
+      batch: this.#batch,
+      timeoutMs: this.#timeoutMs,
+      kickIds: vcpus.map(({ kickId }) => kickId),
+    });
+  }
+
+  /** By a port of its own, which can be read in the middle of a run too. */
+  #begin(orders: Orders): { worker: Worker; port: MessagePort } {
+    const { port1, port2: port } = new MessageChannel();
+    const worker = new Worker(THREAD, { workerData: { orders, port: port1 }, transferList: [port1] });
+    port.on('message', (notice: Notice) => this.#notice(notice));
+    worker.on('error', (cause) =>
+      this.#fail(
+        new VmexitError('ERR_KVM_SOURCE', `the pager's thread has ended: ${cause.message}`, { cause }),
+      ),
+    );
+    return { worker, port };
+  }
+  #notice(notice: Notice): void {
+    if (notice.type === 'there') this.#there(notice.page);
+    else if (notice.type === 'complete') this.#complete();
+    else this.#fail(new VmexitError('ERR_KVM_SOURCE', notice.message));
+  }
+
+  // --- the guest's accesses ---
+
+  /**
+   * Serves a fault of a page that is not there yet. A page that is both private and not there is served here first,
+   * and then converted by who serves that.
+   * @returns whether it was such a fault, and the guest can run on; a promise where the source takes its time
+   * @throws VmexitError ERR_KVM_SOURCE when the source has failed, ERR_KVM_PAGER when the pager was stopped
+   */
+  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean> {
+    if (exit !== Exit.MEMORY_FAULT || (vcpu.memoryFault.flags & MemoryFaultFlag.USERFAULT) === 0)
+      return false;
+    const page = this.#pageAt(vcpu.memoryFault.gpa);
+    if (page === undefined) return false;
+    const served = this.#serve(page, 'fault');
+    return served === undefined ? true : served.then(() => true);
+  }
+
+  /** Of the slots that were armed. */
+  #pageAt(gpa: number): number | undefined {
+    const slot = this.#vm.memoryMap.slotAt(gpa);
+    const area = this.#spans.find(({ memory }) => memory === slot?.memory);
+    return area && area.first + (slot!.memoryOffset + gpa - slot!.start) / PAGE;
+  }
+
+  /**
+   * To be called before the guest runs, and after it has, before its exit is looked at: throws what ends the run. What
+   * waits in the kernel for a page when the source fails may have been given zeroes.
+   */
+  check(): void {
+    if (this.#error === undefined && this.#states.failed && this.#thread !== undefined) {
+      // The event loop has not come to it.
+      for (
+        let next = receiveMessageOnPort(this.#thread.port);
+        next;
+        next = receiveMessageOnPort(this.#thread.port)
+      )
+        this.#notice(next.message as Notice);
+    }
+    if (this.#error !== undefined) throw this.#error;
+  }
+
+  /** Undefined when the page is there now. */
+  #serve(page: number, cause: Cause): Promise<void> | undefined {
+    const begun = performance.now();
+    if (this.#states.isPresent(page)) {
+      this.#guest.release(page, 1); // its bit was read before it was cleared
+      return undefined;
+    }
+    this.check();
+    if (this.#source === undefined) {
+      return this.#want(page, cause).then(() => this.#states.measured((performance.now() - begun) * 1000));
+    }
+    const claim = this.#states.claim(page, this.#batch);
+    if (claim === undefined) {
+      // The pager's thread is at it, with bytes that it has at once.
+      if (!this.#states.waitFor(page, this.#timeoutMs)) throw this.#late(page);
+      return undefined;
+    }
+    const { first, count } = claim;
+    try {
+      this.#guest.put(first, checked(this.#source.read(first, count) as Uint8Array, first, count));
+    } catch (error) {
+      this.#states.unclaim(first, count);
+      throw this.#fail(error as Error);
+    }
+    this.#states.settle(first, count, cause);
+    this.#states.measured((performance.now() - begun) * 1000);
+    if (this.#states.complete) this.#complete();
+    return undefined;
+  }
+
+  #late(page: number): VmexitError {
+    const why = this.#states.failed
+      ? 'the source has failed'
+      : `nothing has come within ${this.#timeoutMs} ms`;
+    return this.#error ?? new VmexitError('ERR_KVM_SOURCE', `page ${page} is not there: ${why}`);
+  }
+
+  #want(page: number, cause: Cause): Promise<void> {
+    return new Promise((resolve, reject) => {
+      const waiters = this.#waiting.get(page) ?? [];
+      waiters.push({ resolve, reject });
+      this.#waiting.set(page, waiters);
+      this.#ask({ type: 'want', page, cause });
+    });
+  }
+  #ask(request: Request): void {
+    this.#thread?.port.postMessage(request);
+  }
+  #there(page: number): void {
+    for (const { resolve } of this.#waiting.get(page) ?? []) resolve();
+    this.#waiting.delete(page);
+  }
+
+  /** The simulated kernel touches a page itself: it must be there when this returns. */
+  #own(memory: GuestMemory, offset: number): void {
+    const page = this.#spans.find((area) => area.memory === memory)!.first + Math.floor(offset / PAGE);
+    if (this.#states.isPresent(page)) return;
+    if (this.#source !== undefined) {
+      this.#serve(page, 'kernel');
+      return;
+    }
+    this.check();
+    this.#ask({ type: 'want', page, cause: 'kernel' });
+    if (!this.#states.waitFor(page, this.#timeoutMs)) throw this.#late(page);
+  }
+
+  /** GuestMemory.ensure(): the pages that have these bytes. */
+  async #ensure(page: number, offset: number, size: number): Promise<void> {
+    const end = page + Math.ceil(((offset % PAGE) + size) / PAGE);
+    const waits: Promise<void>[] = [];
+    for (let at = page; at < end; at++) {
+      const wait = this.#serve(at, 'ensure');
+      if (wait !== undefined) waits.push(wait);
+    }
+    await Promise.all(waits);
+  }
+
+  // --- the end ---
+
+  /** Resolves when all pages are there. @throws what has ended it before: ERR_KVM_SOURCE, ERR_KVM_PAGER */
+  get complete(): Promise<void> {
+    return this.#done;
+  }
+
+  get report(): PagerReport {
+    const { pages, present, byCause, latency } = this.#states;
+    const { strategy, uncovered } = this.#arms;
+    const elapsedMs = (this.#endedAt ?? performance.now()) - this.#begun;
+    return { strategy, uncovered, pages, present, byCause, latency, elapsedMs, state: this.#state };
+  }
+
+  /** The pages that are not there yet, as ranges [first, end). */
+  missing(): { first: number; end: number }[] {
+    return this.#states.missing();
+  }
+
+  #complete(): void {
+    if (this.#state !== 'running') return;
+    this.#end('complete');
+    this.#disarm();
+    this.#settle.resolve();
+  }
+
+  #fail(cause: Error): VmexitError {
+    if (this.#error !== undefined) return this.#error;
+    const code = cause instanceof VmexitError ? cause.code : 'ERR_KVM_SOURCE';
+    const { present, pages } = this.#states;
+    const lacks = `${pages - present} of ${pages} pages are missing`;
+    this.#error = new VmexitError(code, `${cause.message}; ${lacks}, and the guest cannot go on`, { cause });
+    if (this.#state !== 'running') return this.#error;
+    this.#states.fail();
+    this.#end(code === 'ERR_KVM_PAGER' ? 'stopped' : 'failed');
+    for (const waiters of this.#waiting.values()) for (const { reject } of waiters) reject(this.#error);
+    this.#waiting.clear();
+    this.#settle.reject(this.#error);
+    return this.#error;
+  }
+
+  #end(state: PagerReport['state']): void {
+    this.#state = state;
+    this.#endedAt = performance.now();
+    this.#ask({ type: 'stop' });
+    this.#source?.close();
+    // What it still has to do keeps nobody.
+    this.#thread?.worker.unref();
+    this.#thread?.port.unref();
+  }
+
+  /** All is there: accesses need no attention any more. */
+  #disarm(): void {
+    if (!this.#armed) return;
+    this.#armed = false;
+    for (const { memory } of this.#spans) {
+      memory.demand = undefined;
+      if (this.#arms.strategy === 'sim' && !memory.closed) memory.onOwnAccess(undefined);
+    }
+    disarmSlots(this.#vm, this.#arms.slots);
+    for (const userfaultfd of this.#arms.userfaultfds.values()) userfaultfd.close();
+  }
+
+  /**
+   * Ends it. With pages missing the guest cannot go on: handle() and check() say so, and the pages stay armed, so that
+   * none is taken for zeroes.
+   */
+  async stop(): Promise<void> {
+    if (this.#state === 'running') this.#fail(new VmexitError('ERR_KVM_PAGER', 'the pager was stopped'));
+    const worker = this.#thread?.worker;
+    if (worker === undefined || worker.threadId < 0) return;
+    worker.ref();
+    await new Promise<void>((resolve) => worker.once('exit', () => resolve()));
+  }
+
+  /** Ends it, and gives back all that it holds. A page that is missing reads as zeroes after that: close the VM first. */
+  [Symbol.dispose](): void {
+    if (this.#state === 'running') this.#fail(new VmexitError('ERR_KVM_PAGER', 'the pager was closed'));
+    this.#disarm();
+  }
+}

@@ -1,0 +1,185 @@
+/** Where pages come from. A source is named by plain data, which a thread can be given; that thread opens it. */
+
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
+import type { Socket } from 'node:net';
+import { connect } from 'node:net';
+import { object } from '../../hypervisor/args.ts';
+import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+
+/** Bytes of a page, of guests and of sources. */
+export const PAGE = 4096;
+
+/** Pages are numbered from 0, through all of the pager's memories in their order. */
+export type PageSource = PullSource | PushSource;
+
+/** Asked for pages. */
+export interface PullSource {
+  /** The contents of `count` pages: exactly so many bytes. */
+  read(first: number, count: number): Uint8Array | Promise<Uint8Array>;
+  close(): void;
+}
+
+/** Sends all pages in an order of its own. */
+export interface PushSource {
+  /**
+   * Begins. `deliver` takes whole pages; one that is there already is dropped. `end` is called once, with what went
+   * wrong; without an error each page has been delivered.
+   */
+  start(deliver: (first: number, bytes: Uint8Array) => void, end: (error?: Error) => void): void;
+  /** Somebody waits for this page. */
+  want?(page: number): void;
+  close(): void;
+}
+
+/** A source as data. All offsets are bytes. */
+export type SourceDescriptor =
+  /** Bytes in memory. What does not lie in a SharedArrayBuffer is copied once. */
+  | { readonly kind: 'buffer'; readonly bytes: Uint8Array }
+  | { readonly kind: 'file'; readonly path: string; readonly offset?: number }
+  /** A server that answers range requests (RFC 9110, 14) of one resource. */
+  | { readonly kind: 'http'; readonly url: string; readonly offset?: number }
+  /** A socket from which all pages come, in their order: nothing is asked. */
+  | { readonly kind: 'stream'; readonly path: string }
+  | { readonly kind: 'stream'; readonly host?: string; readonly port: number };
+
+/** What `source` of a pager may be beside a descriptor: one that only another module can open, by its kind. */
+export interface Opened {
+  /** Gives its bytes at once, without a promise: the VMM's own thread can serve from it too. */
+  readonly immediate: boolean;
+  open(descriptor: never, pages: number): PageSource;
+}
+
+const failure = (what: string, options?: ErrorOptions) => new VmexitError('ERR_KVM_SOURCE', what, options);
+const tooShort = (what: string, has: number, pages: number) =>
+  failure(`${what} has ${has} bytes, and the ${pages} pages of guest memory need ${pages * PAGE}`);
+
+function openBuffer({ bytes }: { readonly bytes: Uint8Array }, pages: number): PageSource {
+  if (bytes.length < pages * PAGE) throw tooShort('the buffer', bytes.length, pages);
+  return {
+    read: (first, count) => bytes.subarray(first * PAGE, (first + count) * PAGE),
+    close: () => {},
+  };
+}
+
+function openFile(
+  { path, offset = 0 }: { readonly path: string; readonly offset?: number },
+  pages: number,
+): PageSource {
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch (cause) {
+    throw failure(`${path} cannot be opened (${(cause as NodeJS.ErrnoException).code})`, { cause });
+  }
+  const { size } = fstatSync(fd);
+  if (size - offset < pages * PAGE) {
+    closeSync(fd);
+    throw tooShort(`${path}, from byte ${offset} on,`, Math.max(size - offset, 0), pages);
+  }
+  return {
+    read(first, count) {
+      const bytes = new Uint8Array(count * PAGE);
+      for (let done = 0; done < bytes.length; ) {
+        const more = readSync(fd, bytes, done, bytes.length - done, offset + first * PAGE + done);
+        // It was cut after it was opened. What was read so far goes to the caller, who counts.
+        if (more === 0) return bytes.subarray(0, done);
+        done += more;
+      }
+      return bytes;
+    },
+    close: () => closeSync(fd),
+  };
+}
+
+function openHttp({ url, offset = 0 }: { readonly url: string; readonly offset?: number }): PageSource {
+  const stopped = new AbortController();
+  return {
+    async read(first, count) {
+      const from = offset + first * PAGE;
+      const range = `bytes=${from}-${from + count * PAGE - 1}`;
+      const response = await fetch(url, { headers: { range }, signal: stopped.signal });
+      if (response.status !== 206) {
+        await response.body?.cancel();
+        const why = response.status === 200 ? ': the server does not know range requests' : '';
+        throw failure(`${url} answered ${response.status} to a request for ${range}${why}`);
+      }
+      return new Uint8Array(await response.arrayBuffer());
+    },
+    close: () => stopped.abort(),
+  };
+}
+
+type Address = { readonly path: string } | { readonly host?: string; readonly port: number };
+const nameOf = (address: Address) =>
+  'path' in address ? address.path : `${address.host ?? 'localhost'}:${address.port}`;
+
+/** All pages in their order: reads wait for theirs to come by. */
+function openStream(descriptor: Address, pages: number): PageSource {
+  const name = nameOf(descriptor);
+  const socket: Socket = connect({ ...descriptor });
+  return {
+    start(deliver, end) {
+      let next = 0;
+      let rest = Buffer.alloc(0);
+      let over = false;
+      const finish = (error?: Error) => {
+        if (over) return;
+        over = true;
+        socket.destroy();
+        end(error);
+      };
+      socket.on('data', (chunk) => {
+        const bytes = rest.length > 0 ? Buffer.concat([rest, chunk]) : chunk;
+        const count = Math.min(Math.floor(bytes.length / PAGE), pages - next);
+        if (count > 0) deliver(next, bytes.subarray(0, count * PAGE));
+        next += count;
+        rest = bytes.subarray(count * PAGE);
+        if (next === pages) finish();
+      });
+      socket.on('error', (cause) => finish(failure(`${name}: ${cause.message}`, { cause })));
+      socket.on('close', () => finish(failure(`${name} ended after ${next} of ${pages} pages`)));
+    },
+    close: () => socket.destroy(),
+  };
+}
+
+const kinds: { readonly [kind: string]: Opened } = {
+  buffer: { immediate: true, open: openBuffer },
+  file: { immediate: true, open: openFile },
+  http: { immediate: false, open: openHttp },
+  stream: { immediate: false, open: openStream },
+};
+
+/** @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
+export function checkSource(source: SourceDescriptor): void {
+  const { kind } = object('source', source);
+  if (!Object.hasOwn(kinds, kind))
+    throw outOfRange('source.kind', kind, `one of ${Object.keys(kinds).join(', ')}`);
+  if (source.kind === 'buffer' && !(source.bytes instanceof Uint8Array))
+    throw wrongType('source.bytes', source.bytes, 'a Uint8Array');
+}
+
+export const isImmediate = (source: SourceDescriptor): boolean => kinds[source.kind]!.immediate;
+
+/** @throws VmexitError ERR_KVM_SOURCE when it is not there, or too short */
+export const openSource = (source: SourceDescriptor, pages: number): PageSource =>
+  kinds[source.kind]!.open(source as never, pages);
+
+/** As another thread can be given it. */
+export function shareable(source: SourceDescriptor): SourceDescriptor {
+  if (source.kind !== 'buffer' || source.bytes.buffer instanceof SharedArrayBuffer) return source;
+  const bytes = new Uint8Array(new SharedArrayBuffer(source.bytes.length));
+  bytes.set(source.bytes);
+  return { kind: 'buffer', bytes };
+}
+
+/** What was read, if it is as long as it must be. */
+export function checked(bytes: Uint8Array, first: number, count: number): Uint8Array {
+  if (!(bytes instanceof Uint8Array) || bytes.length !== count * PAGE) {
+    const got = bytes instanceof Uint8Array ? `${bytes.length} bytes` : 'no bytes';
+    throw failure(
+      `the source gave ${got} for pages ${first} to ${first + count - 1}, which have ${count * PAGE}`,
+    );
+  }
+  return bytes;
+}

@@ -1,0 +1,149 @@
+/**
+ * The ways by which a guest's access to a page that is not there yet comes to the pager. Which of them this host has
+ * is found by trying: the capability's number for KVM_MEM_USERFAULT means other things on other kernels.
+ */
+import { KvmError, UnavailableError } from '../../hypervisor/errors.ts';
+import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
+import type { Slot } from '../../hypervisor/memory-map.ts';
+import type { UserfaultBitmap } from '../../hypervisor/userfault-bitmap.ts';
+import type { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
+import type { Vm } from '../../hypervisor/vm.ts';
+import { MemFlag } from '../../uapi/constants.ts';
+import { PAGE } from './source.ts';
+
+/**
+ * `userfault`: KVM_MEM_USERFAULT, an exit for each page, with userfaultfd beside it for the kernel's own accesses.
+ * `userfaultfd`: vCPUs and the kernel wait in the kernel until the page is there. `sim`: the simulator's userfault,
+ * with its own word for its kernel's accesses.
+ */
+export const strategies = ['userfault', 'userfaultfd', 'sim'] as const;
+export type Strategy = (typeof strategies)[number];
+
+export interface ArmedSlot {
+  readonly slot: Slot;
+  readonly bitmap: UserfaultBitmap;
+}
+
+/** What was set up. */
+export interface Arms {
+  readonly strategy: Strategy;
+  readonly slots: readonly ArmedSlot[];
+  /** By memory; none where it could not be had or is not needed. */
+  readonly userfaultfds: ReadonlyMap<GuestMemory, Userfaultfd>;
+  /** Why accesses of the kernel's own are not caught: undefined when they are. */
+  readonly uncovered: string | undefined;
+}
+
+/** A slot again as it is, but for its bitmap. */
+function setBitmap(vm: Vm, slot: Slot, userfaultBitmap: UserfaultBitmap | undefined): void {
+  vm.setUserMemoryRegion2({
+    slot: slot.slot,
+    addressSpace: slot.addressSpace,
+    flags: slot.flags & ~(MemFlag.GUEST_MEMFD | MemFlag.USERFAULT),
+    guestPhysAddr: slot.start,
+    memorySize: slot.end - slot.start,
+    memory: slot.memory,
+    memoryOffset: slot.memoryOffset,
+    guestMemfd: slot.guestMemfd,
+    guestMemfdOffset: slot.guestMemfdOffset,
+    ...(userfaultBitmap && { userfaultBitmap }),
+  });
+}
+
+/** Arms each slot, or none. @throws KvmError EINVAL where the kernel has no KVM_MEM_USERFAULT */
+function armSlots(vm: Vm, slots: readonly Slot[]): ArmedSlot[] {
+  const armed: ArmedSlot[] = [];
+  try {
+    for (const slot of slots) {
+      const pages = (slot.end - slot.start) / PAGE;
+      const bitmap = vm.createUserfaultBitmap(pages);
+      armed.push({ slot, bitmap });
+      bitmap.set(0, pages);
+      setBitmap(vm, slot, bitmap);
+    }
+  } catch (error) {
+    disarmSlots(vm, armed);
+    throw error;
+  }
+  return armed;
+}
+
+/** Turns userfault off where the slot is still as it was armed: KVM may use large mappings again. */
+export function disarmSlots(vm: Vm, armed: readonly ArmedSlot[]): void {
+  for (const { slot, bitmap } of armed) {
+    const now = vm.closed ? undefined : vm.memoryMap.slotById(slot.slot, slot.addressSpace);
+    if (now?.userfaultBitmap === bitmap) setBitmap(vm, now, undefined);
+    bitmap.close();
+  }
+}
+
+function openUserfaultfds(memories: readonly GuestMemory[]): Map<GuestMemory, Userfaultfd> {
+  const opened = new Map<GuestMemory, Userfaultfd>();
+  try {
+    for (const memory of memories) opened.set(memory, memory.userfaultfd());
+  } catch (error) {
+    for (const userfaultfd of opened.values()) userfaultfd.close();
+    throw error;
+  }
+  return opened;
+}
+
+/** The value, or why not: what the kernel refused. */
+function tried<T>(make: () => T): T | { readonly why: string } {
+  try {
+    return make();
+  } catch (error) {
+    if (error instanceof KvmError || error instanceof UnavailableError) return { why: error.message };
+    throw error;
+  }
+}
+const refused = <T>(result: T | { readonly why: string }): result is { readonly why: string } =>
+  typeof result === 'object' && result !== null && 'why' in result;
+
+/**
+ * Sets up the strategy that was asked for, or the best there is.
+ * @param ownAccess who is told of the simulated kernel's own accesses, by memory and offset in bytes
+ * @throws UnavailableError that says why, for each way that was tried
+ */
+export function arm(
+  vm: Vm,
+  memories: readonly GuestMemory[],
+  asked: 'auto' | Strategy,
+  ownAccess: (memory: GuestMemory, offset: number) => void,
+): Arms {
+  const among = new Set(memories);
+  const slots = vm.memoryMap.slots.filter(({ memory }) => memory !== undefined && among.has(memory));
+  const reasons: string[] = [];
+
+  if (asked !== 'userfaultfd') {
+    const armed = tried(() => armSlots(vm, slots));
+    if (refused(armed)) reasons.push(`KVM_MEM_USERFAULT: ${armed.why}`);
+    else {
+      const told = memories.map((memory) => memory.onOwnAccess((offset) => ownAccess(memory, offset)));
+      const strategy = told.every((is) => is) ? 'sim' : 'userfault';
+      if (asked === 'auto' || asked === strategy) {
+        if (strategy === 'sim')
+          return { strategy, slots: armed, userfaultfds: new Map(), uncovered: undefined };
+        const beside = tried(() => openUserfaultfds(memories));
+        const none = refused(beside);
+        return {
+          strategy,
+          slots: armed,
+          userfaultfds: none ? new Map() : beside,
+          uncovered: none ? beside.why : undefined,
+        };
+      }
+      for (const memory of memories) memory.onOwnAccess(undefined);
+      disarmSlots(vm, armed);
+      reasons.push(`this host has '${strategy}'`);
+    }
+  }
+  if (asked === 'auto' || asked === 'userfaultfd') {
+    const opened = tried(() => openUserfaultfds(memories));
+    if (!refused(opened))
+      return { strategy: 'userfaultfd', slots: [], userfaultfds: opened, uncovered: undefined };
+    reasons.push(`userfaultfd: ${opened.why}`);
+  }
+  const what = asked === 'auto' ? 'no way of demand paging' : `no demand paging by '${asked}'`;
+  throw new UnavailableError('feature', `${what} here: ${reasons.join('; ')}`);
+}
