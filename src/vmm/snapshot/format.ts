@@ -1,0 +1,55 @@
+/**
+ * The file of a snapshot, little-endian:
+ *
+ *     0        magic
+ *     8        u32 version, u32 bytes of a page
+ *     16       u64 bytes of the file
+ *     24       u32 bytes of the head, u32 zero
+ *     32       SHA-256 of everything before the pages but itself
+ *     64       the head: JSON, {"state": a MachineState, "memories": [{"size": bytes, "stored": pages}]}
+ *              for each memory a bit per page, from bit 0 of the first byte on: 1 is stored, 0 is all zeroes
+ *     4096n    the stored pages, memory by memory
+ *              for each stored page the CRC-32 of its contents
+ *
+ * So opening one reads what comes before the pages; a page and its CRC are read when they are wanted.
+ */
+import { createHash } from 'node:crypto';
+import * as zlib from 'node:zlib';
+import { VmexitError } from '../../hypervisor/errors.ts';
+
+export const PAGE = 4096;
+export const MAGIC = new TextEncoder().encode('vmexit\x1a\n');
+export const FORMAT_VERSION = 1;
+
+/** Offsets in the prefix. */
+export const At = {
+  VERSION: 8,
+  PAGE_SIZE: 12,
+  FILE_SIZE: 16,
+  HEAD_SIZE: 24,
+  RESERVED: 28,
+  DIGEST: 32,
+  HEAD: 64,
+} as const;
+
+/** A head of more than this is none: thousands of vCPUs have less. */
+export const MAX_HEAD = 2 ** 28;
+
+export interface MemoryHead {
+  readonly size: number;
+  readonly stored: number;
+}
+
+export const bitmapBytes = (size: number): number => Math.ceil(size / PAGE / 8);
+export const pageAligned = (offset: number): number => Math.ceil(offset / PAGE) * PAGE;
+
+/** Of everything before the pages. */
+export const digestOf = (before: Uint8Array): Buffer =>
+  createHash('sha256').update(before.subarray(0, At.DIGEST)).update(before.subarray(At.HEAD)).digest();
+
+/** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
+export const crc32 = (zlib as unknown as { crc32(data: Uint8Array): number }).crc32;
+
+/** What is wrong with a file, and what to do about it. */
+export const unreadable = (path: string, what: string, options?: ErrorOptions): VmexitError =>
+  new VmexitError('ERR_KVM_SNAPSHOT', `snapshot ${path}: ${what}`, options);
