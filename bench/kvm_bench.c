@@ -1,20 +1,9 @@
 // The C side of the benchmarks: the same ioctls on the same guests as bench/run.mjs, and nothing else.
 //   kvm_bench pio|immediate COUNT         nanoseconds per KVM_RUN, with the exit's fields read
 //   kvm_bench open COUNT                  nanoseconds from open(2) to the first exit, the median of COUNT VMs
-//   again kvm_bench convert-4k|convert-2m COUNT nanoseconds per conversion that the guest asks for
+//   kvm_bench convert-4k|convert-2m COUNT nanoseconds per conversion that the guest asks for
 #define _GNU_SOURCE
-#include <errno.h>
-#include <fcntl.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/ioctl.h>
-#include <sys/mman.h>
-#include <time.h>
-#include <unistd.h>
-
-#include "../native/abi.h"
+#include "bench.h"
 
 #ifndef KVM_HC_MAP_GPA_RANGE
 #define KVM_HC_MAP_GPA_RANGE 12
@@ -28,32 +17,6 @@
 #define AREA 0x40000000ul
 #define AREA_SIZE (2ul << 20)
 #define CODE 0x1000
-
-static void need(int ok, const char* what) {
-  if (ok) return;
-  fprintf(stderr, "kvm_bench: %s: %s\n", what, strerror(errno));
-  exit(1);
-}
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1e9 + t.tv_nsec;
-}
-
-struct memory {
-  int fd;
-  uint8_t* data;
-};
-
-static struct memory allocate(size_t size) {
-  struct memory m = {memfd_create("bench", MFD_CLOEXEC | MFD_ALLOW_SEALING), 0};
-  need(m.fd >= 0 && ftruncate(m.fd, size) == 0, "memfd");
-  need(fcntl(m.fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) == 0, "seals");
-  m.data = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, m.fd, 0);
-  need(m.data != MAP_FAILED, "mmap");
-  return m;
-}
 
 struct vm {
   int kvm, vm, vcpu, gmem;

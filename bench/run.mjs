@@ -1,11 +1,6 @@
 // The benchmarks: each beside C that does the same work (kvm_bench.c), in alternate rounds of one run. What counts
 // is the median of each side's rounds, and their ratio or difference. npm run bench [-- --only NAME] [--json]
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { cpus, release, tmpdir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import {
   Exit,
   enterRealMode,
@@ -16,8 +11,9 @@ import {
   VmType,
 } from '../dist/index.js';
 import { Cap, Hypercall } from '../dist/uapi/index.js';
+import { benches as paging } from './paging.mjs';
+import { compile, expect, MIB, main, median, nanoseconds, resident } from './support.mjs';
 
-const MIB = 2 ** 20;
 const RAM_SIZE = 64 * MIB;
 const AREA = 0x4000_0000;
 const AREA_SIZE = 2 * MIB;
@@ -60,12 +56,6 @@ function boot(code, { type = 0, regs = {} } = {}) {
   };
   return { hv, vm, vcpu, close };
 }
-
-const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
-const nanoseconds = (start, count) => Number(process.hrtime.bigint() - start) / count;
-const expect = (ok) => {
-  if (!ok) throw new Error('the guest did something else');
-};
 
 // Each of these makes its VM, and gives what runs a round on it: a VMM runs one vCPU for long, not many for a moment.
 
@@ -129,7 +119,8 @@ const convert = (pages) => () => {
   };
 };
 
-// target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's.
+// target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's. `program` and `args`:
+// the C side, kvm_bench.c with the name and the count where they are not given.
 const benches = {
   pio: { what: 'a port exit, its fields read', prepare: exits, count: 20_000, target: { more: 100 } },
   immediate: {
@@ -158,38 +149,38 @@ const benches = {
     target: { ratio: 1 / 0.95 },
     needs: ['private-memory', 'map-gpa-range'],
   },
+  ...paging,
+  memory: { what: 'what 1 GiB of guest memory that nobody has touched takes of the host' },
 };
 
-const { values } = parseArgs({
-  options: {
-    only: { type: 'string' },
-    rounds: { type: 'string', default: '11' },
-    json: { type: 'boolean' },
-    help: { type: 'boolean', short: 'h' },
-  },
-});
-if (values.help) {
-  process.stdout.write(
-    `npm run bench [-- --only ${Object.keys(benches).join('|')}|memory] [--rounds N] [--json]\n`,
-  );
-  process.exit(0);
+function memory() {
+  const files = ['RssAnon', 'RssFile', 'RssShmem'];
+  const hv = openHypervisor();
+  const vm = hv.createVm();
+  const before = resident(...files);
+  const ram = vm.allocate(2 ** 30);
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+  const residentKb = resident(...files) - before;
+  return { text: `1 GiB of guest memory, untouched: ${residentKb} kB resident`, figures: { residentKb } };
 }
 
-const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
-const program = join(folder, 'kvm_bench');
-
-function compare(name, { prepare, count }) {
-  const round = prepare();
+function compare(
+  name,
+  { prepare, count, program = 'kvm_bench.c', args = () => [name, String(count)] },
+  options,
+) {
+  const path = compile(options.folder, program);
+  const round = prepare(count, options.rounds + 1);
   const c = [];
   const js = [];
-  for (let i = 0; i <= Number(values.rounds); i++) {
-    const first = Number(execFileSync(program, [name, String(count)], { encoding: 'utf8' }));
+  for (let i = 0; i <= options.rounds; i++) {
+    const first = Number(execFileSync(path, args(count), { encoding: 'utf8' }));
     const second = round(count);
     if (i === 0) continue; // warms up: code is compiled, pages are faulted in
     c.push(first);
     js.push(second);
   }
+  round.close?.();
   const differences = js.map((ns, i) => ns - c[i]);
   return {
     c: median(c),
@@ -199,53 +190,22 @@ function compare(name, { prepare, count }) {
   };
 }
 
-/** kB of a line of /proc/self/status. */
-const resident = () =>
-  ['RssAnon', 'RssFile', 'RssShmem'].reduce(
-    (sum, name) =>
-      sum + Number(new RegExp(`${name}:\\s+(\\d+)`).exec(readFileSync('/proc/self/status', 'utf8'))[1]),
-    0,
-  );
-
-const results = {};
-try {
-  execFileSync('gcc', ['-O2', '-Wall', '-o', program, join(root, 'bench', 'kvm_bench.c')]);
-  const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}`;
-  if (!values.json) process.stdout.write(`${about}; ${values.rounds} rounds, medians\n\n`);
-  for (const [name, bench] of Object.entries(benches)) {
-    if (values.only && values.only !== name) continue;
-    const hv = openHypervisor();
-    const [lack] = missing(hv, bench.needs ?? []);
-    hv.close();
-    if (lack) {
-      results[name] = { skipped: lack.reason };
-      if (!values.json) process.stdout.write(`${name.padEnd(11)} skipped: ${lack.reason}\n`);
-      continue;
-    }
-    const { c, js, more, ratio } = compare(name, bench);
-    const { target } = bench;
-    const met = target.more === undefined ? ratio <= target.ratio : more <= target.more;
-    results[name] = { c, js, more, ratio, target, met };
-    if (values.json) continue;
-    process.stdout.write(
-      `${name.padEnd(11)} C ${c.toFixed(0).padStart(9)} ns   vmexit ${js.toFixed(0).padStart(9)} ns   ` +
-        `${more >= 0 ? '+' : ''}${more.toFixed(0)} ns, ${ratio.toFixed(3)} of C's time   ` +
-        `target ${target.more === undefined ? `at most ${target.ratio.toFixed(3)}` : `at most +${target.more} ns`}: ` +
-        `${met ? 'met' : 'MISSED'}   (${bench.what})\n`,
-    );
-  }
-  if (!values.only || values.only === 'memory') {
-    const hv = openHypervisor();
-    const vm = hv.createVm();
-    const before = resident();
-    const ram = vm.allocate(2 ** 30);
-    vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
-    const after = resident();
-    results.memory = { residentKb: after - before };
-    if (!values.json)
-      process.stdout.write(`memory      1 GiB of guest memory, untouched: ${after - before} kB resident\n`);
-  }
-  if (values.json) process.stdout.write(`${JSON.stringify({ about, results }, null, 2)}\n`);
-} finally {
-  rmSync(folder, { recursive: true });
+function measure(name, bench, options) {
+  if (name === 'memory') return memory();
+  const hv = openHypervisor();
+  const [lack] = missing(hv, bench.needs ?? []);
+  hv.close();
+  if (lack) return { text: `skipped: ${lack.reason}`, figures: { skipped: lack.reason } };
+  const { c, js, more, ratio } = compare(name, bench, options);
+  const { target, what } = bench;
+  const met = target.more === undefined ? ratio <= target.ratio : more <= target.more;
+  const wanted =
+    target.more === undefined ? `at most ${target.ratio.toFixed(3)}` : `at most +${target.more} ns`;
+  const text =
+    `C ${c.toFixed(0).padStart(9)} ns   vmexit ${js.toFixed(0).padStart(9)} ns   ` +
+    `${more >= 0 ? '+' : ''}${more.toFixed(0)} ns, ${ratio.toFixed(3)} of C's time   ` +
+    `target ${wanted}: ${met ? 'met' : 'MISSED'}   (${what})`;
+  return { text, figures: { c, js, more, ratio, target, met } };
 }
+
+await main('npm run bench', benches, 11, measure);

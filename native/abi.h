@@ -30,7 +30,7 @@ struct kvm_userspace_memory_region2 {
 #endif
 
 // A proposal: the bitmap of KVM_MEM_USERFAULT, in what is padding in all released headers.
-constexpr int kUserfaultBitmapOffset = 48;
+enum { kUserfaultBitmapOffset = 48 };
 
 #ifndef KVM_SET_MEMORY_ATTRIBUTES
 struct kvm_memory_attributes {

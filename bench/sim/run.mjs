@@ -1,11 +1,8 @@
 // The simulator's benchmarks: medians of several rounds in one run, and beside them the same guest on this host's
 // KVM, at privilege 3, where there is one. npm run bench:sim [-- --only NAME] [--rounds N] [--json]
-import { execFileSync, spawnSync } from 'node:child_process';
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { cpus, release, tmpdir } from 'node:os';
-import { dirname, join, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
+import { spawnSync } from 'node:child_process';
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import {
   Exit,
   enterLongMode,
@@ -15,8 +12,8 @@ import {
   openHypervisor,
   VmType,
 } from '../../dist/index.js';
+import { compile, expect, MIB, main, median, packageEntry, resident } from '../support.mjs';
 
-const MIB = 2 ** 20;
 const RAM_SIZE = 16 * MIB;
 const TABLES = 0x1_0000;
 const STACK = 0xf0_0000;
@@ -25,15 +22,6 @@ const IOPL3 = 0x3002;
 const ITERATIONS = 100_000_000n;
 /** IA32_TIME_STAMP_COUNTER: in the simulator it counts instructions. */
 const TSC = 0x10;
-
-const { values } = parseArgs({
-  options: {
-    only: { type: 'string' },
-    rounds: { type: 'string', default: '5' },
-    json: { type: 'boolean' },
-    help: { type: 'boolean', short: 'h' },
-  },
-});
 
 const loop = guest(
   64,
@@ -50,11 +38,6 @@ e7 f4          |        out 0xf4, eax
 f4             |        hlt
 `,
 );
-
-const median = (numbers) => numbers.toSorted((a, b) => a - b)[numbers.length >> 1];
-const expect = (ok, what) => {
-  if (!ok) throw new Error(`the guest did something else: ${what}`);
-};
 
 /** A guest in 64-bit mode at privilege 3, where a host's KVM runs it on the silicon whatever its kind. */
 function boot(backend, image, regs = {}) {
@@ -90,21 +73,21 @@ function toOutput(backend, image, regs) {
   return result;
 }
 
-function program(name, image, regs, target) {
-  const rounds = { sim: [], kvm: [] };
+function program(name, image, regs, target, { rounds }) {
+  const results = { sim: [], kvm: [] };
   const answers = new Set();
-  for (let i = 0; i < Number(values.rounds); i++) {
+  for (let i = 0; i < rounds; i++) {
     for (const backend of ['sim', 'kvm']) {
       if (backend === 'kvm' && !hasKvm) continue;
       const result = toOutput(backend, image, regs);
       answers.add(result.value);
-      rounds[backend].push(result);
+      results[backend].push(result);
     }
   }
   expect(answers.size === 1, `${name}: results ${[...answers]}`);
-  const instructions = rounds.sim[0].instructions;
-  const ms = median(rounds.sim.map(({ ms }) => ms));
-  const kvmMs = hasKvm ? median(rounds.kvm.map(({ ms }) => ms)) : undefined;
+  const instructions = results.sim[0].instructions;
+  const ms = median(results.sim.map(({ ms }) => ms));
+  const kvmMs = hasKvm ? median(results.kvm.map(({ ms }) => ms)) : undefined;
   const mips = instructions / ms / 1000;
   const beside = kvmMs === undefined ? '' : `, ${(ms / kvmMs).toFixed(2)} times KVM's ${kvmMs.toFixed(0)} ms`;
   return {
@@ -115,19 +98,18 @@ function program(name, image, regs, target) {
   };
 }
 
-function mixed(folder) {
-  const elf = join(folder, 'mixed');
+function mixed(options) {
   const flags =
     '-O2 -ffreestanding -nostdlib -static -fno-pie -no-pie -mno-red-zone -fno-stack-protector -fcf-protection=none';
   const link = '-Wl,-Ttext=0x100000,-z,noseparate-code,--build-id=none';
-  execFileSync('gcc', [...flags.split(' '), link, '-o', elf, join(root, 'bench', 'sim', 'mixed.c')]);
-  return program('mixed', loadGuest(elf), {}, 100);
+  const elf = compile(options.folder, 'sim/mixed.c', [...flags.split(' '), link]);
+  return program('mixed', loadGuest(elf), {}, 100, options);
 }
 
 /** From the start of a process to its guest's first exit, beside a process that does nothing. */
-function coldStart(folder) {
+function coldStart({ folder, rounds }) {
   const script = join(folder, 'cold.mjs');
-  const package_ = JSON.stringify(join(root, 'dist', 'index.js'));
+  const package_ = JSON.stringify(packageEntry);
   writeFileSync(
     script,
     `import { enterRealMode, openHypervisor } from ${package_};
@@ -147,8 +129,7 @@ process.exit(vcpu.run(1000) === ${Exit.IO} ? 0 : 1);
     return performance.now() - start;
   };
   const differences = [];
-  for (let i = 0; i < 2 * Number(values.rounds) + 1; i++)
-    differences.push(-took(['-e', '0']) + took([script]));
+  for (let i = 0; i < 2 * rounds + 1; i++) differences.push(-took(['-e', '0']) + took([script]));
   const more = median(differences);
   return {
     text: `a guest's first exit comes ${more.toFixed(0)} ms after node -e 0 has ended`,
@@ -170,11 +151,11 @@ e7 f4                |        out 0xf4, eax
 `,
 );
 
-function faults() {
+function faults({ rounds }) {
   const PAGES = 2048;
   const AREA = 0x4_0000_0000 / 16; // 1 GiB
   const times = [];
-  for (let i = 0; i <= Number(values.rounds); i++) {
+  for (let i = 0; i <= rounds; i++) {
     const hv = openHypervisor({ backend: 'sim' });
     const vm = hv.createVm({ type: VmType.SW_PROTECTED });
     const ram = vm.allocate(MIB);
@@ -209,14 +190,13 @@ function faults() {
   };
 }
 
-const resident = () => Number(/VmRSS:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]);
 function memory() {
   const hv = openHypervisor({ backend: 'sim' });
   const vm = hv.createVm();
-  const before = resident();
+  const before = resident('VmRSS');
   const ram = vm.allocate(2 ** 30);
   vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
-  const more = resident() - before;
+  const more = resident('VmRSS') - before;
   return {
     text: `1 GiB of guest memory, untouched: ${more} kB resident`,
     target: 'none (at most 4 MiB of noise)',
@@ -225,46 +205,28 @@ function memory() {
   };
 }
 
+const flat = { entry: 0x10_0000, segments: [{ address: 0x10_0000, data: loop.code }] };
+
 const benches = {
-  loop: (folder) =>
-    program('loop', flat(folder), { rbx: 0x1234_5678_9abcn, rdi: 0x20_0000, rcx: ITERATIONS }, 1000),
+  loop: (options) =>
+    program('loop', flat, { rbx: 0x1234_5678_9abcn, rdi: 0x20_0000, rcx: ITERATIONS }, 1000, options),
   mixed,
   cold: coldStart,
   faults,
   memory,
 };
 
-function flat() {
-  return { entry: 0x10_0000, segments: [{ address: 0x10_0000, data: loop.code }] };
-}
-
-if (values.help) {
-  process.stdout.write(
-    `npm run bench:sim [-- --only ${Object.keys(benches).join('|')}] [--rounds N] [--json]\n`,
-  );
-  process.exit(0);
-}
-
-const root = resolve(dirname(fileURLToPath(import.meta.url)), '..', '..');
 let hasKvm = true;
 try {
   openHypervisor({ backend: 'kvm' }).close();
 } catch {
   hasKvm = false;
 }
-const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
-const results = {};
-try {
-  const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}`;
-  if (!values.json) process.stdout.write(`${about}; ${values.rounds} rounds, medians\n\n`);
-  for (const [name, bench] of Object.entries(benches)) {
-    if (values.only && values.only !== name) continue;
-    const { text, target, met, figures } = bench(folder);
-    results[name] = { ...figures, met };
-    if (!values.json)
-      process.stdout.write(`${name.padEnd(7)} ${text}   (target ${target}: ${met ? 'met' : 'MISSED'})\n`);
-  }
-  if (values.json) process.stdout.write(`${JSON.stringify({ about, results }, null, 2)}\n`);
-} finally {
-  rmSync(folder, { recursive: true });
-}
+
+await main('npm run bench:sim', benches, 5, (_, bench, options) => {
+  const { text, target, met, figures } = bench(options);
+  return {
+    text: `${text}   (target ${target}: ${met ? 'met' : 'MISSED'})`,
+    figures: { ...figures, met },
+  };
+});
