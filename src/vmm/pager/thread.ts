@@ -20,7 +20,8 @@ class PagerThread {
   readonly #orders: Orders;
   readonly #states: PageStates;
   readonly #guest: GuestPages;
-  readonly #source: PageSource;
+  /** From run() on. */
+  #source: PageSource | undefined;
   /** Pages that the VMM's thread waits for. */
   readonly #wanted = new Set<number>();
   /** Where fetching goes on. */
@@ -30,7 +31,6 @@ class PagerThread {
   constructor(hv: Hypervisor, orders: Orders) {
     this.#orders = orders;
     this.#states = new PageStates(orders.pages, orders.states);
-    this.#source = openSource(orders.source, orders.pages);
     this.#guest = new GuestPages(
       orders.areas.map(({ first, pages, into }) => ({
         first,
@@ -44,13 +44,16 @@ class PagerThread {
     );
   }
 
+  /** Faults are looked at first: without a source, too, somebody may be waiting. */
   run(): void {
     for (const { first, into } of this.#guest.areas) {
       if (into instanceof Userfaultfd)
         into.watch(() => this.#faults(first, into.read(), (offset) => into.wake(offset, PAGE)));
     }
-    if ('start' in this.#source) {
-      this.#source.start(
+    const source = openSource(this.#orders.source, this.#orders.pages);
+    this.#source = source;
+    if ('start' in source) {
+      source.start(
         (first, bytes) => this.#delivered(first, bytes),
         (error) => (error ? fail(error) : this.#ended()),
       );
@@ -67,7 +70,7 @@ class PagerThread {
 
   stop(): void {
     this.#over = true;
-    this.#source.close();
+    this.#source?.close();
     for (const { into } of this.#guest.areas) into.close();
   }
 
@@ -104,6 +107,7 @@ class PagerThread {
   /** Reads and puts the page and its neighbours, unless somebody else does. A promise when the source takes its time. */
   #serve(page: number, batch: number, cause: Cause): Promise<void> | undefined {
     const source = this.#source;
+    if (source === undefined) return undefined;
     if ('start' in source) {
       source.want?.(page);
       return undefined;
