@@ -215,9 +215,9 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
     for (; exit !== Exit.IO; exit = vcpu.run(DEADLINE_MS)) expect(await pager.handle(vcpu, exit)).toBe(true);
     expect(vcpu.io.port).toBe(0x80);
     expect(vcpu.io.data[0]).toBe(data[9 * PAGE]);
+    await pager.stop();
     const { kernel, fault } = pager.report.byCause;
     expect(kernel + fault).toBe(16);
-    await pager.stop();
     agent[Symbol.dispose]();
     memory.close();
     pager[Symbol.dispose]();

@@ -11,7 +11,7 @@ export const causes = ['fault', 'kernel', 'ensure', 'prefetch', 'push'] as const
 export type Cause = (typeof causes)[number];
 
 /** Words before the pages' bytes. */
-const Word = { progress: 0, present: 1, failed: 2, latencies: 3, causes: 4 } as const;
+const Word = { progress: 0, present: 1, failed: 2, latencies: 3, zero: 4, causes: 5 } as const;
 const RING = 1024;
 const RING_AT = Word.causes + causes.length;
 const HEAD = (RING_AT + RING) * Int32Array.BYTES_PER_ELEMENT;
@@ -77,6 +77,22 @@ export class PageStates {
     Atomics.add(this.#words, Word.present, count);
     this.#wake();
   }
+  /** Only these are to be served: the others are zeroes, as fresh memory is. Before any other thread looks. */
+  only(runs: Iterable<{ readonly first: number; readonly count: number }>): void {
+    this.#states.fill(State.PRESENT);
+    let present = this.pages;
+    for (const { first, count } of runs) {
+      this.#states.fill(0, first, first + count);
+      present -= count;
+    }
+    this.#words[Word.present] = present;
+    this.#words[Word.zero] = present;
+  }
+  /** How many are zeroes from the beginning. */
+  get zero(): number {
+    return this.#words[Word.zero]!;
+  }
+
   /** They could not be had: absent again. */
   unclaim(first: number, count: number): void {
     for (let page = first; page < first + count; page++) Atomics.store(this.#states, page, 0);

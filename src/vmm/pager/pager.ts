@@ -12,6 +12,7 @@ import { integer, object } from '../../hypervisor/args.ts';
 import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
 import { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
+import type { Slot } from '../../hypervisor/memory-map.ts';
 import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { packageRoot } from '../../package.ts';
@@ -28,6 +29,7 @@ import {
   openSource,
   PAGE,
   type PullSource,
+  type Run,
   type SourceDescriptor,
   shareable,
 } from './source.ts';
@@ -55,6 +57,8 @@ export interface PagerReport {
   readonly uncovered: string | undefined;
   readonly pages: number;
   readonly present: number;
+  /** Of those, pages that the source knows to be zeroes: there from the beginning. */
+  readonly zero: number;
   /** Pages by why they were served: those beside one that was asked for count with it. */
   readonly byCause: Readonly<Record<Cause, number>>;
   /** How long faults and requests have waited for their page. */
@@ -66,6 +70,15 @@ export interface PagerReport {
 const ALL_BATCH = 4096;
 /** The pager's thread, as it is compiled: worker threads cannot run TypeScript. */
 const THREAD = join(packageRoot, 'dist', 'vmm', 'pager', 'thread.js');
+
+/** Of all pages the wanted ones, or all, that lie in a range, counted from its start. */
+function* within(runs: readonly Run[] | undefined, start: number, pages: number): Generator<Run> {
+  for (const { first, count } of runs ?? [{ first: start, count: pages }]) {
+    const from = Math.max(first, start);
+    const end = Math.min(first + count, start + pages);
+    if (from < end) yield { first: from - start, count: end - from };
+  }
+}
 
 interface Waiter {
   readonly resolve: () => void;
@@ -130,8 +143,13 @@ export class Pager implements ExitHandler, Disposable {
     const shared = shareable(source);
     this.#source = isImmediate(shared) ? (openSource(shared, pages) as PullSource) : undefined;
     this.#states = new PageStates(pages);
+    const runs = this.#source?.runs && [...this.#source.runs()];
+    if (runs) this.#states.only(runs);
+    const first = (memory: GuestMemory | undefined) => spans.find((span) => span.memory === memory)!.first;
+    const wanted = (slot: Slot) =>
+      within(runs, first(slot.memory) + slot.memoryOffset / PAGE, (slot.end - slot.start) / PAGE);
     try {
-      this.#arms = arm(vm, memories, strategy, (memory, offset) => this.#own(memory, offset));
+      this.#arms = arm(vm, memories, strategy, wanted, (memory, offset) => this.#own(memory, offset));
     } catch (error) {
       this.#source?.close();
       throw error;
@@ -139,7 +157,7 @@ export class Pager implements ExitHandler, Disposable {
     const { slots, userfaultfds } = this.#arms;
     this.#spans = spans;
     const armed = slots.map(({ slot, bitmap }) => ({
-      first: spans.find(({ memory }) => memory === slot.memory)!.first + slot.memoryOffset / PAGE,
+      first: first(slot.memory) + slot.memoryOffset / PAGE,
       bitmap,
     }));
     this.#guest = new GuestPages(
@@ -149,6 +167,10 @@ export class Pager implements ExitHandler, Disposable {
     for (const { memory, first } of spans)
       memory.demand = (offset, size) => this.#ensure(first + Math.floor(offset / PAGE), offset, size);
 
+    if (this.#states.complete) {
+      this.#complete();
+      return;
+    }
     // With all of it in this thread, and nothing to be done in the background, there is no need of another.
     if (this.#source !== undefined && !prefetch && userfaultfds.size === 0) return;
     this.#thread = this.#begin({
@@ -313,10 +335,10 @@ export class Pager implements ExitHandler, Disposable {
   }
 
   get report(): PagerReport {
-    const { pages, present, byCause, latency } = this.#states;
+    const { pages, present, zero, byCause, latency } = this.#states;
     const { strategy, uncovered } = this.#arms;
     const elapsedMs = (this.#endedAt ?? performance.now()) - this.#begun;
-    return { strategy, uncovered, pages, present, byCause, latency, elapsedMs, state: this.#state };
+    return { strategy, uncovered, pages, present, zero, byCause, latency, elapsedMs, state: this.#state };
   }
 
   /** The pages that are not there yet, as ranges [first, end). */

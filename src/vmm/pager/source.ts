@@ -5,6 +5,7 @@ import type { Socket } from 'node:net';
 import { connect } from 'node:net';
 import { object } from '../../hypervisor/args.ts';
 import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+import { openSnapshot } from '../snapshot/read.ts';
 
 /** Bytes of a page, of guests and of sources. */
 export const PAGE = 4096;
@@ -12,10 +13,18 @@ export const PAGE = 4096;
 /** Pages are numbered from 0, through all of the pager's memories in their order. */
 export type PageSource = PullSource | PushSource;
 
+/** Pages in a row. */
+export interface Run {
+  readonly first: number;
+  readonly count: number;
+}
+
 /** Asked for pages. */
 export interface PullSource {
   /** The contents of `count` pages: exactly so many bytes. */
   read(first: number, count: number): Uint8Array | Promise<Uint8Array>;
+  /** The pages that are not all zeroes, where that is known: the others are never asked for. */
+  runs?(): Iterable<Run>;
   close(): void;
 }
 
@@ -38,6 +47,8 @@ export type SourceDescriptor =
   | { readonly kind: 'file'; readonly path: string; readonly offset?: number }
   /** A server that answers range requests (RFC 9110, 14) of one resource. */
   | { readonly kind: 'http'; readonly url: string; readonly offset?: number }
+  /** A file that `vmexit snapshot` has written: its memories, one after the other. */
+  | { readonly kind: 'snapshot'; readonly path: string }
   /** A socket from which all pages come, in their order: nothing is asked. */
   | { readonly kind: 'stream'; readonly path: string }
   | { readonly kind: 'stream'; readonly host?: string; readonly port: number };
@@ -88,6 +99,35 @@ function openFile(
       return bytes;
     },
     close: () => closeSync(fd),
+  };
+}
+
+function openSnapshotPages({ path }: { readonly path: string }, pages: number): PageSource {
+  const snapshot = openSnapshot(path);
+  let first = 0;
+  const parts = snapshot.memories.map((memory) => {
+    const part = { memory, first };
+    first += memory.pages;
+    return part;
+  });
+  if (first !== pages) {
+    snapshot.close();
+    throw failure(`${path} has ${first} pages of memory, and the guest ${pages}`);
+  }
+  return {
+    read(from, count) {
+      const pieces = parts.flatMap(({ memory, first }) => {
+        const start = Math.max(from, first);
+        const length = Math.min(from + count, first + memory.pages) - start;
+        return length > 0 ? [memory.read(start - first, length)] : [];
+      });
+      return pieces.length === 1 ? pieces[0]! : Buffer.concat(pieces);
+    },
+    *runs() {
+      for (const { memory, first } of parts)
+        for (const run of memory.runs(memory.pages)) yield { first: first + run.first, count: run.count };
+    },
+    close: () => snapshot.close(),
   };
 }
 
@@ -146,6 +186,7 @@ function openStream(descriptor: Address, pages: number): PageSource {
 const kinds: { readonly [kind: string]: Opened } = {
   buffer: { immediate: true, open: openBuffer },
   file: { immediate: true, open: openFile },
+  snapshot: { immediate: true, open: openSnapshotPages },
   http: { immediate: false, open: openHttp },
   stream: { immediate: false, open: openStream },
 };

@@ -9,7 +9,7 @@ import type { UserfaultBitmap } from '../../hypervisor/userfault-bitmap.ts';
 import type { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { MemFlag } from '../../uapi/constants.ts';
-import { PAGE } from './source.ts';
+import { PAGE, type Run } from './source.ts';
 
 /**
  * `userfault`: KVM_MEM_USERFAULT, an exit for each page, with userfaultfd beside it for the kernel's own accesses.
@@ -34,6 +34,9 @@ export interface Arms {
   readonly uncovered: string | undefined;
 }
 
+/** The pages of a slot, counted from its start, that are to be served. */
+export type Wanted = (slot: Slot) => Iterable<Run>;
+
 /** A slot again as it is, but for its bitmap. */
 function setBitmap(vm: Vm, slot: Slot, userfaultBitmap: UserfaultBitmap | undefined): void {
   vm.setUserMemoryRegion2({
@@ -51,14 +54,14 @@ function setBitmap(vm: Vm, slot: Slot, userfaultBitmap: UserfaultBitmap | undefi
 }
 
 /** Arms each slot, or none. @throws KvmError EINVAL where the kernel has no KVM_MEM_USERFAULT */
-function armSlots(vm: Vm, slots: readonly Slot[]): ArmedSlot[] {
+function armSlots(vm: Vm, slots: readonly Slot[], wanted: Wanted): ArmedSlot[] {
   const armed: ArmedSlot[] = [];
   try {
     for (const slot of slots) {
       const pages = (slot.end - slot.start) / PAGE;
       const bitmap = vm.createUserfaultBitmap(pages);
       armed.push({ slot, bitmap });
-      bitmap.set(0, pages);
+      for (const { first, count } of wanted(slot)) bitmap.set(first, count);
       setBitmap(vm, slot, bitmap);
     }
   } catch (error) {
@@ -109,6 +112,7 @@ export function arm(
   vm: Vm,
   memories: readonly GuestMemory[],
   asked: 'auto' | Strategy,
+  wanted: Wanted,
   ownAccess: (memory: GuestMemory, offset: number) => void,
 ): Arms {
   const among = new Set(memories);
@@ -116,7 +120,7 @@ export function arm(
   const reasons: string[] = [];
 
   if (asked !== 'userfaultfd') {
-    const armed = tried(() => armSlots(vm, slots));
+    const armed = tried(() => armSlots(vm, slots, wanted));
     if (refused(armed)) reasons.push(`KVM_MEM_USERFAULT: ${armed.why}`);
     else {
       const told = memories.map((memory) => memory.onOwnAccess((offset) => ownAccess(memory, offset)));

@@ -47,8 +47,10 @@ class PagerThread {
   /** Faults are looked at first: without a source, too, somebody may be waiting. */
   run(): void {
     for (const { first, into } of this.#guest.areas) {
-      if (into instanceof Userfaultfd)
-        into.watch(() => this.#faults(first, into.read(), (offset) => into.wake(offset, PAGE)));
+      if (!(into instanceof Userfaultfd)) continue;
+      // One that needs no contents is brought when somebody wants it; what has come meanwhile is there already.
+      const there = (offset: number) => into.zero(offset, PAGE) === 0 || into.wake(offset, PAGE);
+      into.watch(() => this.#faults(first, into.read(), there));
     }
     const source = openSource(this.#orders.source, this.#orders.pages);
     this.#source = source;
@@ -74,11 +76,11 @@ class PagerThread {
     for (const { into } of this.#guest.areas) into.close();
   }
 
-  #faults(first: number, offsets: readonly number[], wake: (offset: number) => void): void {
+  #faults(first: number, offsets: readonly number[], there: (offset: number) => void): void {
     const cause = this.#orders.armed.length > 0 ? 'kernel' : 'fault';
     for (const offset of offsets) {
       const page = first + offset / PAGE;
-      if (this.#states.isPresent(page)) wake(offset);
+      if (this.#states.isPresent(page)) there(offset);
       else if (failed) this.#letGo(page);
       else {
         this.#waited.add(page);
