@@ -76,11 +76,12 @@ export function exitsAccount(exits: Readonly<Record<string, number>>, style: Sty
 
 /** What was converted, and what faults needed besides. */
 export function conversionsAccount(counters: Readonly<MemoryFaultCounters>, style: Style): string {
-  const { conversions, bytes: converted, memoryFaults, retries, refusals } = counters;
+  const { conversions, bytes: converted, memoryFaults, retries, refusals, stale } = counters;
   return [
     style.bold('Conversions'),
     `  ${String(conversions.toPrivate).padStart(5)}  to private, ${bytes(converted.toPrivate)}`,
     `  ${String(conversions.toShared).padStart(5)}  to shared, ${bytes(converted.toShared)}`,
     `  ${String(memoryFaults).padStart(5)}  memory faults, ${retries} of them solved by what the policy did, ${refusals} refused`,
+    ...(stale > 0 ? [`  ${String(stale).padStart(5)}  pages that KVM took for devices', mapped anew`] : []),
   ].join('\n');
 }
