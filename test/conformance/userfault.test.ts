@@ -189,6 +189,15 @@ conformance('userfault', ({ needs }) => {
     expect(area.read(1)).toEqual(faultAt(1));
   });
 
+  it('giving a page back to the host unmaps it: its bit is looked at again', (hv) => {
+    using area = new PagedArea(hv);
+    area.agent.write(AREA + PAGE, VALUE);
+    area.agent.write(AREA + 2 * PAGE, VALUE);
+    area.bitmap.set(0, 4);
+    area.memory.discard(PAGE, PAGE);
+    expect([area.read(1), area.read(2)]).toEqual([faultAt(1), VALUE]);
+  });
+
   it('turning the flag off lets every access happen, and keeps the bits', (hv) => {
     using area = new PagedArea(hv);
     area.bitmap.set(0, 4);

@@ -21,8 +21,16 @@ export abstract class Counted {
   protected abstract free(): void;
 }
 
+/** Whom it concerns that pages of a file are gone: KVM's MMU notifier, for one slot. */
+export interface Notifier {
+  /** What maps [start, end) of the file, in bytes, must be forgotten. */
+  zap(start: number, end: number): void;
+}
+
 /** A file whose pages are memory: a memfd or a guest_memfd. */
 export interface MemoryFile {
+  /** Of slots whose shared side it is. */
+  readonly notifiers?: Set<Notifier>;
   /** Bytes. */
   readonly size: number;
   /** Where in the arena its bytes lie side by side, if they do. */

@@ -1,12 +1,13 @@
 /** Guest RAM: a memfd that is sealed against shrinking and growing. A hole in it reads as zero. */
 import { Errno } from '../../uapi/errno.ts';
-import type { Arena } from '../arena.ts';
-import { Counted, checkFallocate, Falloc, type MemoryFile } from './host-memory.ts';
+import { type Arena, PAGE } from '../arena.ts';
+import { Counted, checkFallocate, Falloc, type MemoryFile, type Notifier } from './host-memory.ts';
 import type { Sharing, SimMemoryToken } from './sharing.ts';
 
 export class RamFile extends Counted implements MemoryFile {
   readonly base: number;
   readonly size: number;
+  readonly notifiers = new Set<Notifier>();
   readonly #arena: Arena;
   readonly #sharing: Sharing;
   #place: { readonly at: number; readonly inode: number } | undefined;
@@ -46,7 +47,11 @@ export class RamFile extends Counted implements MemoryFile {
     if (refused !== 0) return refused;
     if (mode === 0 && offset + size > this.size) return -Errno.EPERM; // F_SEAL_GROW
     const end = Math.min(offset + size, this.size);
-    if ((mode & Falloc.PUNCH_HOLE) !== 0 && end > offset) this.#arena.zero(this.base + offset, end - offset);
+    if ((mode & Falloc.PUNCH_HOLE) === 0 || end <= offset) return 0;
+    this.#arena.zero(this.base + offset, end - offset);
+    // shmem_fallocate() unmaps whole pages; of others it only clears a part.
+    const [first, last] = [Math.ceil(offset / PAGE) * PAGE, Math.floor(end / PAGE) * PAGE];
+    for (const notifier of this.notifiers) notifier.zap(first, last);
     return 0;
   }
 }

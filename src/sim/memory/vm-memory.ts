@@ -8,6 +8,7 @@ import { Errno } from '../../uapi/errno.ts';
 import { type Arena, PAGE } from '../arena.ts';
 import { Access, MMIO } from '../cpu/processor.ts';
 import type { Binding } from './guest-memfd.ts';
+import type { Notifier } from './host-memory.ts';
 import { Attributes, type Privacy, privacyOf } from './privacy.ts';
 import { isGuestMemfdOnly, type Region, type Slot, type SlotRules, Slots } from './slots.ts';
 
@@ -55,6 +56,7 @@ export class VmMemory {
   readonly translators = new Set<Translator>();
   readonly #privacy: Privacy;
   readonly #bindings = new Map<Slot, Binding>();
+  readonly #notifiers = new Map<Slot, Notifier>();
   /** By page number, twice, plus 1 for private: where the page lies in the arena, plus WRITABLE. */
   readonly #mappings = new Map<number, number>();
   /**
@@ -109,6 +111,9 @@ export class VmMemory {
 
   #add(slot: Slot): void {
     this.slots.add(slot);
+    const notifier = this.#notifierOf(slot);
+    this.#notifiers.set(slot, notifier);
+    slot.mapping.file?.notifiers?.add(notifier);
     const file = slot.guestMemfd;
     if (file !== undefined) {
       const start = slot.guestMemfdOffset;
@@ -128,11 +133,23 @@ export class VmMemory {
     this.#flush();
   }
 
+  /** kvm_unmap_gfn_range(): the slot's pages at these host addresses, private ones too. */
+  #notifierOf({ start, end, mappingOffset }: Slot): Notifier {
+    const toGpa = start - mappingOffset;
+    return { zap: (from, to) => this.zap(Math.max(from + toGpa, start), Math.min(to + toGpa, end)) };
+  }
+
   #remove(slot: Slot): void {
     this.slots.remove(slot);
+    this.#unbind(slot);
+  }
+
+  #unbind(slot: Slot): void {
     const binding = this.#bindings.get(slot);
     if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
     this.#bindings.delete(slot);
+    slot.mapping.file?.notifiers?.delete(this.#notifiers.get(slot)!);
+    this.#notifiers.delete(slot);
   }
 
   /** KVM_SET_MEMORY_ATTRIBUTES, and the ninth version's regions, over [start, end), which is checked. */
@@ -144,12 +161,10 @@ export class VmMemory {
   /** The VM is gone: nothing of it is in use any more. */
   destroy(): void {
     for (const slot of this.slots.all) {
-      const binding = this.#bindings.get(slot);
-      if (binding !== undefined) slot.guestMemfd?.bindings.delete(binding);
+      this.#unbind(slot);
       release(slot);
     }
     this.slots.clear();
-    this.#bindings.clear();
     this.#mappings.clear();
   }
 
