@@ -16,12 +16,13 @@ import {
 } from '../../src/index.ts';
 import { Agent } from '../support/agent.ts';
 import { AREA, answer, contents, PAGE, pagedGuest, sumOf } from '../support/paged.ts';
-import { DEADLINE_MS } from '../support/run.ts';
+import { DEADLINE_MS, inLab } from '../support/run.ts';
 import { outsb } from '../support/snippets.ts';
 import { backends } from '../support/suite.ts';
 
 const PAGES = 256;
-const TIMEOUT_MS = 20_000;
+/** An emulated processor takes seconds to start a thread. */
+const TIMEOUT_MS = inLab ? 120_000 : 20_000;
 
 /** Each way there may be, on each backend; and why it is not there. */
 const ways = backends
@@ -57,7 +58,7 @@ writeFileSync(file, data);
 /** Runs a guest whose memory comes by a pager; what it has said, and the pager. */
 async function runPaged(hv: Hypervisor, options: Omit<PagerOptions, 'memories'>, reads = PAGES) {
   const { vm, vcpu, memory, close } = pagedGuest(hv, PAGES, reads);
-  const pager = Pager.start(hv, vm, { memories: [memory], vcpus: [vcpu], timeoutMs: 5000, ...options });
+  const pager = Pager.start(hv, vm, { memories: [memory], vcpus: [vcpu], timeoutMs: TIMEOUT_MS, ...options });
   try {
     const loop = new RunLoop(vcpu, { handlers: [pager] });
     loop.ports.attach(0xf4, 4, { name: 'the end', read: () => {}, write: () => loop.stop() });
@@ -86,7 +87,7 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
     it(name, async (context) => {
       if (lack !== undefined) return context.skip(lack);
       await shows();
-    }, 60_000);
+    }, 3 * TIMEOUT_MS);
   beforeAll(() => {
     if (lack === undefined) hv = openHypervisor({ backend });
   });
