@@ -1,0 +1,143 @@
+/** A guest that is saved and restored goes on as if nothing had been: wherever it was, and as often as one likes. */
+import { expect } from 'vitest';
+import { Exit, exitName, type Hypervisor, type Vcpu } from '../../src/index.ts';
+import { GuestDebug } from '../../src/uapi/index.ts';
+import { captureState, parseState, RestoredMachine } from '../../src/vmm/snapshot/index.ts';
+import { DEADLINE_MS, inLab } from '../support/run.ts';
+import { conformance } from '../support/suite.ts';
+import * as traveller from '../support/traveller.ts';
+
+/** Numbers that look random and are the same each time (xorshift32): from 0 to below 1. */
+function random(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return (state >>> 0) / 2 ** 32;
+  };
+}
+
+/** More than any guest here has. */
+const MAX_EXITS = 10_000;
+
+/** The traveller in one VM after another. */
+class Journey implements Disposable {
+  readonly vmm = traveller.newVmm();
+  readonly #hv: Hypervisor;
+  #here: traveller.Traveller & Disposable;
+  moves = 0;
+
+  constructor(hv: Hypervisor, rounds: number, mask = 0) {
+    this.#hv = hv;
+    this.#here = traveller.boot(hv, rounds, mask);
+  }
+  get vcpu(): Vcpu {
+    return this.#here.vcpu;
+  }
+  get ended(): boolean {
+    return traveller.hasEnded(this.vcpu);
+  }
+  get result(): string {
+    return traveller.result(this.#here.memory);
+  }
+
+  /** One run, its exit not yet answered. */
+  run(timeoutMs = DEADLINE_MS): number {
+    return traveller.step(this.vcpu, this.vmm, timeoutMs);
+  }
+  serve(): void {
+    const { outcome } = this.vcpu;
+    if (outcome !== Exit.DEADLINE && outcome !== Exit.DEBUG) traveller.serve(this.vcpu, this.vmm, outcome);
+  }
+
+  /** To a VM of its own: as text in between, as a file or a socket would have it. */
+  move(hv = this.#hv): void {
+    const service = (vcpu: Vcpu, exit: number) => traveller.serve(vcpu, this.vmm, exit);
+    const { state, memories } = captureState(this.#hv, this.#here.vm, [this.vcpu], { service });
+    const there = new RestoredMachine(hv, parseState(JSON.parse(JSON.stringify(state))));
+    const [memory] = there.memories;
+    memory!.write(0, memories[0]!.read(0, traveller.MEMORY));
+    this.#here[Symbol.dispose]();
+    const dispose = () => there.close();
+    this.#here = { vm: there.vm, vcpu: there.vcpus[0]!, memory: memory!, [Symbol.dispose]: dispose };
+    there.begin();
+    expect(there.differences).toEqual([]);
+    this.moves++;
+  }
+
+  toItsEnd(): string {
+    for (let exits = 0; !this.ended; exits++) {
+      expect(exits, 'a guest that goes in circles').toBeLessThan(MAX_EXITS);
+      expect(exitName(this.run())).not.toBe('DEADLINE');
+      this.serve();
+    }
+    return this.result;
+  }
+
+  [Symbol.dispose](): void {
+    this.#here[Symbol.dispose]();
+  }
+}
+
+/** The guest's memory at its end, when nobody interrupts it. */
+function undisturbed(hv: Hypervisor, rounds: number, mask = 0): string {
+  using journey = new Journey(hv, rounds, mask);
+  return journey.toItsEnd();
+}
+
+const singleStep = { control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP };
+
+conformance('snapshots', ({ needs }) => {
+  const it = needs('immediate-exit');
+  const MOVES = inLab ? 25 : 100;
+
+  for (const seed of [1, 2]) {
+    // A PVM host ends single steps at privilege 3 with a shutdown now and then.
+    needs('immediate-exit', 'two-dimensional-paging')(
+      `a guest that moves at ${MOVES} random instructions computes what it would have (seed ${seed})`,
+      (hv) => {
+        const next = random(seed);
+        const rounds = 20;
+        using journey = new Journey(hv, rounds);
+        while (journey.moves < MOVES) {
+          journey.vcpu.setGuestDebug(singleStep);
+          for (let steps = Math.ceil(next() * 30); steps > 0; journey.serve())
+            if (journey.run() === Exit.DEBUG) steps--;
+          journey.move();
+        }
+        expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds));
+      },
+    );
+  }
+
+  it('a guest that moves at each of its exits computes what it would have', (hv) => {
+    const rounds = inLab ? 5 : 40;
+    using journey = new Journey(hv, rounds);
+    for (let exits = 0; ; exits++) {
+      expect(exits).toBeLessThan(MAX_EXITS);
+      expect(exitName(journey.run())).not.toBe('DEADLINE');
+      journey.serve();
+      if (journey.ended) break;
+      journey.move();
+    }
+    expect(journey.moves).toBeGreaterThan(3 * rounds);
+    expect(journey.result).toBe(undisturbed(hv, rounds));
+  });
+
+  for (const seed of [4, 5]) {
+    it(`a guest that moves whenever a timer strikes computes what it would have (seed ${seed})`, (hv) => {
+      const next = random(seed);
+      const rounds = hv.backend === 'sim' ? 60_000 : inLab ? 10_000 : 400_000;
+      const mask = 0xfff;
+      using journey = new Journey(hv, rounds, mask);
+      while (journey.moves < MOVES && !journey.ended) {
+        const struck = journey.run(0.01 + next() * 0.5) === Exit.DEADLINE;
+        journey.serve();
+        if (struck) journey.move();
+      }
+      expect(journey.moves).toBeGreaterThan(MOVES / 10);
+      expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds, mask));
+    });
+  }
+});
