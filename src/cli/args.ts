@@ -17,23 +17,24 @@ type Parsed<T extends Options> = ReturnType<
 
 /**
  * The options and the other words; undefined when help was asked for, and printed.
- * @param words how many other words there must be, with their names: `<guest>`
+ * @param words how many other words there must be, with their names: `<guest>`; or what tells them by the options
  * @throws UsageError
  */
 export function parse<const T extends Options>(
   argv: string[],
   options: T,
   help: string,
-  words: readonly string[] = [],
+  words: readonly string[] | ((values: Parsed<T>['values']) => readonly string[]) = [],
 ): Parsed<T> | undefined {
   const { values, positionals } = parseOrExplain(argv, { ...COMMON, ...options });
   if (values.help) {
     process.stdout.write(help);
     return undefined;
   }
-  if (positionals.length < words.length) throw new UsageError(`${words[positionals.length]} is missing`);
-  if (positionals.length > words.length) {
-    throw new UsageError(`'${positionals[words.length]}' is one argument too many`);
+  const wanted = typeof words === 'function' ? words(values as Parsed<T>['values']) : words;
+  if (positionals.length < wanted.length) throw new UsageError(`${wanted[positionals.length]} is missing`);
+  if (positionals.length > wanted.length) {
+    throw new UsageError(`'${positionals[wanted.length]}' is one argument too many`);
   }
   return { values, positionals } as Parsed<T>;
 }
@@ -66,6 +67,13 @@ export function seconds(option: string, text: string): number {
   const number = /^\d+(\.\d+)?$/.test(text) ? Number(text) : 0;
   if (!(number > 0)) throw new UsageError(`${option} is '${text}'; it must be a number of seconds above 0`);
   return number * 1000;
+}
+
+/** A whole number above 0. */
+export function count(option: string, text: string): number {
+  const number = /^\d{1,10}$/.test(text) ? Number(text) : 0;
+  if (number > 0) return number;
+  throw new UsageError(`${option} is '${text}'; it must be a whole number above 0`);
 }
 
 /** One of a few words. */

@@ -18,6 +18,10 @@ const commands: {
     summary: 'run a guest: a flat binary or an ELF64 executable',
     load: async () => (await import('./run.ts')).run,
   },
+  snapshot: {
+    summary: 'run a guest to some point, and save it there: run --restore goes on',
+    load: async () => (await import('./snapshot.ts')).snapshot,
+  },
   demo: {
     summary: 'see a guest keep a secret from its host',
     load: async () => (await import('./demo.ts')).demo,
@@ -28,7 +32,7 @@ const commands: {
   },
 };
 
-const list = Object.entries(commands).map(([name, { summary }]) => `  vmexit ${name.padEnd(7)}${summary}`);
+const list = Object.entries(commands).map(([name, { summary }]) => `  vmexit ${name.padEnd(9)}${summary}`);
 const HELP = `vmexit: KVM for TypeScript
 
 ${list.join('\n')}

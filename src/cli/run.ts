@@ -1,19 +1,18 @@
 /** `vmexit run`: one guest, from its file to its exit status. */
 import { KvmError, VmexitError } from '../hypervisor/errors.ts';
-import { openHypervisor } from '../open.ts';
 import { describeExit, type KvmExit } from '../uapi/exits.ts';
 import { DebugExit, Serial } from '../vmm/devices.ts';
-import { loadGuest } from '../vmm/loader.ts';
-import { checkMachineMemory, Machine } from '../vmm/machine.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
-import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
+import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
+import { loadedGuest, PROGRAM_OPTIONS, restoredGuest, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { serialOutput } from './serial.ts';
 import { Watch } from './watch.ts';
 
 const HELP = `vmexit run [options] <guest>: run a guest until it ends
+vmexit run [options] --restore FILE: go on with a guest that vmexit snapshot has saved
 
 The guest is an ELF64 executable for x86-64, whose segments go to their physical addresses and which begins in
 64-bit mode; or anything else, as a flat binary, which goes to address 0x1000 and begins there in real mode.
@@ -27,6 +26,9 @@ The guest is an ELF64 executable for x86-64, whose segments go to their physical
                      simulator: KVM's guests run on the processor itself, and it tells of exits alone
   --json             print one JSON object about the run on stdout; serial output goes to stderr then
   --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
+  --restore FILE     go on with a guest that vmexit snapshot has saved; there is no <guest> then. It runs on the backend
+                     that it was saved on unless another is named, which must have its processor's features
+  --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
 memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 and
@@ -45,9 +47,9 @@ nothing resolves) or could not be loaded; 2 wrong usage; 69 this host cannot; 12
 `;
 
 const OPTIONS = {
-  mode: { type: 'string' },
-  memory: { type: 'string', default: '64M' },
-  private: { type: 'boolean', default: false },
+  ...PROGRAM_OPTIONS,
+  restore: { type: 'string' },
+  lazy: { type: 'boolean', default: false },
   timeout: { type: 'string' },
   trace: { type: 'string' },
   'trace-instructions': { type: 'boolean', default: false },
@@ -75,39 +77,41 @@ const hints: { readonly [reason: string]: string } = {
 };
 
 export async function run(argv: string[]): Promise<number> {
-  const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
+  const parsed = parse(argv, OPTIONS, HELP, ({ restore }) => (restore === undefined ? ['<guest>'] : []));
   if (!parsed) return 0;
   const { values, positionals } = parsed;
   const instructions = values['trace-instructions'];
   if (instructions && values.trace === undefined)
     throw new UsageError('--trace-instructions needs --trace FILE');
   const backend = backendFor(oneOf('--backend', values.backend, BACKENDS), instructions);
-  const mode = values.mode === undefined ? undefined : oneOf('--mode', values.mode, ['real', 'long']);
-  const memory = size('--memory', values.memory);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
-  const privateMemory = values.private;
+  const { restore, lazy } = values;
+  if (lazy && restore === undefined) throw new UsageError('--lazy needs --restore FILE');
+  const told = values.private ? '--private' : values.memory !== undefined ? '--memory' : '--mode';
+  if (restore !== undefined && (values.private || values.memory !== undefined || values.mode !== undefined))
+    throw new UsageError(`${told} is in the snapshot: --restore takes no other`);
 
-  checkMachineMemory(memory);
-  // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
-  const image = loadGuest(positionals[0]!, { mode, most: memory });
-  using hv = openHypervisor({ backend, needs: privateMemory ? ['private-memory', 'map-gpa-range'] : [] });
+  using guest =
+    restore === undefined
+      ? loadedGuest(positionals[0]!, values, backend)
+      : await restoredGuest(restore, lazy, backend);
+  const { hv, vm, vcpu } = guest;
   if (backend !== values.backend)
     process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
-  using machine = new Machine(hv, { memory, privateMemory });
-  machine.load(image, image.mode === 'long' ? { rdi: memory, rsi: privateMemory ? 1 : 0 } : {});
 
   using trace = values.trace === undefined ? undefined : openTrace(values.trace);
-  const { vcpu } = machine;
-  const watch = new Watch(machine, trace, instructions);
-  const faults = new MemoryFaultService(machine.vm, { trace: (event) => trace?.memory(event) });
+  const watch = new Watch(guest, trace, instructions);
+  const faults = new MemoryFaultService(vm, { trace: (event) => trace?.memory(event) });
   const serial = serialOutput(values.json ? process.stderr : process.stdout);
   const loop = new RunLoop(vcpu, {
     handlers: [faults],
     onSlice: serial.flush,
     ...(trace ? { onExit: (vcpu) => trace.exit(vcpu) } : {}),
   });
-  Serial.attach(loop.ports, serial.send);
+  const port = Serial.attach(loop.ports, serial.send);
+  const registers = guest.devices.get(SERIAL);
+  if (registers !== undefined) port.restore(registers);
   DebugExit.attach(loop.ports, (value) => loop.stop(value));
 
   // Awaited here: what is opened above is closed when this function returns.
@@ -122,8 +126,8 @@ export async function run(argv: string[]): Promise<number> {
       const { memoryFaults, conversions } = faults.counters;
       const summary = {
         backend: hv.backend,
-        guest: image.name,
-        mode: image.mode,
+        guest: guest.name,
+        ...(guest.mode === undefined ? {} : { mode: guest.mode }),
         result,
         status,
         exits: loop.exits,
@@ -160,7 +164,10 @@ function backendFor(asked: (typeof BACKENDS)[number], instructions: boolean): (t
 type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmError };
 
 /** The run's end. What the memory-fault service refuses, or KVM_RUN itself, is an end too, and has its summary. */
-async function runOrFail(loop: RunLoop, limits: Parameters<RunLoop['run']>[0]): Promise<RunEnd | Failed> {
+export async function runOrFail(
+  loop: RunLoop,
+  limits: Parameters<RunLoop['run']>[0],
+): Promise<RunEnd | Failed> {
   try {
     return await loop.run(limits);
   } catch (error) {
@@ -169,7 +176,7 @@ async function runOrFail(loop: RunLoop, limits: Parameters<RunLoop['run']>[0]): 
   }
 }
 
-function explain(end: { readonly exit: KvmExit } | Failed): string {
+export function explain(end: { readonly exit: KvmExit } | Failed): string {
   if ('error' in end) return `the guest cannot go on: ${end.error.message}`;
   const hint = hints[end.exit.reason];
   return `the guest ended with ${describeExit(end.exit)}${hint ? `: ${hint}` : ''}`;

@@ -1,9 +1,10 @@
 /** A guest's instructions: in the trace while it runs, and around RIP in the report when it has crashed. */
 import type { Observer } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
+import type { Vm } from '../hypervisor/vm.ts';
 import { loadIced } from '../open.ts';
 import { codeAtRip, Disassembler, describeInstructions, type Instruction } from '../vmm/disassemble.ts';
-import type { Machine } from '../vmm/machine.ts';
 import { describeRegisters, isReset } from '../vmm/registers.ts';
 import type { Trace } from '../vmm/trace.ts';
 
@@ -12,12 +13,16 @@ const BEFORE = 8;
 const FROM = 5;
 
 export class Watch {
-  readonly #machine: Machine;
+  readonly #machine: { readonly vm: Vm; readonly vcpu: Vcpu };
   readonly #recent: Instruction[] = [];
   readonly #lacked = new Set<string>();
 
   /** @param instructions whether each is traced, for which each must be known: in the simulator */
-  constructor(machine: Machine, trace: Trace | undefined, instructions: boolean) {
+  constructor(
+    machine: { readonly vm: Vm; readonly vcpu: Vcpu },
+    trace: Trace | undefined,
+    instructions: boolean,
+  ) {
     this.#machine = machine;
     const { vcpu } = machine;
     if (vcpu.completed === undefined) return;

@@ -1,4 +1,5 @@
 /** The devices that every small guest wants: a serial port to print on, and a port to end by. */
+import { outOfRange } from '../hypervisor/errors.ts';
 import type { Bus, Device } from './bus.ts';
 
 /** COM1 of every PC, and how many ports an 8250 has. */
@@ -19,6 +20,9 @@ const TRANSMITTER_EMPTY = 0x60;
 const NO_INTERRUPT = 0x01;
 /** Carrier detect, data set ready, clear to send: somebody listens. */
 const LISTENING = 0xb0;
+
+/** Bytes of a Serial's state: its registers, and the divisor behind two of them. */
+const SERIAL_STATE = SERIAL_PORTS + 2;
 
 /** The transmitting half of an 8250: what the guest sends is given on at once; nothing is ever received. */
 export class Serial implements Device {
@@ -47,6 +51,18 @@ export class Serial implements Device {
 
   write(offset: number, data: Uint8Array): void {
     for (let i = 0; i < data.length; i++) this.#set(offset + i, data[i]!);
+  }
+
+  /** What the guest has written into its registers, for a snapshot: state() of one is restore()d in another. */
+  get state(): Uint8Array {
+    return new Uint8Array([...this.#registers, ...this.#divisor]);
+  }
+  /** @throws RangeError ERR_KVM_INVALID_ARG for what is no serial port's state */
+  restore(state: Uint8Array): void {
+    if (state.length !== SERIAL_STATE)
+      throw outOfRange("the serial port's state", state.length, `${SERIAL_STATE} bytes`);
+    this.#registers.set(state.subarray(0, SERIAL_PORTS));
+    this.#divisor.set(state.subarray(SERIAL_PORTS));
   }
 
   get #latched(): boolean {

@@ -6,7 +6,7 @@ import { RestoredMachine, type RestoreOptions } from './restore.ts';
 
 export { openSnapshot, type Snapshot, type SnapshotMemory } from './read.ts';
 export { RestoredMachine, type RestoreOptions } from './restore.ts';
-export { type MachineState, parseState } from './schema.ts';
+export { fromHex, type MachineState, parseState } from './schema.ts';
 export { type Capture, type CaptureOptions, captureState } from './state.ts';
 export { type WriteOptions, type Written, writeSnapshot } from './write.ts';
 

@@ -1,0 +1,115 @@
+/** `vmexit snapshot`: runs a guest to some point, and saves it there. */
+import { DebugExit, Serial } from '../vmm/devices.ts';
+import { MemoryFaultService } from '../vmm/memory-faults.ts';
+import { RunLoop } from '../vmm/run-loop.ts';
+import { captureState, type Written, writeSnapshot } from '../vmm/snapshot/index.ts';
+import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
+import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
+import { interruptible } from './interrupt.ts';
+import { explain, runOrFail } from './run.ts';
+import { serialOutput } from './serial.ts';
+
+const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
+
+The guest runs as with vmexit run, whose options --mode, --memory, --private and --backend are here too. Then it is
+paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
+there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
+
+  --output FILE      where to save it; an older snapshot there is replaced
+  --after MS         save it after so many milliseconds (default 1000)
+  --after-exits N    save it when it has exited N times instead: in the simulator the same point each time
+  --timeout SECONDS  with --after-exits: give up when it has not exited so often by then, with status 124
+
+A guest that has private memory by then cannot be saved: the host cannot read it.
+
+Exit status: 0 when it is saved; 1 when the guest ended before, or cannot be saved; 2 wrong usage; 69 this host
+cannot; 124 the time limit; 130 interrupted.
+`;
+
+const OPTIONS = {
+  ...PROGRAM_OPTIONS,
+  output: { type: 'string' },
+  after: { type: 'string' },
+  'after-exits': { type: 'string' },
+  timeout: { type: 'string' },
+  backend: { type: 'string', default: 'auto' },
+} as const;
+
+const DEFAULT_AFTER_MS = 1000;
+/** Saving less than this takes no time that anybody would want to follow. */
+const LARGE = 2 ** 28;
+const TIMED_OUT = 124;
+
+export async function snapshot(argv: string[]): Promise<number> {
+  const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
+  if (!parsed) return 0;
+  const { values, positionals } = parsed;
+  const path = values.output;
+  if (path === undefined) throw new UsageError('--output FILE is missing');
+  if (values.after !== undefined && values['after-exits'] !== undefined)
+    throw new UsageError('--after and --after-exits are two ways to say when: give one of them');
+  const exits =
+    values['after-exits'] === undefined ? undefined : count('--after-exits', values['after-exits']);
+  if (exits === undefined && values.timeout !== undefined)
+    throw new UsageError('--timeout needs --after-exits');
+  const afterMs = values.after === undefined ? DEFAULT_AFTER_MS : count('--after', values.after);
+  const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
+
+  using guest = loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
+  const { hv, vm, vcpu } = guest;
+  if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
+  const output = serialOutput(process.stdout);
+  let exited: number | undefined;
+  let left = exits ?? Number.POSITIVE_INFINITY;
+  const counter = {
+    handle() {
+      if (--left === 0) loop.stop();
+      return false;
+    },
+  };
+  const loop: RunLoop = new RunLoop(vcpu, {
+    handlers: [counter, new MemoryFaultService(vm)],
+    onSlice: output.flush,
+  });
+  const serial = Serial.attach(loop.ports, output.send);
+  DebugExit.attach(loop.ports, (value) => {
+    exited = value;
+    loop.stop(value);
+  });
+
+  return await interruptible(async (signal) => {
+    const end = await runOrFail(loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
+    const ended = (how: string) => {
+      process.stderr.write(`vmexit: nothing is saved: ${how}\n`);
+      return 1;
+    };
+    if ('exit' in end || 'error' in end) return ended(explain(end));
+    if (end.reason === 'abort') return 1;
+    if (end.reason === 'halt') return ended('the guest has halted before');
+    if (exited !== undefined) return ended(`the guest has ended before, with status ${exited}`);
+    if (end.reason === 'timeout' && exits !== undefined) {
+      ended(`the guest has exited ${exits - left} times in ${timeoutMs! / 1000} s`);
+      return TIMED_OUT;
+    }
+    const capture = captureState(hv, vm, [vcpu], { devices: { [SERIAL]: serial.state } });
+    const written = await writeSnapshot(path, capture, { onProgress: progress(), signal });
+    process.stderr.write(
+      `vmexit: ${path}: ${describe(written)}, at rip 0x${vcpu.getRegs().rip.toString(16)}\n`,
+    );
+    return 0;
+  });
+}
+
+/** Tells each quarter of what is large. */
+function progress(): (done: number, total: number) => void {
+  let told = 0;
+  return (done, total) => {
+    const quarter = Math.floor((4 * done) / total);
+    if (total < LARGE || quarter === told) return;
+    told = quarter;
+    process.stderr.write(`vmexit: ${quarter * 25}% of ${total / 2 ** 20} MiB saved\n`);
+  };
+}
+
+const describe = ({ size, stored, pages }: Written) =>
+  `${(size / 2 ** 20).toFixed(2)} MiB, ${stored} of ${pages} pages (the others are zeroes)`;
