@@ -192,7 +192,7 @@ function compare(
 
 function measure(name, bench, options) {
   if (name === 'memory') return memory();
-  const hv = openHypervisor();
+  const hv = openHypervisor({ backend: 'kvm' });
   const [lack] = missing(hv, bench.needs ?? []);
   hv.close();
   if (lack) return { text: `skipped: ${lack.reason}`, figures: { skipped: lack.reason } };

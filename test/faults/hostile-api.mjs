@@ -25,8 +25,8 @@ let elsewhere = boot(code.out, hv);
 
 /** Fresh objects, and some of them closed. */
 function furnish() {
-  for (const { vm, ram, vcpu, file } of [all, elsewhere]) {
-    for (const object of [file, vcpu, vm, ram]) if (!object?.closed) object?.close();
+  for (const one of [all, elsewhere]) {
+    for (const object of objectsOf(one)) if (!object.closed) object.close();
   }
   [all, elsewhere] = [boot(code.out, hv), boot(code.out, hv)];
   for (const one of [all, elsewhere]) {
@@ -35,11 +35,18 @@ function furnish() {
     } catch (error) {
       if (!(error instanceof KvmError)) throw error;
     }
+    try {
+      // Of memory that nobody has: who touches it waits for ever.
+      one.faults = one.vm.allocate(16_384).userfaultfd();
+    } catch (error) {
+      if (!(error instanceof KvmError)) throw error;
+    }
   }
-  for (const name of ['vm', 'ram', 'vcpu', 'file']) if (chance(0.1)) all[name]?.close();
+  for (const name of ['vm', 'ram', 'vcpu', 'file', 'faults']) if (chance(0.1)) all[name]?.close();
 }
 
-const objectsOf = ({ vm, ram, vcpu, file }) => [vm, ram, vcpu, ...(file === undefined ? [] : [file])];
+const objectsOf = ({ vm, ram, vcpu, file, faults }) =>
+  [faults, file, vcpu, vm, ram].filter((object) => object !== undefined);
 
 function value() {
   switch (below(8)) {
@@ -144,11 +151,18 @@ let thrown = 0;
 const isOurs = (result) =>
   typeof result === 'object' &&
   result !== null &&
-  [all.vm, all.ram, all.vcpu, all.file].some((one) => one !== undefined && result instanceof one.constructor);
+  objectsOf(all).some((one) => result instanceof one.constructor);
 
 function typed(error) {
   if (error instanceof KvmError) return typeof error.code === 'string' && error.errno < 0;
   return error instanceof Error && /^ERR_KVM_/.test(error.code) && error.message.length > 0;
+}
+
+function judge(label, error) {
+  thrown++;
+  if (error instanceof Sprung || typed(error) || untyped.has(label)) return;
+  const stack = String(error?.stack ?? error).split('\n');
+  untyped.set(label, stack.slice(0, 3).join(' '));
 }
 
 for (let i = 0; i < Number(CALLS); i++) {
@@ -174,20 +188,15 @@ for (let i = 0; i < Number(CALLS); i++) {
   try {
     const result = use(target, args);
     if (isOurs(result) && !objectsOf(all).includes(result)) result.close();
+    if (result instanceof Promise) result.catch((error) => judge(label, error));
   } catch (error) {
-    thrown++;
-    if (error instanceof Sprung || typed(error)) continue;
-    if (!untyped.has(label))
-      untyped.set(
-        label,
-        String(error?.stack ?? error)
-          .split('\n')
-          .slice(0, 3)
-          .join(' '),
-      );
+    judge(label, error);
   }
 }
 
+await new Promise((turn) => setImmediate(turn)); // for the promises
+furnish(); // what is still watched keeps the process alive
+for (const { faults } of [all, elsewhere]) faults?.close();
 process.stdout.write(
   `${JSON.stringify({ thrown, members: Object.keys(byName).length, untyped: Object.fromEntries(untyped) }, undefined, 1)}\n`,
 );
