@@ -300,7 +300,7 @@ const scenarios = {
     const wild = [
       elsewhere.copy(0, page),
       elsewhere.zero(PAGE, PAGE),
-      larger.copy(2 ** 39, page),
+      larger.copy(token.size, page),
       larger.copy(0, page),
     ];
     faults.close();
