@@ -336,6 +336,16 @@ conformance('userfault', ({ needs }) => {
     area.bitmap.set(0, 4);
     expect(area.read(3)).toBe(0n);
   });
+  itPreFault(
+    'a pre-fault looks at the bit of a page that is mapped, too, which the guest goes on using',
+    (hv) => {
+      using area = new PagedArea(hv);
+      expect(area.read(0)).toBe(0n);
+      area.bitmap.set(0);
+      expect(errnoOf(() => area.agent.vcpu.preFaultMemory(AREA, PAGE))).toBe('EFAULT');
+      expect(area.read(0)).toBe(0n);
+    },
+  );
   itPreFault('a pre-fault with a null pointer gives EFAULT and says no more', (hv) => {
     using area = new PagedArea(hv, { armed: false });
     area.place(undefined, { flags: MemFlag.USERFAULT });

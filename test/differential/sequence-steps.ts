@@ -4,7 +4,19 @@ import { Hypercall, MapGpaRange } from '../../src/uapi/index.ts';
 import type { Agent } from '../support/agent.ts';
 import type { Random } from './random.ts';
 import { snippetNames } from './sequence-snippets.ts';
-import { AREA, answerOf, FILES, follow, hex, PAGE, PAGES, RAMS, SIZE, type World } from './sequence-world.ts';
+import {
+  AREA,
+  answerOf,
+  BITMAPS,
+  FILES,
+  follow,
+  hex,
+  PAGE,
+  PAGES,
+  RAMS,
+  SIZE,
+  type World,
+} from './sequence-world.ts';
 
 /** Slot 0 is the agent's. */
 const SLOTS = [1, 2, 3];
@@ -25,7 +37,7 @@ const address = (random: Random, size: number): number =>
     ? AREA + PAGE * random.below(PAGES + 1) - random.below(size + 1)
     : AREA + PAGE * random.below(PAGES) + 8 * random.below(16);
 
-function region(random: Random, second: boolean): Step {
+function region(random: Random, second: boolean, userfault = false): Step {
   const slot = random.oneIn(32) ? random.pick([0, 32763, 32764, 4000]) : random.pick(SLOTS);
   const addressSpace = random.oneIn(48) ? random.pick([1, 2]) : 0;
   const start = random.below(PAGES);
@@ -46,9 +58,10 @@ function region(random: Random, second: boolean): Step {
   // Up to the end of what the memory has: more is the API's to refuse.
   const memorySize = Math.max(0, Math.min(bytesOf(random, pages), SIZE - memoryPage * PAGE));
   const guestMemfdOffset = Math.max(0, bytesOf(random, filePage));
+  const bitmap = userfault && random.oneIn(2) ? random.below(BITMAPS) : undefined;
   return {
-    text: `region${second ? 2 : ''} ${slot}${addressSpace ? `/${addressSpace}` : ''} at ${hex(guestPhysAddr)}+${hex(memorySize)} flags ${flags} ram ${which}+${memoryPage} file ${file}+${hex(guestMemfdOffset)}`,
-    take({ agent: { vm }, rams, files }) {
+    text: `region${second ? 2 : ''} ${slot}${addressSpace ? `/${addressSpace}` : ''} at ${hex(guestPhysAddr)}+${hex(memorySize)} flags ${flags} ram ${which}+${memoryPage} file ${file}+${hex(guestMemfdOffset)}${bitmap === undefined ? '' : ` bitmap ${bitmap}`}`,
+    take({ agent: { vm }, rams, files, bitmaps }) {
       const guestMemfd = file === undefined ? undefined : files[file];
       if (file !== undefined && guestMemfd === undefined) return 'no file';
       const given = {
@@ -66,6 +79,7 @@ function region(random: Random, second: boolean): Step {
               ...given,
               guestMemfd,
               guestMemfdOffset: guestMemfd ? guestMemfdOffset : 0,
+              userfaultBitmap: bitmap === undefined ? undefined : bitmaps[bitmap],
             })
           : vm.setUserMemoryRegion(given),
       );
@@ -218,8 +232,66 @@ function hostDiscard(random: Random): Step {
   };
 }
 
+/** USERFAULT of a slot on, with a bitmap or a null pointer, or off; and sometimes another change with it. */
+function toggle(random: Random): Step {
+  const among = random.below(SLOTS.length);
+  const bitmap = random.oneIn(3) ? undefined : random.below(BITMAPS);
+  const none = bitmap === undefined && random.oneIn(6) ? MemFlag.USERFAULT : 0;
+  const changes = random.oneIn(8) ? random.pick([MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY]) : 0;
+  const moved = random.oneIn(16) ? PAGE : 0;
+  return {
+    text: `userfault ${among} bitmap ${bitmap} flags ${none} ^${changes} moved ${moved}`,
+    take({ agent: { vm }, bitmaps }) {
+      const slots = vm.memoryMap.slots.filter(({ slot }) => slot !== 0);
+      const slot = slots[among % slots.length];
+      if (slot === undefined) return 'no slot';
+      if (slot.guestMemfd?.closed) return 'no file';
+      const { flags, start, end, memory, memoryOffset, guestMemfd, guestMemfdOffset } = slot;
+      return answerOf(() =>
+        vm.setUserMemoryRegion2({
+          slot: slot.slot,
+          flags: (flags & ~MemFlag.USERFAULT) ^ changes ^ none,
+          guestPhysAddr: start + moved,
+          memorySize: end - start,
+          memory,
+          memoryOffset,
+          guestMemfd,
+          guestMemfdOffset,
+          userfaultBitmap: bitmap === undefined ? undefined : bitmaps[bitmap],
+        }),
+      );
+    },
+  };
+}
+function markPages(random: Random): Step {
+  const which = random.below(BITMAPS);
+  const sets = !random.oneIn(3);
+  const first = random.below(PAGES);
+  const count = random.oneIn(3) ? PAGES - first : 1 + random.below(PAGES - first);
+  return {
+    text: `${sets ? 'set' : 'release'} ${which} ${first}+${count}`,
+    take({ bitmaps }) {
+      if (sets) bitmaps[which]!.set(first, count);
+      else bitmaps[which]!.release(first, count);
+      return 'ok';
+    },
+  };
+}
+function serve(random: Random): Step {
+  const on = random.oneIn(2);
+  return {
+    text: `serve ${on}`,
+    take(world) {
+      world.serves = on;
+      return 'ok';
+    },
+  };
+}
+
+type Kinds = readonly (readonly [weight: number, make: (random: Random) => Step])[];
+
 /** What may come next, and how often. */
-const STEP_KINDS: readonly (readonly [weight: number, make: (random: Random) => Step])[] = [
+const STEP_KINDS: Kinds = [
   [5, (random) => region(random, true)],
   [1, (random) => region(random, false)],
   [4, attributes],
@@ -237,21 +309,44 @@ const STEP_KINDS: readonly (readonly [weight: number, make: (random: Random) => 
   [1, hostWrite],
   [1, hostDiscard],
 ];
-const TOTAL = STEP_KINDS.reduce((sum, [weight]) => sum + weight, 0);
+/** And where there is userfault. */
+const USERFAULT_KINDS: Kinds = [
+  ...STEP_KINDS,
+  [4, (random) => region(random, true, true)],
+  [6, toggle],
+  [7, markPages],
+  [1, serve],
+];
+const total = (kinds: Kinds) => kinds.reduce((sum, [weight]) => sum + weight, 0);
 
-export function stepOf(random: Random): Step {
-  let at = random.below(TOTAL);
-  for (const [weight, make] of STEP_KINDS) {
+export function stepOf(random: Random, userfault: boolean): Step {
+  const kinds = userfault ? USERFAULT_KINDS : STEP_KINDS;
+  let at = random.below(total(kinds));
+  for (const [weight, make] of kinds) {
     if (at < weight) return make(random);
     at -= weight;
   }
   throw new Error('weights');
 }
 
+/** One slot for all of the area, as it will be toggled. */
+function whole(random: Random): Step {
+  const [slot, which] = [random.pick(SLOTS), random.below(RAMS)];
+  const file = random.oneIn(2) ? undefined : random.below(FILES);
+  return {
+    text: `whole ${slot} ram ${which} file ${file}`,
+    take({ agent: { vm }, rams, files }) {
+      const guestMemfd = file === undefined ? undefined : files[file];
+      const memory = rams[which]!;
+      return answerOf(() => vm.setUserMemoryRegion2({ slot, guestPhysAddr: AREA, memory, guestMemfd }));
+    },
+  };
+}
+
 /** Memory is there from the beginning, or most sequences would be about none. */
-export const firstSteps: readonly ((random: Random) => Step)[] = [
+export const firstSteps = (userfault: boolean): readonly ((random: Random) => Step)[] => [
   (random) => createFile(random, 0),
   (random) => createFile(random, 1),
-  (random) => region(random, true),
+  ...(userfault ? [whole, markPages] : [(random: Random) => region(random, true)]),
   attributes,
 ];

@@ -15,6 +15,7 @@ const USAGE = `Runs random sequences of ioctls and guest accesses on two backend
     --seed N         (1)
     --count N        how many sequences (1000)
     --from N         the number of the first (0)
+    --userfault      with the steps that need KVM_MEM_USERFAULT
     --show           print every step of them, on the oracle
     --record FILE    only run on the oracle, and write what it gave
     --replay FILE    compare with what was written, instead of an oracle
@@ -27,6 +28,7 @@ const options = {
   seed: { type: 'string', default: '1' },
   count: { type: 'string', default: '1000' },
   from: { type: 'string', default: '0' },
+  userfault: { type: 'boolean', default: false },
   show: { type: 'boolean' },
   record: { type: 'string' },
   replay: { type: 'string' },
@@ -43,6 +45,7 @@ export interface SequenceRecording {
   readonly about: string;
   readonly type: number;
   readonly seed: number;
+  readonly userfault: boolean;
   readonly results: readonly (readonly [number: number, results: readonly string[]])[];
 }
 
@@ -56,6 +59,7 @@ export function readSequences(path: string | URL): SequenceRecording {
     about: head.slice(2),
     type,
     seed,
+    userfault: head.endsWith(', userfault'),
     results: lines.map((line) => {
       const [number, results] = line.split('\t') as [string, string];
       return [Number(number), results.split(';')];
@@ -82,9 +86,9 @@ export class Comparison implements Disposable {
   readonly #silicon: Sequences;
   readonly #qemu: Sequences;
 
-  constructor(hv: Hypervisor, type: number, seed: number) {
-    this.#silicon = new Sequences(hv, type, seed, 'silicon');
-    this.#qemu = new Sequences(hv, type, seed, 'QEMU');
+  constructor(hv: Hypervisor, type: number, seed: number, userfault: boolean) {
+    this.#silicon = new Sequences(hv, type, seed, { userfault });
+    this.#qemu = new Sequences(hv, type, seed, { userfault, processor: 'QEMU' });
   }
 
   compare(number: number, expected: readonly string[]): Difference | undefined {
@@ -108,9 +112,10 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
   const recorded = values.replay === undefined ? undefined : readSequences(values.replay);
   const type = recorded?.type ?? Number(values.type);
   const seed = recorded?.seed ?? Number(values.seed);
+  const userfault = recorded?.userfault ?? values.userfault;
   const [from, count] = [Number(values.from), Number(values.count)];
   using oracleHv = recorded ? undefined : open(values.oracle);
-  using oracle = oracleHv && new Sequences(oracleHv, type, seed);
+  using oracle = oracleHv && new Sequences(oracleHv, type, seed, { userfault });
   const results = (number: number) => oracle!.run(number).map(({ result }) => result);
   const numbers =
     recorded?.results.map(([number]) => number) ?? Array.from({ length: count }, (_, i) => from + i);
@@ -132,7 +137,7 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
     process.stderr.write(`${done} sequences${what}, ${Math.round((1000 * done) / (said - began))}/s\n`);
   };
   if (values.record !== undefined) {
-    const lines = [`# ${values.oracle}, type ${type}, seed ${seed}`];
+    const lines = [`# ${values.oracle}, type ${type}, seed ${seed}${userfault ? ', userfault' : ''}`];
     const write = () => writeFileSync(values.record!, gzipSync(`${lines.join('\n')}\n`, { level: 9 }));
     for (const [i, number] of numbers.entries()) {
       lines.push(`${number}\t${results(number).join(';')}`);
@@ -145,7 +150,7 @@ export function sequencesCommand(argv: string[], open: (name: string) => Hypervi
   }
 
   using backendHv = open(values.backend);
-  using comparison = new Comparison(backendHv, type, seed);
+  using comparison = new Comparison(backendHv, type, seed, userfault);
   const found: Difference[] = [];
   const unexplained = () => found.filter(({ byOrder }) => !byOrder).length;
   for (const [i, number] of numbers.entries()) {

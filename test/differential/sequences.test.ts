@@ -23,7 +23,7 @@ describe.each(recordings)('%s', (name) => {
     if (typeof hv === 'string') return context.skip(hv);
     using _ = hv;
     expect(hv.backend).toBe('sim');
-    using comparison = new Comparison(hv, recording.type, recording.seed);
+    using comparison = new Comparison(hv, recording.type, recording.seed, recording.userfault);
     const found = recording.results.flatMap(([number, expected]) => {
       const difference = comparison.compare(number, expected);
       return difference === undefined ? [] : [{ number, ...difference }];
@@ -46,6 +46,7 @@ describe.each(recordings)('%s', (name) => {
       /^read .*\+/,
       /^write /,
       /^hypercall .*ok/,
+      ...(recording.userfault ? [/^fault 16 /, /^fault 24 /, /^served 16 .* [0-9a-f]+$/, /^FAULT$/] : []),
     ])
       expect(
         given.some((result) => kind.test(result)),

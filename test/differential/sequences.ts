@@ -49,14 +49,22 @@ export class Sequences implements Disposable {
   readonly #type: number;
   readonly #seed: number;
   readonly #processor: Processor;
+  readonly #userfault: boolean;
   #world: World | undefined;
   #next = 0;
 
-  constructor(hv: Hypervisor, type: number, seed: number, processor: Processor = 'silicon') {
+  /** @param options.userfault with the steps that need KVM_MEM_USERFAULT */
+  constructor(
+    hv: Hypervisor,
+    type: number,
+    seed: number,
+    options: { readonly processor?: Processor; readonly userfault?: boolean } = {},
+  ) {
     this.#hv = hv;
     this.#type = type;
     this.#seed = seed;
-    this.#processor = processor;
+    this.#processor = options.processor ?? 'silicon';
+    this.#userfault = options.userfault ?? false;
   }
 
   run(number: number): Line[] {
@@ -68,12 +76,12 @@ export class Sequences implements Disposable {
 
   #run(number: number): Line[] {
     if (this.#world?.over) this[Symbol.dispose]();
-    this.#world ??= new World(this.#hv, this.#type, this.#processor);
+    this.#world ??= new World(this.#hv, this.#type, this.#processor, this.#userfault);
     const world = this.#world;
     const random = new Random(this.#seed, number);
     const steps = [
-      ...firstSteps.map((make) => make(random)),
-      ...Array.from({ length: STEPS }, () => stepOf(random)),
+      ...firstSteps(this.#userfault).map((make) => make(random)),
+      ...Array.from({ length: STEPS }, () => stepOf(random, this.#userfault)),
     ];
     world.reset();
     return [...steps, ...sums()].map((step) => ({ text: step.text, result: taken(step, world) }));

@@ -4,7 +4,7 @@ import { Errno } from '../../uapi/errno.ts';
 import type { kvm_pre_fault_memory } from '../../uapi/structs.ts';
 import type { kvm_cpuid_entry2 } from '../../uapi/x86.ts';
 import { PAGE } from '../arena.ts';
-import { Access, MMIO } from '../cpu/processor.ts';
+import { MMIO } from '../cpu/processor.ts';
 import { hasXsave } from './cpuid.ts';
 import { type Handlers, type ListArgument, type StructArgument, Table } from './dispatch.ts';
 import { getDebugRegs, getEvents, injectNmi, setDebugRegs, setEvents, setGuestDebug } from './events.ts';
@@ -33,10 +33,9 @@ function preFault(vcpu: KvmVcpu, argument: StructArgument<typeof kvm_pre_fault_m
   return left === Number(size) ? errno : 0;
 }
 
-/** kvm_tdp_map_page(). Pages are mapped as what they are. */
 function preFaultPage(vcpu: KvmVcpu, gpa: number): number {
   const { memory, host } = vcpu.vm;
-  const found = memory.access(gpa, Access.READ, memory.isPrivate(gpa));
+  const found = memory.preFault(gpa);
   if (typeof found === 'number') return found === MMIO ? -Errno.ENOENT : 0;
   return vcpu.run.tellFault(found, host.dialect);
 }

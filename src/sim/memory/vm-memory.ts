@@ -228,6 +228,17 @@ export class VmMemory {
   }
 
   /**
+   * kvm_tdp_map_page(): the page as what it is. No fast path knows that it is mapped (page_fault_can_be_fast(), where
+   * the processor sets accessed bits), so its userfault bit is looked at in any case.
+   */
+  preFault(gpa: number): number | Failure {
+    const slot = this.slots.at(gpa);
+    const wish = this.isPrivate(gpa);
+    const awaited = slot === undefined ? undefined : this.#userfault(gpa, wish, slot);
+    return awaited ?? this.access(gpa, Access.READ, wish);
+  }
+
+  /**
    * kvm_gfn_is_userfault(), before anything else is looked at: any access to a page whose bit is set shall be caught.
    * A bitmap that cannot be read is an error that says nothing.
    */
