@@ -43,6 +43,14 @@ export {
   type MemoryFaultOptions,
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
+export {
+  type ReceivedGuest,
+  type ReceiveOptions,
+  receiveGuest,
+  type SendOptions,
+  type SendReport,
+  sendGuest,
+} from './vmm/migration/index.ts';
 export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';
@@ -55,4 +63,20 @@ export {
   RunLoop,
   type RunLoopOptions,
 } from './vmm/run-loop.ts';
+export {
+  type Capture,
+  type CaptureOptions,
+  captureState,
+  type MachineState,
+  openSnapshot,
+  parseState,
+  RestoredMachine,
+  type RestoreOptions,
+  restoreSnapshot,
+  type Snapshot,
+  type SnapshotMemory,
+  type WriteOptions,
+  type Written,
+  writeSnapshot,
+} from './vmm/snapshot/index.ts';
 export { Trace } from './vmm/trace.ts';

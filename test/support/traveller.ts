@@ -253,12 +253,18 @@ export function serve(vcpu: Vcpu, vmm: Vmm, exit: number): void {
   } else if (!hasEnded(vcpu)) expectOutcome(vcpu, Exit.IRQ_WINDOW_OPEN);
 }
 
+/** Injects the interrupt that waits, if the guest can take it now. */
+export function inject(vcpu: Vcpu, vmm: Vmm): boolean {
+  const can = vmm.interrupt && vcpu.raw.readyForInterruptInjection;
+  if (!can) return false;
+  vcpu.interrupt(VECTOR);
+  vmm.interrupt = false;
+  return true;
+}
+
 /** One KVM_RUN, with the interrupt that waits. */
 export function step(vcpu: Vcpu, vmm: Vmm, timeoutMs: number): number {
-  if (vmm.interrupt && vcpu.raw.readyForInterruptInjection) {
-    vcpu.interrupt(VECTOR);
-    vmm.interrupt = false;
-  }
+  inject(vcpu, vmm);
   vcpu.raw.requestInterruptWindow = vmm.interrupt;
   return vcpu.run(timeoutMs);
 }
@@ -269,3 +275,14 @@ export function step(vcpu: Vcpu, vmm: Vmm, timeoutMs: number): number {
  */
 export const result = (memory: GuestMemory): string =>
   Buffer.from(memory.bytes.subarray(0, At.stacks)).toString('hex');
+
+/** Of a result what is the same on every processor: not which bits of MXCSR it has, nor its accessed and dirty bits. */
+export function computed(result: string): string {
+  const bytes = Buffer.from(result, 'hex');
+  return bytes
+    .subarray(0x2_0000)
+    .fill(0, At.result - 0x2_0000 + MXCSR_MASK, At.result - 0x2_0000 + MXCSR_MASK + 4)
+    .toString('hex');
+}
+/** Where FXSAVE has it (SDM volume 1, table 10-2). */
+const MXCSR_MASK = 28;

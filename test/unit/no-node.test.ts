@@ -20,6 +20,10 @@ const vmm = [
   'progress-guard',
   'registers',
   'run-loop',
+  'snapshot/cpuid',
+  'snapshot/restore',
+  'snapshot/schema',
+  'snapshot/state',
 ].map((name) => `src/vmm/${name}.ts`);
 
 const files = [
