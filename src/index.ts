@@ -43,14 +43,6 @@ export {
   type MemoryFaultOptions,
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
-export {
-  type ReceivedGuest,
-  type ReceiveOptions,
-  receiveGuest,
-  type SendOptions,
-  type SendReport,
-  sendGuest,
-} from './vmm/migration/index.ts';
 export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';
