@@ -21,7 +21,9 @@ export type ErrorCode =
   /** A machine whose state cannot be saved: the message says what of it. */
   | 'ERR_KVM_NOT_SAVABLE'
   /** A snapshot that cannot be read: no such file, truncated, altered, of another version, for another host. */
-  | 'ERR_KVM_SNAPSHOT';
+  | 'ERR_KVM_SNAPSHOT'
+  /** A guest that could not be handed over: the peer is gone, silent, of another version, or sends what it must not. */
+  | 'ERR_KVM_MIGRATION';
 
 /** A system call that the kernel (or the simulator, with the same errno) refused. */
 export class KvmError extends Error {
@@ -80,6 +82,21 @@ export class UnavailableError extends VmexitError {
   constructor(reason: UnavailableReason, message: string, options?: ErrorOptions) {
     super('ERR_KVM_UNAVAILABLE', message, options);
     this.reason = reason;
+  }
+}
+
+/** A migration that has failed. */
+export class MigrationError extends VmexitError {
+  override readonly name = 'MigrationError';
+  /**
+   * Of a source's: whether the destination may have begun to run the guest, so that it must not run on here. Its memory
+   * is here in whole all the same.
+   */
+  readonly handedOver: boolean;
+
+  constructor(message: string, options: ErrorOptions & { readonly handedOver?: boolean } = {}) {
+    super('ERR_KVM_MIGRATION', message, options);
+    this.handedOver = options.handedOver ?? false;
   }
 }
 

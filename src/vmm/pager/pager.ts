@@ -80,6 +80,17 @@ function* within(runs: readonly Run[] | undefined, start: number, pages: number)
   }
 }
 
+/** Ranges that a message names. */
+const MOST_NAMED = 8;
+function named(missing: readonly { first: number; end: number }[]): string {
+  if (missing.length === 0) return '';
+  const ranges = missing
+    .slice(0, MOST_NAMED)
+    .map(({ first, end }) => (end === first + 1 ? `${first}` : `${first} to ${end - 1}`));
+  const more = missing.length > MOST_NAMED ? [`${missing.length - MOST_NAMED} more ranges`] : [];
+  return `: ${[...ranges, ...more].join(', ')}`;
+}
+
 interface Waiter {
   readonly resolve: () => void;
   readonly reject: (error: Error) => void;
@@ -206,7 +217,7 @@ export class Pager implements ExitHandler, Disposable {
   #notice(notice: Notice): void {
     if (notice.type === 'there') this.#there(notice.page);
     else if (notice.type === 'complete') this.#complete();
-    else this.#fail(new VmexitError('ERR_KVM_SOURCE', notice.message));
+    else this.#fail(new VmexitError(notice.code, notice.message));
   }
 
   // --- the guest's accesses ---
@@ -358,7 +369,11 @@ export class Pager implements ExitHandler, Disposable {
     const code = cause instanceof VmexitError ? cause.code : 'ERR_KVM_SOURCE';
     const { present, pages } = this.#states;
     const lacks = `${pages - present} of ${pages} pages are missing`;
-    this.#error = new VmexitError(code, `${cause.message}; ${lacks}, and the guest cannot go on`, { cause });
+    this.#error = new VmexitError(
+      code,
+      `${cause.message}; ${lacks}, and the guest cannot go on${named(this.missing())}`,
+      { cause },
+    );
     if (this.#state !== 'running') return this.#error;
     this.#states.fail();
     this.#end(code === 'ERR_KVM_PAGER' ? 'stopped' : 'failed');
@@ -371,7 +386,8 @@ export class Pager implements ExitHandler, Disposable {
   #end(state: PagerReport['state']): void {
     this.#state = state;
     this.#endedAt = performance.now();
-    this.#ask({ type: 'stop' });
+    // After a failure its thread lives on: whoever looks at what is missing must not wait for it for ever.
+    if (state !== 'failed') this.#ask({ type: 'stop' });
     this.#source?.close();
     // What it still has to do keeps nobody.
     this.#thread?.worker.unref();
@@ -396,6 +412,7 @@ export class Pager implements ExitHandler, Disposable {
    */
   async stop(): Promise<void> {
     if (this.#state === 'running') this.#fail(new VmexitError('ERR_KVM_PAGER', 'the pager was stopped'));
+    else if (this.#state === 'failed') this.#ask({ type: 'stop' });
     const worker = this.#thread?.worker;
     if (worker === undefined || worker.threadId < 0) return;
     worker.ref();
@@ -405,6 +422,7 @@ export class Pager implements ExitHandler, Disposable {
   /** Ends it, and gives back all that it holds. A page that is missing reads as zeroes after that: close the VM first. */
   [Symbol.dispose](): void {
     if (this.#state === 'running') this.#fail(new VmexitError('ERR_KVM_PAGER', 'the pager was closed'));
+    this.#ask({ type: 'stop' });
     this.#disarm();
   }
 }

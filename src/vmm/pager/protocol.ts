@@ -1,5 +1,6 @@
 /** What the pager's two threads tell each other, beside the states that they share. */
 import type { BackendName, MemoryToken, UserfaultfdToken } from '../../hypervisor/backend.ts';
+import type { ErrorCode } from '../../hypervisor/errors.ts';
 import type { Cause } from './page-states.ts';
 import type { SourceDescriptor } from './source.ts';
 
@@ -33,4 +34,4 @@ export type Notice =
   /** A page that was wanted. */
   | { readonly type: 'there'; readonly page: number }
   | { readonly type: 'complete' }
-  | { readonly type: 'failed'; readonly message: string };
+  | { readonly type: 'failed'; readonly code: ErrorCode; readonly message: string };

@@ -5,6 +5,7 @@ import type { Socket } from 'node:net';
 import { connect } from 'node:net';
 import { object } from '../../hypervisor/args.ts';
 import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+import { type ArrivalDescriptor, openArrival } from '../migration/arrival.ts';
 import { openSnapshot } from '../snapshot/read.ts';
 
 /** Bytes of a page, of guests and of sources. */
@@ -31,10 +32,13 @@ export interface PullSource {
 /** Sends all pages in an order of its own. */
 export interface PushSource {
   /**
-   * Begins. `deliver` takes whole pages; one that is there already is dropped. `end` is called once, with what went
-   * wrong; without an error each page has been delivered.
+   * Begins. `deliver` takes whole pages, and whether they come because of want(); one that is there already is dropped.
+   * `end` is called once, with what went wrong; without an error each page has been delivered.
    */
-  start(deliver: (first: number, bytes: Uint8Array) => void, end: (error?: Error) => void): void;
+  start(
+    deliver: (first: number, bytes: Uint8Array, asked?: boolean) => void,
+    end: (error?: Error) => void,
+  ): void;
   /** Somebody waits for this page. */
   want?(page: number): void;
   close(): void;
@@ -51,7 +55,9 @@ export type SourceDescriptor =
   | { readonly kind: 'snapshot'; readonly path: string }
   /** A socket from which all pages come, in their order: nothing is asked. */
   | { readonly kind: 'stream'; readonly path: string }
-  | { readonly kind: 'stream'; readonly host?: string; readonly port: number };
+  | { readonly kind: 'stream'; readonly host?: string; readonly port: number }
+  /** A guest that was handed over: receiveGuest() makes it. */
+  | ArrivalDescriptor;
 
 /** What `source` of a pager may be beside a descriptor: one that only another module can open, by its kind. */
 export interface Opened {
@@ -187,6 +193,7 @@ const kinds: { readonly [kind: string]: Opened } = {
   buffer: { immediate: true, open: openBuffer },
   file: { immediate: true, open: openFile },
   snapshot: { immediate: true, open: openSnapshotPages },
+  migration: { immediate: false, open: openArrival },
   http: { immediate: false, open: openHttp },
   stream: { immediate: false, open: openStream },
 };

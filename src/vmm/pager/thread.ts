@@ -3,6 +3,7 @@
  * thread asks for, and fetches the rest meanwhile. The VMM's thread may stand still in KVM_RUN all the while.
  */
 import { type MessagePort, workerData } from 'node:worker_threads';
+import { VmexitError } from '../../hypervisor/errors.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import { openHypervisor } from '../../open.ts';
@@ -23,7 +24,7 @@ class PagerThread {
   /** From run() on. */
   #source: PageSource | undefined;
   /** Pages that the VMM's thread waits for. */
-  readonly #wanted = new Set<number>();
+  readonly #wanted = new Map<number, Cause>();
   /** Where fetching goes on. */
   #next = 0;
   #over = false;
@@ -56,7 +57,7 @@ class PagerThread {
     this.#source = source;
     if ('start' in source) {
       source.start(
-        (first, bytes) => this.#delivered(first, bytes),
+        (first, bytes, asked) => this.#delivered(first, bytes, asked),
         (error) => (error ? fail(error) : this.#ended()),
       );
     } else if (this.#orders.prefetch) {
@@ -65,7 +66,7 @@ class PagerThread {
   }
 
   want(page: number, cause: Cause): void {
-    this.#wanted.add(page);
+    this.#wanted.set(page, cause);
     this.#serve(page, this.#orders.batch, cause)?.catch(fail);
     this.#tell();
   }
@@ -159,10 +160,11 @@ class PagerThread {
     this.#tell();
   }
 
-  /** What a source has sent on its own: each run of pages that is not there yet. */
-  #delivered(first: number, bytes: Uint8Array): void {
+  /** What a source has sent, on its own or asked: each run of pages that is not there yet. */
+  #delivered(first: number, bytes: Uint8Array, asked = false): void {
     const end = first + bytes.length / PAGE;
     if (this.#over) return;
+    const cause = asked ? this.#causeOf(first, end) : 'push';
     for (let page = first; page < end; ) {
       const claim = this.#states.claim(page, 1);
       if (claim === undefined) {
@@ -171,9 +173,13 @@ class PagerThread {
       }
       let last = page + 1;
       while (last < end && this.#states.claim(last, 1) !== undefined) last++;
-      this.#put(page, bytes.subarray((page - first) * PAGE, (last - first) * PAGE), 'push');
+      this.#put(page, bytes.subarray((page - first) * PAGE, (last - first) * PAGE), cause);
       page = last;
     }
+  }
+  #causeOf(first: number, end: number): Cause {
+    for (const [page, cause] of this.#wanted) if (page >= first && page < end) return cause;
+    return this.#orders.armed.length > 0 ? 'kernel' : 'fault';
   }
   #ended(): void {
     if (!this.#states.complete) fail(new Error('the source has ended before all pages were there'));
@@ -193,7 +199,7 @@ class PagerThread {
 
   #told = false;
   #tell(): void {
-    for (const page of this.#wanted) {
+    for (const page of this.#wanted.keys()) {
       if (!this.#states.isPresent(page)) continue;
       this.#wanted.delete(page);
       notify({ type: 'there', page });
@@ -215,7 +221,8 @@ function fail(error: unknown): void {
   if (failed) return;
   failed = true;
   // In this order: who sees that it has failed finds out why.
-  notify({ type: 'failed', message: error instanceof Error ? error.message : String(error) });
+  const code = error instanceof VmexitError ? error.code : 'ERR_KVM_SOURCE';
+  notify({ type: 'failed', code, message: error instanceof Error ? error.message : String(error) });
   new PageStates(orders.pages, orders.states).fail();
   const kick = () => {
     for (const id of orders.kickIds) hv?.kick(id);
@@ -231,6 +238,7 @@ port.on('message', (request: Request) => {
     if (!failed) thread?.want(request.page, request.cause);
     return;
   }
+  failed = true; // what ends by being closed has not failed
   thread?.stop();
   hv?.close();
   port.close();
