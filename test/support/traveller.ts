@@ -250,7 +250,7 @@ export function serve(vcpu: Vcpu, vmm: Vmm, exit: number): void {
   } else if (exit === Exit.MMIO) {
     if (vcpu.mmio.isWrite) vmm.register = vcpu.mmio.value;
     else vcpu.mmio.value = vmm.register;
-  } else if (!hasEnded(vcpu)) expectOutcome(vcpu, Exit.IRQ_WINDOW_OPEN);
+  } else if (!hasEnded(vcpu)) expectOutcome(vcpu, Exit.IRQ_WINDOW_OPEN, Exit.SET_TPR);
 }
 
 /** Injects the interrupt that waits, if the guest can take it now. */

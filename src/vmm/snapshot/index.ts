@@ -4,6 +4,7 @@ import { PAGE } from './format.ts';
 import type { Snapshot } from './read.ts';
 import { RestoredMachine, type RestoreOptions } from './restore.ts';
 
+export { type LazyOptions, restoreLazily } from './lazy.ts';
 export { openSnapshot, type Snapshot, type SnapshotMemory } from './read.ts';
 export { RestoredMachine, type RestoreOptions } from './restore.ts';
 export { fromHex, type MachineState, parseState } from './schema.ts';

@@ -53,6 +53,11 @@ const HOST_MSRS: ReadonlyMap<number, string> = new Map([
 /** Kernel and hardware scale time-stamp counters that differ by more than this (KVM's tsc_tolerance_ppm). */
 const TSC_TOLERANCE = 250e-6;
 
+/** Offsets in an XSAVE area (SDM volume 1, 13.4). */
+const XSTATE_BV = 512;
+const EXTENDED_AREA = 576;
+const X87_AND_SSE = 3;
+
 const unfit = (what: string, options?: ErrorOptions) => new VmexitError('ERR_KVM_SNAPSHOT', what, options);
 const shown = (value: number | bigint) => `0x${value.toString(16)}`;
 
@@ -187,6 +192,11 @@ export class RestoredMachine implements Disposable {
       throw unfit(`the guest's extended registers take ${saved.length} bytes, and this host has ${size}`);
     const area = new Uint8Array(size);
     area.set(saved);
+    // Every component but the first two begins as zeroes: XSTATE_BV of a host that has more is then none of here.
+    if (saved.length <= EXTENDED_AREA) {
+      area[XSTATE_BV]! &= X87_AND_SSE;
+      area.fill(0, XSTATE_BV + 1, XSTATE_BV + 8);
+    }
     return area;
   }
 
