@@ -3,6 +3,7 @@ import type { Slot } from '../hypervisor/memory-map.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { MemoryAttribute } from '../uapi/constants.ts';
 import type { MemoryFaultCounters } from '../vmm/memory-faults.ts';
+import type { PagerReport } from '../vmm/pager/pager.ts';
 import { bytes, type Style } from './text.ts';
 
 interface Row {
@@ -84,4 +85,19 @@ export function conversionsAccount(counters: Readonly<MemoryFaultCounters>, styl
     `  ${String(memoryFaults).padStart(5)}  memory faults, ${retries} of them solved by what the policy did, ${refusals} refused`,
     ...(stale > 0 ? [`  ${String(stale).padStart(5)}  pages that KVM took for devices', mapped anew`] : []),
   ].join('\n');
+}
+
+/** How a guest's memory has come while it ran, in a line. */
+export function pagingAccount({ strategy, pages, zero, byCause, latency }: PagerReport): string {
+  const count = (n: number, what: string) => (n === 0 ? [] : [`${n} ${what}`]);
+  const { fault, kernel, prefetch, push, ensure } = byCause;
+  const came = [
+    ...count(fault + kernel, 'as it touched them'),
+    ...count(prefetch + push, 'behind'),
+    ...count(ensure, 'for the VMM'),
+    ...count(zero, 'zero'),
+    ...count(pages - zero - fault - kernel - prefetch - push - ensure, 'not needed'),
+  ];
+  const waits = latency.count === 0 ? '' : `; a fault waited ${latency.medianUs} us (median)`;
+  return `memory by ${strategy}, ${pages} pages: ${came.join(', ')}${waits}`;
 }

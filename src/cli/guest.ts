@@ -5,6 +5,7 @@ import type { Vm } from '../hypervisor/vm.ts';
 import { openHypervisor } from '../open.ts';
 import { loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, Machine } from '../vmm/machine.ts';
+import type { Pager } from '../vmm/pager/pager.ts';
 import { type BACKENDS, oneOf, size, UsageError } from './args.ts';
 
 /** How a program becomes a guest. */
@@ -31,6 +32,8 @@ export interface OpenGuest extends Disposable {
   readonly name: string;
   /** How a program begins; undefined of a guest that is restored. */
   readonly mode: string | undefined;
+  /** Who brings its memory, where it has begun without. */
+  readonly pager?: Pager | undefined;
   /** Of the VMM's devices, by name. */
   readonly devices: ReadonlyMap<string, Uint8Array>;
 }
@@ -72,18 +75,21 @@ export function loadedGuest(path: string, values: ProgramValues, backend: Backen
  * @param backend `auto` is the one that it was saved on, as its guest knows that one's processor
  */
 export async function restoredGuest(path: string, lazy: boolean, backend: BackendChoice): Promise<OpenGuest> {
-  // The one place where a pager would take the place of restoreSnapshot()'s copying.
-  if (lazy)
-    throw new UsageError('--lazy is not there yet: without it all memory is read before the guest goes on');
   // Loaded by those alone who want it.
-  const { fromHex, openSnapshot, restoreSnapshot } = await import('../vmm/snapshot/index.ts');
+  const { fromHex, openSnapshot, restoreLazily, restoreSnapshot } = await import('../vmm/snapshot/index.ts');
   using snapshot = openSnapshot(path);
   const { state } = snapshot;
   if (state.vcpus.length !== 1)
     throw new UsageError(`--restore: ${path} has ${state.vcpus.length} vCPUs, and vmexit run has one`);
   const hv = openHypervisor({ backend: backend === 'auto' ? state.backend : backend });
   return closing(hv, () => {
-    const machine = restoreSnapshot(hv, snapshot);
+    const { machine, pager } = lazy
+      ? restoreLazily(hv, snapshot)
+      : { machine: restoreSnapshot(hv, snapshot), pager: undefined };
+    if (pager?.report.uncovered !== undefined)
+      process.stderr.write(
+        `vmexit: what KVM itself reads of memory is not paged: ${pager.report.uncovered}\n`,
+      );
     for (const difference of machine.differences) process.stderr.write(`vmexit: ${difference}\n`);
     return {
       hv,
@@ -91,9 +97,11 @@ export async function restoredGuest(path: string, lazy: boolean, backend: Backen
       vcpu: machine.vcpus[0]!,
       name: path,
       mode: undefined,
+      pager,
       devices: new Map(Object.entries(state.devices).map(([name, hex]) => [name, fromHex(hex)])),
       [Symbol.dispose]() {
         machine.close();
+        pager?.[Symbol.dispose]();
         hv.close();
       },
     };

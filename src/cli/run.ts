@@ -5,6 +5,7 @@ import { DebugExit, Serial } from '../vmm/devices.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
+import { pagingAccount } from './account.ts';
 import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
 import { loadedGuest, PROGRAM_OPTIONS, restoredGuest, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
@@ -105,7 +106,7 @@ export async function run(argv: string[]): Promise<number> {
   const faults = new MemoryFaultService(vm, { trace: (event) => trace?.memory(event) });
   const serial = serialOutput(values.json ? process.stderr : process.stdout);
   const loop = new RunLoop(vcpu, {
-    handlers: [faults],
+    handlers: guest.pager ? [guest.pager, faults] : [faults],
     onSlice: serial.flush,
     ...(trace ? { onExit: (vcpu) => trace.exit(vcpu) } : {}),
   });
@@ -118,6 +119,8 @@ export async function run(argv: string[]): Promise<number> {
   return await interruptible(async (signal) => {
     const begun = performance.now();
     const end = await runOrFail(loop, { timeoutMs, signal });
+    await guest.pager?.stop();
+    const paging = guest.pager?.report;
     const elapsedMs = Math.round((performance.now() - begun) * 1000) / 1000;
     const [result, known] = ends[end.reason];
     const status = end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : known;
@@ -134,12 +137,13 @@ export async function run(argv: string[]): Promise<number> {
         ...(vcpu.completed === undefined ? {} : { instructions: Number(vcpu.completed) }),
         memoryFaults,
         conversions,
+        ...(paging === undefined ? {} : { paging }),
         unclaimed: { ports: loop.ports.unclaimed, mmio: loop.mmio.unclaimed },
         elapsedMs,
         ...(error === undefined ? {} : { error }),
       };
       process.stdout.write(`${JSON.stringify(summary)}\n`);
-    }
+    } else if (paging !== undefined) process.stderr.write(`vmexit: ${pagingAccount(paging)}\n`);
     if (end.reason === 'timeout') {
       const { rip } = vcpu.getRegs();
       const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip 0x${rip.toString(16)}`;

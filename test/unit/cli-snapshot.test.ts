@@ -72,6 +72,10 @@ describe.each(backends)('vmexit snapshot (%s)', (backend, why) => {
       expect(summary).toMatchObject({ backend, result: 'exited', status: whole.status });
       expect(saved.stdout + rest.stderr).toBe(whole.stdout);
       expect(rest.status).toBe(whole.status);
+      const lazy = vmexit(['run', '--lazy', '--json', '--restore', file]);
+      expect(JSON.parse(lazy.stdout)).toMatchObject({ result: 'exited', paging: { pages: 16384 } });
+      expect(saved.stdout + lazy.stderr).toBe(whole.stdout);
+      expect(lazy.status).toBe(whole.status);
     }
   });
 
@@ -129,6 +133,21 @@ describe('vmexit snapshot and run --restore', () => {
     expect(vmexit(['run', '--restore', join(scratch.path, 'absent')]).stderr).toMatch(
       /it cannot be opened \(ENOENT\)/,
     );
+  });
+
+  it.each(backends)('--lazy ends a guest that touches a page which was altered (%s)', (backend, why) => {
+    if (why !== undefined) return;
+    const file = join(scratch.path, `altered-${backend}`);
+    const how = ['--mode', 'long', '--backend', backend, '--after-exits', '9', '--output', file];
+    expect(vmexit(['snapshot', ...how, program]).status).toBe(0);
+    const bytes = readFileSync(file);
+    // In the page of its code.
+    const at = bytes.indexOf(letters.code);
+    bytes[at + 200] = bytes[at + 200]! ^ 1;
+    writeFileSync(file, bytes);
+    const { status, stderr } = vmexit(['run', '--lazy', '--restore', file]);
+    expect(stderr).toMatch(/page 1 of memory 0 was altered.* pages are missing, and the guest cannot go on/);
+    expect(status).toBe(1);
   });
 
   it('leave no file when they are interrupted', async () => {
