@@ -47,6 +47,7 @@ const HOST_MSRS: ReadonlyMap<number, string> = new Map([
   [0x345, 'IA32_PERF_CAPABILITIES'],
   ...Array.from({ length: 0x12 }, (_, i): [number, string] => [0x480 + i, 'IA32_VMX_*']),
   [0xc001_1029, 'MSR_AMD64_DE_CFG'],
+  [0x4000_0020, 'HV_X64_MSR_TIME_REF_COUNT'],
   [0x4b56_4d05, 'MSR_KVM_POLL_CONTROL'],
 ]);
 
