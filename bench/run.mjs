@@ -12,6 +12,7 @@ import {
 } from '../dist/index.js';
 import { Cap, Hypercall } from '../dist/uapi/index.js';
 import { benches as paging } from './paging.mjs';
+import { benches as restore } from './restore.mjs';
 import { compile, expect, MIB, main, median, nanoseconds, resident } from './support.mjs';
 
 const RAM_SIZE = 64 * MIB;
@@ -150,6 +151,7 @@ const benches = {
     needs: ['private-memory', 'map-gpa-range'],
   },
   ...paging,
+  ...restore,
   memory: { what: 'what 1 GiB of guest memory that nobody has touched takes of the host' },
 };
 
@@ -192,6 +194,7 @@ function compare(
 
 function measure(name, bench, options) {
   if (name === 'memory') return memory();
+  if (bench.run) return bench.run(options);
   const hv = openHypervisor({ backend: 'kvm' });
   const [lack] = missing(hv, bench.needs ?? []);
   hv.close();

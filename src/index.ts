@@ -43,6 +43,14 @@ export {
   type MemoryFaultOptions,
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
+export {
+  type ReceivedGuest,
+  type ReceiveOptions,
+  receiveGuest,
+  type SendOptions,
+  type SendReport,
+  sendGuest,
+} from './vmm/migration/index.ts';
 export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';
@@ -59,11 +67,13 @@ export {
   type Capture,
   type CaptureOptions,
   captureState,
+  type LazyOptions,
   type MachineState,
   openSnapshot,
   parseState,
   RestoredMachine,
   type RestoreOptions,
+  restoreLazily,
   restoreSnapshot,
   type Snapshot,
   type SnapshotMemory,
