@@ -32,7 +32,7 @@ const commands: {
   },
 };
 
-const list = Object.entries(commands).map(([name, { summary }]) => `  vmexit ${name.padEnd(9)}${summary}`);
+const list = Object.entries(commands).map(([name, { summary }]) => `  vmexit ${name.padEnd(10)}${summary}`);
 const HELP = `vmexit: KVM for TypeScript
 
 ${list.join('\n')}

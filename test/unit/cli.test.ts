@@ -29,8 +29,8 @@ describe('vmexit', () => {
   });
 
   it.each([
-    [[], /^vmexit: a command is missing: probe, run, demo, lab \(vmexit --help\)$/],
-    [['fly'], /^vmexit: there is no command 'fly': there is probe, run, demo, lab/],
+    [[], /^vmexit: a command is missing: probe, run, snapshot, .*lab \(vmexit --help\)$/],
+    [['fly'], /^vmexit: there is no command 'fly': there is probe, run, snapshot, .*lab/],
     [['toString'], /^vmexit: there is no command 'toString'/],
     [['--fly'], /^vmexit: Unknown option '--fly' \(vmexit --help\)$/],
     [['probe', '--fly'], /^vmexit: probe: Unknown option '--fly' \(vmexit probe --help\)$/],
