@@ -44,6 +44,7 @@ export {
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
 export {
+  type ArrivingGuest,
   type ReceivedGuest,
   type ReceiveOptions,
   receiveGuest,

@@ -22,6 +22,14 @@ const commands: {
     summary: 'run a guest to some point, and save it there: run --restore goes on',
     load: async () => (await import('./snapshot.ts')).snapshot,
   },
+  migrate: {
+    summary: 'run a guest for a while, and hand it over to a vmexit receive elsewhere',
+    load: async () => (await import('./migrate.ts')).migrate,
+  },
+  receive: {
+    summary: 'take a guest over from vmexit migrate, and run it while its memory follows',
+    load: async () => (await import('./receive.ts')).receive,
+  },
   demo: {
     summary: 'see a guest keep a secret from its host',
     load: async () => (await import('./demo.ts')).demo,

@@ -27,14 +27,18 @@ export interface ReceiveOptions extends RestoreOptions {
   /** The most memory that a guest may have, in bytes: what this host has, without it. */
   readonly maxMemory?: number;
   readonly strategy?: PagerOptions['strategy'];
+  /**
+   * Called when all is made, before the guest is taken over: the place to restore devices. What it throws refuses the
+   * guest, which goes on at its source then.
+   */
+  readonly accept?: (guest: ArrivingGuest) => void;
   /** Told once somebody can connect, with the address: of `tcp`, with the port that it is. */
   readonly onListening?: (address: string) => void;
   /** Cancels, until the guest is here. */
   readonly signal?: AbortSignal | undefined;
 }
 
-/** A guest that was handed over. It can run at once; its pages are still arriving. */
-export interface ReceivedGuest extends Disposable {
+export interface ArrivingGuest {
   readonly vm: Vm;
   readonly vcpus: readonly Vcpu[];
   readonly memories: readonly GuestMemory[];
@@ -44,6 +48,10 @@ export interface ReceivedGuest extends Disposable {
   readonly devices: ReadonlyMap<string, Uint8Array>;
   /** What is other here than at the source, and the guest could notice: a line each. */
   readonly differences: readonly string[];
+}
+
+/** A guest that was handed over. It can run at once; its pages are still arriving. */
+export interface ReceivedGuest extends ArrivingGuest, Disposable {
   /** Milliseconds from the source's connection until the guest could run. */
   readonly readyMs: number;
   /** Ends it: the source is told that pages are missing, if they are. Idempotent. */
@@ -63,7 +71,7 @@ const DEFAULT_TIMEOUT_MS = 30_000;
  *   Nothing stays open then
  */
 export async function receiveGuest(hv: Hypervisor, options: ReceiveOptions): Promise<ReceivedGuest> {
-  const { at, strategy = 'auto', onListening, signal, ...restoring } = object('options', options);
+  const { at, strategy = 'auto', accept, onListening, signal, ...restoring } = object('options', options);
   const wanted = parseAddress('at', at);
   const timeoutMs = integer('timeoutMs', options.timeoutMs ?? DEFAULT_TIMEOUT_MS, 2 ** 31 - 1, 1);
   const maxMemory = integer('maxMemory', options.maxMemory ?? totalmem(), Number.MAX_SAFE_INTEGER);
@@ -88,6 +96,15 @@ export async function receiveGuest(hv: Hypervisor, options: ReceiveOptions): Pro
     await control.send('ACCEPT', token);
     // The pager is there before the registers are set, for that may read guest memory.
     machine.begin();
+    const arriving: ArrivingGuest = {
+      vm,
+      vcpus,
+      memories,
+      pager,
+      devices: new Map(Object.entries(state.devices).map(([name, hex]) => [name, fromHex(hex)])),
+      differences,
+    };
+    accept?.(arriving);
     pager.check();
     const failed = new Promise<never>((_, reject) => pager.complete.catch(reject));
     failed.catch(() => {});
@@ -95,12 +112,7 @@ export async function receiveGuest(hv: Hypervisor, options: ReceiveOptions): Pro
     await Promise.race([control.receive(['GO']), failed]);
     control.close();
     return {
-      vm,
-      vcpus,
-      memories,
-      pager,
-      devices: new Map(Object.entries(state.devices).map(([name, hex]) => [name, fromHex(hex)])),
-      differences,
+      ...arriving,
       readyMs: performance.now() - begun,
       close: () => closeAll(opened),
       [Symbol.dispose]: () => {
