@@ -40,6 +40,13 @@ guest_memfd, or allow its conversion to shared by a policy; the fault's flags ar
 3 faults: 1 mended, 1 refused; the host reads 3
 `,
   },
+  'post-copy-migration': {
+    needs: ['userfaultfd'],
+    prints: `source: 500 pages summed up, rax is 375250
+destination: the sum is 500500
+source: all 2048 pages are there, and the guest here is given up
+`,
+  },
 };
 
 const compiled = (name: string) => join(root, 'dist', 'examples', `${name}.js`);
