@@ -1,5 +1,8 @@
 /** A guest that is saved and restored goes on as if nothing had been: wherever it was, and as often as one likes. */
-import { expect } from 'vitest';
+import { mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, expect } from 'vitest';
 import {
   type CpuidEntry,
   Exit,
@@ -7,12 +10,20 @@ import {
   type Hypervisor,
   MemoryAttribute,
   openHypervisor,
+  type Pager,
   type Vcpu,
   type Vm,
   VmType,
 } from '../../src/index.ts';
 import { GuestDebug } from '../../src/uapi/index.ts';
-import { captureState, parseState, RestoredMachine } from '../../src/vmm/snapshot/index.ts';
+import {
+  captureState,
+  type LazyOptions,
+  parseState,
+  RestoredMachine,
+  restoreLazily,
+  writeSnapshot,
+} from '../../src/vmm/snapshot/index.ts';
 import { DEADLINE_MS, inLab } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 import * as traveller from '../support/traveller.ts';
@@ -31,12 +42,26 @@ function random(seed: number): () => number {
 /** More than any guest here has. */
 const MAX_EXITS = 10_000;
 
+const folder = mkdtempSync(join(tmpdir(), 'vmexit-snapshots-'));
+afterAll(() => rmSync(folder, { recursive: true, force: true }));
+
+const PAGE = 4096;
+
+/** Outcomes that nobody has to answer; a pager's thread may kick. */
+const noExits: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.INTERRUPTED, Exit.DEBUG]);
+const singleStep = { control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP };
+const noDebug = { control: 0 };
+
 /** The traveller in one VM after another. */
 class Journey implements Disposable {
   readonly vmm = traveller.newVmm();
   #hv: Hypervisor;
   #here: traveller.Traveller & Disposable;
+  /** Who brings the memory of where it is, if it has begun without. */
+  #pager: Pager | undefined;
   moves = 0;
+  /** Pages that a pager has brought because the guest, or the kernel for it, touched them. */
+  touched = 0;
 
   constructor(hv: Hypervisor, rounds: number, mask = 0) {
     this.#hv = hv;
@@ -65,13 +90,74 @@ class Journey implements Disposable {
   }
   serve(): void {
     const { outcome } = this.vcpu;
-    if (outcome !== Exit.DEADLINE && outcome !== Exit.DEBUG) traveller.serve(this.vcpu, this.vmm, outcome);
+    if (!noExits.has(outcome)) traveller.serve(this.vcpu, this.vmm, outcome);
+  }
+
+  /** The same when pages are missing. */
+  async serveLazily(): Promise<void> {
+    this.#pager?.check();
+    if (!(await this.#pager?.handle(this.vcpu, this.vcpu.outcome))) this.serve();
+  }
+
+  /**
+   * Runs for so many single steps, at most to the guest's end. KVM_SET_GUEST_DEBUG sets the trap flag once, and KVM
+   * drops it where it raises a fault itself, or emulates (arch/x86/kvm/x86.c: kvm_get_rflags() is without it, and
+   * __kvm_set_rflags() does not add it): so it is set for each step.
+   */
+  async step(steps: number): Promise<void> {
+    while (steps > 0 && !this.ended) {
+      this.vcpu.setGuestDebug(singleStep);
+      if (this.run() === Exit.DEBUG) steps--;
+      await this.serveLazily();
+    }
+  }
+  /**
+   * Ends single steps. An interrupt that comes during one has put the trap flag on the guest's stack, from where IRET
+   * takes it again: it must be back by then.
+   */
+  async stepOut(): Promise<void> {
+    while (!this.ended && (this.vcpu.getSregs().cs.selector & 3) === 0) await this.step(1);
+    this.vcpu.setGuestDebug(noDebug);
+  }
+
+  #capture() {
+    const service = (vcpu: Vcpu, exit: number) => traveller.serve(vcpu, this.vmm, exit);
+    return captureState(this.#hv, this.#here.vm, [this.vcpu], { service });
+  }
+  #arrive(there: RestoredMachine): void {
+    this.#here[Symbol.dispose]();
+    const { vm, vcpus, memories } = there;
+    this.#here = { vm, vcpu: vcpus[0]!, memory: memories[0]!, [Symbol.dispose]: () => there.close() };
+    this.moves++;
+  }
+
+  /** To a VM of its own, by a file, and before its memory. */
+  async moveLazily(options: LazyOptions): Promise<void> {
+    await this.stay();
+    const capture = this.#capture();
+    const path = join(folder, 'lazy');
+    await writeSnapshot(path, capture);
+    const { machine, pager } = restoreLazily(this.#hv, { path, state: capture.state }, options);
+    this.#arrive(machine);
+    this.#pager = pager;
+    expect(machine.differences).toEqual([]);
+  }
+  /** Until all memory is there. */
+  async stay(): Promise<void> {
+    const pager = this.#pager;
+    if (pager === undefined) return;
+    const { fault, kernel } = pager.report.byCause;
+    this.touched += fault + kernel;
+    for (let at = 0; at < traveller.MEMORY; at += PAGE) await this.#here.memory.ensure(at, PAGE);
+    await pager.complete;
+    await pager.stop();
+    pager[Symbol.dispose]();
+    this.#pager = undefined;
   }
 
   /** To a VM of its own: as text in between, as a file or a socket would have it. */
   move(hv = this.#hv, cpuid?: readonly CpuidEntry[]): void {
-    const service = (vcpu: Vcpu, exit: number) => traveller.serve(vcpu, this.vmm, exit);
-    const { state, memories } = captureState(this.#hv, this.#here.vm, [this.vcpu], { service });
+    const { state, memories } = this.#capture();
     const there = new RestoredMachine(
       hv,
       parseState(JSON.parse(JSON.stringify(state))),
@@ -79,13 +165,10 @@ class Journey implements Disposable {
     );
     const [memory] = there.memories;
     memory!.write(0, memories[0]!.read(0, traveller.MEMORY));
-    this.#here[Symbol.dispose]();
-    const dispose = () => there.close();
-    this.#here = { vm: there.vm, vcpu: there.vcpus[0]!, memory: memory!, [Symbol.dispose]: dispose };
+    this.#arrive(there);
     there.begin();
     if (hv === this.#hv) expect(there.differences).toEqual([]);
     this.#hv = hv;
-    this.moves++;
   }
 
   toItsEnd(): string {
@@ -99,6 +182,7 @@ class Journey implements Disposable {
 
   [Symbol.dispose](): void {
     this.#here[Symbol.dispose]();
+    this.#pager?.[Symbol.dispose]();
   }
 }
 
@@ -108,8 +192,6 @@ function undisturbed(hv: Hypervisor, rounds: number, mask = 0): string {
   return journey.toItsEnd();
 }
 
-const singleStep = { control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP };
-
 conformance('snapshots', ({ needs }) => {
   const it = needs('immediate-exit');
   const MOVES = inLab ? 25 : 100;
@@ -118,16 +200,16 @@ conformance('snapshots', ({ needs }) => {
     // A PVM host ends single steps at privilege 3 with a shutdown now and then.
     needs('immediate-exit', 'two-dimensional-paging')(
       `a guest that moves at ${MOVES} random instructions computes what it would have (seed ${seed})`,
-      (hv) => {
+      async (hv) => {
         const next = random(seed);
         const rounds = 20;
         using journey = new Journey(hv, rounds);
         while (journey.moves < MOVES) {
-          journey.vcpu.setGuestDebug(singleStep);
-          for (let steps = Math.ceil(next() * 30); steps > 0; journey.serve())
-            if (journey.run() === Exit.DEBUG) steps--;
+          await journey.step(Math.ceil(next() * 80));
+          expect(journey.ended).toBe(false);
           journey.move();
         }
+        await journey.stepOut();
         expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds));
       },
     );
@@ -162,6 +244,57 @@ conformance('snapshots', ({ needs }) => {
       expect(journey.moves).toBeGreaterThan(strikes / 10);
       expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds, mask));
     });
+  }
+
+  for (const way of ['userfault', 'userfaultfd'] as const) {
+    // A pager's thread takes a tenth of a second to start, and in the lab seconds; the simulator mostly needs none.
+    const LAZY_MOVES = inLab ? 5 : way === 'userfault' ? 150 : 60;
+    const lazily = (hv: Hypervisor, next: () => number): LazyOptions => ({
+      strategy: hv.backend === 'sim' ? 'sim' : way,
+      prefetch: next() < 0.1,
+      batch: Math.ceil(next() * 4),
+    });
+
+    needs(
+      'immediate-exit',
+      'two-dimensional-paging',
+      way,
+    )(
+      `a guest that moves at random instructions, and before its memory, computes what it would have (${way})`,
+      async (hv) => {
+        const next = random(6);
+        const rounds = 30;
+        using journey = new Journey(hv, rounds);
+        while (journey.moves < LAZY_MOVES) {
+          await journey.step(Math.ceil(next() * 80));
+          expect(journey.ended).toBe(false);
+          await journey.moveLazily(lazily(hv, next));
+        }
+        await journey.stepOut();
+        await journey.stay();
+        if (way === 'userfault') expect(journey.touched).toBeGreaterThan(LAZY_MOVES);
+        expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds));
+      },
+    );
+
+    needs('immediate-exit', way)(
+      `a guest that moves after some of its exits, and before its memory, computes what it would have (${way})`,
+      async (hv) => {
+        const next = random(7);
+        const rounds = 2 * LAZY_MOVES;
+        using journey = new Journey(hv, rounds);
+        while (journey.moves < LAZY_MOVES) {
+          for (let exits = Math.ceil(next() * 6); exits > 0 && !journey.ended; exits--) {
+            expect(exitName(journey.run())).not.toBe('DEADLINE');
+            await journey.serveLazily();
+          }
+          expect(journey.ended).toBe(false);
+          await journey.moveLazily(lazily(hv, next));
+        }
+        await journey.stay();
+        expect(journey.toItsEnd()).toBe(undisturbed(hv, rounds));
+      },
+    );
   }
 
   needs('immediate-exit', 'private-memory')(
