@@ -115,6 +115,7 @@ export class Decoder {
     const operands: Operand[] = [];
     for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));
     const mask = bits === 64 ? 64 : bits;
+    const sizeOf = this.#operandSize;
     return {
       mnemonic: this.#named(this.#mnemonic(from.mnemonic)),
       code: this.iced.Code[code]!,
@@ -123,7 +124,9 @@ export class Decoder {
       length,
       operands,
       addressSize: bits === 64 ? (addressPrefix ? 4 : 8) : (bits === 16) !== addressPrefix ? 2 : 4,
-      operandSize: (this.#operandSize(code) || byPrefix) as 2 | 4 | 8,
+      get operandSize() {
+        return (sizeOf(code) || byPrefix) as 2 | 4 | 8;
+      },
       segment: from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS,
       lock: from.hasLockPrefix,
       rep: from.hasRepnePrefix ? 'repne' : from.hasRepPrefix ? 'rep' : undefined,
@@ -148,8 +151,11 @@ export class Decoder {
     return name;
   }
 
-  /** Bytes that the form itself says, or 0. */
-  #operandSize(code: number): number {
+  /**
+   * Bytes that the form itself says, or 0. Asked for where it matters only: the first answer takes the decoder as long as
+   * all that a small guest does.
+   */
+  readonly #operandSize = (code: number): number => {
     let size = this.#operandSizes.get(code);
     if (size === undefined) {
       const info = this.iced.CodeExt.opCode(code);
@@ -158,7 +164,7 @@ export class Decoder {
       this.#operandSizes.set(code, size);
     }
     return size;
-  }
+  };
 
   #operand(index: number, bits: 16 | 32 | 64): Operand {
     const from = this.#instruction;
