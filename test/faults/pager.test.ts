@@ -21,6 +21,7 @@ import { outsb } from '../support/snippets.ts';
 import { backends } from '../support/suite.ts';
 
 const PAGES = 256;
+const SILENT = 'a server that says nothing';
 /** An emulated processor takes seconds to start a thread. */
 const TIMEOUT_MS = inLab ? 120_000 : 20_000;
 
@@ -84,10 +85,14 @@ it('there is a way to page on demand on each backend', () => {
 describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, lack }) => {
   let hv: Hypervisor;
   const test = (name: string, shows: () => Promise<void>) =>
-    it(name, async (context) => {
-      if (lack !== undefined) return context.skip(lack);
-      await shows();
-    }, 3 * TIMEOUT_MS);
+    it(
+      name,
+      async (context) => {
+        if (lack !== undefined) return context.skip(lack);
+        await shows();
+      },
+      3 * TIMEOUT_MS,
+    );
   beforeAll(() => {
     if (lack === undefined) hv = openHypervisor({ backend });
   });
@@ -142,7 +147,7 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
     ],
     'a server that says no': async () => [await http('no'), /answered 404/],
     'a server that gives too little': async () => [await http('short'), /the source gave 5 bytes for pages/],
-    'a server that says nothing': async () => [await http('silent'), /has not given page .* within 300 ms/],
+    [SILENT]: async () => [await http('silent'), /has not given page .* within 300 ms/],
     'a file that is cut while it is used': async () => {
       const path = join(folder, `cut-${strategy}`);
       writeFileSync(path, data);
@@ -162,7 +167,7 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
         vcpus: [vcpu],
         source,
         strategy,
-        timeoutMs: 300,
+        timeoutMs: what === SILENT ? 300 : TIMEOUT_MS,
         prefetch: false,
       };
       const pager = Pager.start(hv, vm, options);
