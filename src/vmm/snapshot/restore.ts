@@ -47,8 +47,18 @@ const HOST_MSRS: ReadonlyMap<number, string> = new Map([
   [0x345, 'IA32_PERF_CAPABILITIES'],
   ...Array.from({ length: 0x12 }, (_, i): [number, string] => [0x480 + i, 'IA32_VMX_*']),
   [0xc001_1029, 'MSR_AMD64_DE_CFG'],
+  [0x4000_0002, 'HV_X64_MSR_VP_INDEX'],
+  [0x4000_0010, 'HV_X64_MSR_VP_RUNTIME'],
   [0x4000_0020, 'HV_X64_MSR_TIME_REF_COUNT'],
+  [0x4000_0022, 'HV_X64_MSR_TSC_FREQUENCY'],
+  [0x4000_0023, 'HV_X64_MSR_APIC_FREQUENCY'],
   [0x4b56_4d05, 'MSR_KVM_POLL_CONTROL'],
+]);
+
+/** MSRs of the guest that are not 0 after reset: IA32_SMBASE (SDM 3, SMM) and MSR_AMD64_TSC_RATIO (APM 2, SVM). */
+const RESET_MSRS: ReadonlyMap<number, bigint> = new Map([
+  [0x9e, 0x3_0000n],
+  [0xc000_0104, 1n << 32n],
 ]);
 
 /** Kernel and hardware scale time-stamp counters that differ by more than this (KVM's tsc_tolerance_ppm). */
@@ -213,8 +223,8 @@ export class RestoredMachine implements Disposable {
 
   #refused(vcpu: Vcpu, { index, data }: Value<typeof kvm_msr_entry>): void {
     const here = vcpu.getMsrs([index])[0]?.data;
-    // Either it is so already, or the guest cannot have used what is not here.
-    if (here === data || (here === undefined && data === 0n)) return;
+    // Either it is so already, or the guest has not used what is not here.
+    if (here === data || (here === undefined && data === (RESET_MSRS.get(index) ?? 0n))) return;
     const is = here === undefined ? 'is not there' : `is ${shown(here)}`;
     const name = HOST_MSRS.get(index);
     if (name === undefined)
