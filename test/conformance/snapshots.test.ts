@@ -45,8 +45,6 @@ const MAX_EXITS = 10_000;
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-snapshots-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-const PAGE = 4096;
-
 /** Outcomes that nobody has to answer; a pager's thread may kick. */
 const noExits: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.INTERRUPTED, Exit.DEBUG]);
 const singleStep = { control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP };
@@ -148,7 +146,7 @@ class Journey implements Disposable {
     if (pager === undefined) return;
     const { fault, kernel } = pager.report.byCause;
     this.touched += fault + kernel;
-    for (let at = 0; at < traveller.MEMORY; at += PAGE) await this.#here.memory.ensure(at, PAGE);
+    await this.#here.memory.ensure();
     await pager.complete;
     await pager.stop();
     pager[Symbol.dispose]();

@@ -265,7 +265,8 @@ export class Pager implements ExitHandler, Disposable {
   #serve(page: number, cause: Cause): Promise<void> | undefined {
     const begun = performance.now();
     if (this.#states.isPresent(page)) {
-      this.#guest.release(page, 1); // its bit was read before it was cleared
+      // Its bit was read before it was cleared.
+      if (this.#armed) this.#guest.release(page, 1);
       return undefined;
     }
     this.check();

@@ -218,12 +218,14 @@ let failed = false;
 
 /** Nothing more comes: says so, and interrupts what waits in the kernel for pages. */
 function fail(error: unknown): void {
-  if (failed) return;
+  const states = new PageStates(orders.pages, orders.states);
+  // With all pages there the VMM's thread may have closed what this one is about to open.
+  if (failed || states.complete) return;
   failed = true;
   // In this order: who sees that it has failed finds out why.
   const code = error instanceof VmexitError ? error.code : 'ERR_KVM_SOURCE';
   notify({ type: 'failed', code, message: error instanceof Error ? error.message : String(error) });
-  new PageStates(orders.pages, orders.states).fail();
+  states.fail();
   const kick = () => {
     for (const id of orders.kickIds) hv?.kick(id);
     thread?.release();
