@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { Worker } from 'node:worker_threads';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
+  captureState,
   Exit,
   type Hypervisor,
   openHypervisor,
@@ -237,6 +238,7 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
     const run = new RunLoop(vcpu, { handlers: [pager] }).run({ timeoutMs: TIMEOUT_MS });
     await expect(run).rejects.toMatchObject({ code: 'ERR_KVM_PAGER' });
     expect(pager.missing()).toEqual([{ first: 0, end: PAGES }]);
+    expect(() => captureState(hv, vm, [vcpu])).toThrow(/pages of slot 1 may not have arrived yet/);
     await pager.stop();
     close();
     pager[Symbol.dispose]();

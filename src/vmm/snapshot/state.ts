@@ -148,7 +148,7 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
       throw notSavable(
         `slot ${slot} is a guest_memfd that the host maps, which no snapshot knows: use Vm.allocate()`,
       );
-    if ((flags & MemFlag.USERFAULT) !== 0)
+    if ((flags & MemFlag.USERFAULT) !== 0 || memory?.demand !== undefined)
       throw notSavable(`pages of slot ${slot} may not have arrived yet: wait until the pager is complete`);
   }
   const [device] = vm.setup.devices;
