@@ -7,8 +7,8 @@ import { RunLoop } from '../vmm/run-loop.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
 import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
-import { address, statusOf } from './receive.ts';
-import { explain, runOrFail } from './run.ts';
+import { address } from './receive.ts';
+import { explain, runOrFail, statusOf } from './run.ts';
 import { serialOutput } from './serial.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process

@@ -9,11 +9,11 @@ import {
   type ReceivedGuest,
   receiveGuest,
 } from '../vmm/migration/index.ts';
-import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
+import { RunLoop } from '../vmm/run-loop.ts';
 import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
 import { SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
-import { explain, runOrFail } from './run.ts';
+import { explain, runOrFail, statusOf } from './run.ts';
 import { serialOutput } from './serial.ts';
 
 const HELP = `vmexit receive [options] <address>: take over a guest from vmexit migrate, and run it to its end
@@ -120,12 +120,6 @@ function account({ pager: { report }, readyMs }: ReceivedGuest): string {
     `it ran ${readyMs.toFixed(0)} ms after its source had come, and paging took ${elapsedMs.toFixed(0)} ms`
   );
 }
-
-const MAX_STATUS = 255;
-/** As vmexit run has them. */
-const statuses = { halt: 0, timeout: 124, abort: 130, unhandled: 1 } as const;
-export const statusOf = (end: RunEnd | { readonly reason: 'unhandled' }): number =>
-  end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : statuses[end.reason];
 
 /** @throws UsageError */
 export function address(option: string, text: string): string {

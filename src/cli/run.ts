@@ -70,6 +70,10 @@ const ends: { readonly [R in RunEnd['reason']]: readonly [result: string, status
   unhandled: ['crashed', 1],
 };
 
+/** The exit status of a run that has ended so. */
+export const statusOf = (end: RunEnd | { readonly reason: 'unhandled' }): number =>
+  end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : ends[end.reason][1];
+
 /** What a crash of some kind most often is. */
 const hints: { readonly [reason: string]: string } = {
   SHUTDOWN:
@@ -122,8 +126,8 @@ export async function run(argv: string[]): Promise<number> {
     await guest.pager?.stop();
     const paging = guest.pager?.report;
     const elapsedMs = Math.round((performance.now() - begun) * 1000) / 1000;
-    const [result, known] = ends[end.reason];
-    const status = end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : known;
+    const [result] = ends[end.reason];
+    const status = statusOf(end);
     const error = 'exit' in end || 'error' in end ? explain(end) : undefined;
     if (values.json) {
       const { memoryFaults, conversions } = faults.counters;

@@ -3,12 +3,14 @@
  * before, and the source comes a second time: a socket cannot be handed from one thread to another, and what the VMM's
  * thread would pass on, it could not pass on while it stands still in KVM_RUN. Whoever comes must know a token.
  */
+
 import { timingSafeEqual } from 'node:crypto';
 import { createServer, type Server, type Socket } from 'node:net';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError } from '../../hypervisor/errors.ts';
 import type { PushSource } from '../pager/source.ts';
 import { type Address, addressName } from './address.ts';
-import { Channel, MAX_ZEROES, PAGE } from './channel.ts';
+import { Channel, MAX_ZEROES } from './channel.ts';
 import { parseRun } from './runs.ts';
 
 /** A pager's source, as plain data. */

@@ -24,14 +24,15 @@
  * REFUSE, with the reason in UTF-8, may come instead of anything. READY and GO are two, so that no broken connection
  * leaves a guest that runs on both sides.
  */
+
 import type { Socket } from 'node:net';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError } from '../../hypervisor/errors.ts';
 
 export const VERSION = 1;
 const MAGIC = Buffer.from('vmexitM\n');
 const HELLO_SIZE = 16;
 
-export const PAGE = 4096;
 /** Pages of a PAGES frame, at most. */
 export const MAX_RUN = 64;
 /** Pages of a ZEROES frame, at most. */

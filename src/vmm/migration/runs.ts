@@ -1,7 +1,8 @@
 /** Runs of pages as they travel: what is said of one, and how it is known to be what was sent. */
-import * as zlib from 'node:zlib';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError } from '../../hypervisor/errors.ts';
-import { type Frame, MAX_RUN, MAX_ZEROES, PAGE, RUN_HEAD } from './channel.ts';
+import { crc32 } from '../snapshot/format.ts';
+import { type Frame, MAX_RUN, MAX_ZEROES, RUN_HEAD } from './channel.ts';
 
 export interface Run {
   readonly first: number;
@@ -10,8 +11,6 @@ export interface Run {
   readonly asked: boolean;
 }
 
-/** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
-const crc32 = (zlib as unknown as { crc32(data: Uint8Array, before?: number): number }).crc32;
 const CRC_AT = RUN_HEAD - 4;
 
 export function runHead({ first, count, asked }: Run, contents: Uint8Array): Buffer {

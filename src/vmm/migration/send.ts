@@ -1,7 +1,7 @@
 /** The source of a migration: hands its guest over, and then the pages, those first that somebody waits for. */
 import { createHash } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
-import { integer, object } from '../../hypervisor/args.ts';
+import { integer, object, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError, VmexitError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
@@ -9,7 +9,7 @@ import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { type CaptureOptions, captureState } from '../snapshot/index.ts';
 import { type Address, addressName, parseAddress } from './address.ts';
-import { Channel, MAX_RUN, PAGE } from './channel.ts';
+import { Channel, MAX_RUN } from './channel.ts';
 import { isZero, runHead } from './runs.ts';
 
 export interface SendOptions extends CaptureOptions {

@@ -1,11 +1,11 @@
 /** The pages of guest memory as both of the pager's threads see them: where a page lies, and how it gets there. */
 
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { KvmError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { UserfaultBitmap } from '../../hypervisor/userfault-bitmap.ts';
 import { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import { Errno } from '../../uapi/errno.ts';
-import { PAGE } from './source.ts';
 
 /** One memory. Pages are numbered through all of them. */
 export interface Area {

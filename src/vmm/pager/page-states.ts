@@ -47,9 +47,6 @@ export class PageStates {
   isPresent(page: number): boolean {
     return Atomics.load(this.#states, page) === State.PRESENT;
   }
-  isAbsent(page: number): boolean {
-    return Atomics.load(this.#states, page) === 0;
-  }
 
   #take(page: number): boolean {
     return Atomics.compareExchange(this.#states, page, 0, State.CLAIMED) === 0;

@@ -8,7 +8,7 @@
  */
 import { join } from 'node:path';
 import { MessageChannel, type MessagePort, receiveMessageOnPort, Worker } from 'node:worker_threads';
-import { integer, object } from '../../hypervisor/args.ts';
+import { integer, object, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
 import { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
@@ -27,7 +27,6 @@ import {
   checkSource,
   isImmediate,
   openSource,
-  PAGE,
   type PullSource,
   type Run,
   type SourceDescriptor,

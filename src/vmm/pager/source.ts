@@ -3,13 +3,10 @@
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { connect } from 'node:net';
-import { object } from '../../hypervisor/args.ts';
+import { object, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
 import { type ArrivalDescriptor, openArrival } from '../migration/arrival.ts';
 import { openSnapshot } from '../snapshot/read.ts';
-
-/** Bytes of a page, of guests and of sources. */
-export const PAGE = 4096;
 
 /** Pages are numbered from 0, through all of the pager's memories in their order. */
 export type PageSource = PullSource | PushSource;

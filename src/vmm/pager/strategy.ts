@@ -2,6 +2,7 @@
  * The ways by which a guest's access to a page that is not there yet comes to the pager. Which of them this host has
  * is found by trying: the capability's number for KVM_MEM_USERFAULT means other things on other kernels.
  */
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { KvmError, UnavailableError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Slot } from '../../hypervisor/memory-map.ts';
@@ -9,7 +10,7 @@ import type { UserfaultBitmap } from '../../hypervisor/userfault-bitmap.ts';
 import type { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { MemFlag } from '../../uapi/constants.ts';
-import { PAGE, type Run } from './source.ts';
+import type { Run } from './source.ts';
 
 /**
  * `userfault`: KVM_MEM_USERFAULT, an exit for each page, with userfaultfd beside it for the kernel's own accesses.

@@ -2,7 +2,9 @@
  * The pager's thread: it owns the source, serves the faults that wait in the kernel (userfaultfd) and what the VMM's
  * thread asks for, and fetches the rest meanwhile. The VMM's thread may stand still in KVM_RUN all the while.
  */
+
 import { type MessagePort, workerData } from 'node:worker_threads';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
@@ -10,7 +12,7 @@ import { openHypervisor } from '../../open.ts';
 import { GuestPages } from './guest-pages.ts';
 import { type Cause, PageStates } from './page-states.ts';
 import type { Notice, Orders, Request } from './protocol.ts';
-import { checked, openSource, PAGE, type PageSource } from './source.ts';
+import { checked, openSource, type PageSource } from './source.ts';
 
 /** What is fetched at a time when nobody waits for it: 256 KiB. */
 const PREFETCH = 64;

@@ -13,11 +13,12 @@
  *
  * So opening one reads what comes before the pages; a page and its CRC are read when they are wanted.
  */
+
 import { createHash } from 'node:crypto';
 import * as zlib from 'node:zlib';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 
-export const PAGE = 4096;
 export const MAGIC = new TextEncoder().encode('vmexit\x1a\n');
 export const FORMAT_VERSION = 1;
 
@@ -48,7 +49,7 @@ export const digestOf = (before: Uint8Array): Buffer =>
   createHash('sha256').update(before.subarray(0, At.DIGEST)).update(before.subarray(At.HEAD)).digest();
 
 /** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
-export const crc32 = (zlib as unknown as { crc32(data: Uint8Array): number }).crc32;
+export const crc32 = (zlib as unknown as { crc32(data: Uint8Array, before?: number): number }).crc32;
 
 /** What is wrong with a file, and what to do about it. */
 export const unreadable = (path: string, what: string, options?: ErrorOptions): VmexitError =>

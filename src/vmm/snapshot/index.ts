@@ -1,6 +1,7 @@
 /** Snapshots: a machine's state and memory in a file, and the machine again. */
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
-import { PAGE } from './format.ts';
+
 import type { Snapshot } from './read.ts';
 import { RestoredMachine, type RestoreOptions } from './restore.ts';
 

@@ -1,6 +1,6 @@
 /** Reads a snapshot from its file. Opening one checks all but the pages, and costs the same for any size of guest. */
 import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
-import { integer } from '../../hypervisor/args.ts';
+import { integer, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { closed, outOfRange } from '../../hypervisor/errors.ts';
 import { viewOf } from '../../uapi/layout.ts';
 import {
@@ -12,7 +12,6 @@ import {
   MAGIC,
   MAX_HEAD,
   type MemoryHead,
-  PAGE,
   pageAligned,
   unreadable,
 } from './format.ts';

@@ -3,6 +3,7 @@
  * kernel's structs are their own bytes, in hex, so that nothing of them is lost, and known by their size.
  */
 
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 import { MAX_MEMORY } from '../../hypervisor/guest-memory.ts';
 import type { Struct, Type } from '../../uapi/layout.ts';
@@ -19,8 +20,6 @@ import {
 
 /** Goes up when a state means something else than before. There is no reading of another version's. */
 export const STATE_VERSION = 1;
-
-const PAGE = 4096;
 
 /** Gives the value if it is one, else throws what is wrong `at` a path. */
 type Check<T> = (value: unknown, at: string) => T;

@@ -1,6 +1,8 @@
 /** Writes a snapshot to a file: all of it or, when that fails or is cancelled, nothing. */
+
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import { viewOf } from '../../uapi/layout.ts';
@@ -12,7 +14,6 @@ import {
   FORMAT_VERSION,
   MAGIC,
   type MemoryHead,
-  PAGE,
   pageAligned,
 } from './format.ts';
 import type { Capture } from './state.ts';
