@@ -10,6 +10,7 @@ import { interruptible } from './interrupt.ts';
 import { address } from './receive.ts';
 import { explain, runOrFail, statusOf } from './run.ts';
 import { serialOutput } from './serial.ts';
+import { quarters } from './text.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process
 
@@ -92,16 +93,7 @@ export async function migrate(argv: string[]): Promise<number> {
   });
 }
 
-/** Tells each quarter of what is large. */
-function progress(): (sent: number, pages: number) => void {
-  let told = 0;
-  return (sent, pages) => {
-    const quarter = Math.floor((4 * sent) / pages);
-    if (pages < MANY || quarter === told) return;
-    told = quarter;
-    say(`${quarter * 25}% of ${pages} pages sent`);
-  };
-}
+const progress = () => quarters(MANY, (percent, pages) => say(`${percent}% of ${pages} pages sent`));
 
 const describe = ({ pages, pulled, pushed, zeroes, handedOverMs, elapsedMs }: SendReport) =>
   `handed over in ${handedOverMs.toFixed(0)} ms, all ${pages} pages (${zeroes} of zeroes) in ${elapsedMs.toFixed(0)} ms: ` +

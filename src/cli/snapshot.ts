@@ -8,6 +8,7 @@ import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { explain, runOrFail } from './run.ts';
 import { serialOutput } from './serial.ts';
+import { quarters } from './text.ts';
 
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
 
@@ -100,16 +101,10 @@ export async function snapshot(argv: string[]): Promise<number> {
   });
 }
 
-/** Tells each quarter of what is large. */
-function progress(): (done: number, total: number) => void {
-  let told = 0;
-  return (done, total) => {
-    const quarter = Math.floor((4 * done) / total);
-    if (total < LARGE || quarter === told) return;
-    told = quarter;
-    process.stderr.write(`vmexit: ${quarter * 25}% of ${total / 2 ** 20} MiB saved\n`);
-  };
-}
+const progress = () =>
+  quarters(LARGE, (percent, total) =>
+    process.stderr.write(`vmexit: ${percent}% of ${total / 2 ** 20} MiB saved\n`),
+  );
 
 const describe = ({ size, stored, pages }: Written) =>
   `${(size / 2 ** 20).toFixed(2)} MiB, ${stored} of ${pages} pages (the others are zeroes)`;

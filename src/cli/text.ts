@@ -46,3 +46,14 @@ export function bytes(count: number): string {
   const [unit, name] = UNITS.find(([unit]) => count >= unit && count % unit === 0) ?? [1, 'bytes'];
   return `${count / unit} ${name}`;
 }
+
+/** Progress of what is large enough that somebody would follow it: tells each quarter, in percent, as it is passed. */
+export function quarters(least: number, tell: (percent: number, total: number) => void) {
+  let told = 0;
+  return (done: number, total: number): void => {
+    const quarter = Math.floor((4 * done) / total);
+    if (total < least || quarter === told) return;
+    told = quarter;
+    tell(quarter * 25, total);
+  };
+}
