@@ -95,12 +95,6 @@ async function runSuites(kernel) {
   }
 }
 
-/**
- * Whether the tests' process is gone and left no failed test. On an emulated processor that was seen once in some runs, for
- * no reason that could be found; twice in a row it counts.
- */
-const hasDied = ({ status, found }) => status === 1 && (found === undefined || found.failed === 0);
-
 try {
   const isBuilt = (name) => labStatus().kernels.some((kernel) => kernel.name === name && kernel.built);
   if (install || !kernels.every(isBuilt)) {
@@ -111,14 +105,7 @@ try {
   }
   const sum = { passed: 0, failed: 0, skipped: 0 };
   for (const kernel of kernels) {
-    let result = await runSuites(kernel);
-    if (hasDied(result)) {
-      process.stderr.write(
-        `test-lab: ${kernel}: the tests' process died, and no test had failed: once more, from the start\n`,
-      );
-      result = await runSuites(kernel);
-    }
-    const { status, found } = result;
+    const { status, found } = await runSuites(kernel);
     process.exitCode ||= status;
     if (found) {
       process.stdout.write(`${kernel}: ${text(found)}\n`);
