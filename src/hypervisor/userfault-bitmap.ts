@@ -1,6 +1,7 @@
 /** The bitmap of KVM_MEM_USERFAULT: which pages of a slot the VMM wants to bring in before a vCPU may use them. */
 import { integer, roundUp } from './args.ts';
 import type { MemoryToken } from './backend.ts';
+import { eachWord } from './bits.ts';
 import { closed, outOfRange } from './errors.ts';
 import type { GuestMemory } from './guest-memory.ts';
 
@@ -24,6 +25,7 @@ export class UserfaultBitmap implements Disposable {
   /** How many bits it has. */
   readonly pages: number;
   readonly #memory: GuestMemory;
+  #view: Int32Array | undefined;
 
   /** Made by Vm.createUserfaultBitmap() and Hypervisor.openUserfaultBitmap(). */
   constructor(memory: GuestMemory, pages: number) {
@@ -47,37 +49,42 @@ export class UserfaultBitmap implements Disposable {
    * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED. Nothing has changed then
    */
   set(first: number, count = 1): void {
-    this.#change(first, count, (bytes, at, bits) => Atomics.or(bytes, at, bits));
+    this.#change(first, count, (words, word, bits) => Atomics.or(words, word, bits));
   }
 
   /**
    * Clears the bits of [first, first + count): their contents are there. As set(), in errors.
    *
-   * Each byte is changed by an atomic read-modify-write, for other threads may change its other bits at the same time.
+   * Each word is changed by an atomic read-modify-write, for other threads may change its other bits at the same time.
    * ECMAScript's Atomics are sequentially consistent, and V8 makes of them instructions with a lock prefix on x86, also
    * on a buffer that is not shared. So what this thread wrote before is visible to whoever sees the bit clear: more
    * than the store-release that KVM asks for.
    */
   release(first: number, count = 1): void {
-    this.#change(first, count, (bytes, at, bits) => Atomics.and(bytes, at, ~bits));
+    this.#change(first, count, (words, word, bits) => Atomics.and(words, word, ~bits));
   }
 
   /** Whether the page's bit is set now. As set(), in errors. */
   isSet(page: number): boolean {
     const at = integer('page', page, this.pages - 1);
-    return (Atomics.load(this.memory.bytes, at >>> 3) & (1 << (at & 7))) !== 0;
+    return (Atomics.load(this.#words, at >>> 5) & (1 << (at & 31))) !== 0;
   }
 
-  #change(first: number, count: number, change: (bytes: Uint8Array, at: number, bits: number) => void): void {
-    const { bytes } = this.memory;
+  /** @throws VmexitError ERR_KVM_CLOSED */
+  get #words(): Int32Array {
+    const { memory } = this;
+    this.#view ??= new Int32Array(memory.bytes.buffer, memory.bytes.byteOffset, memory.size / 4);
+    return this.#view;
+  }
+
+  #change(
+    first: number,
+    count: number,
+    change: (words: Int32Array, word: number, bits: number) => void,
+  ): void {
+    const words = this.#words;
     const from = integer('first', first, this.pages);
-    const end = from + integer('count', count, this.pages - from);
-    for (let page = from; page < end; ) {
-      const low = page & 7;
-      const next = Math.min(page - low + 8, end);
-      change(bytes, page >>> 3, (1 << (low + next - page)) - (1 << low));
-      page = next;
-    }
+    eachWord(from, integer('count', count, this.pages - from), (word, bits) => change(words, word, bits));
   }
 
   /** A token that another thread of this process gives to Hypervisor.openUserfaultBitmap(), before this is closed. */

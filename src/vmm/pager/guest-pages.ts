@@ -39,7 +39,8 @@ export class GuestPages {
       const from = Math.max(first, start);
       const to = Math.min(end, start + pages);
       if (from >= to) continue;
-      const part = bytes.subarray((from - first) * PAGE, (to - first) * PAGE);
+      const all = from === first && to === end;
+      const part = all ? bytes : bytes.subarray((from - first) * PAGE, (to - first) * PAGE);
       const offset = (from - start) * PAGE;
       if (into instanceof Userfaultfd) copy(into, offset, part);
       else into.write(offset, part);

@@ -2,19 +2,18 @@
  * Which pages are there, in memory that the pager's two threads share: the VMM's, which serves what its own exits and
  * reads ask for, and the one that owns the source. A page is claimed before it is read, so none is served twice.
  */
-
-/** Of a page. Absent is 0: fresh shared memory says so of all. */
-const State = { CLAIMED: 1, PRESENT: 2 } as const;
+import { bitsOf, eachWord, lowestOf } from '../../hypervisor/bits.ts';
 
 /** Why a page was served. */
 export const causes = ['fault', 'kernel', 'ensure', 'prefetch', 'push'] as const;
 export type Cause = (typeof causes)[number];
 
-/** Words before the pages' bytes. */
+/** Words before the pages' bits. */
 const Word = { progress: 0, present: 1, failed: 2, latencies: 3, zero: 4, causes: 5 } as const;
 const RING = 1024;
 const RING_AT = Word.causes + causes.length;
-const HEAD = (RING_AT + RING) * Int32Array.BYTES_PER_ELEMENT;
+const HEAD = RING_AT + RING;
+const BYTES = Int32Array.BYTES_PER_ELEMENT;
 
 export interface Latency {
   /** How many were measured: faults that somebody waited for. */
@@ -29,13 +28,21 @@ export class PageStates {
   readonly buffer: SharedArrayBuffer;
   readonly pages: number;
   readonly #words: Int32Array;
-  readonly #states: Uint8Array;
+  /** A bit for each page that somebody has claimed, and stays so when it is there. */
+  readonly #claimed: Int32Array;
+  /** A bit for each page that is there. */
+  readonly #there: Int32Array;
 
-  constructor(pages: number, buffer = new SharedArrayBuffer(HEAD + pages)) {
+  /** Without a buffer, all pages are absent. */
+  constructor(pages: number, buffer?: SharedArrayBuffer) {
+    const words = Math.ceil(pages / 32);
     this.pages = pages;
-    this.buffer = buffer;
-    this.#words = new Int32Array(buffer, 0, HEAD / Int32Array.BYTES_PER_ELEMENT);
-    this.#states = new Uint8Array(buffer, HEAD, pages);
+    this.buffer = buffer ?? new SharedArrayBuffer((HEAD + 2 * words) * BYTES);
+    this.#words = new Int32Array(this.buffer, 0, HEAD);
+    this.#claimed = new Int32Array(this.buffer, HEAD * BYTES, words);
+    this.#there = new Int32Array(this.buffer, (HEAD + words) * BYTES, words);
+    // What is beyond the last page is nobody's to claim.
+    if (buffer === undefined && pages % 32 > 0) this.#claimed[words - 1] = ~bitsOf(0, pages % 32);
   }
 
   get present(): number {
@@ -45,11 +52,37 @@ export class PageStates {
     return this.present === this.pages;
   }
   isPresent(page: number): boolean {
-    return Atomics.load(this.#states, page) === State.PRESENT;
+    return (Atomics.load(this.#there, page >>> 5) & (1 << (page & 31))) !== 0;
   }
 
-  #take(page: number): boolean {
-    return Atomics.compareExchange(this.#states, page, 0, State.CLAIMED) === 0;
+  /** A guess: only #take() knows. */
+  #isFree(page: number): boolean {
+    return (this.#claimed[page >>> 5]! & (1 << (page & 31))) === 0;
+  }
+  /** Where those from `page` on that are free end: in its word, and at `limit`. */
+  #freeEnd(page: number, limit: number): number {
+    const stop = Math.min(limit, page - (page & 31) + 32);
+    let end = page;
+    while (end < stop && this.#isFree(end)) end++;
+    return end;
+  }
+  /** Where those before `page` that are free begin: in one word, and at `start`. */
+  #freeStart(page: number, start: number): number {
+    const stop = Math.max(start, page - 1 - ((page - 1) & 31));
+    let first = page;
+    while (first > stop && this.#isFree(first - 1)) first--;
+    return first;
+  }
+  /** All of these pages, which share a word, or none. */
+  #take(first: number, end: number): boolean {
+    if (first === end) return false;
+    const word = first >>> 5;
+    const bits = bitsOf(first, end);
+    for (;;) {
+      const seen = Atomics.load(this.#claimed, word);
+      if ((seen & bits) !== 0) return false;
+      if (Atomics.compareExchange(this.#claimed, word, seen, seen | bits) === seen) return true;
+    }
   }
 
   /**
@@ -57,29 +90,44 @@ export class PageStates {
    * Undefined when the page itself is somebody's, or there.
    */
   claim(page: number, batch: number): { first: number; count: number } | undefined {
-    if (!this.#take(page)) return undefined;
     const start = page - (page % batch);
     const limit = Math.min(start + batch, this.pages);
-    let first = page;
-    while (first > start && this.#take(first - 1)) first--;
-    let end = page + 1;
-    while (end < limit && this.#take(end)) end++;
+    let first: number;
+    let end: number;
+    do {
+      if (!this.#isFree(page)) return undefined;
+      first = this.#freeStart(page + 1, start);
+      end = this.#freeEnd(page, limit);
+    } while (!this.#take(first, end));
+    // Further, a word at a time, as long as nobody comes between.
+    for (;;) {
+      const next = this.#freeStart(first, start);
+      if (!this.#take(next, first)) break;
+      first = next;
+    }
+    for (;;) {
+      const next = this.#freeEnd(end, limit);
+      if (!this.#take(end, next)) break;
+      end = next;
+    }
     return { first, count: end - first };
   }
 
   /** They are in guest memory, and the guest can see them. */
   settle(first: number, count: number, cause: Cause): void {
-    for (let page = first; page < first + count; page++) Atomics.store(this.#states, page, State.PRESENT);
+    eachWord(first, count, (word, bits) => Atomics.or(this.#there, word, bits));
     Atomics.add(this.#words, Word.causes + causes.indexOf(cause), count);
     Atomics.add(this.#words, Word.present, count);
     this.#wake();
   }
   /** Only these are to be served: the others are zeroes, as fresh memory is. Before any other thread looks. */
   only(runs: Iterable<{ readonly first: number; readonly count: number }>): void {
-    this.#states.fill(State.PRESENT);
+    this.#claimed.fill(-1);
+    this.#there.fill(-1);
     let present = this.pages;
     for (const { first, count } of runs) {
-      this.#states.fill(0, first, first + count);
+      for (const states of [this.#claimed, this.#there])
+        eachWord(first, count, (word, bits) => Atomics.and(states, word, ~bits));
       present -= count;
     }
     this.#words[Word.present] = present;
@@ -92,7 +140,7 @@ export class PageStates {
 
   /** They could not be had: absent again. */
   unclaim(first: number, count: number): void {
-    for (let page = first; page < first + count; page++) Atomics.store(this.#states, page, 0);
+    eachWord(first, count, (word, bits) => Atomics.and(this.#claimed, word, ~bits));
     this.#wake();
   }
   #wake(): void {
@@ -102,10 +150,15 @@ export class PageStates {
 
   /** The first page from `page` on, and then from 0 on, that nobody has claimed. */
   nextAbsent(page: number): number | undefined {
-    const after = this.#states.indexOf(0, page);
-    if (after >= 0) return after;
-    const before = this.#states.indexOf(0);
-    return before < 0 ? undefined : before;
+    if (this.complete) return undefined;
+    const words = this.#claimed.length;
+    const begin = page < this.pages ? page >>> 5 : 0;
+    for (let i = 0; i <= words; i++) {
+      const word = (begin + i) % words;
+      const free = ~this.#claimed[word]! & (i === 0 && begin === page >>> 5 ? -1 << (page & 31) : -1);
+      if (free !== 0) return word * 32 + lowestOf(free);
+    }
+    return undefined;
   }
   /** The pages that are not there, as ranges [first, end). */
   missing(): { first: number; end: number }[] {

@@ -157,8 +157,9 @@ class PagerThread {
 
   #put(first: number, bytes: Uint8Array, cause: Cause): void {
     this.#guest.put(first, bytes);
-    if (this.#waited.size > 0) for (let i = 0; i < bytes.length / PAGE; i++) this.#waited.delete(first + i);
-    this.#states.settle(first, bytes.length / PAGE, cause);
+    const count = bytes.length / PAGE;
+    for (const page of this.#waited) if (page >= first && page < first + count) this.#waited.delete(page);
+    this.#states.settle(first, count, cause);
     this.#tell();
   }
 
