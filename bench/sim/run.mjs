@@ -151,11 +151,12 @@ e7 f4                |        out 0xf4, eax
 `,
 );
 
+/** Many rounds, since V8 compiles what serves faults as it sees more of them: what is cold is told beside it. */
 function faults({ rounds }) {
   const PAGES = 2048;
   const AREA = 0x4_0000_0000 / 16; // 1 GiB
   const times = [];
-  for (let i = 0; i <= rounds; i++) {
+  for (let i = 0; i < 20 * rounds; i++) {
     const hv = openHypervisor({ backend: 'sim' });
     const vm = hv.createVm({ type: VmType.SW_PROTECTED });
     const ram = vm.allocate(MIB);
@@ -177,16 +178,17 @@ function faults({ rounds }) {
       expect(exit === Exit.MEMORY_FAULT && service.handle(vcpu, exit), `exit ${exit}`);
       served++;
     }
-    if (i > 0) times.push(((performance.now() - start) * 1000) / served);
+    times.push(((performance.now() - start) * 1000) / served);
     expect(served === PAGES, `${served} faults`);
     for (const object of [vcpu, vm, ram, area, hv]) object.close();
   }
   const us = median(times);
+  const [firstUs] = times;
   return {
-    text: `a memory fault, its conversion and the retry: ${us.toFixed(2)} us`,
+    text: `a memory fault, its conversion and the retry: ${us.toFixed(2)} us; of the first ${PAGES}: ${firstUs.toFixed(2)} us`,
     target: 'at most 5 us',
     met: us <= 5,
-    figures: { us },
+    figures: { us, firstUs },
   };
 }
 
