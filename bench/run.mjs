@@ -121,7 +121,7 @@ const convert = (pages) => () => {
 };
 
 // target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's. `program` and `args`:
-// the C side, kvm_bench.c with the name and the count where they are not given.
+// the C side, kvm_bench.c with the name and the count where they are not given. `warmUp`: rounds before the first one.
 const benches = {
   pio: { what: 'a port exit, its fields read', prepare: exits, count: 20_000, target: { more: 100 } },
   immediate: {
@@ -168,11 +168,12 @@ function memory() {
 
 function compare(
   name,
-  { prepare, count, program = 'kvm_bench.c', args = () => [name, String(count)] },
+  { prepare, count, warmUp = 0, program = 'kvm_bench.c', args = () => [name, String(count)] },
   options,
 ) {
   const path = compile(options.folder, program);
-  const round = prepare(count, options.rounds + 1);
+  const round = prepare(count, warmUp + options.rounds + 1);
+  for (let i = 0; i < warmUp; i++) round(count);
   const c = [];
   const js = [];
   for (let i = 0; i <= options.rounds; i++) {
