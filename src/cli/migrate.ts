@@ -1,15 +1,13 @@
 /** `vmexit migrate`: runs a guest for a while, and hands it over to a vmexit receive elsewhere. */
 import { MigrationError, VmexitError } from '../hypervisor/errors.ts';
-import { DebugExit, Serial } from '../vmm/devices.ts';
-import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import { type SendReport, sendGuest } from '../vmm/migration/index.ts';
-import { RunLoop } from '../vmm/run-loop.ts';
+import type { RunLoop } from '../vmm/run-loop.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
 import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
+import { guestLoop } from './loop.ts';
 import { address } from './receive.ts';
 import { explain, runOrFail, statusOf } from './run.ts';
-import { serialOutput } from './serial.ts';
 import { quarters } from './text.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process
@@ -54,10 +52,7 @@ export async function migrate(argv: string[]): Promise<number> {
   using guest = loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
   const { hv, vm, vcpu } = guest;
   if (hv.fallback !== undefined) say(`${hv.backend}: ${hv.fallback}`);
-  const output = serialOutput(process.stdout);
-  const loop = new RunLoop(vcpu, { handlers: [new MemoryFaultService(vm)], onSlice: output.flush });
-  const serial = Serial.attach(loop.ports, output.send);
-  DebugExit.attach(loop.ports, (value) => loop.stop(value));
+  const { loop, serial } = guestLoop(guest);
   /** To its end, or a limit: its status. */
   const run = async (limits: Parameters<RunLoop['run']>[0]) => {
     const end = await runOrFail(loop, limits);

@@ -1,20 +1,17 @@
 /** `vmexit receive`: waits for a guest that vmexit migrate hands over, and runs it to its end. */
 import { MigrationError } from '../hypervisor/errors.ts';
 import { openHypervisor } from '../open.ts';
-import { DebugExit, Serial } from '../vmm/devices.ts';
-import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import {
   type ArrivingGuest,
   parseAddress,
   type ReceivedGuest,
   receiveGuest,
 } from '../vmm/migration/index.ts';
-import { RunLoop } from '../vmm/run-loop.ts';
+import type { RunLoop } from '../vmm/run-loop.ts';
 import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
-import { SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
+import { guestLoop } from './loop.ts';
 import { explain, runOrFail, statusOf } from './run.ts';
-import { serialOutput } from './serial.ts';
 
 const HELP = `vmexit receive [options] <address>: take over a guest from vmexit migrate, and run it to its end
 
@@ -79,16 +76,7 @@ function loopOf({ vm, vcpus, pager, devices, differences }: ArrivingGuest): RunL
   for (const difference of differences) say(difference);
   if (pager.report.uncovered !== undefined)
     say(`what KVM itself reads of memory is not paged: ${pager.report.uncovered}`);
-  const output = serialOutput(process.stdout);
-  const loop = new RunLoop(vcpus[0]!, {
-    handlers: [pager, new MemoryFaultService(vm)],
-    onSlice: output.flush,
-  });
-  const serial = Serial.attach(loop.ports, output.send);
-  const registers = devices.get(SERIAL);
-  if (registers !== undefined) serial.restore(registers);
-  DebugExit.attach(loop.ports, (value) => loop.stop(value));
-  return loop;
+  return guestLoop({ vm, vcpu: vcpus[0]!, devices }, { handlers: [pager] }).loop;
 }
 
 /** Runs it to its end; then its source is heard out, so that it knows that it may forget the guest. */

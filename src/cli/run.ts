@@ -1,15 +1,13 @@
 /** `vmexit run`: one guest, from its file to its exit status. */
 import { KvmError, VmexitError } from '../hypervisor/errors.ts';
 import { describeExit, type KvmExit } from '../uapi/exits.ts';
-import { DebugExit, Serial } from '../vmm/devices.ts';
-import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { type RunEnd, RunLoop } from '../vmm/run-loop.ts';
+import type { RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
 import { pagingAccount } from './account.ts';
 import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
-import { loadedGuest, PROGRAM_OPTIONS, restoredGuest, SERIAL } from './guest.ts';
+import { loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
 import { interruptible } from './interrupt.ts';
-import { serialOutput } from './serial.ts';
+import { guestLoop } from './loop.ts';
 import { Watch } from './watch.ts';
 
 const HELP = `vmexit run [options] <guest>: run a guest until it ends
@@ -100,24 +98,18 @@ export async function run(argv: string[]): Promise<number> {
     restore === undefined
       ? loadedGuest(positionals[0]!, values, backend)
       : await restoredGuest(restore, lazy, backend);
-  const { hv, vm, vcpu } = guest;
+  const { hv, vcpu } = guest;
   if (backend !== values.backend)
     process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
 
   using trace = values.trace === undefined ? undefined : openTrace(values.trace);
   const watch = new Watch(guest, trace, instructions);
-  const faults = new MemoryFaultService(vm, { trace: (event) => trace?.memory(event) });
-  const serial = serialOutput(values.json ? process.stderr : process.stdout);
-  const loop = new RunLoop(vcpu, {
-    handlers: guest.pager ? [guest.pager, faults] : [faults],
-    onSlice: serial.flush,
-    ...(trace ? { onExit: (vcpu) => trace.exit(vcpu) } : {}),
+  const { loop, faults } = guestLoop(guest, {
+    handlers: guest.pager ? [guest.pager] : [],
+    output: values.json ? process.stderr : process.stdout,
+    trace,
   });
-  const port = Serial.attach(loop.ports, serial.send);
-  const registers = guest.devices.get(SERIAL);
-  if (registers !== undefined) port.restore(registers);
-  DebugExit.attach(loop.ports, (value) => loop.stop(value));
 
   // Awaited here: what is opened above is closed when this function returns.
   return await interruptible(async (signal) => {

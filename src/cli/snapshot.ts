@@ -1,13 +1,10 @@
 /** `vmexit snapshot`: runs a guest to some point, and saves it there. */
-import { DebugExit, Serial } from '../vmm/devices.ts';
-import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { RunLoop } from '../vmm/run-loop.ts';
 import { captureState, type Written, writeSnapshot } from '../vmm/snapshot/index.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
 import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
+import { guestLoop } from './loop.ts';
 import { explain, runOrFail } from './run.ts';
-import { serialOutput } from './serial.ts';
 import { quarters } from './text.ts';
 
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
@@ -59,8 +56,6 @@ export async function snapshot(argv: string[]): Promise<number> {
   using guest = loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
   const { hv, vm, vcpu } = guest;
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
-  const output = serialOutput(process.stdout);
-  let exited: number | undefined;
   let left = exits ?? Number.POSITIVE_INFINITY;
   const counter = {
     handle() {
@@ -68,15 +63,7 @@ export async function snapshot(argv: string[]): Promise<number> {
       return false;
     },
   };
-  const loop: RunLoop = new RunLoop(vcpu, {
-    handlers: [counter, new MemoryFaultService(vm)],
-    onSlice: output.flush,
-  });
-  const serial = Serial.attach(loop.ports, output.send);
-  DebugExit.attach(loop.ports, (value) => {
-    exited = value;
-    loop.stop(value);
-  });
+  const { loop, serial } = guestLoop(guest, { handlers: [counter] });
 
   return await interruptible(async (signal) => {
     const end = await runOrFail(loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
@@ -87,7 +74,8 @@ export async function snapshot(argv: string[]): Promise<number> {
     if ('exit' in end || 'error' in end) return ended(explain(end));
     if (end.reason === 'abort') return 1;
     if (end.reason === 'halt') return ended('the guest has halted before');
-    if (exited !== undefined) return ended(`the guest has ended before, with status ${exited}`);
+    if (end.reason === 'stop' && left > 0)
+      return ended(`the guest has ended before, with status ${end.value}`);
     if (end.reason === 'timeout' && exits !== undefined) {
       ended(`the guest has exited ${exits - left} times in ${timeoutMs! / 1000} s`);
       return TIMED_OUT;
