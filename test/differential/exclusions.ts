@@ -82,7 +82,7 @@ const changesOf = (heading: string): readonly Change[] =>
     where: patternOf(list(where!)),
   }));
 const changes: { readonly [name in Oracle]: readonly Change[] } = {
-  silicon: [],
+  silicon: changesOf('What a PVM host changes'),
   'QEMU TCG': changesOf("What QEMU's TCG changes"),
   "KVM's emulator": changesOf("What KVM's emulator changes"),
 };

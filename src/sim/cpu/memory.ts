@@ -36,6 +36,13 @@ export class Memory {
     if (this.#cpu.alignment && (low & (size - 1)) !== 0) raise(Vector.AC, 0);
   }
 
+  /** SDM volume 3, 6.15, #GP: an operand of 16 bytes that must be aligned. An address must be canonical first. */
+  checkAligned(low: number, high: number, stack: boolean): void {
+    if ((low & 15) === 0) return;
+    this.tlb.checkCanonical(high, stack);
+    raise(Vector.GP, 0);
+  }
+
   /** Breakpoints on data are looked at where instructions are executed one by one. */
   #watch(low: number, high: number, size: number, write: boolean): void {
     if (this.#cpu.mode.single) noteDataAccess(this.#cpu, joined(low, high), size, write);
@@ -171,6 +178,13 @@ export class Memory {
 
   // --- any size, across pages, MMIO --------------------------------------------------------------------------------
 
+  /** As parts(); none of it is translated when one is not canonical. */
+  #parts(linear: bigint, size: number, stack: boolean): ReturnType<typeof parts> {
+    const all = parts(linear, size);
+    if (all.length > 1) for (const [at] of all) this.tlb.checkCanonical(highHalf(at), stack);
+    return all;
+  }
+
   #gather(linear: bigint, size: number, write: boolean, stack: boolean, rights: Rights = 'cpl'): DataView {
     const into = size <= 8 ? this.#scratch : new DataView(new ArrayBuffer(size));
     const bytes = new Uint8Array(into.buffer);
@@ -180,7 +194,7 @@ export class Memory {
     const { io, arena } = this.#cpu;
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
-    for (const [at, done, length] of parts(address, size)) {
+    for (const [at, done, length] of this.#parts(address, size, stack)) {
       const host = this.host(at, access, rights, stack, true);
       if (host === MMIO) io.demand('emulated');
       places.push([host, this.tlb.physical, done, length]);
@@ -196,7 +210,7 @@ export class Memory {
     const { io, arena } = this.#cpu;
     if (rights === 'cpl') this.#watch(lowHalf(linear), highHalf(linear), bytes.length, true);
     const places: [host: number, physical: number, done: number, length: number][] = [];
-    for (const [at, done, length] of parts(linear & MASK64, bytes.length)) {
+    for (const [at, done, length] of this.#parts(linear & MASK64, bytes.length, stack)) {
       const host = this.host(at, Access.WRITE, rights, stack);
       if (host === MMIO) io.demand('emulated');
       places.push([host, this.tlb.physical, done, length]);

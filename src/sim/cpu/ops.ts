@@ -3,11 +3,11 @@
  * JS, signed), `l` a 64-bit one (a signed bigint). Each row says what the op does twice, in JS and in WebAssembly,
  * and a test holds the two together.
  */
-import { lowHalf } from './addressing.ts';
+import { highHalf, lowHalf } from './addressing.ts';
 import type { Cpu } from './cpu.ts';
 import type { Insn } from './insn.ts';
 import { State } from './state.ts';
-import { checkAligned, vectorFunction } from './vectors.ts';
+import { vectorFunction } from './vectors.ts';
 
 export type Type = 'i' | 'l';
 export type Bits = 8 | 16 | 32 | 64;
@@ -216,7 +216,7 @@ export const ops = {
   load64: access('l', 'l', (cpu, { write, stack, aligned }) => {
     const { memory } = cpu;
     return (linear: bigint) => {
-      if (aligned) checkAligned(lowHalf(linear));
+      if (aligned) memory.checkAligned(lowHalf(linear), highHalf(linear), stack === true);
       return memory.load64(linear, write === true, stack === true);
     };
   }),
@@ -227,7 +227,7 @@ export const ops = {
   store64: access('ll', '', (cpu, { stack, aligned }) => {
     const { memory } = cpu;
     return (linear: bigint, value: bigint) => {
-      if (aligned) checkAligned(lowHalf(linear));
+      if (aligned) memory.checkAligned(lowHalf(linear), highHalf(linear), stack === true);
       memory.store64(linear, value, stack === true);
     };
   }),

@@ -171,7 +171,7 @@ export class Tlb {
       const how = this.#how(access, user, rights);
       if (refused.low === (low & -PAGE) && refused.high === high && refused.how === how) return refused.found;
     }
-    this.#checkCanonical(high, stack);
+    this.checkCanonical(high, stack);
     return walk(this.#cpu, low, high, access, user, rights === 'system');
   }
   /** What a walk's outcome depends on beside the address and what flush() is called for. */
@@ -216,7 +216,7 @@ export class Tlb {
   ): number {
     const cpu = this.#cpu;
     const inside = low & (PAGE - 1);
-    this.#checkCanonical(high, stack);
+    this.checkCanonical(high, stack);
     const found = walk(cpu, low, high, access, rights === 'cpl' && cpu.user, rights === 'system');
     const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
     if (host === MMIO) {
@@ -228,7 +228,7 @@ export class Tlb {
   }
 
   /** Bits 63 to 47 are alike (SDM volume 1, 3.3.7.1). */
-  #checkCanonical(high: number, stack: boolean): void {
+  checkCanonical(high: number, stack: boolean): void {
     if (ia32e(this.#cpu) && (high << 16) >> 16 !== (high | 0)) raise(stack ? Vector.SS : Vector.GP, 0);
   }
 }

@@ -4,7 +4,6 @@
  */
 import type { Arena } from '../arena.ts';
 import type { Cpu } from './cpu.ts';
-import { raise, Vector } from './fault.ts';
 import type { VectorDetail } from './ops.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
 
@@ -52,9 +51,4 @@ export function vectorFunction({ arena, state }: Cpu, detail: VectorDetail): () 
     known.set(key, run);
   }
   return run;
-}
-
-/** SDM volume 3, 6.15, #GP: an operand of 16 bytes that must be aligned. */
-export function checkAligned(low: number): void {
-  if ((low & 15) !== 0) raise(Vector.GP, 0);
 }

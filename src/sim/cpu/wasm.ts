@@ -7,7 +7,6 @@ import type { Cpu } from './cpu.ts';
 import type { Block } from './ir.ts';
 import { State } from './state.ts';
 import type { Unit, Where } from './unit.ts';
-import { checkAligned } from './vectors.ts';
 import { Emitter, Jumps, LEFT, TRAPPED } from './wasm-emitter.ts';
 
 let units = 0;
@@ -70,13 +69,13 @@ function slow({ memory }: Cpu) {
     s0: (low: number, high: number, how: number) =>
       memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),
     s1: (low: number, high: number, how: number) => {
-      if (how & 64) checkAligned(low);
+      if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
       return memory.load64At(low, high, (how & 16) !== 0, (how & 32) !== 0, true);
     },
     s2: (low: number, high: number, value: number, how: number) =>
       memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true),
     s3: (low: number, high: number, value: bigint, how: number) => {
-      if (how & 64) checkAligned(low);
+      if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
       memory.store64At(low, high, value, (how & 32) !== 0, true);
     },
   };
