@@ -11,10 +11,6 @@ export default defineConfig({
     testTimeout: inLab ? 120_000 : 20_000,
     hookTimeout: 60_000,
     isolate: !inLab,
-    // QEMU before 8.1 may go on executing a translation of code that another processor replaces while it is being
-    // translated (fixed by its commit deba78709ae8). So a call through V8's jump table of a WebAssembly module can
-    // reach a function that has been compiled anew, which is harmless until V8 frees the old one.
-    execArgv: inLab ? ['--no-wasm-code-gc'] : [],
     fileParallelism: !inLab,
   },
 });

@@ -39,7 +39,8 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
-  --cpus N            processors of the machine (default: those of this one, at most 4)
+  --cpus N            processors of the machine (default: 1 where it is emulated, for QEMU's sake; else those of this
+                      one, at most 4)
   --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
   --accel HOW         ${ACCEL_CHOICES.join(', ')} (default auto: kvm where the host nests, else tcg)
   --cwd DIR           where the command runs (default: here)

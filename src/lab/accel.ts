@@ -1,5 +1,6 @@
 /** Which way the lab's machine runs here: on the host's own nested virtualization, or emulated by QEMU. */
 import { accessSync, constants, readFileSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { LabError } from './errors.ts';
 
 export type Accel = 'kvm' | 'tcg';
@@ -54,6 +55,17 @@ export function chooseAccel(choice: AccelChoice, host: HostNesting): Accel {
   }
   return choice === 'tcg' || 'missing' in host ? 'tcg' : 'kvm';
 }
+
+/** The most that a machine has unless it is told: what runs in the lab gains nothing from more. */
+const USUAL_CPUS = 4;
+
+/**
+ * How many processors a machine has unless it is told. An emulated one has one: QEMU's TCG may go on executing code
+ * that another processor has replaced while it was being translated (until 8.1; its commit deba78709ae8), and V8
+ * compiles on other processors than the one that executes what they make. With two, node was ended so within minutes.
+ */
+export const usualCpus = (accel: Accel): number =>
+  accel === 'tcg' ? 1 : Math.min(availableParallelism(), USUAL_CPUS);
 
 /** In words: `nested VMX (kvm)` or `emulated SVM (tcg)`. */
 export function describeAccel(accel: Accel, host: HostNesting): string {

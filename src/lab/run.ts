@@ -2,10 +2,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { rmSync, statSync } from 'node:fs';
 import { copyFile, mkdtemp, realpath, writeFile } from 'node:fs/promises';
-import { availableParallelism, tmpdir, totalmem } from 'node:os';
+import { tmpdir, totalmem } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { Duplex, Readable } from 'node:stream';
-import { type Accel, type AccelChoice, chooseAccel, describeAccel, hostNesting } from './accel.ts';
+import { type Accel, type AccelChoice, chooseAccel, describeAccel, hostNesting, usualCpus } from './accel.ts';
 import { LabError } from './errors.ts';
 import { sourceVersion } from './packages.ts';
 import { commandScript, fstab, PORTS, QEMU, qemuArguments } from './qemu.ts';
@@ -16,7 +16,6 @@ export const DEFAULT_MEMORY_MIB = 3072;
 /** What a timer of JavaScript can count, a little under 25 days. */
 const MOST_TIMEOUT_MS = 2 ** 31 - 1;
 const LEAST_MEMORY_MIB = 256;
-const USUAL_CPUS = 4;
 /** CONFIG_NR_CPUS of kernel.fragment. */
 const MOST_CPUS = 8;
 
@@ -41,7 +40,7 @@ export interface LabRun {
   accel?: AccelChoice;
   /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
-  /** Processors of the machine, 1 to 8; those of the host by default, at most 4. */
+  /** Processors of the machine, 1 to 8; by default those of the host, at most 4, and one where it is emulated. */
   cpus?: number;
   /** The time limit from start to end, the boot included: 1 ms to 2^31-1 ms, 10 minutes by default. */
   timeoutMs?: number;
@@ -79,8 +78,7 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   if (share === '/')
     throw new LabError('ERR_LAB_ARGUMENT', "share is '/': the root is shared anyway, read-only");
   checkInteger('memory', memory, LEAST_MEMORY_MIB, Math.floor(totalmem() / 2 ** 20), 'MiB');
-  const cpus = run.cpus ?? Math.min(availableParallelism(), USUAL_CPUS);
-  checkInteger('cpus', cpus, 1, MOST_CPUS, 'processors');
+  checkInteger('cpus', run.cpus ?? 1, 1, MOST_CPUS, 'processors');
   checkInteger('timeoutMs', timeoutMs, 1, MOST_TIMEOUT_MS, 'ms');
   const env = labEnvironment(kernel, run.env);
   for (const word of [run.command, ...(run.args ?? []), ...Object.values(env)]) checkText(word);
@@ -95,6 +93,7 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   }
   const host = hostNesting();
   const accel = chooseAccel(run.accel ?? 'auto', host);
+  const cpus = run.cpus ?? usualCpus(accel);
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
   run.onStart?.(`kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}`);
 

@@ -9,11 +9,11 @@ import {
   rmSync,
   writeFileSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { lab, parseRun } from '../../src/cli/lab.ts';
-import { chooseAccel, describeAccel } from '../../src/lab/accel.ts';
+import { chooseAccel, describeAccel, usualCpus } from '../../src/lab/accel.ts';
 import { buildKernels, lostOptions } from '../../src/lab/build.ts';
 import { kernelHeaders, labStatus, runInLab } from '../../src/lab/index.ts';
 import {
@@ -237,6 +237,11 @@ describe('acceleration', () => {
 });
 
 describe('the machine', () => {
+  it('has one processor where it is emulated, and some where it is not', () => {
+    expect(usualCpus('tcg')).toBe(1);
+    expect(usualCpus('kvm')).toBe(Math.min(availableParallelism(), 4));
+  });
+
   const machine: Machine = {
     accel: 'tcg',
     bzImage: '/k/bzImage',

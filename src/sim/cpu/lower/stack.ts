@@ -64,6 +64,13 @@ const leave: Lower = (b, { operandSize }) => {
   b.setGpr(RBP, operandSize, value);
 };
 
+/** ESP with another SP, where the stack has 16 bits: a frame pointer of 32 gets all of it (APM volume 3, ENTER). */
+function wholePointer(b: Builder, pointer: Node): Node {
+  if (b.mode.stackBits !== 16) return pointer;
+  const upper = b.op('and64', [b.gpr(RSP, 8), b.const64(0xffff_0000n)]);
+  return b.op('or64', [upper, pointer]);
+}
+
 /** A frame with the frame pointers of those around it (SDM volume 2, ENTER). */
 const enter: Lower = (b, { operandSize: size }) => {
   const [bytes, nesting] = [b.operand(0), b.operand(1)].map((operand) =>
@@ -77,7 +84,7 @@ const enter: Lower = (b, { operandSize: size }) => {
     const pointer = b.load(frame(b, -size * i, size, false), size);
     b.store(b.stack(-size * (i + 1), size, true), size, pointer);
   }
-  const pointer = b.truncate(size, first.pointer);
+  const pointer = b.truncate(size, wholePointer(b, first.pointer));
   if (level > 0) b.store(b.stack(-total, size, true), size, pointer);
   // Where the stack pointer ends must be writable, though nothing is written there.
   const end = b.stack(-total - bytes, size, true);
