@@ -25,6 +25,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"mapGuestMemfd", vmexit::MapGuestMemfd},
       {"inode", vmexit::Inode},
       {"fallocate", vmexit::Fallocate},
+      {"seek", vmexit::Seek},
       {"madvise", vmexit::Madvise},
       {"write", vmexit::Write},
       {"read", vmexit::Read},

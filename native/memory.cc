@@ -175,6 +175,20 @@ Napi::Value Fallocate(const Napi::CallbackInfo& info) {
   return Errno(env, result ? errno : 0);
 }
 
+// lseek(2) for holes: the position of the file itself means nothing to anybody here.
+Napi::Value Seek(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Handle* handle = Unwrap(env, info[0], kMemory, "memory");
+  uint64_t offset = 0, whence = 0;
+  if (!handle || !ToU64(env, info[1], "offset", &offset) || !ToU64(env, info[2], "whence", &whence)) {
+    return env.Undefined();
+  }
+  if (offset > INT64_MAX || (whence != SEEK_DATA && whence != SEEK_HOLE)) return Errno(env, EINVAL);
+  const off_t found = lseek(handle->fd, static_cast<off_t>(offset), static_cast<int>(whence));
+  if (found < 0) return Errno(env, errno);
+  return Napi::Number::New(env, static_cast<double>(found));
+}
+
 Napi::Value Madvise(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* handle = Unwrap(env, info[0], kMemory, "memory");

@@ -112,6 +112,8 @@ export interface Backend {
   write(memory: Handle, offset: number, bytes: Uint8Array): void;
   read(memory: Handle, offset: number, into: Uint8Array): void;
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
+  /** lseek(2) with SEEK_DATA (3) or SEEK_HOLE (4) on guest RAM: a negated errno where it has no such thing. */
+  seek(memory: Handle, offset: number, whence: number): number;
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
 
   /** Where the host has such a thing: not in the simulator. */

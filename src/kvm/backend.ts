@@ -52,6 +52,7 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     write: native.write,
     read: native.read,
     fallocate: native.fallocate,
+    seek: native.seek,
     madvise: native.madvise,
     userfaults: {
       create: native.userfaultfd,

@@ -40,6 +40,7 @@ export interface Native {
   mapGuestMemfd(guestMemfd: Handle): Handle | number;
   inode(handle: Handle): number;
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
+  seek(memory: Handle, offset: number, whence: number): number;
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
   write(memory: Handle, offset: number, bytes: Uint8Array): void;
   read(memory: Handle, offset: number, into: Uint8Array): void;

@@ -246,6 +246,9 @@ class Simulator implements SimBackend {
     throw wrongType('memory', handle, 'guest memory or a guest_memfd');
   };
 
+  /** Its memory has no holes that it knows of. */
+  readonly seek = (): number => -Errno.EINVAL;
+
   readonly madvise = (memory: Handle, advice: number, offset: number, size: number): number => {
     if (!ADVICE.has(advice)) throw wrongType('advice', advice, 'one that loses at most contents');
     const { file, size: mapped } = as(Mapping, memory, 'memory');

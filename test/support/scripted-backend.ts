@@ -80,6 +80,9 @@ export class ScriptedBackend implements Backend {
     this.calls.push({ name: 'fallocate', argument: { mode, offset, size } });
     return this.results.fallocate ?? 0;
   }
+  seek(): number {
+    return -Errno.EINVAL;
+  }
   madvise(): number {
     return 0;
   }

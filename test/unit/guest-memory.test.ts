@@ -1,6 +1,9 @@
 /** Guest memory as the VMM reads and writes it: by copies, and by the view that is made when it is first used. */
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { expect } from 'vitest';
-import { Exit, enterRealMode, Hypervisor } from '../../src/index.ts';
+import { captureState, Exit, enterRealMode, Hypervisor, Machine, writeSnapshot } from '../../src/index.ts';
 import { kvmBackend } from '../../src/kvm/backend.ts';
 import { onKvm } from './vmm-kvm.ts';
 
@@ -88,4 +91,38 @@ onKvm('memory whose view was never made is closed as any other', (hv) => {
     expect(use).toThrow(expect.objectContaining({ code: 'ERR_KVM_CLOSED' }));
   }
   expect(ram.size).toBe(SIZE);
+});
+
+/** kB of guest RAM that this process has mapped, and so of memory that the host has given for it. */
+const residentKb = () => Number(/^RssShmem:\s+(\d+)/m.exec(readFileSync('/proc/self/status', 'utf8'))![1]);
+
+onKvm('what nobody has written is read as zeroes without becoming resident', (hv) => {
+  const size = 2 ** 26;
+  using vm = hv.createVm();
+  using ram = vm.allocate(size);
+  const written = [0, 0x5000, 0x6000, size / 2 - 1, size - 1];
+  for (const at of written) ram.write(at, bytes(7));
+  const before = residentKb();
+  const whole = ram.readSparse(0, size);
+  expect(residentKb() - before).toBeLessThan(64);
+  expect(written.every((at) => whole[at] === 7)).toBe(true);
+  expect(whole.reduce((sum, byte) => sum + byte, 0)).toBe(7 * written.length);
+  expect(ram.readSparse(0x4fff, 0x1002)).toEqual(ram.read(0x4fff, 0x1002));
+  expect(ram.readSparse(0x7001, 0)).toEqual(bytes());
+  expect(() => ram.readSparse(size - 1, 2)).toThrow(RangeError);
+});
+
+onKvm('a snapshot of memory that is mostly untouched leaves it so', async (hv) => {
+  using machine = new Machine(hv, { memory: 2 ** 30 });
+  machine.memory.write(0x1234_5000, bytes(1, 2, 3));
+  const folder = mkdtempSync(join(tmpdir(), 'vmexit-test-'));
+  try {
+    const before = residentKb();
+    const capture = captureState(hv, machine.vm, [machine.vcpu]);
+    const { stored, pages } = await writeSnapshot(join(folder, 'snapshot'), capture);
+    expect({ stored, pages }).toEqual({ stored: 1, pages: 2 ** 18 });
+    expect(residentKb() - before).toBeLessThan(64);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });

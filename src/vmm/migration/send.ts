@@ -290,7 +290,7 @@ class PageSender {
     while (end < Math.min(page + most, limit) && this.#gone[end] === 0) end++;
     this.#gone.fill(1, page, end);
     this.#next = end;
-    const bytes = memory.read((page - first) * PAGE, (end - page) * PAGE);
+    const bytes = memory.readSparse((page - first) * PAGE, (end - page) * PAGE);
     for (let at = page; at < end; ) {
       const zero = isZero(bytes, at - page);
       let to = at + 1;

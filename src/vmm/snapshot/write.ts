@@ -154,7 +154,7 @@ async function writeAll(
 
 /** The pages of a chunk that are not all zeroes, one after the other. Marks them, and adds their CRCs. */
 function storedPages(memory: GuestMemory, offset: number, bitmap: Uint8Array, crcs: number[]): Uint8Array {
-  const chunk = memory.read(offset, Math.min(CHUNK, memory.size - offset));
+  const chunk = memory.readSparse(offset, Math.min(CHUNK, memory.size - offset));
   if (Buffer.compare(chunk, ZEROES.subarray(0, chunk.length)) === 0) return chunk.subarray(0, 0);
   const zeroPage = ZEROES.subarray(0, PAGE);
   let length = 0;
