@@ -201,6 +201,8 @@ export class RunLoop {
     [Exit.MMIO, (loop) => loop.#memory()],
     [Exit.HLT, () => ({ reason: 'halt' })],
     [Exit.IRQ_WINDOW_OPEN, (loop) => loop.#stopped],
+    // Told where no interrupt controller is the kernel's: an interrupt that was held back might be injected now.
+    [Exit.SET_TPR, (loop) => loop.#stopped],
   ]);
 }
 

@@ -4,7 +4,7 @@ import { Exit, type Hypervisor, type Vm } from '../../src/index.ts';
 import { InternalError, MpState } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA } from '../support/area.ts';
-import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
+import { DEADLINE_MS, errnoOf, expectOutcome, runTo } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 
@@ -35,6 +35,25 @@ conformance('outcomes of KVM_RUN', ({ it, needs }) => {
       expect(agent.ram.bytes[at - 1]).toBe(0xf4);
     });
   });
+
+  // KVM's emulator, which is what executes privilege 0 on a PVM host, does not tell.
+  needs('two-dimensional-paging')(
+    'a task priority that becomes lower ends the run with SET_TPR, rip beyond it; one that becomes higher does not',
+    (hv) => {
+      withAgent(hv, (agent) => {
+        const { vcpu } = agent;
+        const begun = agent.beginCode(code.priorities, { rdi: 9n, rsi: 5n });
+        expect(begun).toBe(Exit.SET_TPR);
+        expect(vcpu.raw.cr8).toBe(5n);
+        expect(vcpu.getRegs().rip).toBe(BigInt(Layout.snippet + 8));
+        expect(vcpu.exit).toMatchObject({ reason: 'SET_TPR', cr8: 5n });
+        vcpu.run(DEADLINE_MS);
+        expectOutcome(vcpu, Exit.IO);
+        expect(vcpu.getRegs().rax).toBe(5n);
+        expect(agent.beginCode(code.priorities, { rdi: 5n, rsi: 6n })).toBe(Exit.IO);
+      });
+    },
+  );
 
   it('an exception that finds no IDT is a triple fault: SHUTDOWN', (hv) => {
     withAgent(hv, (agent) => {

@@ -204,6 +204,7 @@ export class Runner implements Disposable {
     bytes.set(filler, Place.code);
     bytes.set(given.code, linearOf(given, state));
     bytes.set(state.memory, Place.data);
+    this.#vcpu.raw.cr8 = 0n; // KVM_RUN takes it from there
     this.#xsave.set(state.fpu);
     this.#vcpu.setXsave(this.#xsave);
     this.#vcpu.setRegs(Object.fromEntries(REGISTERS.map((name, i) => [name, state.registers[i]!])));

@@ -169,6 +169,13 @@ export const count = guest(
  ee 48 ff c3 eb fa | again: out dx, al; inc rbx; jmp again
 `,
 );
+/** Two task priorities, one after the other. */
+export const priorities = guest(
+  64,
+  `
+ 44 0f 22 c7 44 0f 22 c6 44 0f 20 c0 c3 | mov cr8, rdi; mov cr8, rsi; mov rax, cr8; ret
+`,
+);
 export const nops = guest(
   64,
   `

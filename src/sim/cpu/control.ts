@@ -97,6 +97,7 @@ function setCr4(cpu: Cpu, value: bigint): void {
 
 function setCr8(cpu: Cpu, value: bigint): void {
   if (value > 15n) raise(Vector.GP, 0);
+  if (Number(value) < cpu.cr8) cpu.stop = { kind: 'lower-priority' };
   cpu.cr8 = Number(value);
 }
 

@@ -45,6 +45,8 @@ export type Stop =
   /** The second stage gave FAULT: the instruction has not happened. */
   | { readonly kind: 'fault' }
   | { readonly kind: 'halt' }
+  /** CR8 has become lower than it was. */
+  | { readonly kind: 'lower-priority' }
   /** A triple fault. */
   | { readonly kind: 'shutdown' }
   /** The guest can take an interrupt, and somebody waits for that. */

@@ -49,6 +49,7 @@ const writers: Writers = {
     return Exit.HYPERCALL;
   },
   halt: () => Exit.HLT,
+  'lower-priority': () => Exit.SET_TPR,
   shutdown: () => Exit.SHUTDOWN,
   'interrupt-window': () => Exit.IRQ_WINDOW_OPEN,
   debug(run, { exception, pc, dr6, dr7 }) {
