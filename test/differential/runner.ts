@@ -56,6 +56,7 @@ const PLAIN: What = {
 };
 
 const HLT = 0xf4;
+const TF = 0x100n;
 const DEADLINE_MS = 5_000;
 /** More accesses to ports than any case has. */
 const MAX_IO = 64;
@@ -298,6 +299,8 @@ export class Runner implements Disposable {
     this.#vcpu.complete((exit) => {
       throw new Error(`the OUT that ends a case ends with exit ${exit}`);
     });
+    // What single-steps ends with a trap, and DR6 may tell of it.
+    if ((registers[RFLAGS]! & TF) !== 0n) this.#vcpu.setDebugRegs(DEBUG_RESET);
     // The handler is at privilege 0, and the next case is not.
     if (end !== 'completed' || what.doesIo || system) this.#mode = undefined;
     const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
