@@ -110,7 +110,8 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     process.stdout.write(USAGE);
     return 0;
   }
-  const mode = values.mode as ModeName;
+  const only = values.case === undefined ? undefined : parseCase(values.case);
+  const mode = (only?.mode ?? values.mode) as ModeName;
   if (!modes.includes(mode)) throw new RangeError(`--mode is '${mode}'; it must be ${modes.join(', ')}`);
   const progress = new Progress();
   const tally = new Tally(Number(values.examples));
@@ -129,8 +130,8 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
       if (values.announce) process.stderr.write(`${formatCase(given)}\n`);
       return { given, expected: oracle.run(given, inspect(given)) };
     };
-    if (values.case !== undefined) {
-      yield execute(parseCase(values.case));
+    if (only !== undefined) {
+      yield execute(only);
       return;
     }
     const forms = formsOf(mode).filter(({ name }) => pattern.test(name));
@@ -164,7 +165,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     const what = inspect(given);
     tally.add(what.form, expected.end);
     const found = compare(expected, backend.run(given, what), what, judge);
-    if (values.case !== undefined) process.stdout.write(`${what.text} (${what.form}): ${expected.end}\n`);
+    if (only !== undefined) process.stdout.write(`${what.text} (${what.form}): ${expected.end}\n`);
     if (found.length > 0) {
       const line = formatCase(given);
       tally.differs(
