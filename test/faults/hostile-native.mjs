@@ -239,6 +239,7 @@ const plausible = {
     choice([0, 4096, 8192, 1]),
     choice([0, 4096, 65_536, 1, 2 ** 20]),
   ],
+  seek: () => [choice([...open.memory, ...open.reservation]), choice(pageOffsets), choice([3, 4, 0, 2])],
   madvise: () => [
     choice(open.memory),
     choice([0, 1, 3, 4, 9, 14, 15, 22, 23, 100]),
