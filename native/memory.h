@@ -20,6 +20,7 @@ Napi::Value Write(const Napi::CallbackInfo& info);
 Napi::Value Read(const Napi::CallbackInfo& info);
 // fallocate(handle, mode, offset, bytes) -> 0 | -errno
 Napi::Value Fallocate(const Napi::CallbackInfo& info);
+// seek(memory, offset, SEEK_DATA | SEEK_HOLE) -> offset | -errno
 Napi::Value Seek(const Napi::CallbackInfo& info);
 // madvise(memory, advice, offset, bytes) -> 0 | -errno
 Napi::Value Madvise(const Napi::CallbackInfo& info);

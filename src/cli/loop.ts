@@ -9,6 +9,7 @@ import { serialOutput } from './serial.ts';
 interface GuestLoop {
   readonly loop: RunLoop;
   readonly serial: Serial;
+  readonly debugExit: DebugExit;
   readonly faults: MemoryFaultService;
 }
 
@@ -34,6 +35,6 @@ export function guestLoop(
   const serial = Serial.attach(loop.ports, send);
   const registers = devices.get(SERIAL);
   if (registers !== undefined) serial.restore(registers);
-  DebugExit.attach(loop.ports, (value) => loop.stop(value));
-  return { loop, serial, faults };
+  const debugExit = DebugExit.attach(loop.ports, (value) => loop.stop(value));
+  return { loop, serial, debugExit, faults };
 }

@@ -63,7 +63,7 @@ export async function snapshot(argv: string[]): Promise<number> {
       return false;
     },
   };
-  const { loop, serial } = guestLoop(guest, { handlers: [counter] });
+  const { loop, serial, debugExit } = guestLoop(guest, { handlers: [counter] });
 
   return await interruptible(async (signal) => {
     const end = await runOrFail(loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
@@ -74,8 +74,8 @@ export async function snapshot(argv: string[]): Promise<number> {
     if ('exit' in end || 'error' in end) return ended(explain(end));
     if (end.reason === 'abort') return 1;
     if (end.reason === 'halt') return ended('the guest has halted before');
-    if (end.reason === 'stop' && left > 0)
-      return ended(`the guest has ended before, with status ${end.value}`);
+    if (debugExit.value !== undefined)
+      return ended(`the guest has ended before, with status ${debugExit.value}`);
     if (end.reason === 'timeout' && exits !== undefined) {
       ended(`the guest has exited ${exits - left} times in ${timeoutMs! / 1000} s`);
       return TIMED_OUT;

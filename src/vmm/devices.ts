@@ -88,6 +88,8 @@ export class Serial implements Device {
 /** A guest ends by writing here; what it writes is its status. */
 export class DebugExit implements Device {
   readonly name = 'debug exit';
+  /** What the guest has written last; undefined until then. */
+  value: number | undefined;
   readonly #exit: (value: number) => void;
 
   /** @param exit is given what was written: 0 to 2^32-1 */
@@ -107,6 +109,8 @@ export class DebugExit implements Device {
   }
 
   write(offset: number, data: Uint8Array): void {
-    if (offset === 0) this.#exit(data.reduceRight((value, byte) => value * 256 + byte, 0));
+    if (offset !== 0) return;
+    this.value = data.reduceRight((value, byte) => value * 256 + byte, 0);
+    this.#exit(this.value);
   }
 }
