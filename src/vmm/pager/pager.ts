@@ -361,6 +361,8 @@ export class Pager implements ExitHandler, Disposable {
     if (this.#state !== 'running') return;
     this.#end('complete');
     this.#disarm();
+    // Who has just asked for a page that was on its way: the answer would come by a port that keeps no process alive.
+    for (const page of [...this.#waiting.keys()]) this.#there(page);
     this.#settle.resolve();
   }
 
