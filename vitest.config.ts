@@ -1,7 +1,6 @@
+import { availableParallelism } from 'node:os';
 import { defineConfig } from 'vitest/config';
-
-// In the lab the processor is emulated: loading the modules once per file would take longer than the tests.
-const inLab = process.env.VMEXIT_LAB === '1';
+import { inLab, TEST_MS } from './test/support/limits.ts';
 
 // A name's ending says which suite a test file belongs to (CONTRIBUTING.md).
 const long = 'test/**/*.long.test.ts';
@@ -21,9 +20,12 @@ export default defineConfig({
     ],
     // A guest can hang in KVM_RUN, where no JS timer fires: a fork can be killed from outside, a thread cannot.
     pool: 'forks',
-    testTimeout: inLab ? 120_000 : 20_000,
-    hookTimeout: 60_000,
+    testTimeout: TEST_MS,
+    hookTimeout: TEST_MS,
+    // In the lab the processor is emulated, and there is one: loading the modules once per file would take longer than
+    // the tests.
     isolate: !inLab,
     fileParallelism: !inLab,
+    maxWorkers: availableParallelism(),
   },
 });

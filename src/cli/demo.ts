@@ -242,7 +242,9 @@ function onARealKernel({ kernels, missing: lacks }: LabStatus, style: Style): st
   const built = kernels.some(({ built }) => built);
   const packages =
     lacks.build.length > 0 ? ` It needs packages first (${lacks.build.join(' ')}): --install.` : '';
-  const build = built ? '' : `  npx vmexit lab build    once, in some minutes.${packages}\n`;
+  const command = '  npx vmexit lab build    ';
+  const says = wrap(`once, in some minutes.${packages}`, 106 - command.length, command.length);
+  const build = built ? '' : `${command}${says}\n`;
   return `${style.bold('See it on a real kernel')}
 The lab boots a kernel that has private guest memory, on any x86-64 Linux:
 

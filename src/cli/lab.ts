@@ -42,13 +42,16 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
   --cpus N            processors of the machine (default: 1 where it is emulated, for QEMU's sake; else those of this
                       one, at most 4)
   --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
+  --parameter NAME=VALUE
+                      a parameter for the kernel, such as kvm.tdp_mmu=0; may be repeated
   --accel HOW         ${ACCEL_CHOICES.join(', ')} (default auto: kvm where the host nests, else tcg)
   --cwd DIR           where the command runs (default: here)
   --env NAME=VALUE    set a variable; may be repeated
   --share DIR         a folder of the host that is writable inside, under the same path
 
 Inside is this machine's own root: what is written there is forgotten, but for --share. stdin is empty. The
-environment is PATH, HOME, USER, LANG and TERM, VMEXIT_LAB=1 and VMEXIT_LAB_KERNEL.
+environment is PATH, HOME, USER, LANG and TERM, VMEXIT_LAB=1, VMEXIT_LAB_KERNEL,
+and VMEXIT_LAB_PARAMETERS where there are some.
 
 Exit status: the command's; 128+n if signal n ended it; 123 the kernel is not built; 124 the time limit passed;
 125 the lab failed; 2 wrong usage.
@@ -163,6 +166,7 @@ export function parseRun(argv: string[]): LabRun | undefined {
       memory: { type: 'string' },
       cpus: { type: 'string' },
       kernel: { type: 'string' },
+      parameter: { type: 'string', multiple: true },
       accel: { type: 'string' },
       cwd: { type: 'string' },
       env: { type: 'string', multiple: true },
@@ -189,6 +193,7 @@ export function parseRun(argv: string[]): LabRun | undefined {
     ...(values.memory === undefined ? {} : { memory: number('--memory', values.memory) }),
     ...(values.cpus === undefined ? {} : { cpus: number('--cpus', values.cpus) }),
     ...(values.kernel === undefined ? {} : { kernel: values.kernel }),
+    ...(values.parameter === undefined ? {} : { parameters: values.parameter }),
     ...(values.accel === undefined ? {} : { accel: values.accel as AccelChoice }),
     ...(values.cwd === undefined ? {} : { cwd: values.cwd }),
     ...(values.share === undefined ? {} : { share: values.share }),

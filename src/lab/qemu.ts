@@ -18,6 +18,8 @@ export interface Machine {
   readonly cpus: number;
   /** The folder with `init`, `fstab` and `command`, seen from inside through the shared root. */
   readonly runFolder: string;
+  /** Parameters of the kernel, such as `kvm.tdp_mmu=0`, after the lab's own. */
+  readonly parameters?: readonly string[];
   /** A host folder that is writable inside, under the same absolute path. */
   readonly share?: string | undefined;
 }
@@ -33,7 +35,7 @@ const value = (text: string) => text.replaceAll(',', ',,');
 
 /** QEMU's arguments for a machine. */
 export function qemuArguments(machine: Machine): string[] {
-  const { accel, bzImage, memory, cpus, runFolder, share } = machine;
+  const { accel, bzImage, memory, cpus, runFolder, share, parameters = [] } = machine;
   // multidevs=remap: the host's root is many file systems, whose inode numbers would collide as one.
   const folder = (path: string, tag: string, more: string) => [
     '-virtfs',
@@ -43,7 +45,7 @@ export function qemuArguments(machine: Machine): string[] {
     ...['-name', 'vmexit-lab', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
     ...['-machine', 'q35', ...ACCELERATION[accel]],
     ...['-smp', String(cpus), '-m', String(memory)],
-    ...['-kernel', bzImage, '-append', kernelCommandLine(runFolder)],
+    ...['-kernel', bzImage, '-append', kernelCommandLine(runFolder, parameters)],
     ...folder('/', 'root', ',readonly=on'),
     ...(share === undefined ? [] : folder(share, 'share', '')),
     ...['-device', 'virtio-rng-pci'],
@@ -58,7 +60,7 @@ export function qemuArguments(machine: Machine): string[] {
 
 const P9_OPTIONS = 'trans=virtio,version=9p2000.L,msize=524288';
 
-function kernelCommandLine(runFolder: string): string {
+function kernelCommandLine(runFolder: string, parameters: readonly string[]): string {
   return [
     ...['console=ttyS0', 'quiet', 'panic=-1', 'reboot=t', 'hostname=vmexit-lab'],
     // The delay loop of a 4 GHz clock at 250 Hz, so no delay is too short. Unless told, each processor but the
@@ -66,6 +68,7 @@ function kernelCommandLine(runFolder: string): string {
     'lpj=16000000',
     // Nothing on the host changes its root under a run that matters to it, so lookups may be remembered.
     ...['root=root', 'rootfstype=9p', `rootflags=${P9_OPTIONS},cache=loose`, 'ro'],
+    ...parameters,
     // A shell by name rather than by #!, so that init needs no mode bits, which packages lose.
     ...['init=/bin/sh', '--', `"${runFolder}/init"`, `"${runFolder}"`],
   ].join(' ');

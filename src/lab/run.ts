@@ -31,12 +31,14 @@ export interface LabRun {
   args?: readonly string[];
   /** An existing folder; the current one by default. The command runs in the same path inside. */
   cwd?: string;
-  /** Added to PATH, HOME, USER, LANG and TERM of this process, VMEXIT_LAB=1 and VMEXIT_LAB_KERNEL. */
+  /** Added to PATH, HOME, USER, LANG and TERM of this process, VMEXIT_LAB=1, VMEXIT_LAB_KERNEL and VMEXIT_LAB_PARAMETERS. */
   env?: Readonly<Record<string, string>>;
   /** An existing host folder, writable inside under the same path; all else written inside is forgotten. */
   share?: string;
   /** `vanilla`, or a folder of lab/kernel/patches. */
   kernel?: string;
+  /** Parameters for the kernel's command line: `kvm.tdp_mmu=0` and the like, without blanks. */
+  parameters?: readonly string[];
   accel?: AccelChoice;
   /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
@@ -80,7 +82,9 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   checkInteger('memory', memory, LEAST_MEMORY_MIB, Math.floor(totalmem() / 2 ** 20), 'MiB');
   checkInteger('cpus', run.cpus ?? 1, 1, MOST_CPUS, 'processors');
   checkInteger('timeoutMs', timeoutMs, 1, MOST_TIMEOUT_MS, 'ms');
-  const env = labEnvironment(kernel, run.env);
+  const { parameters = [] } = run;
+  for (const parameter of parameters) checkParameter(parameter);
+  const env = labEnvironment(kernel, parameters, run.env);
   for (const word of [run.command, ...(run.args ?? []), ...Object.values(env)]) checkText(word);
 
   const built = findKernel(kernel, sourceVersion());
@@ -105,7 +109,9 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     await writeFile(join(runFolder, 'fstab'), fstab('/tmp/root', share));
     const script = commandScript({ command: run.command, args: run.args ?? [], cwd, env });
     await writeFile(join(runFolder, 'command'), script);
-    const arguments_ = qemuArguments({ accel, bzImage: built.bzImage, memory, cpus, runFolder, share });
+    const arguments_ = qemuArguments({
+      ...{ accel, bzImage: built.bzImage, memory, cpus, runFolder, share, parameters },
+    });
     return { kernel, accel, ...(await runMachine(arguments_, run, timeoutMs)) };
   } finally {
     remove();
@@ -135,8 +141,20 @@ function checkText(text: string): void {
   }
 }
 
+function checkParameter(text: string): void {
+  if (/^[\w.-]+(=[\w.,:/@-]*)?$/.test(text)) return;
+  throw new LabError(
+    'ERR_LAB_ARGUMENT',
+    `'${text}' is no kernel parameter: it must be NAME or NAME=VALUE, such as kvm.tdp_mmu=0`,
+  );
+}
+
 /** What the command finds in its environment. */
-function labEnvironment(kernel: string, more: Readonly<Record<string, string>> = {}): Record<string, string> {
+function labEnvironment(
+  kernel: string,
+  parameters: readonly string[],
+  more: Readonly<Record<string, string>> = {},
+): Record<string, string> {
   const env: Record<string, string> = {};
   for (const name of ['PATH', 'HOME', 'USER', 'LANG', 'TERM']) {
     const text = process.env[name];
@@ -148,7 +166,8 @@ function labEnvironment(kernel: string, more: Readonly<Record<string, string>> =
     }
     env[name] = text;
   }
-  return { ...env, VMEXIT_LAB: '1', VMEXIT_LAB_KERNEL: kernel };
+  const booted = parameters.length > 0 ? { VMEXIT_LAB_PARAMETERS: parameters.join(' ') } : {};
+  return { ...env, VMEXIT_LAB: '1', VMEXIT_LAB_KERNEL: kernel, ...booted };
 }
 
 /** QEMU warns of each feature of the processor model that it does not emulate, on each start. */

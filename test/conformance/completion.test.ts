@@ -6,7 +6,8 @@ import { expect } from 'vitest';
 import { Exit, type Hypervisor, type Vcpu } from '../../src/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -6,7 +6,8 @@
 import { expect } from 'vitest';
 import { Exit, type Hypervisor } from '../../src/index.ts';
 import { AREA, Area, PAGE } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome, filledWith, setWord, wordAt } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome, filledWith, setWord, wordAt } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -3,7 +3,8 @@ import { expect } from 'vitest';
 import { Exit, type Hypervisor } from '../../src/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { kicker } from '../support/kicker.ts';
-import { DEADLINE_MS, expectOutcome, runTo } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome, runTo } from '../support/run.ts';
 import { spin } from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -18,8 +18,9 @@ import {
 import { Agent } from '../support/agent.ts';
 import { AREA, AREA_SLOT, PAGE } from '../support/area.ts';
 import { CAP_TEST_PRIVATE_ACCESS } from '../support/conditions.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 import { PRIVATE, USERFAULT } from '../support/paged-area.ts';
-import { DEADLINE_MS, errnoOf, expectOutcome, setWord, wordAt } from '../support/run.ts';
+import { errnoOf, expectOutcome, setWord, wordAt } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
 /** KVM_MEMORY_ATTRIBUTE_TEST_PRIVATE_ACCESS and _TEST_SHARED_ACCESS: how the guest accesses the page from now on. */

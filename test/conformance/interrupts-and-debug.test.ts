@@ -5,7 +5,8 @@ import { GuestDebug, MpState, Vector, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Selector } from '../../src/vmm/long-mode.ts';
 import { Agent, breakAt, Layout } from '../support/agent.ts';
-import { DEADLINE_MS, errnoOf, expectOutcome, runTo } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -11,7 +11,8 @@ import { Exit, type Hypervisor, MemoryFaultFlag } from '../../src/index.ts';
 import { dialects } from '../../src/uapi/index.ts';
 import { Layout } from '../support/agent.ts';
 import { AREA, Area, PAGE } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome, setWord, wordAt } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome, setWord, wordAt } from '../support/run.ts';
 import { load64 } from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

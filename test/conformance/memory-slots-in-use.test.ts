@@ -4,7 +4,8 @@ import { Cap, Exit, type GuestMemory, type Hypervisor, MemFlag } from '../../src
 import { Quirk } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA, AREA_SLOT, PAGE } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome, runTo, setWord, wordAt } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome, runTo, setWord, wordAt } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
 const FIRST = 0x1111_1111_1111_1111n;

@@ -7,7 +7,8 @@ import { Exit, Hypervisor, MemoryFaultFlag } from '../../src/index.ts';
 import { simulator } from '../../src/open.ts';
 import { AREA, Area, PAGE } from '../support/area.ts';
 import { frameTakenBy, poison } from '../support/hwpoison.ts';
-import { DEADLINE_MS, expectOutcome } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
 /** More than the kernel collects on one processor before it puts pages on their list. */

@@ -4,7 +4,8 @@ import { Exit, type Hypervisor, type Vm } from '../../src/index.ts';
 import { InternalError, MpState } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA } from '../support/area.ts';
-import { DEADLINE_MS, errnoOf, expectOutcome, runTo } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

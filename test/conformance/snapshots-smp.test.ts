@@ -4,7 +4,7 @@ import { Exit, exitName, type GuestMemory, type Hypervisor, type Vcpu, type Vm }
 import { guest } from '../../src/vmm/guest.ts';
 import { enterLongMode } from '../../src/vmm/long-mode.ts';
 import { captureState, parseState, RestoredMachine } from '../../src/vmm/snapshot/index.ts';
-import { DEADLINE_MS } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 import { conformance } from '../support/suite.ts';
 
 const MEMORY = 0x4_0000;

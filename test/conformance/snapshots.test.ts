@@ -24,7 +24,7 @@ import {
   restoreLazily,
   writeSnapshot,
 } from '../../src/vmm/snapshot/index.ts';
-import { DEADLINE_MS, inLab } from '../support/run.ts';
+import { DEADLINE_MS, inLab } from '../support/limits.ts';
 import { conformance } from '../support/suite.ts';
 import * as traveller from '../support/traveller.ts';
 

@@ -8,7 +8,8 @@
 import { expect } from 'vitest';
 import { Exit, type Hypervisor } from '../../src/index.ts';
 import { AREA, AREA_SLOT, Area, PAGE } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
 const SECRET = 0x0123_4567_89ab_cdefn;

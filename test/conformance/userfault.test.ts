@@ -16,8 +16,9 @@ import {
 import { Quirk } from '../../src/uapi/index.ts';
 import { Layout } from '../support/agent.ts';
 import { AREA, AREA_SLOT, PAGE } from '../support/area.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 import { faultAt, PagedArea, PRIVATE, USERFAULT } from '../support/paged-area.ts';
-import { DEADLINE_MS, errnoOf, expectOutcome, filledWith, setWord, wordAt } from '../support/run.ts';
+import { errnoOf, expectOutcome, filledWith, setWord, wordAt } from '../support/run.ts';
 import { copy, insb } from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -4,7 +4,8 @@ import { Exit, type Hypervisor, type Vcpu } from '../../src/index.ts';
 import { IoDirection, PIO_PAGE_OFFSET } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { PAGE } from '../support/area.ts';
-import { DEADLINE_MS, expectOutcome, filledWith } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
+import { expectOutcome, filledWith } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
 import { conformance } from '../support/suite.ts';
 

@@ -1,7 +1,7 @@
 /** A few thousand random instructions, live: the simulator against KVM; and that a difference would be told. */
 import { describe, expect, it } from 'vitest';
 import { type BackendName, type Hypervisor, openHypervisor } from '../../src/index.ts';
-import { inLab } from '../support/run.ts';
+import { inLab } from '../support/limits.ts';
 import { type Case, FPU_PARTS, formatCase, parseCase, REGISTERS, stateOf } from './case.ts';
 import { compare, shown } from './compare.ts';
 import { formsOf, inspect } from './forms.ts';

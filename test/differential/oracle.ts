@@ -1,7 +1,7 @@
 /** Which processor executes here: what one host's does may not be what another's does. */
 import { existsSync, readFileSync } from 'node:fs';
 import type { Hypervisor } from '../../src/index.ts';
-import { inLab } from '../support/run.ts';
+import { inLab } from '../support/limits.ts';
 import { type ModeName, modeOf } from './modes.ts';
 
 /**

@@ -1,6 +1,7 @@
 /** Who keeps what alive, and for how long. The programs are in lifetime.mjs. */
 import { describe, expect } from 'vitest';
-import { scenario, it as test } from './child.ts';
+import { onKvm as test } from '../support/host.ts';
+import { scenario } from './child.ts';
 
 const run = (name: string) => scenario('lifetime.mjs', name);
 

@@ -2,23 +2,22 @@
  * Post-copy migration between two processes: the guest never notices; and what each side does when the other is gone,
  * silent, hostile or of another version. Peers that misbehave speak the protocol by hand.
  */
-import { type ChildProcessByStdio, spawn } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
-import type { Readable } from 'node:stream';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as zlib from 'node:zlib';
 import { afterAll, afterEach, describe, expect, it } from 'vitest';
 import { type BackendName, openHypervisor, receiveGuest, sendGuest } from '../../src/index.ts';
 import { captureState } from '../../src/vmm/snapshot/index.ts';
+import { backends, on } from '../support/host.ts';
+import { inLab, PROGRAM_MS } from '../support/limits.ts';
 import { pagedGuest } from '../support/paged.ts';
-import { inLab } from '../support/run.ts';
-import { backends } from '../support/suite.ts';
+import { Program } from '../support/program.ts';
+import { Relay } from '../support/relay.ts';
 import { wandered, wanderer } from '../support/wanderer.ts';
 import { pathOf } from './child.ts';
 
@@ -27,75 +26,54 @@ const PAGES = 256;
 /** The program's own memory comes before the pages that it wanders over. */
 const RAM_PAGES = 256;
 const STEPS = 700;
-const LIMIT_MS = inLab ? 120_000 : 30_000;
 /** How long a side waits that is to give up, and one that is not. */
-const SHORT_MS = inLab ? 8000 : 1500;
-const LONG_MS = inLab ? 60_000 : 15_000;
+const SHORT_MS = 1500;
+const LONG_MS = PROGRAM_MS;
 
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-migration-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 let sockets = 0;
 const fresh = () => `unix:${join(folder, `${sockets++}`)}`;
+const pathOfSocket = (address: string) => address.slice('unix:'.length);
 const code = Buffer.from(wanderer.code).toString('hex');
 
 // biome-ignore lint/suspicious/noExplicitAny: what is told has a shape of its own, which its case states.
 type Told = any;
-type Child = ChildProcessByStdio<null, Readable, Readable>;
 
 /** A side of a migration in a process of its own, and what it tells. */
 class Side {
-  readonly told: Told[] = [];
-  readonly child: Child;
-  readonly #ended: Promise<unknown>;
-  #stderr = '';
+  readonly #program: Program;
+  #read = 0;
+  readonly #told: Told[] = [];
 
   constructor(options: object) {
-    this.child = spawn(process.execPath, [pathOf('migration.mjs'), JSON.stringify(options)], {
-      stdio: ['ignore', 'pipe', 'pipe'],
-      timeout: LIMIT_MS,
-      killSignal: 'SIGKILL',
-    });
-    sides.push(this);
-    this.child.stderr.on('data', (text) => {
-      this.#stderr += text;
-    });
-    createInterface(this.child.stdout).on('line', (line) => this.told.push(JSON.parse(line)));
-    this.#ended = once(this.child, 'close');
+    this.#program = new Program([pathOf('migration.mjs'), JSON.stringify(options)]);
   }
 
-  /** What it tells of an event, once it does. */
-  async tells(event: string): Promise<Told> {
-    for (;;) {
-      const found = this.told.find((told) => told.event === event);
-      if (found !== undefined) return found;
-      if (this.child.exitCode !== null || this.child.signalCode !== null) {
-        await this.#ended;
-        const last = this.told.find((told) => told.event === event);
-        if (last !== undefined) return last;
-        const how = this.child.signalCode ?? this.child.exitCode;
-        throw new Error(`ended with ${how} before ${event}: ${JSON.stringify(this.told)}\n${this.#stderr}`);
-      }
-      await sleep(5);
-    }
+  /** What it tells of an event, once it does. @throws Error with all that it has told when it ends before */
+  tells(event: string): Promise<Told> {
+    return this.#program.until(({ stdout }) => {
+      const end = stdout.lastIndexOf('\n') + 1;
+      for (const line of stdout.slice(this.#read, end).split('\n'))
+        if (line !== '') this.#told.push(JSON.parse(line));
+      this.#read = end;
+      return this.#told.find((told) => told.event === event);
+    }, `it told of '${event}'`);
   }
   /** Its end, which must be a clean one. */
   async ends(): Promise<void> {
-    await this.#ended;
-    expect({ signal: this.child.signalCode, status: this.child.exitCode, stderr: this.#stderr }).toEqual({
-      signal: null,
-      status: 0,
-      stderr: '',
-    });
+    const { signal, status, stderr } = await this.#program.end;
+    expect({ signal, status, stderr }).toEqual({ status: 0, stderr: '' });
   }
   async dies(): Promise<void> {
-    await this.#ended;
-    expect(this.child.signalCode).toBe('SIGKILL');
+    expect((await this.#program.end).signal).toBe('SIGKILL');
+  }
+  kill(): void {
+    this.#program.kill('SIGKILL');
   }
 }
-const sides: Side[] = [];
 const open: { destroy?(): void; close?(): void }[] = [];
 afterEach(() => {
-  for (const { child } of sides.splice(0)) child.kill('SIGKILL');
   for (const one of open.splice(0)) {
     one.destroy?.();
     one.close?.();
@@ -130,13 +108,14 @@ const hasIpv6 = Object.values(networkInterfaces()).some((addresses) =>
 );
 
 describe.each(backends)('a guest that is handed over (%s)', (backend) => {
+  const it = on(backend);
   const addresses = {
     'a Unix socket': fresh,
     TCP: () => 'tcp:127.0.0.1:0',
     'TCP of IPv6': () => 'tcp:[::1]:0',
   };
   for (const [by, at] of Object.entries(addresses)) {
-    it(`over ${by} goes on as if nothing had been, and each page comes once`, async (context) => {
+    it(`over ${by} goes on as if nothing had been, and each page comes once`, async (_, context) => {
       context.skip(at().includes('::1') && !hasIpv6, 'this host has no IPv6');
       const destination = receiving(backend, at());
       const { address } = await destination.tells('listening');
@@ -153,20 +132,23 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
       expect(sent.zeroes).toBeGreaterThan(PAGES / 8);
       expect((await destination.tells('received')).devices).toEqual([['serial', [1, 2, 3]]]);
       await Promise.all([source.ends(), destination.ends()]);
-    }, 60_000);
+    });
   }
 
   it('pulls what it touches before the rest has come', async () => {
     const pages = 16_384;
     const destination = receiving(backend, fresh());
-    const source = sending(backend, (await destination.tells('listening')).address, { pages });
+    const between = fresh();
+    const { address } = await destination.tells('listening');
+    using _relay = await Relay.between(pathOfSocket(between), address, 'a pull');
+    const source = sending(backend, between, { pages });
     const ended = await destination.tells('ended');
     expect(ended).toMatchObject(undisturbed(pages));
     const sent = await source.tells('sent');
     expect(sent.pulled).toBeGreaterThan(0);
     expect(sent.pulled).toBe(pages + RAM_PAGES - ended.report.byCause.push);
     await Promise.all([source.ends(), destination.ends()]);
-  }, 60_000);
+  });
 
   it('can be handed over at its first instruction, and at its last step', async () => {
     for (const stopAt of [1, STEPS]) {
@@ -175,14 +157,19 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
       expect(await destination.tells('ended')).toMatchObject({ ...undisturbed(), steps: STEPS - stopAt });
       await Promise.all([source.ends(), destination.ends()]);
     }
-  }, 60_000);
+  });
 
   it('ends with an error that names the missing pages when its source is killed', async () => {
     const pages = 4096;
     const destination = receiving(backend, fresh());
     const { address } = await destination.tells('listening');
-    const source = sending(backend, address, { pages, steps: 1e6, killAt: 1000 });
+    const between = fresh();
+    const relay = await Relay.between(pathOfSocket(between), address, 'the end');
+    const source = sending(backend, between, { pages, steps: 1e6 });
+    await relay.handedOver;
+    source.kill();
     await source.dies();
+    relay[Symbol.dispose]();
     const { code, message, missing, state } = await destination.tells('failed');
     expect(code).toBe('ERR_KVM_MIGRATION');
     expect(message).toMatch(
@@ -193,20 +180,22 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
     expect(message).toContain(`; ${lacks} of 4352 pages`);
     expect(lacks).toBeGreaterThan(2000);
     await destination.ends();
-  }, 60_000);
+  });
 
   it('is kept by its source, paused and whole, when the destination is killed', async () => {
     const destination = receiving(backend, fresh(), { killAt: 3 });
     const { address } = await destination.tells('listening');
-    const source = sending(backend, address, { pages: 16_384, steps: 1e6 });
+    const between = fresh();
+    using _relay = await Relay.between(pathOfSocket(between), address, 'the end');
+    const source = sending(backend, between, { pages: 4096, steps: 1e6 });
     await destination.dies();
     const { code, message, handedOver } = await source.tells('failed');
     expect({ code, handedOver }).toEqual({ code: 'ERR_KVM_MIGRATION', handedOver: true });
     expect(message).toMatch(
-      /the connection .*; the guest was handed over, and \d+ of its 16640 pages were sent/,
+      /the connection .*; the guest was handed over, and \d+ of its 4352 pages were sent/,
     );
     await source.ends();
-  }, 60_000);
+  });
 
   it('goes on at its source when the destination refuses it', async () => {
     const destination = receiving(backend, fresh(), { maxMemory: 2 ** 20 });
@@ -219,7 +208,7 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
     expect(failed.message).toMatch(says);
     expect(await source.tells('ended')).toMatchObject({ ...undisturbed(), steps: STEPS });
     await Promise.all([source.ends(), destination.ends()]);
-  }, 60_000);
+  });
 });
 
 // --- by hand ---
@@ -318,7 +307,7 @@ async function waiting() {
   const peers: Peer[] = [];
   const server: Server = createServer((socket) => peers.push(new Peer(socket)));
   open.push(server);
-  server.listen(address.slice('unix:'.length));
+  server.listen(pathOfSocket(address));
   await once(server, 'listening');
   const visitor = async (index = 0) => {
     while (peers.length <= index) await sleep(2);
@@ -363,7 +352,7 @@ describe.skipIf(inLab)('a destination', () => {
     await peer.closes();
   };
   for (const [what, [said, says]] of Object.entries(greeting)) {
-    it(`refuses a source that says ${what}`, () => refused(says, (peer) => peer.say(said)), 60_000);
+    it(`refuses a source that says ${what}`, () => refused(says, (peer) => peer.say(said)));
   }
 
   const state = machineState();
@@ -403,51 +392,32 @@ describe.skipIf(inLab)('a destination', () => {
     ],
   };
   for (const [what, [said, says]] of Object.entries(bad)) {
-    it(
-      `refuses a source that sends ${what}, and says so`,
-      () =>
-        refused(says, async (peer) => {
-          await peer.greets();
-          peer.say(hello(), said);
-          if (!what.startsWith('that')) expect((await peer.hears(Type.REFUSE)).toString()).toMatch(says);
-        }),
-      60_000,
-    );
+    it(`refuses a source that sends ${what}, and says so`, () =>
+      refused(says, async (peer) => {
+        await peer.greets();
+        peer.say(hello(), said);
+        if (!what.startsWith('that')) expect((await peer.hears(Type.REFUSE)).toString()).toMatch(says);
+      }));
   }
-  it(
-    'refuses a source whose state ends too early',
-    () =>
-      refused(
-        /the connection has ended where the rest of STATE should come after \d+ of \d+ bytes/,
-        (peer) => {
-          peer.say(hello(), stateFrame(state).subarray(0, 1000));
-          peer.socket.end();
-        },
-      ),
-    60_000,
-  );
-  it(
-    'refuses a source that stops in the middle of its state',
-    () =>
-      refused(/it has said nothing for \d+ ms, where the rest of STATE should come/, (peer) =>
-        peer.say(hello(), stateFrame(state).subarray(0, 1000)),
-      ),
-    60_000,
-  );
-  it(
-    'refuses a source that does not come for its pages',
-    () =>
-      refused(
-        /the source has not come for its pages|said nothing for \d+ ms, where GO should come/,
-        async (peer) => {
-          await peer.greets();
-          peer.say(hello(), stateFrame(state));
-          await peer.hears(Type.ACCEPT);
-          await peer.hears(Type.READY);
-        },
-      ),
-    60_000,
-  );
+  it('refuses a source whose state ends too early', () =>
+    refused(/the connection has ended where the rest of STATE should come after \d+ of \d+ bytes/, (peer) => {
+      peer.say(hello(), stateFrame(state).subarray(0, 1000));
+      peer.socket.end();
+    }));
+  it('refuses a source that stops in the middle of its state', () =>
+    refused(/it has said nothing for \d+ ms, where the rest of STATE should come/, (peer) =>
+      peer.say(hello(), stateFrame(state).subarray(0, 1000)),
+    ));
+  it('refuses a source that does not come for its pages', () =>
+    refused(
+      /the source has not come for its pages|said nothing for \d+ ms, where GO should come/,
+      async (peer) => {
+        await peer.greets();
+        peer.say(hello(), stateFrame(state));
+        await peer.hears(Type.ACCEPT);
+        await peer.hears(Type.READY);
+      },
+    ));
 
   const contents = (count: number) => Buffer.alloc(count * PAGE, 0x5a);
   const wrong: { readonly [what: string]: readonly [said: readonly Uint8Array[], says: RegExp] } = {
@@ -506,7 +476,7 @@ describe.skipIf(inLab)('a destination', () => {
       const lacks = missing.reduce((sum: number, { first, end }: Told) => sum + end - first, 0);
       expect(lacks).toBe(STATE_PAGES - (what === 'a page twice' ? 2 : 0));
       await destination.ends();
-    }, 60_000);
+    });
   }
 
   it('is told by its arguments what it cannot do, before it listens', async () => {
@@ -542,12 +512,12 @@ describe.skipIf(inLab)('a source', () => {
       const source = to(address);
       (await visitor()).say(said);
       await keeps(source, says);
-    }, 60_000);
+    });
   }
   it('keeps its guest when nobody is there', async () => {
     await keeps(to(fresh()), /cannot be reached: connect ENOENT/);
     await keeps(to('tcp:127.0.0.1:1'), /tcp:127\.0\.0\.1:1 cannot be reached: connect ECONNREFUSED/);
-  }, 60_000);
+  });
 
   const early: { readonly [what: string]: readonly [act: (peer: Peer) => void, says: RegExp] } = {
     'goes away': [({ socket }) => socket.destroy(), /the connection/],
@@ -572,7 +542,7 @@ describe.skipIf(inLab)('a source', () => {
       await control.hears(Type.STATE);
       act(control);
       await keeps(source, says);
-    }, 60_000);
+    });
   }
 
   /** A destination that has accepted, up to where it would send READY. */
@@ -621,7 +591,7 @@ describe.skipIf(inLab)('a source', () => {
       const sides = await accepted();
       act(sides);
       await keeps(sides.source, says);
-    }, 60_000);
+    });
   }
   it('serves what is wanted before READY, and pushes nothing', async () => {
     const { pages, control, source } = await accepted();
@@ -631,7 +601,7 @@ describe.skipIf(inLab)('a source', () => {
     control.socket.destroy();
     await pages.hears(Type.REFUSE);
     await keeps(source, /the connection/);
-  }, 60_000);
+  });
   const later: { readonly [what: string]: readonly [act: (pages: Peer) => void, says: RegExp] } = {
     'goes away': [({ socket }) => socket.destroy(), /the connection/],
     'takes everything and says nothing': [
@@ -660,7 +630,7 @@ describe.skipIf(inLab)('a source', () => {
         /the guest was handed over, and \d+ of its 512 pages were sent: it is paused here/,
       );
       await source.ends();
-    }, 60_000);
+    });
   }
 
   it('refuses a guest with private pages, and names the range', async () => {
@@ -669,7 +639,7 @@ describe.skipIf(inLab)('a source', () => {
     const failed = await source.tells('failed');
     expect(failed.code).toBe('ERR_KVM_NOT_SAVABLE');
     expect(failed.message).toMatch(/guest memory from 0x40005000 to 0x40006fff is private/);
-  }, 60_000);
+  });
 
   it('can be cancelled before the guest is handed over', async () => {
     const { address, visitor } = await waiting();

@@ -1,6 +1,7 @@
 /** Several threads: workers, kicks, deadlines. The programs are in threads.mjs. */
 import { describe, expect } from 'vitest';
-import { scenario, it as test } from './child.ts';
+import { onKvm as test } from '../support/host.ts';
+import { scenario } from './child.ts';
 
 const run = (name: string) => scenario('threads.mjs', name);
 
@@ -67,7 +68,7 @@ describe('kick()', () => {
 });
 
 describe('the bytes of guest memory', () => {
-  test('can be given to another thread, and the one that made them can end', async (context) => {
+  test('can be given to another thread, and the one that made them can end', async (_, context) => {
     const result = await run('transferred');
     context.skip(typeof result === 'string', result);
     expect(result).toEqual({ usable: true });

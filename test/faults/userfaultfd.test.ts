@@ -1,22 +1,12 @@
 /** userfaultfd over guest memory, with a thread that serves. The programs are in userfaultfd.mjs. */
 import { describe, expect } from 'vitest';
-import { openHypervisor } from '../../src/index.ts';
-import { lacking } from '../support/conditions.ts';
-import { inLab } from '../support/run.ts';
-import { scenario, it as test } from './child.ts';
+import { on } from '../support/host.ts';
+import { scenario } from './child.ts';
 
 const run = (name: string) => scenario('userfaultfd.mjs', name);
 
-/** A case that needs the privilege for faults of the kernel's own; the lab has it. */
-function it(sentence: string, shows: () => Promise<void>): void {
-  test(sentence, async (context) => {
-    using hv = openHypervisor({ backend: 'kvm' });
-    const reason = lacking(hv, 'userfaultfd');
-    if (reason !== undefined && inLab) throw new Error(`the lab lacks userfaultfd: ${reason}`);
-    context.skip(reason !== undefined, reason);
-    await shows();
-  });
-}
+/** Cases that need the privilege for faults of the kernel's own; the lab has it. */
+const it = on('kvm', 'userfaultfd');
 
 describe('a missing page of guest memory', () => {
   it('comes from another thread while the guest that reads it waits in KVM_RUN', async () => {

@@ -6,7 +6,8 @@ import { Exit, type GuestMemory, type Hypervisor, type Regs, type Vcpu, type Vm 
 import { GuestDebug, type Input } from '../../src/uapi/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
 import { enterLongMode } from '../../src/vmm/long-mode.ts';
-import { DEADLINE_MS, expectOutcome } from './run.ts';
+import { DEADLINE_MS } from './limits.ts';
+import { expectOutcome } from './run.ts';
 
 const PORT = 0xf0;
 
@@ -55,6 +56,30 @@ const code = guest(
 `,
 );
 
+/** Called by the agent: rcx words of rsi at rdi. An emulated processor takes as long for a byte as for a word. */
+const fillWords = guest(
+  64,
+  `
+ 48 89 f0 | mov rax, rsi
+ f3 48 ab | rep stosq
+ c3       | ret
+`,
+);
+/** Called by the agent: rax: how many of the rcx words at rdi were rsi before one was not. */
+const checkWords = guest(
+  64,
+  `
+ 48 89 f0 |      mov rax, rsi
+ 48 89 ca |      mov rdx, rcx
+ f3 48 af |      repe scasq
+ 74 03    |      je all
+ 48 ff c1 |      inc rcx
+ 48 29 ca | all: sub rdx, rcx
+ 48 89 d0 |      mov rax, rdx
+ c3       |      ret
+`,
+);
+
 /** What bl says; everything else is hlt. */
 const Command = { hlt: 0, read: 1, write: 2, fill: 3, check: 4, call: 5, hypercall: 6 } as const;
 
@@ -63,6 +88,8 @@ export const Layout = {
   code: 0x1000,
   snippet: 0x2000,
   stack: 0x8000,
+  fillWords: 0x9000,
+  checkWords: 0x9100,
   tables: 0x1_0000,
   free: 0x4_0000,
 } as const;
@@ -118,6 +145,8 @@ export class Agent implements Disposable {
     const ram = vm.allocate(RAM_SIZE);
     vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
     ram.bytes.set(code.code, Layout.code);
+    ram.bytes.set(fillWords.code, Layout.fillWords);
+    ram.bytes.set(checkWords.code, Layout.checkWords);
     return new Agent(hv, vm, ram, 0, options);
   }
 
@@ -195,15 +224,23 @@ export class Agent implements Disposable {
     this.answer;
   }
 
+  /** @param size in bytes, a multiple of 8 */
   fill(address: number, size: number, byte: number): void {
-    this.begin('fill', { rdi: address, rcx: size, rsi: byte });
-    this.answer;
+    this.#words(Layout.fillWords, address, size, byte);
   }
 
-  /** Whether every byte of the range has the value. */
+  /** Whether every byte of the range has the value. @param size in bytes, a multiple of 8 */
   holds(address: number, size: number, byte: number): boolean {
-    this.begin('check', { rdi: address, rcx: size, rsi: byte });
-    return this.answer === BigInt(size);
+    return this.#words(Layout.checkWords, address, size, byte) === BigInt(size / 8);
+  }
+  #words(code: number, address: number, size: number, byte: number): bigint {
+    this.begin('call', {
+      r15: code,
+      rdi: address,
+      rcx: size / 8,
+      rsi: BigInt(byte) * 0x0101_0101_0101_0101n,
+    });
+    return this.answer;
   }
 
   /** Starts a hypercall: Exit.HYPERCALL, or the answer when KVM has dealt with it. */

@@ -18,7 +18,8 @@ import type { SimBackend } from '../../src/sim/index.ts';
 import { type Input, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { AREA, PAGE } from './area.ts';
-import { DEADLINE_MS, expectOutcome } from './run.ts';
+import { DEADLINE_MS } from './limits.ts';
+import { expectOutcome } from './run.ts';
 
 const PORT = 0xf0;
 const code = guest(

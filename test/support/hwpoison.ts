@@ -4,7 +4,7 @@
  */
 import { closeSync, existsSync, openSync, readSync, writeFileSync } from 'node:fs';
 import type { Hypervisor } from '../../src/index.ts';
-import { inLab } from './run.ts';
+import { inLab } from './limits.ts';
 
 const CORRUPT = '/sys/kernel/debug/hwpoison/corrupt-pfn';
 const PAGE_FLAGS = '/proc/kpageflags';

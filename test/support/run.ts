@@ -2,11 +2,7 @@
 import { describeExit, Exit, exitName, KvmError, type Vcpu } from '../../src/index.ts';
 import { viewOf } from '../../src/uapi/index.ts';
 
-/** The lab's machine emulates the processor that runs the guest's kernel. */
-export const inLab = process.env.VMEXIT_LAB === '1';
-
-/** How long any one run may take. A guest that is stuck in KVM_RUN stops the whole process otherwise. */
-export const DEADLINE_MS = inLab ? 15_000 : 5_000;
+import { DEADLINE_MS } from './limits.ts';
 
 const hex = (value: bigint) => value.toString(16).padStart(16, '0');
 

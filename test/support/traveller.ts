@@ -7,7 +7,8 @@ import { Exit, type GuestMemory, type Hypervisor, type Vcpu, type Vm } from '../
 import { IoDirection } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { enterLongMode, Selector } from '../../src/vmm/long-mode.ts';
-import { expectOutcome, inLab, setWord } from './run.ts';
+import { inLab } from './limits.ts';
+import { expectOutcome, setWord } from './run.ts';
 
 /** Where things are in guest memory, which is mapped one to one. */
 const At = {

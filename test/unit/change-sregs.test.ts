@@ -1,8 +1,8 @@
 /** Vcpu.changeSregs(): a part of the special registers, the others as they were. */
 import { expect } from 'vitest';
-import { onKvm } from './vmm-kvm.ts';
+import { onEach } from '../support/host.ts';
 
-onKvm('the fields that are given change, also within a segment, and no other does', (hv) => {
+onEach('the fields that are given change, also within a segment, and no other does', (hv) => {
   using vm = hv.createVm();
   using vcpu = vm.createVcpu();
   const before = vcpu.getSregs();
@@ -15,7 +15,7 @@ onKvm('the fields that are given change, also within a segment, and no other doe
   });
 });
 
-onKvm('a value that does not fit is refused, and nothing changes', (hv) => {
+onEach('a value that does not fit is refused, and nothing changes', (hv) => {
   using vm = hv.createVm();
   using vcpu = vm.createVcpu();
   const before = vcpu.getSregs();

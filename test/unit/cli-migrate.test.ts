@@ -1,12 +1,11 @@
 /** A guest that is handed over from one command to another. */
-import { once } from 'node:events';
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { guest } from '../../src/index.ts';
-import { inLab } from '../support/run.ts';
-import { backends } from '../support/suite.ts';
-import { ended, scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
+import { backends, on } from '../support/host.ts';
+import { Relay } from '../support/relay.ts';
+import { scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
 
 const scratch = scratchFolder();
 
@@ -53,109 +52,90 @@ const spins = guest(
 const program = scratch.file('alphabets.bin', alphabets.code);
 const spinning = scratch.file('spins.bin', spins.code);
 const printed = 'abcdefghijklmnopqrstuvwxyz\n'.repeat(ALPHABETS);
-const LIMIT_MS = inLab ? 200_000 : 60_000;
 
 let sockets = 0;
 const fresh = () => `unix:${join(scratch.path, `${sockets++}`)}`;
 
 /** A destination, and where it listens. */
 async function receiver(at: string, ...options: string[]) {
-  const child = startVmexit(['receive', ...options, at]);
-  const end = ended(child);
-  let said = '';
-  while (!said.includes('waiting')) said += String((await once(child.stderr, 'data'))[0]);
-  return { child, end, address: / at (\S+)/.exec(said)![1]! };
+  const command = startVmexit(['receive', ...options, at]);
+  const [, address] = await command.says(/waiting.* at (\S+)\n/, 'stderr');
+  return { command, address: address! };
 }
 const migrating = (to: string, ...options: string[]) =>
   startVmexit(['migrate', '--mode', 'long', '--to', to, '--after', '100', ...options]);
 
 describe.each(backends)('vmexit migrate and vmexit receive (%s)', (backend) => {
-  const on = ['--backend', backend];
+  const it = on(backend);
+  const options = ['--backend', backend];
   const ways: readonly [string, () => string][] = [
     ['a Unix socket', fresh],
     ['TCP', () => 'tcp:127.0.0.1:0'],
   ];
   for (const [by, at] of ways) {
-    it(
-      `hand a running guest over by ${by}: what both print is what one would have`,
-      async () => {
-        const destination = await receiver(at(), ...on);
-        const source = await ended(migrating(destination.address, ...on, program));
-        const { status, stdout, stderr } = await destination.end;
-        expect(stderr).toMatch(
-          /^vmexit: 16384 of 16384 pages came by \w+: \d+ pulled, \d+ pushed; it ran \d+ ms after .*\n$/m,
-        );
-        expect(source.stderr).toMatch(
-          /^vmexit: handed over in \d+ ms, all 16384 pages \(\d+ of zeroes\) in \d+ ms: /,
-        );
-        expect(stdout.length).toBeGreaterThan(0);
-        expect(source.stdout + stdout === printed).toBe(true);
-        expect([source.status, status]).toEqual([0, 26]);
-      },
-      LIMIT_MS,
-    );
+    it(`hand a running guest over by ${by}: what both print is what one would have`, async () => {
+      const destination = await receiver(at(), ...options);
+      const source = await migrating(destination.address, ...options, program).end;
+      const { status, stdout, stderr } = await destination.command.end;
+      expect(stderr).toMatch(
+        /^vmexit: 16384 of 16384 pages came by \w+: \d+ pulled, \d+ pushed; it ran \d+ ms after .*\n$/m,
+      );
+      expect(source.stderr).toMatch(
+        /^vmexit: handed over in \d+ ms, all 16384 pages \(\d+ of zeroes\) in \d+ ms: /,
+      );
+      expect(stdout.length).toBeGreaterThan(0);
+      expect(source.stdout + stdout === printed).toBe(true);
+      expect([source.status, status]).toEqual([0, 26]);
+    });
   }
 
-  it(
-    'leave the guest where it is when nobody waits for it',
-    async () => {
-      const { status, stdout, stderr } = await ended(migrating(fresh(), ...on, program));
-      expect(stderr).toMatch(/cannot be reached: connect ENOENT .*; the guest goes on here\n$/);
-      expect(stdout === printed).toBe(true);
-      expect(status).toBe(26);
-    },
-    LIMIT_MS,
-  );
+  it('leave the guest where it is when nobody waits for it', async () => {
+    const { status, stdout, stderr } = await migrating(fresh(), ...options, program).end;
+    expect(stderr).toMatch(/cannot be reached: connect ENOENT .*; the guest goes on here\n$/);
+    expect(stdout === printed).toBe(true);
+    expect(status).toBe(26);
+  });
 
-  it(
-    'leave it where it is when the destination has too little memory for it',
-    async () => {
-      const destination = await receiver(fresh(), ...on, '--memory', '1M');
-      const { status, stdout, stderr } = await ended(migrating(destination.address, ...on, program));
-      expect(stderr).toMatch(
-        /it refuses: the guest has 67108864 bytes of memory, and may have 1048576 .*goes on here/,
-      );
-      expect(stdout === printed).toBe(true);
-      expect(status).toBe(26);
-      expect((await destination.end).status).toBe(1);
-    },
-    LIMIT_MS,
-  );
+  it('leave it where it is when the destination has too little memory for it', async () => {
+    const destination = await receiver(fresh(), ...options, '--memory', '1M');
+    const { status, stdout, stderr } = await migrating(destination.address, ...options, program).end;
+    expect(stderr).toMatch(
+      /it refuses: the guest has 67108864 bytes of memory, and may have 1048576 .*goes on here/,
+    );
+    expect(stdout === printed).toBe(true);
+    expect(status).toBe(26);
+    expect((await destination.command.end).status).toBe(1);
+  });
 
-  it(
-    'end with a clear error when the source is killed',
-    async () => {
-      const destination = await receiver(fresh(), ...on);
-      const source = migrating(destination.address, ...on, '--memory', '1G', spinning);
-      // Handed over, with most of it still to come.
-      while (!String((await once(source.stderr, 'data'))[0]).includes('25%'));
-      source.kill('SIGKILL');
-      const { status, stderr } = await destination.end;
-      expect(stderr).toMatch(
-        /the guest cannot go on: the source: the connection .*; \d+ of 262144 pages are missing/,
-      );
-      expect(status).toBe(1);
-    },
-    LIMIT_MS,
-  );
+  it('end with a clear error when the source is killed', async () => {
+    const destination = await receiver(fresh(), ...options);
+    const between = fresh();
+    const relay = await Relay.between(between.slice('unix:'.length), destination.address, 'the end');
+    const source = migrating(between, ...options, '--memory', '1G', spinning);
+    await relay.handedOver;
+    source.kill('SIGKILL');
+    await source.end;
+    relay[Symbol.dispose]();
+    const { status, stderr } = await destination.command.end;
+    expect(stderr).toMatch(
+      /the guest cannot go on: the source: the connection .*; \d+ of 262144 pages are missing/,
+    );
+    expect(status).toBe(1);
+  });
 
-  it(
-    'end at once, and cleanly, on Ctrl-C',
-    async () => {
-      const at = fresh();
-      const waiting = await receiver(at, ...on);
-      waiting.child.kill('SIGINT');
-      expect((await waiting.end).status).toBe(130);
-      expect(existsSync(at.slice('unix:'.length))).toBe(false);
+  it('end at once, and cleanly, on Ctrl-C', async () => {
+    const at = fresh();
+    const waiting = await receiver(at, ...options);
+    waiting.command.kill('SIGINT');
+    expect((await waiting.command.end).status).toBe(130);
+    expect(existsSync(at.slice('unix:'.length))).toBe(false);
 
-      const running = await receiver(fresh(), ...on);
-      const source = migrating(running.address, ...on, spinning);
-      expect((await ended(source)).status).toBe(0);
-      running.child.kill('SIGINT');
-      expect((await running.end).status).toBe(130);
-    },
-    LIMIT_MS,
-  );
+    const running = await receiver(fresh(), ...options);
+    const source = migrating(running.address, ...options, spinning);
+    expect((await source.end).status).toBe(0);
+    running.command.kill('SIGINT');
+    expect((await running.command.end).status).toBe(130);
+  });
 });
 
 describe('vmexit migrate and vmexit receive', () => {

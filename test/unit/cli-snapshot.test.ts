@@ -3,8 +3,8 @@ import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { guest } from '../../src/index.ts';
-import { ended, scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
-import { whyNot } from './vmm-kvm.ts';
+import { backends, on, onEach } from '../support/host.ts';
+import { scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
 
 const scratch = scratchFolder();
 
@@ -38,12 +38,9 @@ const letters = guest(
 `,
 );
 const program = scratch.file('letters', letters.code);
-const backends = [
-  ['sim', undefined],
-  ['kvm', whyNot()],
-] as const;
 
-describe.each(backends)('vmexit snapshot (%s)', (backend, why) => {
+describe.each(backends)('vmexit snapshot (%s)', (backend) => {
+  const it = on(backend);
   const snapshot = (exits: number, file: string) =>
     vmexit([
       'snapshot',
@@ -58,8 +55,7 @@ describe.each(backends)('vmexit snapshot (%s)', (backend, why) => {
       program,
     ]);
 
-  it('saves a guest that run --restore brings to the same end, at any of its exits', (context) => {
-    if (why !== undefined) context.skip(why);
+  it('saves a guest that run --restore brings to the same end, at any of its exits', () => {
     const whole = vmexit(['run', '--mode', 'long', '--backend', backend, program]);
     expect(whole.stdout).toBe('ABCDEFGHIJKLMNOPQRST\n');
     for (const exits of [1, 9, 21]) {
@@ -79,8 +75,7 @@ describe.each(backends)('vmexit snapshot (%s)', (backend, why) => {
     }
   });
 
-  it('saves nothing of a guest that ends before, or just then', (context) => {
-    if (why !== undefined) context.skip(why);
+  it('saves nothing of a guest that ends before, or just then', () => {
     const file = join(scratch.path, `${backend}-ended`);
     const allExits = 24;
     for (const exits of [allExits, 1000]) {
@@ -138,8 +133,7 @@ describe('vmexit snapshot and run --restore', () => {
     );
   });
 
-  it.each(backends)('--lazy ends a guest that touches a page which was altered (%s)', (backend, why) => {
-    if (why !== undefined) return;
+  onEach('--lazy ends a guest that touches a page which was altered', ({ backend }) => {
     const file = join(scratch.path, `altered-${backend}`);
     const how = ['--mode', 'long', '--backend', backend, '--after-exits', '9', '--output', file];
     expect(vmexit(['snapshot', ...how, program]).status).toBe(0);
@@ -156,10 +150,19 @@ describe('vmexit snapshot and run --restore', () => {
   it('leave no file when they are interrupted', async () => {
     const file = join(scratch.path, 'interrupted');
     const spins = scratch.file('spins', new Uint8Array([0xb0, 0x3e, 0xba, 0xf8, 0x03, 0xee, 0xeb, 0xfe]));
-    const child = startVmexit(['snapshot', '--backend', 'sim', '--after', '60000', '--output', file, spins]);
-    await new Promise((resolve) => child.stdout.once('data', resolve));
-    child.kill('SIGINT');
-    expect((await ended(child)).status).toBe(130);
+    const command = startVmexit([
+      'snapshot',
+      '--backend',
+      'sim',
+      '--after',
+      '600000',
+      '--output',
+      file,
+      spins,
+    ]);
+    await command.says(/>/);
+    command.kill('SIGINT');
+    expect((await command.end).status).toBe(130);
     expect(readdirSync(scratch.path).filter((name) => name.includes('interrupted'))).toEqual([]);
   });
 });

@@ -1,18 +1,15 @@
 /** Runs the command as a user does: the compiled one, in a process of its own. */
-import { type ChildProcessByStdio, spawn, spawnSync } from 'node:child_process';
+import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Readable } from 'node:stream';
 import { fileURLToPath } from 'node:url';
 import { afterAll } from 'vitest';
-import { inLab } from '../support/run.ts';
+import { PROGRAM_MS } from '../support/limits.ts';
+import { Program } from '../support/program.ts';
 
 export const root = fileURLToPath(new URL('../../', import.meta.url));
 export const main = join(root, 'dist/cli/main.js');
-
-/** No command here takes longer, so one that hangs is ended. */
-const TIMEOUT_MS = inLab ? 100_000 : 15_000;
 
 /** Without what the tests' own environment says about colours and debugging. */
 const { FORCE_COLOR: _, NO_COLOR: __, VMEXIT_DEBUG: ___, ...environment } = process.env;
@@ -34,7 +31,7 @@ export function vmexit(args: readonly string[], { env = {}, main: program = main
   const { status, stdout, stderr, error } = spawnSync(process.execPath, [program, ...args], {
     encoding: 'latin1',
     env: { ...environment, ...env },
-    timeout: TIMEOUT_MS,
+    timeout: PROGRAM_MS,
     killSignal: 'SIGKILL',
   });
   if (error) throw error;
@@ -42,28 +39,8 @@ export function vmexit(args: readonly string[], { env = {}, main: program = main
 }
 
 /** One that goes on while the test does something. */
-export function startVmexit(args: readonly string[]): ChildProcessByStdio<null, Readable, Readable> {
-  return spawn(process.execPath, [main, ...args], {
-    env: environment,
-    stdio: ['ignore', 'pipe', 'pipe'],
-    timeout: TIMEOUT_MS,
-    killSignal: 'SIGKILL',
-  });
-}
-
-/** Its end: the status, and what it had written since this was called. */
-export async function ended(child: ChildProcessByStdio<null, Readable, Readable>): Promise<Ran> {
-  let stdout = '';
-  let stderr = '';
-  child.stdout.on('data', (chunk: Buffer) => {
-    stdout += chunk.toString('latin1');
-  });
-  child.stderr.on('data', (chunk: Buffer) => {
-    stderr += chunk.toString('latin1');
-  });
-  const status = await new Promise<number | null>((resolve) => child.once('close', resolve));
-  return { status: status ?? undefined, stdout, stderr };
-}
+export const startVmexit = (args: readonly string[]): Program =>
+  new Program([main, ...args], { env: environment });
 
 /** A folder for the test file's own files, removed after it. */
 export function scratchFolder(): { path: string; file(name: string, content: Uint8Array | string): string } {

@@ -4,9 +4,9 @@ import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import type { Feature } from '../../src/index.ts';
-import { inLab } from '../support/run.ts';
+import { on } from '../support/host.ts';
+import { inLab } from '../support/limits.ts';
 import { root } from './cli-vmexit.ts';
-import { onKvm } from './vmm-kvm.ts';
 
 const folder = join(root, 'examples');
 const names = readdirSync(folder)
@@ -75,17 +75,13 @@ describe('the examples', () => {
   });
 
   for (const [name, { needs = [], prints }] of Object.entries(examples)) {
-    onKvm(
-      `${name} prints what it says`,
-      () => {
-        const output = execFileSync(process.execPath, [compiled(name)], {
-          encoding: 'utf8',
-          timeout: inLab ? 100_000 : 15_000,
-          killSignal: 'SIGKILL',
-        });
-        expect(output).toBe(prints);
-      },
-      ...needs,
-    );
+    on('kvm', ...needs)(`${name} prints what it says`, () => {
+      const output = execFileSync(process.execPath, [compiled(name)], {
+        encoding: 'utf8',
+        timeout: inLab ? 100_000 : 15_000,
+        killSignal: 'SIGKILL',
+      });
+      expect(output).toBe(prints);
+    });
   }
 });

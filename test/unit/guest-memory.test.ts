@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { expect } from 'vitest';
 import { captureState, Exit, enterRealMode, Hypervisor, Machine, writeSnapshot } from '../../src/index.ts';
 import { kvmBackend } from '../../src/kvm/backend.ts';
-import { onKvm } from './vmm-kvm.ts';
+import { onKvm } from '../support/host.ts';
 
 const SIZE = 0x4000;
 const DEADLINE_MS = 5000;

@@ -271,6 +271,11 @@ describe('the machine', () => {
     expect(valuesOf(nested, '-accel')).toEqual(['kvm']);
   });
 
+  it("gives its kernel the parameters of a run, before init's own arguments", () => {
+    const [line] = valuesOf(qemuArguments({ ...machine, parameters: ['kvm.tdp_mmu=0', 'a=b'] }), '-append');
+    expect(line).toMatch(/ kvm\.tdp_mmu=0 a=b init=\/bin\/sh -- /);
+  });
+
   it('has a port for control, stdout and stderr each, in the order that init knows', () => {
     const ports = valuesOf(qemuArguments(machine), '-device').filter((text) =>
       text.startsWith('virtserialport'),
@@ -332,6 +337,7 @@ describe('a run is refused before anything starts', () => {
     ['more memory than there is', { memory: 2 ** 40 }, /memory is/],
     ['a number that is none', { memory: Number.NaN }, /memory is NaN/],
     ['a name that is no variable', { env: { 'A B': '' } }, /'A B'/],
+    ['a kernel parameter that would be two', { parameters: ['a=1 init=/x'] }, /'a=1 init=\/x'/],
     ['an argument with a NUL', { args: ['a\0b'] }, /'a\\0b'/],
     ['a kernel of no recipe', { kernel: 'nix' }, /'nix'.*vanilla/],
   ])('for %s', async (_, wrong, message) => {

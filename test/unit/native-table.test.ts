@@ -1,8 +1,8 @@
 /** The addon's table of requests against the one in src/uapi: the two are written by hand, and must say the same. */
 import { describe, expect, it as test } from 'vitest';
-import { UnavailableError } from '../../src/index.ts';
 import { loadNative, type NativeRow } from '../../src/kvm/native.ts';
 import { type FdKind, type Ioctl, ioctls } from '../../src/uapi/index.ts';
+import { noAddon } from '../support/host.ts';
 
 /** enum Kind of native/handle.h. */
 const bits: Readonly<Record<FdKind, number>> = { system: 1, vm: 2, vcpu: 4, gmem: 8, device: 16 };
@@ -62,18 +62,11 @@ const notInTheAddon = [
   'KVM_HAS_DEVICE_ATTR',
 ];
 
-let rows: readonly NativeRow[] = [];
-let missing: string | undefined;
-try {
-  rows = loadNative().requests();
-} catch (error) {
-  if (!(error instanceof UnavailableError)) throw error;
-  missing = error.message;
-}
+const rows: readonly NativeRow[] = noAddon === undefined ? loadNative().requests() : [];
 
 const it = (sentence: string, shows: () => void) =>
   test(sentence, (context) => {
-    context.skip(missing !== undefined, missing);
+    context.skip(noAddon !== undefined, noAddon);
     shows();
   });
 

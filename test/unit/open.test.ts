@@ -3,7 +3,7 @@ import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { Exit, type OpenOptions, openHypervisor, UnavailableError } from '../../src/index.ts';
 import { enterRealMode } from '../../src/vmm/long-mode.ts';
-import { onKvm } from './vmm-kvm.ts';
+import { onKvm } from '../support/host.ts';
 
 const NOWHERE = '/nonexistent/kvm';
 

@@ -7,7 +7,7 @@ import { Cap, type Feature, features, openHypervisor, UnavailableError } from '.
 import { type Host, isOlder, readHost, whyNoDevice, whyNot } from '../../src/probe/host.ts';
 import { probe } from '../../src/probe/report.ts';
 import { Hypercall } from '../../src/uapi/index.ts';
-import { onKvm } from './vmm-kvm.ts';
+import { onKvm } from '../support/host.ts';
 
 const folders: string[] = [];
 afterAll(() => {

@@ -25,8 +25,8 @@ import {
   UnavailableError,
 } from '../../src/index.ts';
 import type { SimulatedHost } from '../../src/open.ts';
+import { onKvm } from '../support/host.ts';
 import { scratchFolder } from './cli-vmexit.ts';
-import { onKvm } from './vmm-kvm.ts';
 
 const scratch = scratchFolder();
 const MEMORY = 8 * 2 ** 20;

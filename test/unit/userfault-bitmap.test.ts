@@ -3,7 +3,7 @@ import { type Hypervisor, openHypervisor, type Vm } from '../../src/index.ts';
 import { Random } from '../differential/random.ts';
 import { Agent } from '../support/agent.ts';
 import { AREA, PAGE } from '../support/area.ts';
-import { DEADLINE_MS } from '../support/run.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 import { copy, insb } from '../support/snippets.ts';
 
 let hv: Hypervisor;

@@ -16,7 +16,7 @@ import {
   type RunLoopOptions,
   Serial,
 } from '../../src/index.ts';
-import { onKvm } from './vmm-kvm.ts';
+import { onEach } from '../support/host.ts';
 
 /** Generous: the loop's limits are under test, not the machine's speed. */
 const SAFE = { timeoutMs: 15_000 };
@@ -113,14 +113,14 @@ const stops = guest(
 );
 
 describe('the run loop', () => {
-  onKvm('ends with the guest: at HLT', (hv) =>
+  onEach('ends with the guest: at HLT', (hv) =>
     withLoop(hv, readsModifies, {}, async (loop) => {
       expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
       expect(loop.exits.HLT).toBe(1);
     }),
   );
 
-  onKvm('keeps the event loop alive while the guest spins, and ends it when its signal says so', (hv) =>
+  onEach('keeps the event loop alive while the guest spins, and ends it when its signal says so', (hv) =>
     withLoop(hv, spins, { sliceMs: 5 }, async (loop) => {
       const abort = new AbortController();
       let ticks = 0;
@@ -137,7 +137,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('ends a guest at its time limit, whether it spins or exits without end', async (hv) => {
+  onEach('ends a guest at its time limit, whether it spins or exits without end', async (hv) => {
     for (const endless of [spins, prints]) {
       await withLoop(hv, endless, { sliceMs: 5 }, async (loop) => {
         expect(await loop.run({ timeoutMs: 30 })).toEqual({ reason: 'timeout' });
@@ -145,7 +145,7 @@ describe('the run loop', () => {
     }
   });
 
-  onKvm('goes on where it was when it is run again', (hv) =>
+  onEach('goes on where it was when it is run again', (hv) =>
     withLoop(hv, prints, {}, async (loop, { vcpu }) => {
       let bytes = 0;
       Serial.attach(loop.ports, () => {
@@ -158,21 +158,23 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('stops behind the instruction that a device stopped it in, with the first value it was given', (hv) =>
-    withLoop(hv, stops, {}, async (loop, { vcpu }) => {
-      loop.ports.attach(0x10, 4, {
-        name: 'stop',
-        read: () => {},
-        write: (_offset, [low]) => loop.stop(low),
-      });
-      expect(await loop.run(SAFE)).toEqual({ reason: 'stop', value: 5 });
-      expect(vcpu.getRegs().rip).toBe(0x1000n + 5n + 2n);
-      expect(await loop.run(SAFE)).toEqual({ reason: 'stop', value: 6 });
-      expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
-    }),
+  onEach(
+    'stops behind the instruction that a device stopped it in, with the first value it was given',
+    (hv) =>
+      withLoop(hv, stops, {}, async (loop, { vcpu }) => {
+        loop.ports.attach(0x10, 4, {
+          name: 'stop',
+          read: () => {},
+          write: (_offset, [low]) => loop.stop(low),
+        });
+        expect(await loop.run(SAFE)).toEqual({ reason: 'stop', value: 5 });
+        expect(vcpu.getRegs().rip).toBe(0x1000n + 5n + 2n);
+        expect(await loop.run(SAFE)).toEqual({ reason: 'stop', value: 6 });
+        expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
+      }),
   );
 
-  onKvm('reads all ones from ports and memory that nobody has, and counts them', (hv) =>
+  onEach('reads all ones from ports and memory that nobody has, and counts them', (hv) =>
     withLoop(hv, asksNobody, {}, async (loop, { vcpu }) => {
       expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
       const { rax, rbx, rcx } = vcpu.getRegs();
@@ -182,7 +184,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('gives a device in memory each access of the guest, in order', (hv) =>
+  onEach('gives a device in memory each access of the guest, in order', (hv) =>
     withLoop(hv, readsModifies, {}, async (loop, { vcpu }) => {
       const log: string[] = [];
       let value = 41;
@@ -204,7 +206,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('serves every element of string I/O', (hv) =>
+  onEach('serves every element of string I/O', (hv) =>
     withLoop(hv, movesString, {}, async (loop, { memory }) => {
       let text = '';
       let next = 1;
@@ -224,7 +226,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('tells an exit that nobody serves, with its fields', (hv) =>
+  onEach('tells an exit that nobody serves, with its fields', (hv) =>
     withLoop(hv, crashes, {}, async (loop, { vcpu }) => {
       const end = await loop.run(SAFE);
       expect(end).toMatchObject({ reason: 'unhandled', exit: { reason: 'SHUTDOWN' } });
@@ -234,7 +236,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('asks its handlers before all else, and tells each exit once it was served', (hv) => {
+  onEach('asks its handlers before all else, and tells each exit once it was served', (hv) => {
     const told: string[] = [];
     const handlers = [
       { handle: () => false },
@@ -249,7 +251,7 @@ describe('the run loop', () => {
     });
   });
 
-  onKvm('passes on what a device throws, and can be run again', (hv) =>
+  onEach('passes on what a device throws, and can be run again', (hv) =>
     withLoop(hv, stops, {}, async (loop) => {
       let broken = true;
       loop.ports.attach(0x10, 4, {
@@ -265,7 +267,7 @@ describe('the run loop', () => {
     }),
   );
 
-  onKvm('refuses limits that are none', (hv) =>
+  onEach('refuses limits that are none', (hv) =>
     withLoop(hv, spins, {}, async (loop, { vcpu }) => {
       const code = 'ERR_KVM_INVALID_ARG';
       for (const timeoutMs of [0, -1, Number.NaN]) {
@@ -303,7 +305,7 @@ describe('a machine', () => {
     expect(() => new Machine(undefined as unknown as Hypervisor, memoryOf(memory))).toThrow(/this host has/);
   });
 
-  onKvm('leaves nothing open when the kernel refuses it', (hv) => {
+  onEach('leaves nothing open when the kernel refuses it', (hv) => {
     let vms = 0;
     const counting = new Proxy(hv, {
       get(target, name) {
@@ -326,7 +328,7 @@ describe('a machine', () => {
     expect(vms).toBe(0);
   });
 
-  onKvm('begins with the registers that it is given, and with memory mapped one to one', (hv) => {
+  onEach('begins with the registers that it is given, and with memory mapped one to one', (hv) => {
     using machine = new Machine(hv, { memory: MIN_MACHINE_MEMORY });
     machine.load(flatImage(Uint8Array.of(0xf4), 'long'), { rdi: 7, rsi: 0xffff_ffff_ffff_ffffn });
     const { vcpu, memory, reserved } = machine;
@@ -344,7 +346,7 @@ describe('a machine', () => {
     }
   });
 
-  onKvm('closes twice as well as once, and its parts with it', (hv) => {
+  onEach('closes twice as well as once, and its parts with it', (hv) => {
     const machine = new Machine(hv, { memory: MIN_MACHINE_MEMORY });
     machine.close();
     machine.close();

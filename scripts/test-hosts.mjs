@@ -1,0 +1,154 @@
+// Runs the suites that ask what the host has, on hosts of each kind that there is, made here out of this one.
+//
+//   node scripts/test-hosts.mjs [--kind NAME]... [--all] [arguments of vitest]
+//
+// --kind leaves out the others. --all runs every quick suite and not only those that ask about the host; that is what
+// `no-device` does in any case where this host has a /dev/kvm, since `npm test` has not run without it. The addon and dist/
+// must be built (npm run setup), and for the lab's kinds the lab's kernel. Kinds that cannot be made here are left out by
+// name. The last line is `N passed, N failed, N skipped` over all kinds.
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join, resolve } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { hostScript, kinds } from './hosts.mjs';
+import { readCounts, Sum } from './report.mjs';
+
+/** Those that ask about the host. */
+const SUITES = [
+  'test/conformance/capabilities.test.ts',
+  'test/faults/unavailable.test.ts',
+  'test/unit/cli-demo.test.ts',
+  'test/unit/cli-run.test.ts',
+  'test/unit/cli.test.ts',
+  'test/unit/documents.test.ts',
+  'test/unit/examples.test.ts',
+  'test/unit/host.test.ts',
+  'test/unit/native-table.test.ts',
+  'test/unit/open.test.ts',
+  'test/unit/probe.test.ts',
+];
+/** Of those, what is not too slow where JS runs on an emulated processor. */
+const LAB_SUITES = [
+  'test/conformance/capabilities.test.ts',
+  'test/unit/cli-demo.test.ts',
+  'test/unit/examples.test.ts',
+  'test/unit/host.test.ts',
+  'test/unit/open.test.ts',
+  'test/unit/probe.test.ts',
+];
+/** For each kind. */
+const TIME_LIMIT_MS = 25 * 60_000;
+
+const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
+const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
+
+const chosen = [];
+const passed = [];
+let all = false;
+for (let rest = process.argv.slice(2); rest.length > 0; rest = rest.slice(1)) {
+  if (rest[0] === '--help') {
+    const rows = Object.entries(kinds).map(([name, { about }]) => `  ${name.padEnd(24)}${about}`);
+    process.stdout.write(
+      `npm run test:hosts [-- [--kind NAME]... [--all] [vitest's arguments]]\n\n${rows.join('\n')}\n`,
+    );
+    process.exit(0);
+  }
+  if (rest[0] === '--all') all = true;
+  else if (rest[0] === '--kind') {
+    if (!Object.hasOwn(kinds, rest[1] ?? '')) {
+      process.stderr.write(
+        `test-hosts: --kind is ${rest[1]}; it must be one of ${Object.keys(kinds).join(', ')}\n`,
+      );
+      process.exit(2);
+    }
+    chosen.push(rest[1]);
+    rest = rest.slice(1);
+  } else passed.push(rest[0]);
+}
+const names = chosen.length > 0 ? chosen : Object.keys(kinds);
+const say = (text) => process.stderr.write(`test-hosts: ${text}\n`);
+
+const abort = new AbortController();
+for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => abort.abort());
+
+const argumentsOf = (suites, report) => [
+  ...['run', '--project', 'quick', '--reporter=default', '--reporter=json'],
+  ...[`--outputFile.json=${report}`, ...suites, ...passed],
+];
+
+/** In namespaces of its own: the status. */
+async function runHere(name, folder, report) {
+  const suites = all || (name === 'no-device' && existsSync('/dev/kvm')) ? [] : SUITES;
+  const script = hostScript(kinds[name], { root, folder, report });
+  const args = ['--mount', '--pid', '--fork', '--kill-child', '/bin/sh', '-euc', script, 'sh'];
+  const child = spawn('unshare', [...args, process.execPath, vitest, ...argumentsOf(suites, report)], {
+    stdio: ['ignore', 'inherit', 'inherit'],
+    env: { ...process.env, VMEXIT_HOST_KIND: name },
+    signal: abort.signal,
+    timeout: TIME_LIMIT_MS,
+    killSignal: 'SIGKILL',
+  });
+  return await new Promise((resolve, reject) => {
+    child.once('error', reject);
+    child.once('close', (status) => resolve(status ?? 1));
+  });
+}
+
+async function runInTheLab(name, folder, report) {
+  const { runInLab } = await import('../dist/lab/index.js');
+  const { status } = await runInLab({
+    command: process.execPath,
+    args: [vitest, ...argumentsOf(LAB_SUITES, report)],
+    cwd: root,
+    share: folder,
+    env: { VMEXIT_HOST_KIND: name },
+    parameters: kinds[name].lab,
+    timeoutMs: TIME_LIMIT_MS,
+    signal: abort.signal,
+    onStart: say,
+    onStdout: (chunk) => process.stdout.write(chunk),
+    onStderr: (chunk) => process.stderr.write(chunk),
+  });
+  return status;
+}
+
+/** Why this host cannot be made into one of that kind. */
+async function whyNot({ lab }) {
+  if (lab !== undefined) {
+    const { labStatus } = await import('../dist/lab/index.js');
+    const built = labStatus().kernels.some((kernel) => kernel.name === 'vanilla' && kernel.built);
+    return built ? undefined : "the lab's kernel is not built: npx vmexit lab build --install";
+  }
+  if (process.platform !== 'linux')
+    return `it is made by Linux's namespaces, and this is ${process.platform}`;
+  if (process.getuid() !== 0) return 'only root can make it';
+  const { status, stderr } = spawnSync('unshare', ['--mount', 'true'], { encoding: 'utf8' });
+  return status === 0 ? undefined : `this host gives no mount namespace: ${stderr?.trim()}`;
+}
+
+const sum = new Sum();
+const lines = [];
+for (const name of names) {
+  const kind = kinds[name];
+  const reason = await whyNot(kind);
+  if (reason !== undefined) {
+    lines.push(`${name}: left out: ${reason}`);
+    continue;
+  }
+  say(`${name}: ${kind.about}`);
+  const folder = mkdtempSync(join(tmpdir(), 'vmexit-host-'));
+  try {
+    const report = join(folder, 'report.json');
+    const run = kind.lab === undefined ? runHere : runInTheLab;
+    const status = await run(name, folder, report);
+    lines.push(sum.add(name, readCounts(report), status));
+  } catch (error) {
+    if (abort.signal.aborted) process.exit(130);
+    lines.push(`${sum.add(name, undefined, 1)}: ${error.message}`);
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
+}
+process.stdout.write(`${lines.join('\n')}\n${sum}\n`);
+process.exitCode = sum.failed > 0 ? 1 : 0;

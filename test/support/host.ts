@@ -1,0 +1,124 @@
+/**
+ * What this host has: the one place where tests ask. A case that needs a backend, or a feature of it, is skipped with the
+ * reason where the host has not got it, and fails where the host must have it.
+ */
+import { existsSync } from 'node:fs';
+import { delimiter, join } from 'node:path';
+import { expect, type TestContext, it as test } from 'vitest';
+import { type BackendName, type Hypervisor, openHypervisor, UnavailableError } from '../../src/index.ts';
+import { loadNative } from '../../src/kvm/native.ts';
+import { type Condition, lacking } from './conditions.ts';
+import { inLab, TEST_MS } from './limits.ts';
+
+/**
+ * Every backend that there is a suite for. The lab is there for its kernel: the simulator is the same everywhere, and JS
+ * on an emulated processor is slow.
+ */
+export const backends: readonly BackendName[] = inLab ? ['kvm'] : ['kvm', 'sim'];
+
+/**
+ * What the lab's kernel is too old for, or has in no release, and what its emulated processor lacks. Everything else
+ * the lab must have, unless its kernel was booted with parameters of a test's own.
+ */
+const beyondLab: readonly Condition[] = [
+  'guest-memfd-mmap',
+  'hardware-breakpoint',
+  ...(process.env.VMEXIT_LAB_KERNEL === 'userfault'
+    ? []
+    : (['userfault', 'test-private-access'] satisfies Condition[])),
+];
+const isWholeLab = inLab && process.env.VMEXIT_LAB_PARAMETERS === undefined;
+/** What the simulator does not model, on any host. Everything else it must have. */
+const beyondSim: readonly Condition[] = ['irqchip', 'userfaultfd', 'files', 'test-private-access'];
+
+const mayLack = (backend: BackendName, condition: Condition): boolean =>
+  backend === 'sim' ? beyondSim.includes(condition) : !isWholeLab || beyondLab.includes(condition);
+
+const hasCommand = (name: string): boolean =>
+  (process.env.PATH ?? '').split(delimiter).some((folder) => existsSync(join(folder, name)));
+
+/**
+ * Undefined when the call can be made here, else why not.
+ * @throws what it throws where it must not: on every backend but KVM, in the lab, and when the addon is missing though
+ *   this host could have built it
+ */
+function unavailable(backend: BackendName, call: () => void): string | undefined {
+  try {
+    call();
+    return undefined;
+  } catch (error) {
+    if (backend === 'sim' || inLab || !(error instanceof UnavailableError)) throw error;
+    if (error.reason === 'addon' && hasCommand('g++') && hasCommand('make')) throw error;
+    return error.message;
+  }
+}
+
+/** Why the addon cannot be loaded here; undefined when it can. */
+export const noAddon = unavailable('kvm', loadNative);
+/** Why there is no compiler of C and C++ here; undefined when there is one. */
+export const noCompiler = hasCommand('g++') && hasCommand('gcc') ? undefined : 'there is no g++ on the PATH';
+/** Why GNU as and ld cannot be run here; undefined when they can. */
+export const noAssembler =
+  hasCommand('as') && hasCommand('ld') ? undefined : 'there is no as and ld on the PATH';
+
+const opened = new Map<BackendName, Hypervisor | string>();
+
+/** The backend, opened once in a process; or why this host has not got it. */
+function open(backend: BackendName): Hypervisor | string {
+  let known = opened.get(backend);
+  if (known === undefined) {
+    let hv: Hypervisor | undefined;
+    const reason = unavailable(backend, () => {
+      hv = openHypervisor({ backend });
+    });
+    known = reason ?? hv!;
+    opened.set(backend, known);
+  }
+  return known;
+}
+
+/**
+ * Why this host has not got the backend, or one of the conditions on it; undefined when it has all.
+ * @throws Error when the backend must have the condition
+ */
+export function whyNot(backend: BackendName, ...conditions: readonly Condition[]): string | undefined {
+  const hv = open(backend);
+  if (typeof hv === 'string') return hv;
+  for (const condition of conditions) {
+    const reason = lacking(hv, condition);
+    if (reason === undefined) continue;
+    if (!mayLack(backend, condition)) throw new Error(`${backend} lacks ${condition}: ${reason}`);
+    return `${condition}: ${reason}`;
+  }
+  return undefined;
+}
+
+/** A sentence about what is so, and what shows it; with a time limit in milliseconds of its own if need be. */
+export type It = (
+  sentence: string,
+  shows: (hv: Hypervisor, context: TestContext) => void | Promise<void>,
+  limitMs?: number,
+) => void;
+
+/** Cases on a backend, with conditions on it. */
+export const on =
+  (backend: BackendName, ...conditions: readonly Condition[]): It =>
+  (sentence, shows, limitMs = TEST_MS) =>
+    test(sentence, { timeout: limitMs }, async (context) => {
+      const reason = whyNot(backend, ...conditions);
+      if (reason !== undefined) return context.skip(reason);
+      const hv = open(backend) as Hypervisor;
+      expect(hv.backend).toBe(backend);
+      await shows(hv, context);
+    });
+
+/** Cases on the real KVM. */
+export const onKvm: It = on('kvm');
+
+/** The same cases on each backend, which their names say. */
+export const onEachWith =
+  (...conditions: readonly Condition[]): It =>
+  (sentence, shows, limitMs) => {
+    for (const backend of backends) on(backend, ...conditions)(`${sentence} (${backend})`, shows, limitMs);
+  };
+export const onEach: It = onEachWith();
