@@ -8,6 +8,7 @@
         "native/ioctls.cc",
         "native/memory.cc",
         "native/run.cc",
+        "native/syscalls.cc",
         "native/userfaultfd.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
@@ -18,11 +19,14 @@
         "NODE_ADDON_API_DISABLE_DEPRECATED"
       ],
       "cflags": ["-Wall", "-Wextra", "-fvisibility=hidden"],
-      "cflags_cc": ["-std=c++20"],
+      # With run-time type information make_shared needs nothing newer than GCC 8's libstdc++.
+      "cflags_cc": ["-std=c++20", "-frtti"],
+      "cflags_cc!": ["-fno-rtti"],
+      # They make open64 of open: the same function on x86-64, and a name that musl has not.
+      "defines!": ["_FILE_OFFSET_BITS=64", "_LARGEFILE_SOURCE"],
       "cflags!": ["-Wno-unused-parameter"],
       # A worker that ends closes its addons; the handler of the signal in native/run.cc must stay.
-      "ldflags": ["-Wl,-z,nodelete"],
-      "libraries": ["-lrt"]
+      "ldflags": ["-Wl,-z,nodelete"]
     }
   ]
 }

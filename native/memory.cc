@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "abi.h"
+#include "syscalls.h"
 
 namespace vmexit {
 
@@ -118,7 +119,7 @@ Napi::Value OpenMemory(const Napi::CallbackInfo& info) {
   if (fd < 0) return Errno(env, errno);
   // The number may have been closed and reused since it was shared: the inode and the seals tell.
   struct stat stat {};
-  const bool same = fstat(fd, &stat) == 0 && stat.st_ino == inode && fcntl(fd, F_GET_SEALS) == kSeals &&
+  const bool same = Fstat(fd, &stat) == 0 && stat.st_ino == inode && fcntl(fd, F_GET_SEALS) == kSeals &&
                     stat.st_size > 0 && static_cast<uint64_t>(stat.st_size) <= kMaxBytes;
   if (same) return MapShared(env, fd, static_cast<uint64_t>(stat.st_size));
   close(fd);
@@ -143,7 +144,7 @@ Napi::Value Inode(const Napi::CallbackInfo& info) {
   Handle* handle = Unwrap(env, info[0], kMemory | kGmem, "memory");
   if (!handle) return env.Undefined();
   struct stat stat {};
-  if (fstat(handle->fd, &stat)) return Errno(env, errno);
+  if (Fstat(handle->fd, &stat)) return Errno(env, errno);
   return Napi::Number::New(env, static_cast<double>(stat.st_ino));
 }
 

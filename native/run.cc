@@ -9,12 +9,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 #include <mutex>
-#include <unordered_map>
 
-#ifndef sigev_notify_thread_id  // glibc has the field but not, before 2.38, the name of timer_create(2)
-#define sigev_notify_thread_id _sigev_un._tid
-#endif
+#include "syscalls.h"
 
 namespace vmexit {
 
@@ -22,7 +20,7 @@ namespace {
 
 // The only static state: kick() must find a vCPU that another thread's environment owns.
 std::mutex table_mutex;
-std::unordered_map<uint32_t, RunState*> table;
+std::map<uint32_t, RunState*> table;
 uint32_t next_id = 1;
 
 // What this thread is running, for the signal handler.
@@ -56,18 +54,12 @@ int Signal() {
 
 // A timer that signals this thread alone; made when the thread first runs with a deadline.
 struct DeadlineTimer {
-  timer_t timer{};
+  int timer = 0;
   int error = 0;
 
-  DeadlineTimer() {
-    sigevent event{};
-    event.sigev_notify = SIGEV_THREAD_ID;
-    event.sigev_signo = Signal();
-    event.sigev_notify_thread_id = static_cast<pid_t>(syscall(SYS_gettid));
-    if (timer_create(CLOCK_MONOTONIC, &event, &timer)) error = errno;
-  }
+  DeadlineTimer() { error = CreateThreadTimer(Signal(), &timer); }
   ~DeadlineTimer() {
-    if (!error) timer_delete(timer);
+    if (!error) syscall(SYS_timer_delete, timer);
   }
   void Start(double milliseconds) {
     // Zero would disarm it, so a time above 0 is at least a nanosecond.
@@ -79,7 +71,7 @@ struct DeadlineTimer {
   void Stop() { Set(itimerspec{}); }
 
  private:
-  void Set(const itimerspec& spec) { timer_settime(timer, 0, &spec, nullptr); }
+  void Set(const itimerspec& spec) { syscall(SYS_timer_settime, timer, 0, &spec, nullptr); }
 };
 
 DeadlineTimer& ThreadTimer() {
@@ -91,10 +83,7 @@ DeadlineTimer& ThreadTimer() {
 void ListenForSignal() {
   thread_local bool listening = false;
   if (listening) return;
-  sigset_t set;
-  sigemptyset(&set);
-  sigaddset(&set, Signal());
-  pthread_sigmask(SIG_UNBLOCK, &set, nullptr);
+  Unblock(Signal());
   listening = true;
 }
 

@@ -12,6 +12,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "syscalls.h"
+
 #ifndef USERFAULTFD_IOC_NEW  // /dev/userfaultfd, since 6.1
 #define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
 #endif
@@ -176,7 +178,7 @@ Napi::Value ShareUserfaultfd(const Napi::CallbackInfo& info) {
   Handle* handle = Unwrap(env, info[0], kUserfaultfd, "userfaultfd");
   if (!handle) return env.Undefined();
   struct stat stat {};
-  if (fstat(handle->fd, &stat)) return Errno(env, errno);
+  if (Fstat(handle->fd, &stat)) return Errno(env, errno);
   auto token = Napi::Object::New(env);
   token.Set("fd", Napi::Number::New(env, handle->fd));
   token.Set("inode", Napi::Number::New(env, static_cast<double>(stat.st_ino)));
@@ -200,7 +202,7 @@ Napi::Value OpenUserfaultfd(const Napi::CallbackInfo& info) {
   struct stat stat {};
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const bool same = readlink(link.c_str(), target, sizeof target - 1) > 0 &&
-                    strcmp(target, "anon_inode:[userfaultfd]") == 0 && fstat(fd, &stat) == 0 &&
+                    strcmp(target, "anon_inode:[userfaultfd]") == 0 && Fstat(fd, &stat) == 0 &&
                     stat.st_ino == inode;
   if (same) return WrapUserfaultfd(env, fd, base, size, nullptr);
   close(fd);

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const fix = process.argv.includes('--fix');
-const cxx = ['native', 'bench']
+const cxx = ['native', 'bench', 'scripts']
   .flatMap((folder) => readdirSync(join(root, folder)).map((name) => join(folder, name)))
   .filter((name) => /\.(c|cc|h)$/.test(name));
 
@@ -18,6 +18,7 @@ const steps = fix
     ]
   : [
       ['setup, without a warning', process.execPath, ['scripts/setup.mjs', '--strict']],
+      ["the addon's symbols", process.execPath, ['scripts/check-symbols.mjs']],
       ['biome', 'npx', ['biome', 'check', '--error-on-warnings', '.']],
       ['clang-format', 'npx', ['clang-format', '--dry-run', '--Werror', ...cxx]],
       ['types of the tests and examples', 'npx', ['tsc', '-p', 'test']],

@@ -1,0 +1,47 @@
+#include "syscalls.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+// libstdc++ asks this variable of glibc 2.32 whether a reference count needs atomic operations. This one is
+// in its place: a process that runs Node always has several threads.
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
+
+namespace vmexit {
+
+namespace {
+
+// struct sigevent of <asm-generic/siginfo.h>: <signal.h> of each C library names the thread's field
+// differently.
+struct KernelSigevent {
+  uint64_t value = 0;
+  int32_t signal = 0;
+  int32_t notify = SIGEV_THREAD_ID;
+  int32_t thread = 0;
+  int32_t pad[11] = {};
+};
+static_assert(sizeof(KernelSigevent) == 64);
+
+}  // namespace
+
+int CreateThreadTimer(int signal, int* timer) {
+  KernelSigevent event;
+  event.signal = signal;
+  event.thread = static_cast<int32_t>(syscall(SYS_gettid));
+  return syscall(SYS_timer_create, CLOCK_MONOTONIC, &event, timer) ? errno : 0;
+}
+
+void Unblock(int signal) {
+  const uint64_t set = uint64_t{1} << (signal - 1);
+  syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &set, nullptr, sizeof(set));
+}
+
+int Fstat(int fd, struct stat* stat) { return static_cast<int>(syscall(SYS_fstat, fd, stat)); }
+
+}  // namespace vmexit

@@ -1,0 +1,19 @@
+// System calls made without the C library's wrapper: that is newer than the oldest glibc that the addon runs
+// on (2.28; scripts/check-symbols.mjs), or there is none. The structs are those of the x86-64 kernel, which
+// glibc and musl use as they are.
+#pragma once
+
+#include <sys/stat.h>
+
+namespace vmexit {
+
+// A CLOCK_MONOTONIC timer that sends the signal to the calling thread. Gives 0, or an errno.
+int CreateThreadTimer(int signal, int* timer);
+
+// Lets the signal through to the calling thread.
+void Unblock(int signal);
+
+// fstat(2): 0, or -1 with errno set.
+int Fstat(int fd, struct stat* stat);
+
+}  // namespace vmexit
