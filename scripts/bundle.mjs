@@ -10,7 +10,15 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
 
 /** What is loaded by its path: package.json's exports, the command, and what scripts and tests use. */
-const entries = ['index', 'uapi/index', 'cli/main', 'lab/index', 'kvm/native', 'vmm/pager/thread'];
+const entries = [
+  'index',
+  'uapi/index',
+  'cli/main',
+  'lab/index',
+  'kvm/native',
+  'setup/addon',
+  'vmm/pager/thread',
+];
 
 const bundle = await rolldown({
   input: Object.fromEntries(entries.map((name) => [name, join(root, 'src', `${name}.ts`)])),
@@ -21,7 +29,8 @@ const bundle = await rolldown({
 await bundle.write({
   dir: join(root, 'dist'),
   format: 'esm',
-  sourcemap: true,
+  // The code is as readable as its source, comments and names are kept: maps would be half of the package.
+  sourcemap: false,
   entryFileNames: '[name].js',
   chunkFileNames: 'chunks/[name].js',
 });

@@ -1,7 +1,8 @@
 // Makes a clone ready to run: dependencies, the addon, the compiled TypeScript. Each step is skipped when
 // nothing that it reads is newer than what it wrote, so a second run costs a few directory listings.
 // It is plain JavaScript because it runs before there is a compiler. With --strict a warning of the C++ compiler is
-// an error, and a missing compiler too.
+// an error, and a missing compiler too. --prebuild also makes the addons that the package brings (npm's prepack);
+// --compile does no more than compile TypeScript (npm's prepare: an install from git packs what that leaves).
 import { spawnSync } from 'node:child_process';
 import {
   existsSync,
@@ -21,12 +22,11 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const at = (...parts) => join(root, ...parts);
 const say = (text) => process.stderr.write(`vmexit setup: ${text}\n`);
 
-// The headers beside the node binary serve where there are any: no download then.
-const prefix = dirname(dirname(process.execPath));
-const nodedir = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
-const nodeGyp = at('node_modules', 'node-gyp', 'bin', 'node-gyp.js');
 const tsc = at('node_modules', 'typescript', 'bin', 'tsc');
-const strict = process.argv.includes('--strict');
+const has = (option) => process.argv.includes(option);
+const prebuild = has('--prebuild');
+const strict = has('--strict') || prebuild;
+const compileOnly = has('--compile');
 const built = at('build', 'Release', '.vmexit-built');
 
 const steps = [
@@ -35,25 +35,27 @@ const steps = [
     stamp: at('node_modules', '.vmexit-installed'),
     inputs: [at('package.json'), at('package-lock.json')],
     command: ['npm', 'ci', '--ignore-scripts', '--no-audit', '--no-fund'],
-  },
-  {
-    title: 'building the addon',
-    // What was built strictly serves in any case, and not the other way round; a rebuild removes both.
-    stamp: strict ? at('build', 'Release', '.vmexit-strict') : built,
-    also: built,
-    inputs: [at('native'), at('binding.gyp')],
-    command: [process.execPath, nodeGyp, 'rebuild', '--silent', ...nodedir],
-    env: strict ? { CXXFLAGS: `${process.env.CXXFLAGS ?? ''} -Werror` } : {},
-    skip: process.platform !== 'linux',
-    otherwise: strict
-      ? undefined
-      : 'going on without the addon (it needs g++, make and python3): the KVM backend will say so',
+    skip: compileOnly,
   },
   {
     title: 'compiling the TypeScript',
     stamp: at('dist', '.vmexit-bundled'),
     inputs: [at('src'), at('scripts', 'bundle.mjs')],
     command: [process.execPath, at('scripts', 'bundle.mjs')],
+  },
+  {
+    // By the command that an installed package has for it.
+    title: 'building the addon',
+    // What was built strictly serves in any case, and not the other way round; a rebuild removes both.
+    stamp: strict ? at('build', 'Release', '.vmexit-strict') : built,
+    also: built,
+    inputs: [at('native'), at('binding.gyp')],
+    command: [process.execPath, at('dist', 'cli', 'main.js'), 'setup', '--build'],
+    env: strict ? { CXXFLAGS: `${process.env.CXXFLAGS ?? ''} -Werror` } : {},
+    skip: process.platform !== 'linux' || compileOnly,
+    otherwise: strict
+      ? undefined
+      : 'going on without the addon (it needs g++, make and python3): the KVM backend will say so',
   },
   {
     title: 'checking its types, and writing the declarations',
@@ -67,6 +69,13 @@ const steps = [
     stamp: at('dist', 'examples', '.vmexit-compiled'),
     inputs: [at('examples'), at('dist', '.vmexit-compiled')],
     command: [process.execPath, tsc, '-p', at('examples')],
+  },
+  {
+    title: 'building the addons that the package brings',
+    stamp: at('prebuilds', '.vmexit-prebuilt'),
+    inputs: [at('native'), at('binding.gyp'), at('scripts', 'prebuild.mjs'), at('scripts', 'musl.h')],
+    command: [process.execPath, at('scripts', 'prebuild.mjs')],
+    skip: !prebuild,
   },
 ];
 
@@ -145,7 +154,9 @@ function isGone(file) {
   }
 }
 
-if (steps.some(due)) {
+if (compileOnly && !existsSync(tsc)) {
+  say('the compilers are not installed, so dist/ stays as it is');
+} else if (steps.some(due)) {
   lock();
   for (const step of steps) if (due(step)) perform(step);
 }

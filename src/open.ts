@@ -15,7 +15,8 @@ export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
 export interface OpenOptions {
   /**
    * `kvm`: the kernel. `sim`: the simulator. `auto`, which it is without this: the kernel where it can do all that
-   * `needs` names, else the simulator, and `fallback` of what comes says why.
+   * `needs` names, else the simulator, and `fallback` of what comes says why. Where all that is missing is the addon,
+   * which is nearly always a mistake, a warning of the process says so, once, with the code VMEXIT_ADDON.
    */
   readonly backend?: 'auto' | BackendName;
   /** What the VMM will use. It is tried here, so that a host without it is refused with the reason. */
@@ -71,11 +72,22 @@ function able(hv: Hypervisor, needs: readonly Feature[], name: string): Hypervis
 /** The simulator in KVM's place. Where it cannot be had either, what is wrong with KVM is what matters. */
 function fallBack(why: UnavailableError, needs: readonly Feature[], host?: SimulatedHost): Hypervisor {
   try {
-    return openSimulator(needs, host, why.message);
+    const hv = openSimulator(needs, host, why.message);
+    if (why.reason === 'addon') warnOfAddon(why);
+    return hv;
   } catch (error) {
     if (!(error instanceof UnavailableError)) throw error;
     throw new UnavailableError(why.reason, `${why.message}; and ${error.message}`, { cause: why.cause });
   }
+}
+
+const WARNED = 'vmexit.warned';
+
+/** Says, once for the process and its later threads, that a host with a device runs guests without it. */
+function warnOfAddon({ message }: UnavailableError): void {
+  if (getEnvironmentData(WARNED)) return;
+  setEnvironmentData(WARNED, true);
+  process.emitWarning(`guests run on the simulator, not on KVM: ${message}`, { code: 'VMEXIT_ADDON' });
 }
 
 /**

@@ -30,6 +30,10 @@ const commands: {
     summary: 'take a guest over from vmexit migrate, and run it while its memory follows',
     load: async () => (await import('./receive.ts')).receive,
   },
+  setup: {
+    summary: 'build the addon, by which KVM is reached, where none that is there loads',
+    load: async () => (await import('./setup.ts')).setup,
+  },
   demo: {
     summary: 'see a guest keep a secret from its host',
     load: async () => (await import('./demo.ts')).demo,

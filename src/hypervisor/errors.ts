@@ -12,6 +12,8 @@ export type ErrorCode =
   | 'ERR_KVM_CLOSED'
   /** The backend cannot be had on this host, or not with what was asked of it. */
   | 'ERR_KVM_UNAVAILABLE'
+  /** The addon cannot be built here: the message says what is missing. */
+  | 'ERR_KVM_SETUP'
   /** A guest that cannot be loaded: missing, empty, truncated, too large, of an unknown format. */
   | 'ERR_KVM_BAD_GUEST'
   /** The same memory fault again and again, with no change in between. */
@@ -64,9 +66,9 @@ export class VmexitError extends Error {
 
 /** Why a backend cannot be had. */
 export type UnavailableReason =
-  /** The addon is not built, or does not load here. */
+  /** The addon is not built, or does not load here; the device is there. */
   | 'addon'
-  /** /dev/kvm is not there. */
+  /** /dev/kvm is not there, or is something else. */
   | 'device'
   /** /dev/kvm is there and may not be opened. */
   | 'permission'

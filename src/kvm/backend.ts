@@ -1,40 +1,28 @@
-/** The kernel as a backend: the addon's functions, and why /dev/kvm cannot be had. */
+/** The kernel as a backend: the addon's functions. */
 import type { Backend, Handle, MemoryToken } from '../hypervisor/backend.ts';
 import { KvmError, UnavailableError } from '../hypervisor/errors.ts';
-import { Errno, errnoName } from '../uapi/errno.ts';
-import { loadNative } from './native.ts';
+import { problemOf, refusal } from './device.ts';
+import { loadNative, type Native } from './native.ts';
 
-/** open(2)'s errnos for the device, each with what to do about it. */
-const unavailable: { readonly [errno: number]: (device: string) => UnavailableError } = {
-  [Errno.ENOENT]: (device) =>
-    new UnavailableError(
-      'device',
-      `${device} does not exist: load kvm_intel or kvm_amd, and let the firmware (or the host, for a nested VM) enable virtualization`,
-    ),
-  [Errno.EACCES]: (device) =>
-    new UnavailableError(
-      'permission',
-      `${device} may not be opened by this user: join its group (usermod -aG kvm USER, then log in again)`,
-    ),
-};
-const others = new Map([
-  [Errno.EPERM, Errno.EACCES],
-  [Errno.ENXIO, Errno.ENOENT],
-  [Errno.ENODEV, Errno.ENOENT],
-]);
+/** The addon. Where it cannot be had and the device neither, the device is what its user has to hear of. */
+function addonFor(device: string): Native {
+  try {
+    return loadNative();
+  } catch (error) {
+    const isAddon = error instanceof UnavailableError && error.reason === 'addon';
+    throw (isAddon && problemOf(device)) || error;
+  }
+}
 
 /** @throws UnavailableError when the addon cannot be loaded */
 export function kvmBackend(device = '/dev/kvm'): Backend {
-  const native = loadNative();
+  const native = addonFor(device);
   return {
     name: 'kvm',
     open(): Handle {
       const handle = native.open(device);
       if (typeof handle !== 'number') return handle;
-      const known = unavailable[-handle] ?? unavailable[others.get(-handle as never) ?? 0];
-      throw known
-        ? known(device)
-        : new UnavailableError('device', `${device} cannot be opened as KVM: ${errnoName(-handle)}`);
+      throw refusal(device, -handle);
     },
     ioctl: native.ioctl,
     create: native.create,

@@ -1,7 +1,8 @@
 /** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
+import { existsSync, readFileSync } from 'node:fs';
 import type { Handle, UserfaultfdToken } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
-import { packageRequire, packageRoot } from '../package.ts';
+import { packageRequire, packageRoot, setupCommand } from '../package.ts';
 
 /** A row of the addon's own table. */
 export interface NativeRow {
@@ -21,6 +22,8 @@ export interface NativeRow {
 
 /** Results are handles, or values from 0, or negated errnos. Wrong arguments throw a TypeError. */
 export interface Native {
+  /** The file that it was loaded from; `bindings` puts it there. */
+  readonly path: string;
   open(path: string): Handle | number;
   ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
   create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
@@ -62,11 +65,22 @@ export interface Native {
 
 let loaded: Native | undefined;
 
-/** The addon, loaded once. @throws UnavailableError when this platform has no KVM, or the addon is not built or does not load */
+/** The addon, loaded once. @throws UnavailableError when this platform has no KVM, or no addon is there that loads */
 export function loadNative(): Native {
   loaded ??= load();
   return loaded;
 }
+
+/** What was built here serves here; what the package brings serves where nothing was built. */
+const places: readonly (() => readonly string[])[] = [
+  () => ['build', 'Release'],
+  () => ['prebuilds', `linux-x64-${isMusl() ? 'musl' : 'glibc'}`],
+];
+
+/** Whether this process runs on musl, as on Alpine. A Debian may have its loader, too. */
+const isMusl = (): boolean =>
+  existsSync('/lib/ld-musl-x86_64.so.1') &&
+  !/\/libc(\.so\.6|-2[^/]*\.so)$/m.test(readFileSync('/proc/self/maps', 'latin1'));
 
 function load(): Native {
   if (process.platform !== 'linux' || process.arch !== 'x64') {
@@ -76,21 +90,26 @@ function load(): Native {
     );
   }
   const bindings = packageRequire('bindings') as (options: object) => Native;
-  try {
-    // With module_root given, bindings does not walk stack traces to find it.
-    return bindings({
-      bindings: 'vmexit',
-      module_root: packageRoot,
-      try: [['module_root', 'build', 'Release', 'bindings']],
-    });
-  } catch (cause) {
-    const { tries, message } = cause as Error & { tries?: string[] };
-    throw new UnavailableError(
-      'addon',
-      tries
-        ? `the addon is not built (looked for ${tries.join(', ')}); npm run setup builds it, with g++ and make`
-        : `the addon is built and does not load: ${message}`,
-      { cause },
-    );
+  const tries: string[] = [];
+  let broken: Error | undefined;
+  for (const place of places) {
+    try {
+      // With module_root given, bindings does not walk stack traces to find it.
+      return bindings({
+        bindings: 'vmexit',
+        module_root: packageRoot,
+        try: [['module_root', ...place(), 'bindings']],
+      });
+    } catch (error) {
+      const { tries: missing } = error as { tries?: string[] };
+      if (missing) tries.push(...missing);
+      else broken ??= error as Error;
+    }
   }
+  const what = broken ? `does not load: ${broken.message}` : `is not built (looked for ${tries.join(', ')})`;
+  throw new UnavailableError(
+    'addon',
+    `the addon ${what}; ${setupCommand()} builds it, with g++, make and python3`,
+    { cause: broken },
+  );
 }
