@@ -5,7 +5,7 @@ import type { BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
 import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
-import { packageRequire } from './package.ts';
+import { ADDON_WARNED, packageRequire } from './package.ts';
 import { type Feature, features, missing } from './probe/features.ts';
 import { type KickTable, makeKickTable, type SimBackend, type SimOptions, simBackend } from './sim/index.ts';
 
@@ -81,12 +81,10 @@ function fallBack(why: UnavailableError, needs: readonly Feature[], host?: Simul
   }
 }
 
-const WARNED = 'vmexit.warned';
-
 /** Says, once for the process and its later threads, that a host with a device runs guests without it. */
 function warnOfAddon({ message }: UnavailableError): void {
-  if (getEnvironmentData(WARNED)) return;
-  setEnvironmentData(WARNED, true);
+  if (getEnvironmentData(ADDON_WARNED)) return;
+  setEnvironmentData(ADDON_WARNED, true);
   process.emitWarning(`guests run on the simulator, not on KVM: ${message}`, { code: 'VMEXIT_ADDON' });
 }
 

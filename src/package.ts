@@ -12,3 +12,6 @@ export const packageRoot = dirname(packageRequire.resolve('vmexit/package.json')
 /** The command that builds the addon where its user is: a clone has scripts, an installed package has none. */
 export const setupCommand = (): string =>
   existsSync(join(packageRoot, 'scripts', 'setup.mjs')) ? 'npm run setup' : 'npx vmexit setup';
+
+/** Of worker_threads' environment data: set where the process need not be warned (any more) of a missing addon. */
+export const ADDON_WARNED = 'vmexit.addon-warned';

@@ -1,7 +1,8 @@
 #!/usr/bin/env node
 /** The `vmexit` command: finds the subcommand, and turns what it throws into a line and an exit status. */
+import { setEnvironmentData } from 'node:worker_threads';
 import { KvmError, UnavailableError, VmexitError } from '../hypervisor/errors.ts';
-import { packageRequire } from '../package.ts';
+import { ADDON_WARNED, packageRequire } from '../package.ts';
 import { UsageError } from './args.ts';
 
 /** Runs with the arguments after its name, and gives the exit status. */
@@ -117,4 +118,6 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   if (error.code !== 'EPIPE') throw error;
   process.exit(141);
 });
+// Each command says itself on what its guest runs, and why.
+setEnvironmentData(ADDON_WARNED, true);
 process.exitCode = await main(process.argv.slice(2));

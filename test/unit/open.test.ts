@@ -1,4 +1,5 @@
 /** Which backend openHypervisor() gives, and what it says of the one that it does not. */
+import { fileURLToPath } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { Exit, type OpenOptions, openHypervisor, UnavailableError } from '../../src/index.ts';
@@ -29,6 +30,15 @@ describe("backend 'auto'", () => {
     expect(hv.backend).toBe('sim');
     expect(hv.fallback).toMatch(/\/nonexistent\/kvm does not exist: load kvm_intel or kvm_amd/);
   });
+
+  it.each(['/dev/null', fileURLToPath(import.meta.url)])(
+    'is the simulator where %s is in the place of KVM',
+    (device) => {
+      using hv = openHypervisor({ device });
+      expect(hv.backend).toBe('sim');
+      expect(hv.fallback).toContain(`${device} cannot be opened as KVM`);
+    },
+  );
 
   it('is whichever has private memory, and says what KVM lacks if that is the simulator', () => {
     using hv = openHypervisor({ needs: ['private-memory', 'map-gpa-range'] });
