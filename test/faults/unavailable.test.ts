@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { onLinux } from '../support/host.ts';
 import { node } from './child.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
@@ -47,21 +48,21 @@ async function opening(options: object, prelude = '') {
 const unavailable = { imported: true, name: 'UnavailableError', code: 'ERR_KVM_UNAVAILABLE' };
 
 describe('openHypervisor', () => {
-  it('says that the device does not exist, and what brings it', async (context) => {
+  onLinux('says that the device does not exist, and what brings it', async (context) => {
     context.skip(!built, NOT_BUILT);
     const error = await opening({ device: '/nonexistent/kvm' });
     expect(error).toMatchObject({ ...unavailable, reason: 'device' });
     expect(error.message).toMatch(/\/nonexistent\/kvm does not exist: load kvm_intel or kvm_amd/);
   });
 
-  it('says of what is no KVM which errno it gave', async (context) => {
+  onLinux('says of what is no KVM which errno it gave', async (context) => {
     context.skip(!built, NOT_BUILT);
     const error = await opening({ device: '/dev/null' });
     expect(error).toMatchObject({ ...unavailable, reason: 'device' });
     expect(error.message).toContain('/dev/null cannot be opened as KVM: ENOTTY');
   });
 
-  it('says that the user may not open the device, and how to change that', async (context) => {
+  onLinux('says that the user may not open the device, and how to change that', async (context) => {
     context.skip(!built, NOT_BUILT);
     context.skip(process.getuid?.() !== 0, 'only root can become another user');
     const device = join(copy, 'closed-device');
@@ -71,7 +72,7 @@ describe('openHypervisor', () => {
     expect(error.message).toMatch(/closed-device may not be opened by this user: .*usermod -aG kvm/);
   });
 
-  it('says of a regular file in the place of the device that it is one', async (context) => {
+  onLinux('says of a regular file in the place of the device that it is one', async (context) => {
     context.skip(!built, NOT_BUILT);
     const device = join(copy, 'file');
     writeFileSync(device, '');
@@ -93,7 +94,7 @@ describe('openHypervisor', () => {
   });
 
   // From here on the copy has no addon that loads.
-  it('says that the addon does not load, why, and what builds it in an installed package', async () => {
+  onLinux('says that the addon does not load, why, and what builds it in an installed package', async () => {
     mkdirSync(join(copy, 'build', 'Release'), { recursive: true });
     writeFileSync(join(copy, ADDON), 'no ELF file');
     const error = await opening({ device: DEVICE });
@@ -101,23 +102,26 @@ describe('openHypervisor', () => {
     expect(error.message).toMatch(/does not load: .*(ELF|too short).*; npx vmexit setup builds it/);
   });
 
-  it('says that the addon is not built, where it was looked for, and what builds it in an installed package', async () => {
-    rmSync(join(copy, 'build'), { recursive: true });
-    const error = await opening({ device: DEVICE });
-    expect(error).toMatchObject({ ...unavailable, reason: 'addon' });
-    const prebuilt = join(copy, 'prebuilds', 'linux-x64-');
-    expect(error.message).toContain(`not built (looked for ${join(copy, ADDON)}, ${prebuilt}`);
-    expect(error.message).toMatch(/; npx vmexit setup builds it, with g\+\+, make and python3$/);
-  });
+  onLinux(
+    'says that the addon is not built, where it was looked for, and what builds it in an installed package',
+    async () => {
+      rmSync(join(copy, 'build'), { recursive: true });
+      const error = await opening({ device: DEVICE });
+      expect(error).toMatchObject({ ...unavailable, reason: 'addon' });
+      const prebuilt = join(copy, 'prebuilds', 'linux-x64-');
+      expect(error.message).toContain(`not built (looked for ${join(copy, ADDON)}, ${prebuilt}`);
+      expect(error.message).toMatch(/; npx vmexit setup builds it, with g\+\+, make and python3$/);
+    },
+  );
 
-  it('names the script of a clone in a clone', async () => {
+  onLinux('names the script of a clone in a clone', async () => {
     mkdirSync(join(copy, 'scripts'));
     cpSync(join(root, 'scripts', 'setup.mjs'), join(copy, 'scripts', 'setup.mjs'));
     const { message } = await opening({ device: DEVICE });
     expect(message).toContain('; npm run setup builds it');
   });
 
-  it('tells of the device where neither that nor the addon is there', async (context) => {
+  onLinux('tells of the device where neither that nor the addon is there', async (context) => {
     const missing = await opening({ device: '/nonexistent/kvm' });
     expect(missing).toMatchObject({ ...unavailable, reason: 'device' });
     expect(missing.message).toContain('/nonexistent/kvm does not exist');
@@ -131,7 +135,7 @@ describe('openHypervisor', () => {
     expect(closed).toMatchObject({ ...unavailable, reason: 'permission' });
   });
 
-  it('warns once, with a code, when the simulator stands in for want of the addon alone', async () => {
+  onLinux('warns once, with a code, when the simulator stands in for want of the addon alone', async () => {
     const { stdout, stderr } = await falling(DEVICE);
     expect(JSON.parse(stdout)).toEqual(['sim', 'sim']);
     expect(stderr.match(/\[VMEXIT_ADDON\]/g)).toHaveLength(1);
@@ -140,7 +144,7 @@ describe('openHypervisor', () => {
     );
   });
 
-  it('does not warn where there is no device: the simulator is what such a host has', async () => {
+  onLinux('does not warn where there is no device: the simulator is what such a host has', async () => {
     const { stdout, stderr } = await falling('/nonexistent/kvm');
     expect(JSON.parse(stdout)).toEqual(['sim', 'sim']);
     expect(stderr).toBe('');

@@ -53,6 +53,11 @@ function unavailable(backend: BackendName, call: () => void): string | undefined
   }
 }
 
+/** Why there can be no KVM here, whatever is in /dev; undefined on Linux on x86-64. */
+export const notLinux =
+  process.platform === 'linux' && process.arch === 'x64'
+    ? undefined
+    : `KVM is for Linux on x86-64, and this is ${process.platform} on ${process.arch}`;
 /** Why the addon cannot be loaded here; undefined when it can. */
 export const noAddon = unavailable('kvm', loadNative);
 /** Why there is no compiler of C and C++ here; undefined when there is one. */
@@ -60,6 +65,13 @@ export const noCompiler = hasCommand('g++') && hasCommand('gcc') ? undefined : '
 /** Why GNU as and ld cannot be run here; undefined when they can. */
 export const noAssembler =
   hasCommand('as') && hasCommand('ld') ? undefined : 'there is no as and ld on the PATH';
+
+/** Cases about /dev/kvm and the addon, which no other operating system has. */
+export const onLinux = (sentence: string, shows: (context: TestContext) => void | Promise<void>): void =>
+  test(sentence, async (context) => {
+    context.skip(notLinux !== undefined, notLinux);
+    await shows(context);
+  });
 
 const opened = new Map<BackendName, Hypervisor | string>();
 
