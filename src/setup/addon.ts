@@ -32,7 +32,7 @@ export async function buildAddon(options: BuildOptions = {}): Promise<string> {
   const env = {
     ...process.env,
     // binding.gyp asks `node` where node-addon-api is.
-    PATH: `${dirname(process.execPath)}${delimiter}${process.env.PATH ?? ''}`,
+    PATH: `${process.env.PATH ?? ''}${delimiter}${dirname(process.execPath)}`,
     ...options.env,
   };
   if (process.platform !== 'linux' || process.arch !== 'x64') {
