@@ -181,6 +181,22 @@ describe('an installed package whose prebuilt addons do not fit', () => {
   });
 });
 
+describe('an install from git', () => {
+  it('has what npm packs, compiled, and no addon before vmexit setup', { timeout: 5 * MINUTES }, () => {
+    const git = (...args: string[]) =>
+      must(clone, 'git', ['-c', 'user.name=vmexit', '-c', 'user.email=vmexit@localhost', ...args]);
+    git('init', '-q');
+    git('add', '-A');
+    git('commit', '-q', '-m', 'all of it');
+    const folder = work.emptyProject('from-git');
+    must(folder, 'npm', ['install', '--no-audit', '--no-fund', `git+file://${clone}`]);
+    writeFileSync(join(folder, 'program.mjs'), open('/dev/null'));
+    const opened = JSON.parse(must(folder, process.execPath, ['program.mjs'], { PATH: work.bare }));
+    expect(opened.reason).toBe(isHost ? 'addon' : 'platform');
+    if (isHost) expect(opened.message).toContain('npx vmexit setup builds it');
+  });
+});
+
 describe('in the lab', () => {
   const built = isHost && labStatus().kernels.some(({ name, built }) => name === 'vanilla' && built);
 

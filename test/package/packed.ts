@@ -67,11 +67,16 @@ export class Workplace implements Disposable {
     return join(this.path, readdirSync(this.path).find((name) => name.endsWith('.tgz'))!);
   }
 
-  /** An empty project with the package in it. */
-  project(tarball: string): string {
-    const folder = join(this.path, 'project');
+  emptyProject(name: string): string {
+    const folder = join(this.path, name);
     mkdirSync(folder);
     writeFileSync(join(folder, 'package.json'), '{ "private": true, "type": "module" }\n');
+    return folder;
+  }
+
+  /** A project with the package in it. */
+  project(tarball: string): string {
+    const folder = this.emptyProject('project');
     must(folder, 'npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', tarball]);
     return folder;
   }
