@@ -1,6 +1,6 @@
 /** Builds the addon from its sources, in a clone and in node_modules alike. */
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { accessSync, constants, existsSync } from 'node:fs';
 import { delimiter, dirname, join } from 'node:path';
 import { VmexitError } from '../hypervisor/errors.ts';
 import { packageRequire, packageRoot } from '../package.ts';
@@ -25,7 +25,8 @@ export interface BuildOptions {
 
 /**
  * Compiles the addon, and gives the path of what was built: build/Release/vmexit.node in the folder.
- * @throws VmexitError ERR_KVM_SETUP when this is not Linux on x86-64, a tool is missing, or the build fails
+ * @throws VmexitError ERR_KVM_SETUP when this is not Linux on x86-64, a tool is missing, the folder cannot be written, or
+ *   the build fails
  */
 export async function buildAddon(options: BuildOptions = {}): Promise<string> {
   const { folder = packageRoot, report = () => {} } = options;
@@ -42,6 +43,13 @@ export async function buildAddon(options: BuildOptions = {}): Promise<string> {
   }
   const missing = missingTools(env);
   if (missing.length > 0) throw refuse(`building the addon needs ${missing.join(' and ')}: ${INSTALL}`);
+  try {
+    accessSync(folder, constants.W_OK);
+  } catch (cause) {
+    throw refuse(`${folder} cannot be written by this user: run this as the one that installed vmexit`, {
+      cause,
+    });
+  }
 
   const [command, ...args] = nodeGyp();
   // Node's headers come from the network where none are beside the binary.
