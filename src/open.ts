@@ -12,6 +12,7 @@ import { type KickTable, makeKickTable, type SimBackend, type SimOptions, simBac
 /** What a simulated host is told to be. */
 export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
 
+/** What openHypervisor() is to open, and what it must be able to do. */
 export interface OpenOptions {
   /**
    * `kvm`: the kernel. `sim`: the simulator. `auto`, which it is without this: the kernel where it can do all that

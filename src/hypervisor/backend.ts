@@ -9,19 +9,28 @@ import type { DialectName } from '../uapi/dialects.ts';
 /** A file descriptor or a mapping of the backend's: opaque, used only with the backend that made it. */
 export type Handle = { readonly __handle: unique symbol };
 
+/** `kvm`: the kernel's KVM. `sim`: the simulator. */
 export type BackendName = 'kvm' | 'sim';
 
 /** Guest memory of one thread that another may open: what GuestMemory.share() gives. */
 export interface MemoryToken {
+  /** Which backend made the memory: only that one can open it. */
   readonly backend: BackendName;
+  /** The file descriptor in this process. */
   readonly fd: number;
+  /**
+   * The inode behind it. It tells a descriptor that was closed and used again from the one that was shared.
+   */
   readonly inode: number;
 }
 
 /** A userfaultfd of one thread that another may open: what Userfaultfd.share() gives. */
 export interface UserfaultfdToken {
+  /** Which backend made it: only that one can open it. */
   readonly backend: BackendName;
+  /** The file descriptor in this process. */
   readonly fd: number;
+  /** The inode behind it, to recognize a descriptor that was closed and used again. */
   readonly inode: number;
   /** Where the memory lies in this process. */
   readonly base: bigint;
@@ -51,6 +60,7 @@ export interface Userfaults {
 export interface SecondStageEvent {
   /** Of the page, in bytes. */
   readonly gpa: number;
+  /** What the guest did there: read, wrote, or fetched an instruction. */
   readonly access: 'read' | 'write' | 'fetch';
   /** The kind of memory that it is to. */
   readonly wants: 'private' | 'shared';
@@ -66,6 +76,9 @@ export interface SecondStageEvent {
 export interface Observer {
   /** An instruction begins; one that has exited with a memory fault, each time that it is tried. */
   instruction?(rip: bigint, bytes: Uint8Array, bits: 16 | 32 | 64): void;
+  /**
+   * An access found nothing mapped in the second stage of translation; KVM is about to resolve it or to exit.
+   */
   secondStage?(event: SecondStageEvent): void;
   /** The guest wants what the simulated processor lacks: an instruction by iced-x86's name, which raises #UD. */
   lacking?(what: string): void;
@@ -77,11 +90,13 @@ export interface Observer {
  * which the kernel's answer is written.
  */
 export interface Backend {
+  /** Which backend this is. */
   readonly name: BackendName;
   /** The ABI by which KVM_RUN tells of memory faults; mainline's without it. Only the simulator speaks others. */
   readonly dialect?: DialectName;
   /** Opens the KVM device. @throws UnavailableError */
   open(): Handle;
+  /** ioctl(2) on a handle. Gives what the kernel returns: 0 or more, or a negated errno. */
   ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
   /** An ioctl that returns a file descriptor. */
   create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
@@ -103,17 +118,23 @@ export interface Backend {
   allocate(size: number): Handle | number;
   /** Address space with nothing behind it, for a slot without backing. */
   reserve(size: number): Handle | number;
+  /** Maps a guest_memfd made with MMAP (mmap(2), MAP_SHARED). */
   mapGuestMemfd(guestMemfd: Handle): Handle | number;
+  /** Names guest RAM so that another thread of this process can open it with openMemory(). */
   share(memory: Handle): MemoryToken;
+  /** Guest RAM that another thread shares, mapped for this one; -ESTALE or -EBADF when it was closed. */
   openMemory(token: MemoryToken): Handle | number;
   /** Guest RAM, or a vCPU's kvm_run with the pages after it. Of length 0 once the handle is closed. */
   bytes(handle: Handle): Uint8Array;
   /** Copies between guest RAM, from the offset on, and bytes of JS's, in a range that lies inside the memory. */
   write(memory: Handle, offset: number, bytes: Uint8Array): void;
+  /** Copies guest RAM, from `offset` bytes on, into `into`. The range lies inside the memory. */
   read(memory: Handle, offset: number, into: Uint8Array): void;
+  /** fallocate(2) on guest RAM or a guest_memfd. Offset and size in bytes. 0 or a negated errno. */
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
   /** lseek(2) with SEEK_DATA (3) or SEEK_HOLE (4) on guest RAM: a negated errno where it has no such thing. */
   seek(memory: Handle, offset: number, whence: number): number;
+  /** madvise(2) on a part of guest RAM. Offset and size in bytes. 0 or a negated errno. */
   madvise(memory: Handle, advice: number, offset: number, size: number): number;
 
   /** Where the host has such a thing: not in the simulator. */
@@ -121,6 +142,7 @@ export interface Backend {
 
   /** KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed). */
   runner(vcpu: Handle): (timeoutMs?: number) => number;
+  /** The number by which kick() finds this vCPU, the same in every thread of the process. */
   kickId(vcpu: Handle): number;
   /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */
   kick(id: number): boolean;

@@ -1,6 +1,7 @@
 /** The errors of this package. Each has a `code`; none is thrown after something was changed. */
 import { errnoName } from '../uapi/errno.ts';
 
+/** The `code` of errors that are not an errno's. A KvmError has the errno's name instead. */
 export type ErrorCode =
   /** Where guest memory's pages come from is not there, too short, too slow, or has failed. */
   | 'ERR_KVM_SOURCE'
@@ -29,6 +30,7 @@ export type ErrorCode =
 
 /** A system call that the kernel (or the simulator, with the same errno) refused. */
 export class KvmError extends Error {
+  /** `KvmError`. */
   override readonly name = 'KvmError';
   /** The errno's name, as Node's own errors have it: `EINVAL`. */
   readonly code: string;
@@ -55,9 +57,15 @@ export class KvmError extends Error {
 
 /** A failure that is not an errno's. */
 export class VmexitError extends Error {
+  /** The class's name: `VmexitError`, or that of the subclass. */
   override readonly name: string = 'VmexitError';
+  /** What kind of failure it is: for programs; the message is for people. */
   readonly code: ErrorCode;
 
+  /**
+   * @param code what kind of failure it is
+   * @param message what failed, and what helps
+   */
   constructor(code: ErrorCode, message: string, options?: ErrorOptions) {
     super(message, options);
     this.code = code;
@@ -77,10 +85,20 @@ export type UnavailableReason =
   /** Another operating system or processor. */
   | 'platform';
 
+/**
+ * A backend or a feature that this host does not have: code ERR_KVM_UNAVAILABLE, and `reason` says what is
+ * missing.
+ */
 export class UnavailableError extends VmexitError {
+  /** `UnavailableError`. */
   override readonly name = 'UnavailableError';
+  /** What is missing: the message says what to do about it. */
   readonly reason: UnavailableReason;
 
+  /**
+   * @param reason what is missing
+   * @param message the same for people, with the remedy
+   */
   constructor(reason: UnavailableReason, message: string, options?: ErrorOptions) {
     super('ERR_KVM_UNAVAILABLE', message, options);
     this.reason = reason;
@@ -89,6 +107,7 @@ export class UnavailableError extends VmexitError {
 
 /** A migration that has failed. */
 export class MigrationError extends VmexitError {
+  /** `MigrationError`. */
   override readonly name = 'MigrationError';
   /**
    * Of a source's: whether the destination may have begun to run the guest, so that it must not run on here. Its memory
@@ -96,12 +115,17 @@ export class MigrationError extends VmexitError {
    */
   readonly handedOver: boolean;
 
+  /**
+   * @param message what failed
+   * @param options `handedOver`: whether the destination may have begun to run the guest; false without it
+   */
   constructor(message: string, options: ErrorOptions & { readonly handedOver?: boolean } = {}) {
     super('ERR_KVM_MIGRATION', message, options);
     this.handedOver = options.handedOver ?? false;
   }
 }
 
+/** The error for the use of something that was closed: VmexitError ERR_KVM_CLOSED. `what` names it. */
 export const closed = (what: string): VmexitError =>
   new VmexitError('ERR_KVM_CLOSED', `this ${what} was closed and cannot be used any more`);
 

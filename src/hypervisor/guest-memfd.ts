@@ -25,6 +25,7 @@ export class GuestMemfd implements Disposable {
     this.flags = flags;
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.fd.closed;
   }
@@ -82,10 +83,15 @@ export class GuestMemfd implements Disposable {
     return new GuestMemory(this.fd.backend, handle, this.size, 'guest_memfd');
   }
 
+  /**
+   * Idempotent. Unbinds the file from its slots: private accesses there are memory faults from now on, and
+   * the pages are lost.
+   */
   close(): void {
     this.fd.close();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -16,6 +16,10 @@ const Seek = { DATA: 3, HOLE: 4 } as const;
 /** What one GuestMemory can hold, in bytes; larger guests use several. */
 export const MAX_MEMORY = 4 * 2 ** 30;
 
+/**
+ * Memory that host and guest both see: a memfd, mapped once (in the simulator, a part of its own memory).
+ * Made by Vm.allocate(); a slot gives it a guest-physical address.
+ */
 export class GuestMemory implements Disposable {
   /** Bytes. */
   readonly size: number;
@@ -109,6 +113,7 @@ export class GuestMemory implements Disposable {
     if (length > 0) await this.demand?.(from, length);
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#handle === undefined;
   }
@@ -192,6 +197,7 @@ export class GuestMemory implements Disposable {
     this.#handle = undefined;
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -18,6 +18,10 @@ import { Userfaultfd } from './userfaultfd.ts';
 import type { CpuidEntry } from './vcpu.ts';
 import { Vm } from './vm.ts';
 
+/**
+ * An open /dev/kvm, or the simulator in its place: what the host can do, and new VMs. Made by
+ * openHypervisor().
+ */
 export class Hypervisor implements Disposable {
   /** Which one this is. A test asserts it. */
   readonly backend: BackendName;
@@ -32,6 +36,7 @@ export class Hypervisor implements Disposable {
     this.#fd = new Fd(backend, backend.open(), 'Hypervisor');
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#fd.closed;
   }
@@ -130,6 +135,7 @@ export class Hypervisor implements Disposable {
     this.#fd.close();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

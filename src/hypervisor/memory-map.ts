@@ -10,21 +10,34 @@ import type { UserfaultBitmap } from './userfault-bitmap.ts';
 
 /** A memory slot as the kernel has it. Addresses and sizes in bytes. */
 export interface Slot extends Range {
+  /** The slot's number. */
   readonly slot: number;
+  /** 0, or 1 for what only SMM sees. */
   readonly addressSpace: number;
+  /** MemFlag bits (KVM_MEM_*). */
   readonly flags: number;
+  /** Its shared memory, if it has any. */
   readonly memory: GuestMemory | undefined;
+  /** Where in `memory` the slot begins, in bytes. */
   readonly memoryOffset: number;
+  /** Its private memory, if it has any. */
   readonly guestMemfd: GuestMemfd | undefined;
+  /** Where in `guestMemfd` the slot begins, in bytes. */
   readonly guestMemfdOffset: number;
+  /** Its bitmap for KVM_MEM_USERFAULT (a proposal), if it has one. */
   readonly userfaultBitmap: UserfaultBitmap | undefined;
 }
 
 /** A part of a range that lies in one slot, or in none. */
 export interface Piece extends Range {
+  /** The slot that has this part; undefined where there is none. */
   readonly slot: Slot | undefined;
 }
 
+/**
+ * The slots and attributes of a VM, as its successful ioctls have made them: KVM cannot be asked for either.
+ * Addresses are guest-physical, in bytes. Read it; Vm writes it.
+ */
 export class MemoryMap {
   /** Of address space 0, sorted by address: what guests outside of SMM see. */
   #slots: Slot[] = [];
@@ -46,6 +59,7 @@ export class MemoryMap {
     return this.#slots.at(-1)?.end ?? 0;
   }
 
+  /** The slot of address space 0 that has the address. */
   slotAt(address: number): Slot | undefined {
     let low = 0;
     let high = this.#slots.length;
@@ -58,6 +72,7 @@ export class MemoryMap {
     return slot !== undefined && slot.start <= address ? slot : undefined;
   }
 
+  /** The slot of this number. */
   slotById(slot: number, addressSpace = 0): Slot | undefined {
     const among = addressSpace === 0 ? this.#slots : this.#others;
     return among.find((other) => other.slot === slot && other.addressSpace === addressSpace);
@@ -82,6 +97,7 @@ export class MemoryMap {
     return this.#attributes.at(address);
   }
 
+  /** Whether the page at the address has KVM_MEMORY_ATTRIBUTE_PRIVATE. */
   isPrivate(address: number): boolean {
     return (this.#attributes.at(address) & MemoryAttribute.PRIVATE) !== 0;
   }

@@ -6,7 +6,9 @@ export interface Range {
   readonly end: number;
 }
 
+/** A range of addresses and the value that all of them have. */
 export interface ValueRange<T> extends Range {
+  /** What every address of the range has. */
   readonly value: T;
 }
 
@@ -18,6 +20,7 @@ export class RangeMap<T> {
   readonly #starts: number[] = [0];
   readonly #values: T[];
 
+  /** @param initial what every address has at first */
   constructor(initial: T) {
     this.#values = [initial];
   }
@@ -34,6 +37,7 @@ export class RangeMap<T> {
     return low;
   }
 
+  /** The value at an address. */
   at(address: number): T {
     return this.#values[this.#find(address)]!;
   }
@@ -44,6 +48,7 @@ export class RangeMap<T> {
     return this.#values[first] === value && (this.#starts[first + 1] ?? Number.POSITIVE_INFINITY) >= end;
   }
 
+  /** Gives [start, end) the value. An empty range changes nothing. */
   set(start: number, end: number, value: T): void {
     if (end <= start) return;
     const first = this.#find(start);

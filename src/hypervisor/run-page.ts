@@ -25,6 +25,7 @@ const SYNC = kvm_sync_regs.fields;
 /** KVM_EXIT_IO: port I/O. `count` elements of `size` bytes each; an IN waits for the VMM to write them. */
 export class IoExit {
   readonly #page: RunPage;
+  /** Made by RunPage: use `vcpu.io`. */
   constructor(page: RunPage) {
     this.#page = page;
   }
@@ -36,6 +37,7 @@ export class IoExit {
   get size(): number {
     return this.#page.view.getUint8(IO.size);
   }
+  /** The port, 0 to 0xffff. */
   get port(): number {
     return this.#page.view.getUint16(IO.port, true);
   }
@@ -74,6 +76,7 @@ export class IoExit {
 export class MmioExit {
   readonly #page: RunPage;
   readonly #data: Uint8Array;
+  /** Made by RunPage: use `vcpu.mmio`. */
   constructor(page: RunPage) {
     this.#page = page;
     this.#data = page.bytes.subarray(MMIO.data, MMIO.data + exitArms.mmio.fields.data.type.size);
@@ -86,6 +89,7 @@ export class MmioExit {
   get length(): number {
     return this.#page.view.getUint32(MMIO.len, true);
   }
+  /** Whether the guest writes; false for a read, which waits for `data` or `value` to be set. */
   get isWrite(): boolean {
     return this.#page.view.getUint8(MMIO.isWrite) !== 0;
   }
@@ -110,6 +114,7 @@ export class MmioExit {
 export class MemoryFaultExit {
   readonly #page: RunPage;
   readonly #dialect: Dialect;
+  /** Made by RunPage: use `vcpu.memoryFault`. */
   constructor(page: RunPage, dialect: Dialect) {
     this.#page = page;
     this.#dialect = dialect;
@@ -138,6 +143,7 @@ export class MemoryFaultExit {
 /** KVM_EXIT_HYPERCALL. The guest receives `ret` in RAX when it runs on. */
 export class HypercallExit {
   readonly #page: RunPage;
+  /** Made by RunPage: use `vcpu.hypercall`. */
   constructor(page: RunPage) {
     this.#page = page;
   }
@@ -155,6 +161,7 @@ export class HypercallExit {
     if (!(Number.isInteger(index) && index >= 0 && index < 6)) throw outOfRange('index', index, '0 to 5');
     return size64.get(this.#page.view, CALL.args + 8 * index);
   }
+  /** HypercallFlag bits (KVM_EXIT_HYPERCALL_*). */
   get flags(): number {
     return size64.get(this.#page.view, CALL.flags);
   }
@@ -175,6 +182,7 @@ export class HypercallExit {
 /** The registers that KVM_RUN copies out and in without an ioctl (KVM_CAP_SYNC_REGS; api.rst, "kvm_valid_regs"). */
 export class SyncRegsArea {
   readonly #page: RunPage;
+  /** Made by RunPage: use `vcpu.syncRegs`. */
   constructor(page: RunPage) {
     this.#page = page;
   }
@@ -192,18 +200,24 @@ export class SyncRegsArea {
   set dirty(bits: number) {
     size64.set(this.#page.view, head.kvmDirtyRegs.offset, bits);
   }
+  /**
+   * The general registers, as the last run() copied them out if `valid` has REGS. To change them, set them
+   * and then REGS in `dirty`. Reading gives a copy.
+   */
   get regs(): Value<typeof SYNC.regs.type> {
     return SYNC.regs.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.regs.offset);
   }
   set regs(value: Value<typeof SYNC.regs.type>) {
     SYNC.regs.type.set(this.#page.view, SYNC_REGS_OFFSET + SYNC.regs.offset, value);
   }
+  /** The special registers, likewise with SREGS. */
   get sregs(): Value<typeof SYNC.sregs.type> {
     return SYNC.sregs.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.sregs.offset);
   }
   set sregs(value: Value<typeof SYNC.sregs.type>) {
     SYNC.sregs.type.set(this.#page.view, SYNC_REGS_OFFSET + SYNC.sregs.offset, value);
   }
+  /** Pending and injected events, likewise with EVENTS. */
   get events(): Value<typeof SYNC.events.type> {
     return SYNC.events.type.get(this.#page.view, SYNC_REGS_OFFSET + SYNC.events.offset);
   }
@@ -212,15 +226,24 @@ export class SyncRegsArea {
   }
 }
 
+/**
+ * A vCPU's struct kvm_run (api.rst, "The kvm_run structure"), read and written in place. After the vCPU is
+ * closed, reading or writing a field throws VmexitError ERR_KVM_CLOSED.
+ */
 export class RunPage {
   readonly #view: DataView;
   readonly #bytes: Uint8Array;
   #open = true;
 
+  /** The fields of Exit.IO. */
   readonly io: IoExit;
+  /** The fields of Exit.MMIO. */
   readonly mmio: MmioExit;
+  /** The fields of Exit.MEMORY_FAULT and Exit.MEMORY_POISONED. */
   readonly memoryFault: MemoryFaultExit;
+  /** The fields of Exit.HYPERCALL. */
   readonly hypercall: HypercallExit;
+  /** kvm_valid_regs, kvm_dirty_regs and the registers that they speak of (KVM_CAP_SYNC_REGS). */
   readonly syncRegs: SyncRegsArea;
 
   /** @param page the vCPU's whole mapping: kvm_run, the page of port data, the ring of coalesced writes */
@@ -241,16 +264,25 @@ export class RunPage {
     if (!this.#open) throw closed('vCPU');
   }
 
+  /**
+   * A view of the whole mapping, for fields that have no property here.
+   * @throws VmexitError ERR_KVM_CLOSED
+   */
   get view(): DataView {
     if (!this.#open) throw closed('vCPU');
     return this.#view;
   }
 
+  /**
+   * The whole mapping: kvm_run, the page of port data, the ring of coalesced writes.
+   * @throws VmexitError ERR_KVM_CLOSED
+   */
   get bytes(): Uint8Array {
     if (!this.#open) throw closed('vCPU');
     return this.#bytes;
   }
 
+  /** Called by Vcpu.close(): the page is unmapped then. */
   close(): void {
     this.#open = false;
   }
@@ -263,6 +295,7 @@ export class RunPage {
     u32.set(this.view, head.exitReason.offset, reason);
   }
 
+  /** kvm_run.immediate_exit: see Vcpu.immediateExit. */
   get immediateExit(): boolean {
     return this.view.getUint8(head.immediateExit.offset) !== 0;
   }
@@ -270,6 +303,10 @@ export class RunPage {
     this.view.setUint8(head.immediateExit.offset, on ? 1 : 0);
   }
 
+  /**
+   * kvm_run.request_interrupt_window: ends run() with Exit.IRQ_WINDOW_OPEN once the guest can take an
+   * interrupt. The VMM sets and clears it.
+   */
   get requestInterruptWindow(): boolean {
     return this.view.getUint8(head.requestInterruptWindow.offset) !== 0;
   }
@@ -277,21 +314,28 @@ export class RunPage {
     this.view.setUint8(head.requestInterruptWindow.offset, on ? 1 : 0);
   }
 
+  /**
+   * kvm_run.ready_for_interrupt_injection, as the last run() left it: whether Vcpu.interrupt() may be called.
+   */
   get readyForInterruptInjection(): boolean {
     return this.view.getUint8(head.readyForInterruptInjection.offset) !== 0;
   }
+  /** kvm_run.if_flag, as the last run() left it: whether the guest has interrupts enabled (RFLAGS.IF). */
   get ifFlag(): boolean {
     return this.view.getUint8(head.ifFlag.offset) !== 0;
   }
+  /** kvm_run.flags, as the last run() left it: RunFlag bits. */
   get flags(): number {
     return this.view.getUint16(head.flags.offset, true);
   }
+  /** kvm_run.cr8: the task priority. Without an in-kernel interrupt controller KVM_RUN takes it from here. */
   get cr8(): bigint {
     return this.view.getBigUint64(head.cr8.offset, true);
   }
   set cr8(value: bigint) {
     u64.set(this.view, head.cr8.offset, value);
   }
+  /** kvm_run.apic_base: IA32_APIC_BASE as the last run() left it. */
   get apicBase(): bigint {
     return this.view.getBigUint64(head.apicBase.offset, true);
   }

@@ -33,6 +33,7 @@ export class UserfaultBitmap implements Disposable {
     this.pages = pages;
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#memory.closed;
   }
@@ -97,6 +98,7 @@ export class UserfaultBitmap implements Disposable {
     this.#memory.close();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -57,6 +57,7 @@ export class Userfaultfd implements Disposable {
     this.size = size;
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#handle === undefined;
   }
@@ -152,6 +153,7 @@ export class Userfaultfd implements Disposable {
     this.#handle = undefined;
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -25,15 +25,25 @@ import { closed, UnavailableError, VmexitError, wrongType } from './errors.ts';
 import { type Fd, failed } from './fd.ts';
 import { RunPage } from './run-page.ts';
 
+/** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
 export type Regs = Value<typeof kvm_regs>;
+/** Segments, descriptor tables, control registers, EFER and the APIC base (struct kvm_sregs). */
 export type Sregs = Value<typeof kvm_sregs>;
 export type Sregs2 = Value<typeof kvm_sregs2>;
+/** Exceptions, interrupts, NMIs and SMIs that are pending or injected (struct kvm_vcpu_events). */
 export type VcpuEvents = Value<typeof kvm_vcpu_events>;
+/** DR0 to DR3, DR6 and DR7 (struct kvm_debugregs). */
 export type DebugRegs = Value<typeof kvm_debugregs>;
+/** One leaf of CPUID, with its subleaf (struct kvm_cpuid_entry2). */
 export type CpuidEntry = Value<typeof kvm_cpuid_entry2>;
 export type Translation = Value<typeof kvm_translation>;
 /** A model-specific register: its number and its 64 bits. */
-export type Msr = { readonly index: number; readonly data: Integer };
+export type Msr = {
+  /** Its number, as RDMSR takes it in ECX. */
+  readonly index: number;
+  /** Its contents, 64 bits. */
+  readonly data: Integer;
+};
 
 /** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
 const MAX_COMPLETIONS = 65_536;
@@ -41,6 +51,10 @@ const MAX_COMPLETIONS = 65_536;
 const CANNOT_OBSERVE =
   "KVM's guests run on the processor itself, and it tells of exits alone: only the simulator can be observed";
 
+/**
+ * A virtual processor. run() it until something needs the VMM, and read what that is in place.. Close what
+ * vm.createVcpu() gave, or use `using`.
+ */
 export class Vcpu implements Disposable {
   /** The vCPU's number, which is its initial APIC id. */
   readonly id: number;
@@ -69,22 +83,28 @@ export class Vcpu implements Disposable {
   get raw(): RunPage {
     return this.#page;
   }
+  /** The port access after Exit.IO, in place. */
   get io() {
     return this.#page.io;
   }
+  /** The access to memory-mapped I/O after Exit.MMIO, in place. */
   get mmio() {
     return this.#page.mmio;
   }
+  /** The fault after Exit.MEMORY_FAULT or MEMORY_POISONED, in place. */
   get memoryFault() {
     return this.#page.memoryFault;
   }
+  /** The call after Exit.HYPERCALL, in place. Set `ret` before the guest runs on. */
   get hypercall() {
     return this.#page.hypercall;
   }
+  /** Registers that run() copies out and in without an ioctl (KVM_CAP_SYNC_REGS, since 4.17). */
   get syncRegs() {
     return this.#page.syncRegs;
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#fd.closed;
   }
@@ -364,6 +384,7 @@ export class Vcpu implements Disposable {
     this.#fd.close();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

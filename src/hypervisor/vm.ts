@@ -36,9 +36,11 @@ export interface MemoryRegion {
   readonly memorySize?: number;
   /** Shared memory. Without it a shared access finds nothing behind the slot: Exit.FAULT. */
   readonly memory?: GuestMemory | undefined;
+  /** Where in `memory` the slot begins, in bytes: a multiple of 4096, 0 without it. */
   readonly memoryOffset?: number;
 }
 
+/** As MemoryRegion, with what KVM_SET_USER_MEMORY_REGION2 adds (since 6.8). */
 export interface MemoryRegion2 extends MemoryRegion {
   /** Private memory. */
   readonly guestMemfd?: GuestMemfd | undefined;
@@ -54,8 +56,11 @@ export interface MemoryRegion2 extends MemoryRegion {
 
 /** KVM_SET_MEMORY_ATTRIBUTES. Bytes, multiples of 4096; attributes are MemoryAttribute bits. */
 export interface MemoryAttributes {
+  /** Guest-physical, in bytes: a multiple of 4096. */
   readonly address: number;
+  /** Bytes: a multiple of 4096 above 0. */
   readonly size: number;
+  /** MemoryAttribute bits: PRIVATE, or 0 for shared. All attributes are replaced. */
   readonly attributes: number;
 }
 
@@ -63,7 +68,9 @@ export interface MemoryAttributes {
 export interface VmSetup {
   /** Arguments of KVM_ENABLE_CAP, by capability. */
   readonly caps: ReadonlyMap<number, Input<Value<typeof kvm_enable_cap>>>;
+  /** What setTssAddr() was given, if it was called. */
   readonly tssAddress: number | undefined;
+  /** What setIdentityMapAddr() was given, if it was called. */
   readonly identityMapAddress: number | undefined;
   /** The kernel has interrupt controllers or a timer of this VM's. */
   readonly devices: readonly ('irqchip' | 'pit')[];
@@ -71,6 +78,10 @@ export interface VmSetup {
 
 const ATTRIBUTES = kvm_memory_attributes.fields;
 
+/**
+ * A virtual machine: its memory, its vCPUs, and the devices that the kernel has for it. Made by
+ * Hypervisor.createVm().
+ */
 export class Vm implements Disposable {
   /** VmType: what it was created as. */
   readonly type: number;
@@ -91,6 +102,7 @@ export class Vm implements Disposable {
     this.type = type;
   }
 
+  /** Whether close() was called. */
   get closed(): boolean {
     return this.#fd.closed;
   }
@@ -343,6 +355,7 @@ export class Vm implements Disposable {
     this.#fd.close();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

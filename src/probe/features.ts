@@ -240,6 +240,7 @@ const rows = {
   },
 } as const satisfies { readonly [name: string]: Row };
 
+/** The name of something that a VMM can need of a hypervisor: a key of `features`. */
 export type Feature = keyof typeof rows;
 
 /** What each feature is, for people. */

@@ -12,30 +12,51 @@ import { type FaultSignal, mainlineFault, outcomeOf } from './outcome.ts';
 
 /** A memory fault, whichever dialect told of it: an access to the guest-physical bytes [gpa, gpa + size). */
 export interface MemoryFault {
+  /** Why KVM could not map it. */
   readonly flags: {
+    /** The access was to private memory. */
     readonly private: boolean;
     /** The page's bit in the slot's userfault bitmap is set (a proposal, in no released kernel). */
     readonly userfault: boolean;
     /** The bits that have no meaning in this dialect, as they stand. */
     readonly unknown: bigint;
   };
+  /** Guest-physical, in bytes. */
   readonly gpa: number;
+  /** Bytes. */
   readonly size: number;
 }
 
+/**
+ * `mainline` is Linux since 6.8. `rfc` and `v9` are earlier forms of the same patches, which only the
+ * simulator speaks.
+ */
 export type DialectName = 'rfc' | 'v9' | 'mainline';
 
+/** How one ABI tells of a memory fault, and how memory is converted in it. */
 export interface Dialect {
+  /** Its key in `dialects`. */
   readonly name: DialectName;
   /** 1, 3. What KVM_RUN returns, and the number in exit_reason. */
   readonly signal: FaultSignal;
   /** 2. Where the fault stands in kvm_run's exit union, and the meaning of its flag bits. */
   readonly arm: FaultArm;
-  readonly bits: { readonly private: number; readonly userfault: number };
+  /** Masks in the flag word; 0 where the ABI has no such flag. */
+  readonly bits: {
+    /** The access was to private memory. */
+    readonly private: number;
+    /** The page's bit in the slot's userfault bitmap is set. */
+    readonly userfault: number;
+  };
   /** 4. What decides whether a page is private. */
   readonly truth: 'allocation' | 'regions' | 'attributes';
   /** 5. The call that converts. */
-  readonly converts: { readonly toPrivate: string; readonly toShared: string };
+  readonly converts: {
+    /** The call that makes a range private. */
+    readonly toPrivate: string;
+    /** The call that makes a range shared. */
+    readonly toShared: string;
+  };
   /** Writes exit_reason and the fault into a kvm_run page. A flag that the dialect cannot say is a RangeError. */
   encode(page: DataView, fault: MemoryFault): void;
   /** Reads the fault that stands in a kvm_run page. Only after an outcome that says there is one. */
@@ -96,6 +117,7 @@ function dialect(columns: Pick<Dialect, 'name' | 'signal' | 'arm' | 'bits' | 'tr
   };
 }
 
+/** The three ABIs, by name. */
 export const dialects: { readonly [K in DialectName]: Dialect } = {
   /** KVM_EXIT_MEMORY_ERROR, the first form (2022). */
   rfc: dialect({

@@ -132,6 +132,7 @@ export const Errno = {
   ERFKILL: 132,
   EHWPOISON: 133,
 } as const;
+/** One of the numbers in the table {@link Errno}. */
 export type Errno = (typeof Errno)[keyof typeof Errno];
 
 const names = new Map<number, string>(Object.entries(Errno).map(([name, number]) => [number, name]));

@@ -177,7 +177,13 @@ interface ExitHead {
 }
 
 /** An exit of another architecture, or newer than this table: its name if it has one, and the union's bytes. */
-export type RawExit = { readonly reason: 'OTHER'; readonly name: string; readonly raw: Uint8Array };
+export type RawExit = {
+  readonly reason: 'OTHER';
+  /** Its name, as exitName() gives it. */
+  readonly name: string;
+  /** The 256 bytes of kvm_run's exit union. */
+  readonly raw: Uint8Array;
+};
 
 /** A run's outcome with its fields; `reason` tells the arms apart. */
 export type KvmExit = ExitHead &

@@ -7,6 +7,7 @@ import { type Struct, size64, type Type, u32, u64 } from './layout.ts';
 import * as g from './structs.ts';
 import * as x86 from './x86.ts';
 
+/** What an ioctl is issued on: /dev/kvm (`system`), a VM, a vCPU, a guest_memfd, or an in-kernel device. */
 export type FdKind = 'system' | 'vm' | 'vcpu' | 'gmem' | 'device';
 
 /** Which way the kernel copies the argument: `write` into the kernel, `read` out of it. */
@@ -30,42 +31,57 @@ interface Row {
 
 /** No argument: the kernel wants 0. */
 export interface NoneRow extends Row {
+  /** It takes no argument. */
   readonly kind: 'none';
 }
 
 /** The argument is a number, passed by value. */
 export interface IntegerRow extends Row {
+  /** It takes a number. */
   readonly kind: 'integer';
 }
 
 /** The argument points to one value of fixed size. */
 export interface StructRow<T extends AnyType = AnyType> extends Row {
+  /** It takes a struct. */
   readonly kind: 'struct';
+  /** The layout of what the argument points to. */
   readonly struct: T;
 }
 
 /** A head, in whose field `count` the number of elements stands that follow it; at most `max`. */
 export interface ArrayRow<S extends AnyStruct = AnyStruct, E extends AnyType = AnyType> extends Row {
+  /** It takes a list. */
   readonly kind: 'array';
+  /** The layout of the head. */
   readonly struct: S;
+  /** The layout of one element. */
   readonly element: E;
+  /** The head's field that counts the elements. */
   readonly count: keyof S['fields'] & string;
+  /** The most elements that this package asks for or gives. */
   readonly max: number;
 }
 
 /** A struct of as many bytes as KVM_CHECK_EXTENSION(`cap`) says, and never fewer than the struct itself. */
 export interface SizedRow<S extends AnyStruct = AnyStruct> extends Row {
+  /** It takes a struct whose size the kernel tells. */
   readonly kind: 'sized';
+  /** The layout of the struct's fixed part. */
   readonly struct: S;
+  /** The capability that tells its size in bytes. */
   readonly cap: Cap;
 }
 
 /** A struct that holds pointers or fds: its caller gives handles, and the addon fills them in. */
 export interface PointersRow<S extends AnyStruct = AnyStruct> extends Row {
+  /** It takes a struct with pointers or file descriptors in it. */
   readonly kind: 'pointers';
+  /** The layout of what the argument points to. */
   readonly struct: S;
 }
 
+/** A row of `ioctls`; `kind` says how its argument travels. */
 export type Ioctl = NoneRow | IntegerRow | StructRow | ArrayRow | SizedRow | PointersRow;
 
 const KVMIO = 0xae;
@@ -187,6 +203,10 @@ const MAX_ROUTES = 4096;
 const MAX_PMU_EVENTS = 300;
 const MAX_INDICES = 1024;
 
+/**
+ * The table of ioctls, by the kernel's names. An ioctl that is not here cannot be issued. Each row is one of
+ * `Ioctl`.
+ */
 export const ioctls = table({
   // /dev/kvm
   KVM_GET_API_VERSION: none(['system'], 0x00),
@@ -331,6 +351,7 @@ export const ioctls = table({
   KVM_HAS_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe3, g.kvm_device_attr),
 });
 
+/** The kernel's name of an ioctl: a key of `ioctls`. */
 export type IoctlName = keyof typeof ioctls;
 
 function cpuid(on: readonly FdKind[], dir: Direction, number: number) {

@@ -53,12 +53,19 @@ export const kvm_exit_snp_req_certs = struct('kvm_exit_snp_req_certs', {
  * (api.rst, "The kvm_run structure").
  */
 export const exitArms = {
+  /** Of Exit.UNKNOWN: the hardware's own exit reason. */
   hw: struct('kvm_run.hw', { hardwareExitReason: u64 }),
+  /** Of Exit.FAIL_ENTRY: the hardware's reason, and the host's CPU. */
   failEntry: struct('kvm_run.fail_entry', { hardwareEntryFailureReason: u64, cpu: u32 }),
+  /** Of Exit.EXCEPTION: the vector and its error code. */
   ex: struct('kvm_run.ex', { exception: u32, errorCode: u32 }),
   /** `count` elements of `size` bytes at `dataOffset` bytes from the start of kvm_run. */
   io: struct('kvm_run.io', { direction: u8, size: u8, port: u16, count: u32, dataOffset: size64 }),
+  /** Of Exit.DEBUG. */
   debug: struct('kvm_run.debug', { arch: kvm_debug_exit_arch }),
+  /**
+   * Of Exit.MMIO: `len` bytes of `data` at the guest-physical address. The caller writes `data` of a read.
+   */
   mmio: struct('kvm_run.mmio', { physAddr: size64, data: bytes(8), len: u32, isWrite: u8 }),
   /** The caller writes `ret`. `longmode` is the older name of the low half of `flags`. */
   hypercall: struct('kvm_run.hypercall', {
@@ -68,7 +75,9 @@ export const exitArms = {
     flags: size64,
     longmode: over('flags', u32),
   }),
+  /** Of Exit.TPR_ACCESS. */
   tprAccess: struct('kvm_run.tpr_access', { rip: u64, isWrite: u32, pad: u32 }),
+  /** Of Exit.INTERNAL_ERROR: `suberror` is one of InternalError; `ndata` words of `data` count. */
   internal: struct('kvm_run.internal', { suberror: u32, ndata: u32, data: array(u64, 16) }),
   /** `internal` of suberror EMULATION. `flags` says whether the instruction's bytes are valid. */
   emulationFailure: struct('kvm_run.emulation_failure', {
@@ -78,17 +87,22 @@ export const exitArms = {
     insnSize: u8,
     insnBytes: bytes(15),
   }),
+  /** Of Exit.SYSTEM_EVENT: `type` is one of SystemEvent. `flags` is the older name of data[0]. */
   systemEvent: struct('kvm_run.system_event', {
     type: u32,
     ndata: u32,
     flags: u64,
     data: over('flags', array(u64, 16)),
   }),
+  /** Of Exit.IOAPIC_EOI: the vector whose interrupt the guest has ended. */
   eoi: struct('kvm_run.eoi', { vector: u8 }),
+  /** Of Exit.HYPERV. */
   hyperv: kvm_hyperv_exit,
   /** RDMSR: the caller writes `data`. Either: a non-zero `error` injects #GP. */
   msr: struct('kvm_run.msr', { error: u8, pad: bytes(7), reason: u32, index: u32, data: u64 }),
+  /** Of Exit.XEN. */
   xen: kvm_xen_exit,
+  /** Of Exit.NOTIFY: NotifyFlag bits. */
   notify: struct('kvm_run.notify', { flags: u32 }),
   /** Valid only where outcomeOf() says so. The guest-physical range [gpa, gpa + size). */
   memoryFault: struct('kvm_run.memory_fault', { flags: size64, gpa: size64, size: size64 }),
@@ -111,6 +125,7 @@ export const exitArms = {
     ),
     setupEventNotify: over('unknown', struct('kvm_run.tdx.setup_event_notify', { ret: u64, vector: u64 })),
   }),
+  /** Of Exit.SNP_REQ_CERTS. */
   snpReqCerts: kvm_exit_snp_req_certs,
   /** What fixes the union's size, and how an exit without an arm here is read. */
   padding: bytes(256),
@@ -144,6 +159,10 @@ export const SYNC_REGS_OFFSET = kvm_run.fields.s.offset;
 
 /** Pages of a vCPU's mapping, counted from its start: port data, and the ring of coalesced writes. */
 export const PIO_PAGE_OFFSET = 1;
+/**
+ * The page of the ring of coalesced writes (KVM_COALESCED_MMIO_PAGE_OFFSET), counted from the mapping's
+ * start.
+ */
 export const COALESCED_MMIO_PAGE_OFFSET = 2;
 /** The first page of the dirty ring, in the vCPU fd's file though beyond KVM_GET_VCPU_MMAP_SIZE. */
 export const DIRTY_LOG_PAGE_OFFSET = 64;

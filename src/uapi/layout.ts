@@ -5,11 +5,18 @@
 
 /** How one value lies in memory, and how it is read and written. All KVM structs are little-endian here. */
 export interface Type<T = unknown> {
+  /** Bytes that a value takes. */
   readonly size: number;
+  /** The multiple of bytes at which C places it in a struct. */
   readonly align: number;
   /** In a struct: the earlier field that this one shares its bytes with (C's anonymous union). */
   readonly over?: string;
+  /** Reads the value that begins at byte `at` of the view. */
   get(view: DataView, at: number): T;
+  /**
+   * Writes the value from byte `at` of the view on.
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG for what it cannot hold
+   */
   set(view: DataView, at: number, value: T): void;
 }
 
@@ -66,30 +73,35 @@ function inRange(value: number | bigint, low: number, high: number): number {
   throw invalid(RangeError, value, ` is not an integer from ${low} to ${high}`);
 }
 
+/** An unsigned 8-bit integer (C's __u8), as a number. */
 export const u8 = integer(
   1,
   false,
   (view, at) => view.getUint8(at),
   (view, at, value) => view.setUint8(at, value),
 );
+/** An unsigned 16-bit integer (C's __u16), as a number. */
 export const u16 = integer(
   2,
   false,
   (view, at) => view.getUint16(at, LE),
   (view, at, value) => view.setUint16(at, value, LE),
 );
+/** A signed 16-bit integer (C's __s16), as a number. */
 export const i16 = integer(
   2,
   true,
   (view, at) => view.getInt16(at, LE),
   (view, at, value) => view.setInt16(at, value, LE),
 );
+/** An unsigned 32-bit integer (C's __u32), as a number. */
 export const u32 = integer(
   4,
   false,
   (view, at) => view.getUint32(at, LE),
   (view, at, value) => view.setUint32(at, value, LE),
 );
+/** A signed 32-bit integer (C's __s32), as a number. */
 export const i32 = integer(
   4,
   true,
@@ -118,6 +130,7 @@ export const u64: Type<bigint> = {
   set: (view, at, value) => view.setBigUint64(at, in64(value), LE),
 };
 
+/** A signed 64-bit value, as a bigint. Written from a bigint or an integral number. */
 export const i64: Type<bigint> = {
   size: 8,
   align: 8,
@@ -178,22 +191,28 @@ export const over = <X extends Type<never> | Type<unknown>>(field: string, type:
   over: field,
 });
 
+/** Where a field lies in its struct, and its type. */
 export interface Field<T = unknown> {
+  /** Bytes from the struct's start. */
   readonly offset: number;
+  /** How it is read and written. */
   readonly type: Type<T>;
 }
 
 type Fields = Record<string, Type<never> | Type<unknown>>;
 type Values<F extends Fields> = { -readonly [K in keyof F]: Value<F[K]> };
 
+/** A C struct: how all of it is read and written, and where its fields are. */
 export interface Struct<F extends Fields = Fields> extends Type<Values<F>> {
   /** The kernel's name, without `struct`; of a nameless one the place where it is declared: `kvm_run.io`. */
   readonly name: string;
+  /** Its fields by name, for reading or writing one alone. */
   readonly fields: { readonly [K in keyof F]: Field<Value<F[K]>> };
   /** A fresh, zeroed struct with the given fields set. An unknown or out-of-range field is named in the error. */
   encode(value: Input<Values<F>>): Uint8Array<ArrayBuffer>;
   /** As encode(), into zeroed bytes at the start of the view. */
   encodeInto(view: DataView, value: Input<Values<F>>): void;
+  /** Reads a struct from its first bytes: a new object, with a copy of everything. */
   decode(data: Uint8Array): Values<F>;
 }
 

@@ -4,6 +4,7 @@ import { Exit } from './exit.ts';
 
 /** How an ABI tells of a memory fault: what KVM_RUN returns, and beside it which exit_reason. */
 export interface FaultSignal {
+  /** kvm_run.exit_reason. */
   readonly exitReason: number;
   /** The result of the ioctl, a negated errno if it failed. */
   readonly result: number;

@@ -109,12 +109,17 @@ export const kvm_dirty_gfn = struct('kvm_dirty_gfn', { flags: u32, slot: u32, of
 /** The head of a signal mask of `len` bytes; the kernel takes 8 (its own sigset_t, not libc's). */
 export const kvm_signal_mask = struct('kvm_signal_mask', { len: u32 });
 
+/**
+ * KVM_TPR_ACCESS_REPORTING: `enabled` 1 makes accesses to the APIC's task priority exits (Exit.TPR_ACCESS).
+ */
 export const kvm_tpr_access_ctl = struct('kvm_tpr_access_ctl', {
   enabled: u32,
   flags: u32,
   reserved: array(u32, 8),
 });
+/** KVM_SET_VAPIC_ADDR: the guest-physical address of the page that shadows the task priority. */
 export const kvm_vapic_addr = struct('kvm_vapic_addr', { vapicAddr: u64 });
+/** KVM_GET_MP_STATE, KVM_SET_MP_STATE: one of MpState. */
 export const kvm_mp_state = struct('kvm_mp_state', { mpState: u32 });
 
 /** KVM_SET_GUEST_DEBUG: single-step and breakpoints. */
@@ -124,6 +129,10 @@ export const kvm_guest_debug = struct('kvm_guest_debug', {
   arch: kvm_guest_debug_arch,
 });
 
+/**
+ * KVM_IOEVENTFD: guest writes of `len` bytes (0, 1, 2, 4 or 8) to `addr` signal the eventfd `fd` instead of
+ * exiting. `flags` are IoeventfdFlag bits; with DATAMATCH only a write of `datamatch`.
+ */
 export const kvm_ioeventfd = struct('kvm_ioeventfd', {
   datamatch: u64,
   addr: size64,
@@ -133,6 +142,10 @@ export const kvm_ioeventfd = struct('kvm_ioeventfd', {
   pad: bytes(36),
 });
 
+/**
+ * KVM_IRQFD: the eventfd `fd` raises interrupt `gsi`. `flags` are IrqfdFlag bits; `resamplefd` is signalled
+ * at the guest's end of interrupt.
+ */
 export const kvm_irqfd = struct('kvm_irqfd', {
   fd: u32,
   gsi: u32,
@@ -149,7 +162,9 @@ export const kvm_enable_cap = struct('kvm_enable_cap', {
   pad: bytes(64),
 });
 
+/** A route to a pin of an in-kernel interrupt controller: `irqchip` is one of Irqchip. */
 export const kvm_irq_routing_irqchip = struct('kvm_irq_routing_irqchip', { irqchip: u32, pin: u32 });
+/** A route to a message-signalled interrupt: where it is written, and what. */
 export const kvm_irq_routing_msi = struct('kvm_irq_routing_msi', {
   addressLo: u32,
   addressHi: u32,
@@ -157,7 +172,9 @@ export const kvm_irq_routing_msi = struct('kvm_irq_routing_msi', {
   pad: u32,
   devid: over('pad', u32),
 });
+/** A route to a Hyper-V synthetic interrupt source of a vCPU. */
 export const kvm_irq_routing_hv_sint = struct('kvm_irq_routing_hv_sint', { vcpu: u32, sint: u32 });
+/** A route to a Xen event channel; also the argument of KVM_XEN_HVM_EVTCHN_SEND. */
 export const kvm_irq_routing_xen_evtchn = struct('kvm_irq_routing_xen_evtchn', {
   port: u32,
   vcpu: u32,
@@ -180,6 +197,9 @@ export const kvm_irq_routing_entry = struct('kvm_irq_routing_entry', {
 /** The head of a list of `nr` kvm_irq_routing_entry. */
 export const kvm_irq_routing = struct('kvm_irq_routing', { nr: u32, flags: u32 });
 
+/**
+ * KVM_SIGNAL_MSI: a message-signalled interrupt. `flags` are MsiFlag bits; `devid` counts with VALID_DEVID.
+ */
 export const kvm_msi = struct('kvm_msi', {
   addressLo: u32,
   addressHi: u32,
@@ -204,10 +224,15 @@ export const kvm_reg_list = struct('kvm_reg_list', { n: size64 });
 /** `addr` is a pointer to the value. */
 export const kvm_one_reg = struct('kvm_one_reg', { id: u64, addr: u64 });
 
+/** KVM_CREATE_DEVICE: `type` is one of DeviceType. The kernel answers in `fd`. */
 export const kvm_create_device = struct('kvm_create_device', { type: u32, fd: u32, flags: u32 });
 /** `addr` is a pointer to the attribute's value. */
 export const kvm_device_attr = struct('kvm_device_attr', { flags: u32, group: u32, attr: u64, addr: u64 });
 
+/**
+ * KVM_MEMORY_ENCRYPT_REG_REGION, KVM_MEMORY_ENCRYPT_UNREG_REGION: a range of bytes, whose `addr` is a pointer
+ * in mainline and a guest-physical address in the dialect `v9`.
+ */
 export const kvm_enc_region = struct('kvm_enc_region', { addr: u64, size: size64 });
 
 /** What a statistics fd begins with. All offsets in bytes from its start. */

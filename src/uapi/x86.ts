@@ -87,12 +87,17 @@ export const kvm_fpu = struct('kvm_fpu', {
 /** The local APIC's registers, one in the first four of every sixteen bytes. */
 export const kvm_lapic_state = struct('kvm_lapic_state', { regs: bytes(0x400) });
 
+/** One model-specific register: its number and its 64 bits. */
 export const kvm_msr_entry = struct('kvm_msr_entry', { index: u32, reserved: u32, data: u64 });
 /** The head of a list of `nmsrs` kvm_msr_entry. */
 export const kvm_msrs = struct('kvm_msrs', { nmsrs: u32, pad: u32 });
 /** The head of a list of `nmsrs` MSR indices, each a u32. */
 export const kvm_msr_list = struct('kvm_msr_list', { nmsrs: u32 });
 
+/**
+ * One leaf of CPUID: what EAX (`function`) and ECX (`index`) ask, and the four registers of the answer.
+ * `flags` are CpuidFlag bits.
+ */
 export const kvm_cpuid_entry2 = struct('kvm_cpuid_entry2', {
   function: u32,
   index: u32,
@@ -115,6 +120,7 @@ export const kvm_debug_exit_arch = struct('kvm_debug_exit_arch', {
   dr7: u64,
 });
 
+/** The debug registers that KVM_SET_GUEST_DEBUG gives hardware breakpoints by, DR0 to DR7. */
 export const kvm_guest_debug_arch = struct('kvm_guest_debug_arch', { debugreg: array(u64, 8) });
 
 /** KVM_GET_VCPU_EVENTS, KVM_SET_VCPU_EVENTS: what is injected, pending or masked. */
@@ -149,7 +155,9 @@ export const kvm_debugregs = struct('kvm_debugregs', {
 /** The XSAVE area in standard form. KVM_GET_XSAVE2 gives more than these 4096 bytes when AMX is enabled. */
 export const kvm_xsave = struct('kvm_xsave', { region: array(u32, 1024) });
 
+/** One extended control register: its number and value. */
 export const kvm_xcr = struct('kvm_xcr', { xcr: u32, reserved: u32, value: u64 });
+/** KVM_GET_XCRS, KVM_SET_XCRS: the first `nrXcrs` elements count. XCR0 is number 0. */
 export const kvm_xcrs = struct('kvm_xcrs', {
   nrXcrs: u32,
   flags: u32,
@@ -217,12 +225,15 @@ export const kvm_pit_channel_state = struct('kvm_pit_channel_state', {
   gate: u8,
   countLoadTime: i64,
 });
+/** KVM_GET_PIT, KVM_SET_PIT: the three channels of the 8254. */
 export const kvm_pit_state = struct('kvm_pit_state', { channels: array(kvm_pit_channel_state, 3) });
+/** KVM_GET_PIT2, KVM_SET_PIT2: the same, with `flags` (Pit.FLAGS_*). */
 export const kvm_pit_state2 = struct('kvm_pit_state2', {
   channels: array(kvm_pit_channel_state, 3),
   flags: u32,
   reserved: array(u32, 9),
 });
+/** KVM_REINJECT_CONTROL: whether the PIT makes up for interrupts that the guest missed. */
 export const kvm_reinject_control = struct('kvm_reinject_control', { pitReinject: u8, reserved: bytes(31) });
 
 /** KVM_X86_SET_MCE. */
@@ -243,6 +254,10 @@ export const kvm_msr_filter_range = struct('kvm_msr_filter_range', {
   base: u32,
   bitmap: u64,
 });
+/**
+ * KVM_X86_SET_MSR_FILTER (KVM_CAP_X86_MSR_FILTER): up to 16 ranges; `flags` says what holds for MSRs in none
+ * (MsrFilter.DEFAULT_*).
+ */
 export const kvm_msr_filter = struct('kvm_msr_filter', {
   flags: u32,
   ranges: array(kvm_msr_filter_range, 16),
@@ -257,6 +272,7 @@ export const kvm_pmu_event_filter = struct('kvm_pmu_event_filter', {
   pad: array(u32, 4),
 });
 
+/** The VMX part of kvm_nested_state: guest-physical addresses of the VMXON region and the current VMCS. */
 export const kvm_vmx_nested_state_hdr = struct('kvm_vmx_nested_state_hdr', {
   vmxonPa: u64,
   vmcs12Pa: u64,
@@ -265,6 +281,7 @@ export const kvm_vmx_nested_state_hdr = struct('kvm_vmx_nested_state_hdr', {
   flags: u32,
   preemptionTimerDeadline: u64,
 });
+/** The SVM part of kvm_nested_state: the guest-physical address of the current VMCB. */
 export const kvm_svm_nested_state_hdr = struct('kvm_svm_nested_state_hdr', { vmcbPa: u64 });
 /** The header of a nested guest's state; VMCS12s or a VMCB12 follow, up to `size` bytes in all. */
 export const kvm_nested_state = struct('kvm_nested_state', {
@@ -278,6 +295,7 @@ export const kvm_nested_state = struct('kvm_nested_state', {
   }),
 });
 
+/** KVM_XEN_HVM_CONFIG. `blobAddr*` are pointers, `blobSize*` count pages. */
 export const kvm_xen_hvm_config = struct('kvm_xen_hvm_config', {
   flags: u32,
   msr: u32,
@@ -288,6 +306,7 @@ export const kvm_xen_hvm_config = struct('kvm_xen_hvm_config', {
   pad2: bytes(30),
 });
 
+/** KVM_HYPERV_EVENTFD: the eventfd that HVCALL_SIGNAL_EVENT of a connection signals. */
 export const kvm_hyperv_eventfd = struct('kvm_hyperv_eventfd', {
   connId: u32,
   fd: u32,

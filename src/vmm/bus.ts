@@ -20,7 +20,9 @@ interface Claim {
 
 /** Accesses that no device has claimed, by direction. */
 export interface Unclaimed {
+  /** Reads that got all ones. */
   reads: number;
+  /** Writes that were lost. */
   writes: number;
 }
 
@@ -29,6 +31,7 @@ export interface Unclaimed {
  * are counted. So does an access that only a part of which a device has.
  */
 export class Bus {
+  /** How many accesses found no device, so far. */
   readonly unclaimed: Unclaimed = { reads: 0, writes: 0 };
   readonly #claims: Claim[] = [];
 

@@ -9,6 +9,7 @@ import type { Slot } from '../hypervisor/memory-map.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { HypercallErrno, MemoryAttribute } from '../uapi/constants.ts';
 
+/** What a page is: `private`, which only the guest sees, or `shared` with the host. */
 export type MemoryState = 'private' | 'shared';
 
 /**
@@ -24,14 +25,23 @@ export interface Refusal {
   readonly why: string;
 }
 
+/**
+ * The reasons for which a conversion is refused: the errno that a guest is told, and the sentence that people
+ * are.
+ */
 export const refusals = {
+  /** KVM_EINVAL: not whole pages, or none. */
   malformed: { errno: HypercallErrno.EINVAL, why: 'the range is not made of one or more whole pages' },
+  /** KVM_EFAULT: not memory in whole. */
   beyond: { errno: HypercallErrno.EFAULT, why: 'no memory slot has the whole of the range' },
+  /** KVM_EOPNOTSUPP: no private pages to be had there. */
   unbacked: {
     errno: HypercallErrno.EOPNOTSUPP,
     why: 'a slot of the range has no open guest_memfd for private pages',
   },
+  /** KVM_EPERM: the policy says no. */
   denied: { errno: HypercallErrno.EPERM, why: 'the policy denies it' },
+  /** KVM_EFAULT: the kernel refused it. */
   failed: { errno: HypercallErrno.EFAULT, why: 'KVM_SET_MEMORY_ATTRIBUTES failed' },
 } as const satisfies { readonly [reason: string]: Refusal };
 
@@ -41,12 +51,17 @@ export const attributesOf = { private: MemoryAttribute.PRIVATE, shared: 0 } as c
 /** The highest guest-physical address plus one: 52 bits (SDM volume 3, 4.1.4). */
 const MAX_GPA = 2 ** 52;
 
+/** Makes ranges of guest memory private or shared, and gives back the copy that is no longer used. */
 export class Converter {
   /** Discards that the host refused. The conversion stands; the memory is only held longer. */
   discardFailures = 0;
   readonly #vm: Vm;
   readonly #discard: Discard;
 
+  /**
+   * @param vm whose memory it is
+   * @param discard which copy a conversion gives back to the host
+   */
   constructor(vm: Vm, discard: Discard) {
     this.#vm = vm;
     this.#discard = discard;

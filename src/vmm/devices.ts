@@ -26,6 +26,7 @@ const SERIAL_STATE = SERIAL_PORTS + 2;
 
 /** The transmitting half of an 8250: what the guest sends is given on at once; nothing is ever received. */
 export class Serial implements Device {
+  /** `serial port`. */
   readonly name = 'serial port';
   readonly #transmit: (byte: number) => void;
   // What the guest wrote and may read back; the rest of the registers follow from "always idle".
@@ -45,10 +46,12 @@ export class Serial implements Device {
   }
 
   // A wide access is one of several bytes, as on the 8-bit bus that these chips were made for.
+  /** The registers as an idle 8250 has them: always ready to send, nothing received. */
   read(offset: number, data: Uint8Array): void {
     for (let i = 0; i < data.length; i++) data[i] = this.#get(offset + i);
   }
 
+  /** Gives on what the guest sends; other registers keep what is written. */
   write(offset: number, data: Uint8Array): void {
     for (let i = 0; i < data.length; i++) this.#set(offset + i, data[i]!);
   }
@@ -87,6 +90,7 @@ export class Serial implements Device {
 
 /** A guest ends by writing here; what it writes is its status. */
 export class DebugExit implements Device {
+  /** `debug exit`. */
   readonly name = 'debug exit';
   /** What the guest has written last; undefined until then. */
   value: number | undefined;
@@ -104,10 +108,12 @@ export class DebugExit implements Device {
     return device;
   }
 
+  /** All zeroes. */
   read(_offset: number, data: Uint8Array): void {
     data.fill(0);
   }
 
+  /** A write to the first port ends the guest with its value, little-endian; other ports take nothing. */
   write(offset: number, data: Uint8Array): void {
     if (offset !== 0) return;
     this.value = data.reduceRight((value, byte) => value * 256 + byte, 0);

@@ -6,7 +6,9 @@
 export interface Guest {
   /** Which mode the code is for. */
   readonly bits: 16 | 32 | 64;
+  /** The machine code. */
   readonly code: Uint8Array<ArrayBuffer>;
+  /** The listing that it was made from. */
   readonly listing: string;
 }
 

@@ -6,20 +6,25 @@ import type { Range } from '../hypervisor/ranges.ts';
 /** The modes a vCPU can begin in: 16-bit real mode, or 64-bit mode with memory mapped one to one. */
 export type Mode = 'real' | 'long';
 
+/** A part of a program: bytes at a guest-physical address. */
 export interface Segment {
   /** Guest-physical, in bytes. */
   readonly address: number;
   /** Bytes of guest memory; those that `data` lacks are zero. */
   readonly size: number;
+  /** The first bytes of the segment. */
   readonly data: Uint8Array;
 }
 
+/** A program as it is placed in guest memory, from elfImage(), flatImage() or loadGuest(). */
 export interface GuestImage {
   /** For errors: the file's name. */
   readonly name: string;
+  /** The mode that its vCPU begins in. */
   readonly mode: Mode;
   /** Guest-physical, in bytes. */
   readonly entry: number;
+  /** What goes where; no two of an ELF file's overlap. */
   readonly segments: readonly Segment[];
 }
 

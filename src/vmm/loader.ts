@@ -4,6 +4,7 @@ import { outOfRange } from '../hypervisor/errors.ts';
 import { elfImage, isElf } from './elf.ts';
 import { badGuest, flatImage, type GuestImage, type Mode } from './image.ts';
 
+/** How a file is read as a guest. */
 export interface LoadOptions {
   /** The mode that a flat binary begins in: `real` without it. An ELF64 begins in long mode. */
   readonly mode?: Mode | undefined;

@@ -5,6 +5,7 @@ import type { GuestMemory } from '../hypervisor/guest-memory.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { viewOf } from '../uapi/layout.ts';
 
+/** Where enterLongMode() puts its tables, and what they map. */
 export interface LongModeOptions {
   /** Where the tables go: a page-aligned guest-physical address; TABLES_SIZE bytes from there are written. */
   readonly tables: number;
@@ -28,7 +29,12 @@ const CR4 = { PAE: 1n << 5n, OSFXSR: 1n << 9n, OSXMMEXCPT: 1n << 10n };
 const EFER = { SCE: 1n << 0n, LME: 1n << 8n, LMA: 1n << 10n, NXE: 1n << 11n };
 
 /** The selectors in the GDT that enterLongMode() writes. */
-export const Selector = { CODE64: 0x08, DATA: 0x10 } as const;
+export const Selector = {
+  /** The 64-bit code segment. */
+  CODE64: 0x08,
+  /** The data segment, for ds, es, fs, gs and ss. */
+  DATA: 0x10,
+} as const;
 
 const segment = (selector: number, type: number, long: boolean) => ({
   base: 0n,

@@ -19,6 +19,7 @@ const GIB = 2 ** 30;
 
 /** Guest memory in bytes: room for the tables of long mode, and nothing where the devices of a PC are. */
 export const MIN_MACHINE_MEMORY = 64 * KIB;
+/** The most guest memory that a Machine has, in bytes: 3 GiB, below where a PC has its devices. */
 export const MAX_MACHINE_MEMORY = 3 * GIB;
 
 /** What a program in long mode finds below the page tables, in bytes. */
@@ -30,6 +31,7 @@ const TSS_ADDRESS = 0xfffb_d000;
 /** Bit 1 of RFLAGS is always set (SDM volume 1, 3.4.3). */
 const RFLAGS = 0x2n;
 
+/** What a Machine is made with. */
 export interface MachineOptions {
   /** Guest memory in bytes: a multiple of 4096, from MIN_MACHINE_MEMORY to MAX_MACHINE_MEMORY. */
   readonly memory: number;
@@ -42,8 +44,14 @@ export interface MachineOptions {
   readonly type?: number;
 }
 
+/**
+ * The usual small machine: one vCPU with the host's CPUID, and guest memory from address 0. It owns what it
+ * has made: close() closes all of it.
+ */
 export class Machine implements Disposable {
+  /** The VM, for what a Machine does not do itself. */
   readonly vm: Vm;
+  /** Its one vCPU, number 0. */
   readonly vcpu: Vcpu;
   /** Guest memory, from guest-physical address 0: slot 0. */
   readonly memory: GuestMemory;
@@ -113,6 +121,7 @@ export class Machine implements Disposable {
     for (const object of this.#opened.splice(0).reverse()) object[Symbol.dispose]();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -29,18 +29,28 @@ import { ProgressGuard } from './progress-guard.ts';
 
 /** One thing that the service did. */
 export interface MemoryEvent {
+  /** What had happened. */
   readonly cause: Cause;
+  /** The vCPU's id. */
   readonly vcpu: number;
+  /** Where: guest-physical, in bytes. */
   readonly gpa: number;
+  /** How much, in bytes. */
   readonly size: number;
   /** memory_fault.flags, raw; undefined for a hypercall. */
   readonly flags: number | undefined;
+  /**
+   * What was done: converted to a state, poisoned pages replaced, stale private pages mapped, nothing but run
+   * again, or denied.
+   */
   readonly action: MemoryState | 'replace' | 'map' | 'retry' | 'deny';
   /** 0, or what went wrong: a negated errno of the kernel's, or of the hypercall's. */
   readonly result: number;
 }
 
+/** How a MemoryFaultService decides, and what it tells. */
 export interface MemoryFaultOptions {
+  /** Who decides: defaultPolicy without it. */
   readonly policy?: Policy;
   /** Which copy a conversion gives back; `both` without it. */
   readonly discard?: Discard;
@@ -48,11 +58,13 @@ export interface MemoryFaultOptions {
   readonly preFault?: boolean;
   /** How often one instruction may fault at the same page before the run is ended: 64 without it. */
   readonly maxRepeats?: number;
+  /** Told of each thing that the service does. */
   readonly trace?: (event: MemoryEvent) => void;
   /** Whether guests choose private or shared by their page tables. Follows from the VM's type without it. */
   readonly guestsChoose?: boolean;
 }
 
+/** What a MemoryFaultService has done so far. */
 export interface MemoryFaultCounters {
   /** KVM_EXIT_MEMORY_FAULT exits. */
   memoryFaults: number;
@@ -61,15 +73,28 @@ export interface MemoryFaultCounters {
   /** KVM_HC_MAP_GPA_RANGE exits. */
   hypercalls: number;
   /** Conversions that changed something. */
-  readonly conversions: { toPrivate: number; toShared: number };
-  readonly bytes: { toPrivate: number; toShared: number };
+  readonly conversions: {
+    /** Conversions from shared to private. */
+    toPrivate: number;
+    /** Conversions from private to shared. */
+    toShared: number;
+  };
+  /** Bytes of the ranges of those conversions. */
+  readonly bytes: {
+    /** Bytes that were made private. */
+    toPrivate: number;
+    /** Bytes that were made shared. */
+    toShared: number;
+  };
   /** Faults that needed nothing: races, and what the policy mended. */
   retries: number;
   /** Private pages that KVM still took for MMIO, and that were mapped by KVM_PRE_FAULT_MEMORY instead. */
   stale: number;
   /** Requests that were not granted. */
   refusals: number;
+  /** Times that KVM_PRE_FAULT_MEMORY failed after a conversion. The conversion stands. */
   preFaultFailures: number;
+  /** Discards that the host refused. The conversion stands; the memory is only held longer. */
   discardFailures: number;
 }
 
@@ -83,6 +108,11 @@ const MAX_GPA = 2 ** 52;
 const ENCRYPTED = BigInt(MapGpaRange.ENCRYPTED);
 const hex = (value: number) => `0x${value.toString(16)}`;
 
+/**
+ * Serves memory faults and guests' conversion requests (KVM_EXIT_MEMORY_FAULT; KVM_HC_MAP_GPA_RANGE, which
+ * needs KVM_CAP_EXIT_HYPERCALL enabled). It decides from the state of the memory, not from the fault's flags
+ * alone. A handler for a RunLoop.
+ */
 export class MemoryFaultService {
   readonly #vm: Vm;
   readonly #policy: Policy;
@@ -103,6 +133,10 @@ export class MemoryFaultService {
     preFaultFailures: 0,
   };
 
+  /**
+   * @param vm whose faults it serves
+   * @throws RangeError ERR_KVM_INVALID_ARG for `discard` and `maxRepeats` that cannot be
+   */
   constructor(vm: Vm, options: MemoryFaultOptions = {}) {
     const { policy = defaultPolicy, discard = 'both', preFault = false, maxRepeats = 64 } = options;
     if (discard !== 'both' && discard !== 'private' && discard !== 'none') {

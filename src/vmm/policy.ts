@@ -20,9 +20,13 @@ export type Cause =
 
 /** What a policy is asked. Addresses and sizes in bytes; the range may be of many pages. */
 export interface Request {
+  /** What has happened. */
   readonly cause: Exclude<Cause, 'race' | 'stale'>;
+  /** Whose access or hypercall it is. */
   readonly vcpu: Vcpu;
+  /** Where: guest-physical, in bytes. */
   readonly gpa: number;
+  /** How much, in bytes. */
   readonly size: number;
   /** What `allow` does: convert to this state, or replace the poisoned pages by fresh ones. */
   readonly action: MemoryState | 'replace';
@@ -35,6 +39,7 @@ export interface Request {
  * guest again. `deny`: a guest that asked by hypercall is told so; any other run ends with ERR_KVM_REFUSED.
  */
 export type Decision = 'allow' | 'retry' | 'deny';
+/** Decides about one request. What it throws comes out of MemoryFaultService.handle(). */
 export type Policy = (request: Request) => Decision;
 
 const defaults: { readonly [C in Request['cause']]: Decision } = {

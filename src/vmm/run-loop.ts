@@ -20,6 +20,7 @@ export interface ExitHandler {
   check?(): void;
 }
 
+/** Who serves a guest's exits, and how long the thread is kept. */
 export interface RunLoopOptions {
   /** Who answers port I/O; without it nobody does. */
   readonly ports?: Bus;
@@ -35,6 +36,7 @@ export interface RunLoopOptions {
   readonly sliceMs?: number;
 }
 
+/** What ends a run that the guest does not end. */
 export interface RunLimits {
   /** Milliseconds, above 0; no limit without it. */
   readonly timeoutMs?: number | undefined;
@@ -47,11 +49,19 @@ export type RunEnd =
   /** The guest has halted, and with no interrupt controller nothing can wake it. */
   | { readonly reason: 'halt' }
   /** stop() was called: by a device that ends the guest, for one. */
-  | { readonly reason: 'stop'; readonly value: number }
+  | {
+      readonly reason: 'stop';
+      /** What stop() was given. */
+      readonly value: number;
+    }
   | { readonly reason: 'timeout' }
   | { readonly reason: 'abort' }
   /** An exit that nobody serves: a triple fault, an internal error of KVM's, one that is new. */
-  | { readonly reason: 'unhandled'; readonly exit: KvmExit };
+  | {
+      readonly reason: 'unhandled';
+      /** The exit, with its fields. */
+      readonly exit: KvmExit;
+    };
 
 const DEFAULT_SLICE_MS = 50;
 /** run() counts whole milliseconds here: so short a rest is not worth a timer's precision. */
@@ -64,9 +74,16 @@ const hostEnds: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.INTERRUPTED, 
 type Served = RunEnd | undefined | Promise<RunEnd | undefined>;
 type Serve = (loop: RunLoop) => RunEnd | undefined;
 
+/**
+ * Runs a vCPU and serves its exits: handlers first, then port and memory-mapped I/O by two buses. The event
+ * loop turns between slices.
+ */
 export class RunLoop {
+  /** The vCPU that it runs. */
   readonly vcpu: Vcpu;
+  /** Who answers port I/O. */
   readonly ports: Bus;
+  /** Who answers accesses to guest-physical memory that no slot has. */
   readonly mmio: Bus;
   readonly #handlers: readonly ExitHandler[];
   readonly #onExit: ((vcpu: Vcpu, exit: number) => void) | undefined;
@@ -75,6 +92,7 @@ export class RunLoop {
   readonly #counts = new Map<number, number>();
   #stopped: { readonly reason: 'stop'; readonly value: number } | undefined;
 
+  /** @throws RangeError ERR_KVM_INVALID_ARG for a `sliceMs` below 1 or from 2^31 on */
   constructor(vcpu: Vcpu, options: RunLoopOptions = {}) {
     const { ports = new Bus(), mmio = new Bus(), handlers = [], sliceMs = DEFAULT_SLICE_MS } = options;
     if (!(sliceMs >= LEAST_RUN_MS && sliceMs < 2 ** 31))

@@ -60,12 +60,17 @@ export class Trace implements Disposable {
   }
 
   // An Observer's.
+  /** Writes a line: an instruction is about to be executed. For the observer of a simulated vCPU. */
   instruction(vcpu: Vcpu, { rip, bytes, text }: Instruction): void {
     this.#at(vcpu).#line({ instruction: text, rip, bytes });
   }
+  /** Writes a line: a second-stage translation found nothing mapped. For the observer of a simulated vCPU. */
   secondStage(vcpu: Vcpu, { access, ...fields }: SecondStageEvent): void {
     this.#at(vcpu).#line({ secondStage: access, ...fields });
   }
+  /**
+   * Writes a line: the guest wants what the simulated processor lacks. For the observer of a simulated vCPU.
+   */
   lacking(vcpu: Vcpu, what: string): void {
     this.#at(vcpu).#line({ lacks: what });
   }
@@ -106,6 +111,7 @@ export class Trace implements Disposable {
     }
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -19,6 +19,7 @@ import {
 import { type Address, addressName, parseAddress } from './address.ts';
 import { Channel, DIGEST_SIZE, type Frame, TOKEN_SIZE } from './channel.ts';
 
+/** Where receiveGuest() listens, and what it accepts. */
 export interface ReceiveOptions extends RestoreOptions {
   /** Where to listen: `unix:PATH`, which must not be there yet, or `tcp:HOST:PORT`, where port 0 is a free one. */
   readonly at: string;
@@ -26,6 +27,7 @@ export interface ReceiveOptions extends RestoreOptions {
   readonly timeoutMs?: number;
   /** The most memory that a guest may have, in bytes: what this host has, without it. */
   readonly maxMemory?: number;
+  /** How the guest's memory is paged in: `auto` without it. */
   readonly strategy?: PagerOptions['strategy'];
   /**
    * Called when all is made, before the guest is taken over: the place to restore devices. What it throws refuses the
@@ -38,9 +40,13 @@ export interface ReceiveOptions extends RestoreOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** A guest that is being taken over: all is made, and its memory is still at the source. */
 export interface ArrivingGuest {
+  /** The VM, made as the source's was. */
   readonly vm: Vm;
+  /** Its vCPUs, in the source's order. */
   readonly vcpus: readonly Vcpu[];
+  /** Its memories. Before reading one: `await memory.ensure(offset, size)`. */
   readonly memories: readonly GuestMemory[];
   /** A handler for each vCPU's RunLoop. Its `complete` resolves when every page is here and the source knows. */
   readonly pager: Pager;

@@ -12,7 +12,9 @@ import { type Address, addressName, parseAddress } from './address.ts';
 import { Channel, MAX_RUN } from './channel.ts';
 import { isZero, runHead } from './runs.ts';
 
+/** What sendGuest() hands over, and to whom. */
 export interface SendOptions extends CaptureOptions {
+  /** Whose guest it is. */
   readonly vm: Vm;
   /** All that the VM has. None runs, from now until the promise is settled. */
   readonly vcpus: readonly Vcpu[];
@@ -29,16 +31,19 @@ export interface SendOptions extends CaptureOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** What a migration has cost. */
 export interface SendReport {
   /** Of the guest's memory; each was sent once. */
   readonly pages: number;
   /** Of those, which the destination waited for, with the neighbours that went along. */
   readonly pulled: number;
+  /** Of those, which were sent without being asked for. */
   readonly pushed: number;
   /** Pages that were all zeroes, and took no room. */
   readonly zeroes: number;
   /** Milliseconds from the call until the guest was the destination's, and until all pages were there. */
   readonly handedOverMs: number;
+  /** Milliseconds from the call until all pages were at the destination. */
   readonly elapsedMs: number;
 }
 

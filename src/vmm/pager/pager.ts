@@ -34,9 +34,11 @@ import {
 } from './source.ts';
 import { type Arms, arm, disarmSlots, type Strategy, strategies } from './strategy.ts';
 
+/** What a Pager serves, from where, and how. */
 export interface PagerOptions {
   /** Whose pages come from the source, in this order: of the VM's slots, and fresh, as Vm.allocate() gives it. */
   readonly memories: readonly GuestMemory[];
+  /** Where the pages come from. */
   readonly source: SourceDescriptor;
   /** `auto`, which it is without this: KVM's userfault where there is one, else userfaultfd. */
   readonly strategy?: 'auto' | Strategy;
@@ -50,11 +52,15 @@ export interface PagerOptions {
   readonly vcpus?: readonly Vcpu[];
 }
 
+/** How a Pager is getting on. */
 export interface PagerReport {
+  /** The mechanism that `auto` has found, or that was asked for. */
   readonly strategy: Strategy;
   /** Why accesses of the kernel's own are not caught: undefined when they are. */
   readonly uncovered: string | undefined;
+  /** Pages of all memories. */
   readonly pages: number;
+  /** Pages that are there. */
   readonly present: number;
   /** Of those, pages that the source knows to be zeroes: there from the beginning. */
   readonly zero: number;
@@ -62,7 +68,12 @@ export interface PagerReport {
   readonly byCause: Readonly<Record<Cause, number>>;
   /** How long faults and requests have waited for their page. */
   readonly latency: Latency;
+  /** Milliseconds since the start, or from there to the end. */
   readonly elapsedMs: number;
+  /**
+   * `running`; `complete`: every page is there; `stopped` by stop() with pages missing; `failed`: the source
+   * has.
+   */
   readonly state: 'running' | 'complete' | 'stopped' | 'failed';
 }
 
@@ -95,6 +106,10 @@ interface Waiter {
   readonly reject: (error: Error) => void;
 }
 
+/**
+ * Runs a guest before its memory is there: each page comes from a source when it is touched, and the rest in
+ * the background. A handler for a RunLoop.
+ */
 export class Pager implements ExitHandler, Disposable {
   readonly #vm: Vm;
   readonly #arms: Arms;
@@ -345,6 +360,7 @@ export class Pager implements ExitHandler, Disposable {
     return this.#done;
   }
 
+  /** What has been served so far, how, and how long it took. */
   get report(): PagerReport {
     const { pages, present, zero, byCause, latency } = this.#states;
     const { strategy, uncovered } = this.#arms;

@@ -41,18 +41,50 @@ export interface PushSource {
   close(): void;
 }
 
-/** A source as data. All offsets are bytes. */
+/** A source as data. Guest memory begins at its first byte, or at byte `offset` where it has one. */
 export type SourceDescriptor =
-  /** Bytes in memory. What does not lie in a SharedArrayBuffer is copied once. */
-  | { readonly kind: 'buffer'; readonly bytes: Uint8Array }
-  | { readonly kind: 'file'; readonly path: string; readonly offset?: number }
+  /** Bytes in memory. */
+  | {
+      readonly kind: 'buffer';
+      /** The contents of guest memory. What does not lie in a SharedArrayBuffer is copied once. */
+      readonly bytes: Uint8Array;
+    }
+  /** A file. */
+  | {
+      readonly kind: 'file';
+      /** Where it is. */
+      readonly path: string;
+      /** Where guest memory begins in it, in bytes: 0 without it. */
+      readonly offset?: number;
+    }
   /** A server that answers range requests (RFC 9110, 14) of one resource. */
-  | { readonly kind: 'http'; readonly url: string; readonly offset?: number }
+  | {
+      readonly kind: 'http';
+      /** The resource: `http:` or `https:`. */
+      readonly url: string;
+      /** Where guest memory begins in it, in bytes: 0 without it. */
+      readonly offset?: number;
+    }
   /** A file that `vmexit snapshot` has written: its memories, one after the other. */
-  | { readonly kind: 'snapshot'; readonly path: string }
-  /** A socket from which all pages come, in their order: nothing is asked. */
-  | { readonly kind: 'stream'; readonly path: string }
-  | { readonly kind: 'stream'; readonly host?: string; readonly port: number }
+  | {
+      readonly kind: 'snapshot';
+      /** Where it is. */
+      readonly path: string;
+    }
+  /** A Unix socket from which all pages come, in their order: nothing is asked. */
+  | {
+      readonly kind: 'stream';
+      /** The socket's path. */
+      readonly path: string;
+    }
+  /** A TCP connection from which all pages come, in their order: nothing is asked. */
+  | {
+      readonly kind: 'stream';
+      /** A name or an address: this host without it. */
+      readonly host?: string;
+      /** The port. */
+      readonly port: number;
+    }
   /** A guest that was handed over: receiveGuest() makes it. */
   | ArrivalDescriptor;
 

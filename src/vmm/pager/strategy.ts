@@ -18,6 +18,7 @@ import type { Run } from './source.ts';
  * with its own word for its kernel's accesses.
  */
 export const strategies = ['userfault', 'userfaultfd', 'sim'] as const;
+/** One of the mechanisms above. Which of them a host has is found by trying. */
 export type Strategy = (typeof strategies)[number];
 
 export interface ArmedSlot {

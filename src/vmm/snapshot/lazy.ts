@@ -4,6 +4,7 @@ import { Pager, type PagerOptions } from '../pager/pager.ts';
 import type { Snapshot } from './read.ts';
 import { RestoredMachine, type RestoreOptions } from './restore.ts';
 
+/** Those of restoring, and those of a Pager that are not given by the snapshot. */
 export type LazyOptions = RestoreOptions & Omit<PagerOptions, 'memories' | 'source' | 'vcpus'>;
 
 /**

@@ -19,9 +19,11 @@ import { type MachineState, parseState } from './schema.ts';
 
 /** The contents of one of a machine's memories. Pages have 4096 bytes. */
 export interface SnapshotMemory {
+  /** Its size, in pages of 4096 bytes. */
   readonly pages: number;
   /** Pages that are in the file; the others are all zeroes. */
   readonly stored: number;
+  /** Whether the page is in the file; if not, it is all zeroes. */
   isStored(page: number): boolean;
   /**
    * The contents of pages, checked.
@@ -33,8 +35,11 @@ export interface SnapshotMemory {
   runs(most: number): Iterable<{ readonly first: number; readonly count: number }>;
 }
 
+/** A snapshot's file, open for reading. */
 export interface Snapshot extends Disposable {
+  /** The file, as it was given. */
   readonly path: string;
+  /** All of the machine but its memory. */
   readonly state: MachineState;
   /** In the order of the state's sizes. */
   readonly memories: readonly SnapshotMemory[];

@@ -26,6 +26,7 @@ import { lackingFeatures } from './cpuid.ts';
 import { fromHex, type MachineState, unpack, unpackAll, type VcpuState } from './schema.ts';
 import { MAX_MSRS } from './state.ts';
 
+/** What is to be other than it was saved. */
 export interface RestoreOptions {
   /**
    * The CPUID that the guest sees from now on, instead of the one that was saved. A guest that has found features does
@@ -72,8 +73,14 @@ const X87_AND_SSE = 3;
 const unfit = (what: string, options?: ErrorOptions) => new VmexitError('ERR_KVM_SNAPSHOT', what, options);
 const shown = (value: number | bigint) => `0x${value.toString(16)}`;
 
+/**
+ * A machine made anew from its state: the VM, its vCPUs and memories. It owns them: close() closes all.
+ * Registers are set by begin(), once memory is there or a pager brings it; restoreSnapshot() does all of it.
+ */
 export class RestoredMachine implements Disposable {
+  /** The VM, of the type that was saved. */
   readonly vm: Vm;
+  /** Its vCPUs, in the order of the state. */
   readonly vcpus: readonly Vcpu[];
   /** In the order of the state's sizes; zero until somebody fills them. */
   readonly memories: readonly GuestMemory[];
@@ -239,6 +246,7 @@ export class RestoredMachine implements Disposable {
     for (const object of this.#opened.splice(0).reverse()) object[Symbol.dispose]();
   }
 
+  /** As close(): for `using`. */
   [Symbol.dispose](): void {
     this.close();
   }

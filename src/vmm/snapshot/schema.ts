@@ -150,6 +150,10 @@ function decimal(value: unknown, at: string): string {
   throw wrong(at, 'a number of 64 bits, as a string');
 }
 
+/**
+ * A machine as plain data that JSON can hold: all that its guest could notice but the contents of memory.
+ * Structs of the kernel are in it as hex.
+ */
 export type MachineState = Checked<typeof machine>;
 export type VcpuState = MachineState['vcpus'][number];
 export type SlotState = MachineState['vm']['slots'][number];

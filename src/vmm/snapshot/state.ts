@@ -33,6 +33,7 @@ import {
   type VcpuState,
 } from './schema.ts';
 
+/** What captureState() needs besides the machine. */
 export interface CaptureOptions {
   /**
    * Answers the exits that finishing an instruction takes, as after Vcpu.run(): the write of a read-modify-write of
@@ -46,7 +47,9 @@ export interface CaptureOptions {
 
 /** What captureState() gives: the state, and the memories that it speaks of by number. */
 export interface Capture {
+  /** The machine as plain data. */
   readonly state: MachineState;
+  /** The memories that `state.vm.memories` gives the sizes of, in that order. */
   readonly memories: readonly GuestMemory[];
 }
 

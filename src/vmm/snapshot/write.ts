@@ -18,6 +18,7 @@ import {
 } from './format.ts';
 import type { Capture } from './state.ts';
 
+/** Who is told of the progress, and what cancels it. */
 export interface WriteOptions {
   /** Told now and then how many bytes of guest memory were looked at, of all that there are. */
   readonly onProgress?: (done: number, total: number) => void;
@@ -25,6 +26,7 @@ export interface WriteOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** What was written. */
 export interface Written {
   /** Bytes of the file. */
   readonly size: number;
