@@ -32,6 +32,16 @@ export interface OpenOptions {
  * Opens KVM, or the simulator.
  * @throws UnavailableError whose `reason` and message say what is missing: the addon, the device, the permission, or
  *   a feature of `needs`; TypeError or RangeError ERR_KVM_INVALID_ARG
+ * @example
+ * ```ts
+ * import { openHypervisor } from 'vmexit';
+ *
+ * const hv = openHypervisor();
+ * if (hv.fallback !== undefined) console.error(`simulated: ${hv.fallback}`);
+ * console.log(`the ABI of KVM has version ${hv.getApiVersion()}`);
+ * hv.close();
+ * // prints: the ABI of KVM has version 12
+ * ```
  */
 export function openHypervisor(options: OpenOptions = {}): Hypervisor {
   const { backend = 'auto', needs = [], device, simulated } = object('options', options);

@@ -55,6 +55,17 @@ export class Hypervisor implements Disposable {
    * KVM_CREATE_VM.
    * @param options.type VmType; 0 without it. KVM_CAP_VM_TYPES (since 6.8) is a bitmap of those that exist
    * @throws KvmError EINVAL for a type that this host does not have
+   * @example
+   * ```ts
+   * import { openHypervisor, VmType } from 'vmexit';
+   *
+   * const hv = openHypervisor({ needs: ['private-memory'] });
+   * const vm = hv.createVm({ type: VmType.SW_PROTECTED });
+   * const secret = vm.createGuestMemfd(64 * 1024);
+   * console.log(`${secret.size} bytes that the host cannot see`);
+   * for (const opened of [secret, vm, hv]) opened.close();
+   * // prints: 65536 bytes that the host cannot see
+   * ```
    */
   createVm(options: { readonly type?: number } = {}): Vm {
     const { type = 0 } = object('options', options);

@@ -116,6 +116,36 @@ export class Vcpu implements Disposable {
    *   know it); Exit.MEMORY_FAULT or MEMORY_POISONED, with `memoryFault` valid; FAULT (EFAULT without fault
    *   information); INTERRUPTED (a signal, a kick or immediateExit); AGAIN; or DEADLINE. Allocates nothing.
    * @throws KvmError with any other errno; VmexitError ERR_KVM_CLOSED
+   * @example
+   * ```ts
+   * import { Exit, enterRealMode, exitName, guest, openHypervisor } from 'vmexit';
+   *
+   * const hv = openHypervisor();
+   * const vm = hv.createVm();
+   * const ram = vm.allocate(0x1_0000);
+   * vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+   * ram.write(
+   *   0x1000,
+   *   guest(
+   *     16,
+   *     `
+   *     b0 2a | mov al, 42
+   *     e6 10 | out 0x10, al
+   *     f4    | hlt
+   *     `,
+   *   ).code,
+   * );
+   * const vcpu = vm.createVcpu();
+   * enterRealMode(vcpu);
+   * vcpu.setRegs({ rip: 0x1000, rflags: 2 });
+   *
+   * const exit = vcpu.run(5000);
+   * if (exit === Exit.IO) console.log(`${vcpu.io.value} to port ${vcpu.io.port}`);
+   * console.log(exitName(vcpu.run(5000)));
+   * for (const opened of [vcpu, ram, vm, hv]) opened.close();
+   * // prints: 42 to port 16
+   * // prints: HLT
+   * ```
    */
   run(timeoutMs?: number): number {
     if (this.#fd.closed) throw closed('vCPU');

@@ -164,6 +164,21 @@ export class Vm implements Disposable {
   /**
    * KVM_SET_USER_MEMORY_REGION: a slot of ordinary memory.
    * @throws KvmError EEXIST when it overlaps another slot, EINVAL for what cannot be; nothing has changed then
+   * @example
+   * ```ts
+   * import { openHypervisor } from 'vmexit';
+   *
+   * const hv = openHypervisor();
+   * const vm = hv.createVm();
+   * const ram = vm.allocate(0x1_0000);
+   * vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0x10_0000, memory: ram });
+   * console.log(vm.memoryMap.slotAt(0x10_8000)?.slot);
+   * vm.setUserMemoryRegion({ slot: 0, memorySize: 0 }); // deletes the slot
+   * console.log(vm.memoryMap.slotAt(0x10_8000)?.slot);
+   * for (const opened of [ram, vm, hv]) opened.close();
+   * // prints: 0
+   * // prints: undefined
+   * ```
    */
   setUserMemoryRegion(region: MemoryRegion): void {
     this.#setRegion(ioctls.KVM_SET_USER_MEMORY_REGION, region);

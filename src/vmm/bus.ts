@@ -29,6 +29,43 @@ export interface Unclaimed {
 /**
  * Devices by address. What nobody claims behaves as an empty PC bus: reads give all ones, writes are lost, and both
  * are counted. So does an access that only a part of which a device has.
+ * @example
+ * ```ts
+ * import { Bus, type Device, flatImage, guest, Machine, openHypervisor, RunLoop } from 'vmexit';
+ *
+ * // Counts how often it was read.
+ * class Counter implements Device {
+ *   readonly name = 'counter';
+ *   reads = 0;
+ *   read(_offset: number, data: Uint8Array): void {
+ *     data.fill(0);
+ *     data[0] = ++this.reads;
+ *   }
+ *   write(): void {
+ *     this.reads = 0;
+ *   }
+ * }
+ *
+ * const hv = openHypervisor();
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * const code = guest(
+ *   16,
+ *   `
+ *   e4 40 | in al, 0x40
+ *   e4 40 | in al, 0x40
+ *   e4 99 | in al, 0x99   # nobody's: all ones
+ *   f4    | hlt
+ *   `,
+ * );
+ * machine.load(flatImage(code.code, 'real'));
+ * const counter = new Counter();
+ * const ports = new Bus().attach(0x40, 1, counter);
+ * await new RunLoop(machine.vcpu, { ports }).run({ timeoutMs: 5000 });
+ * console.log(`${counter.reads} reads, ${ports.unclaimed.reads} of no device`);
+ * machine.close();
+ * hv.close();
+ * // prints: 2 reads, 1 of no device
+ * ```
  */
 export class Bus {
   /** How many accesses found no device, so far. */

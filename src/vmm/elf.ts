@@ -71,6 +71,29 @@ export const isElf = (file: Uint8Array): boolean =>
  * The entry is a virtual address, and the guest begins with memory mapped one to one: so it is that of the segment
  * that has it, moved to where that segment is put.
  * @throws VmexitError ERR_KVM_BAD_GUEST that says what is wrong with the file
+ * @example
+ * ```ts
+ * import { elfImage } from 'vmexit';
+ *
+ * // A linker writes this: an ELF header, one program header, and a HLT.
+ * const file = new Uint8Array(64 + 56 + 1);
+ * const view = new DataView(file.buffer);
+ * const write64 = (at: number, value: number) => view.setBigUint64(at, BigInt(value), true);
+ * file.set([0x7f, 0x45, 0x4c, 0x46, 2, 1, 1]); // "ELF", 64-bit, little-endian, version 1
+ * file.set([2, 0, 62, 0, 1], 16); // an executable for x86-64
+ * write64(24, 0x10_0000); // its entry
+ * write64(32, 64); // where the program header is
+ * file.set([64, 0, 56, 0, 1], 52); // bytes of both headers, and one of the latter
+ * file.set([1, 0, 0, 0, 5], 64); // PT_LOAD, readable and executable
+ * write64(72, 120); // where its bytes are
+ * for (const at of [80, 88]) write64(at, 0x10_0000); // virtual and physical address
+ * for (const at of [96, 104]) write64(at, 1); // bytes in the file, and in memory
+ * file[120] = 0xf4;
+ *
+ * const { entry, mode, segments } = elfImage(file, 'halts.elf');
+ * console.log(`${mode} mode, ${segments.length} segment, begins at 0x${entry.toString(16)}`);
+ * // prints: long mode, 1 segment, begins at 0x100000
+ * ```
  */
 export function elfImage(file: Uint8Array, name = 'the guest'): GuestImage {
   if (!isElf(file)) throw badGuest(name, 'is no ELF file');

@@ -12,7 +12,23 @@ export interface Guest {
   readonly listing: string;
 }
 
-/** The guest in a listing. The source is in GNU as's Intel syntax; the code must not depend on where it lies. */
+/**
+ * The guest in a listing. The source is in GNU as's Intel syntax; the code must not depend on where it lies.
+ * @example
+ * ```ts
+ * import { guest } from 'vmexit';
+ *
+ * const { bits, code } = guest(
+ *   16,
+ *   `
+ *   b0 2a | mov al, 42
+ *   f4    | hlt
+ *   `,
+ * );
+ * console.log(`${code.length} bytes of ${bits}-bit code`);
+ * // prints: 3 bytes of 16-bit code
+ * ```
+ */
 export function guest(bits: 16 | 32 | 64, listing: string): Guest {
   const hex = listing
     .split('\n')

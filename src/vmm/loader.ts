@@ -24,6 +24,24 @@ const unreadable: { readonly [code: string]: string } = {
  * The program in a file: an ELF64 executable, or anything else as a flat binary.
  * @throws VmexitError ERR_KVM_BAD_GUEST for a file that is missing, unreadable, empty, too large, truncated or of
  *   another format
+ * @example
+ * ```ts
+ * import { rmSync, writeFileSync } from 'node:fs';
+ * import { tmpdir } from 'node:os';
+ * import { join } from 'node:path';
+ * import { exitName, loadGuest, Machine, openHypervisor } from 'vmexit';
+ *
+ * const path = join(tmpdir(), `halts-${process.pid}.bin`);
+ * writeFileSync(path, Uint8Array.of(0xf4)); // hlt
+ * const hv = openHypervisor();
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * machine.load(loadGuest(path, { most: machine.memory.size }));
+ * console.log(exitName(machine.vcpu.run(5000)));
+ * machine.close();
+ * hv.close();
+ * rmSync(path);
+ * // prints: HLT
+ * ```
  */
 export function loadGuest(
   path: string,

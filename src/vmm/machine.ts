@@ -47,6 +47,20 @@ export interface MachineOptions {
 /**
  * The usual small machine: one vCPU with the host's CPUID, and guest memory from address 0. It owns what it
  * has made: close() closes all of it.
+ * @example
+ * ```ts
+ * import { exitName, flatImage, Machine, openHypervisor } from 'vmexit';
+ *
+ * const hv = openHypervisor();
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * // inc ax; hlt
+ * machine.load(flatImage(Uint8Array.of(0x40, 0xf4), 'real'), { rax: 41 });
+ * const exit = machine.vcpu.run(5000);
+ * console.log(`${exitName(exit)}, ax is ${machine.vcpu.getRegs().rax}`);
+ * machine.close();
+ * hv.close();
+ * // prints: HLT, ax is 42
+ * ```
  */
 export class Machine implements Disposable {
   /** The VM, for what a Machine does not do itself. */

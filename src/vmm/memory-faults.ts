@@ -112,6 +112,35 @@ const hex = (value: number) => `0x${value.toString(16)}`;
  * Serves memory faults and guests' conversion requests (KVM_EXIT_MEMORY_FAULT; KVM_HC_MAP_GPA_RANGE, which
  * needs KVM_CAP_EXIT_HYPERCALL enabled). It decides from the state of the memory, not from the fault's flags
  * alone. A handler for a RunLoop.
+ * @example
+ * ```ts
+ * import {
+ *   flatImage,
+ *   Machine,
+ *   MemoryAttribute,
+ *   MemoryFaultService,
+ *   openHypervisor,
+ *   RunLoop,
+ *   VmType,
+ * } from 'vmexit';
+ *
+ * const hv = openHypervisor({ needs: ['memory-fault'] });
+ * const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED });
+ * const { memory, vcpu, vm } = machine;
+ * // mov byte ptr [0x8000], 42; hlt
+ * machine.load(flatImage(Uint8Array.of(0xc6, 0x06, 0x00, 0x80, 42, 0xf4), 'real'));
+ * // A private page, with no guest_memfd behind it: the guest's access is a memory fault.
+ * vm.setMemoryAttributes({ address: 0x8000, size: 4096, attributes: MemoryAttribute.PRIVATE });
+ *
+ * const service = new MemoryFaultService(vm, {
+ *   policy: ({ cause }) => (cause === 'unbacked' ? 'allow' : 'deny'), // allow: make it shared
+ * });
+ * const { reason } = await new RunLoop(vcpu, { handlers: [service] }).run({ timeoutMs: 5000 });
+ * console.log(`${reason}; ${service.counters.memoryFaults} fault; the host reads ${memory.read(0x8000, 1)[0]}`);
+ * machine.close();
+ * hv.close();
+ * // prints: halt; 1 fault; the host reads 42
+ * ```
  */
 export class MemoryFaultService {
   readonly #vm: Vm;

@@ -77,6 +77,36 @@ type Serve = (loop: RunLoop) => RunEnd | undefined;
 /**
  * Runs a vCPU and serves its exits: handlers first, then port and memory-mapped I/O by two buses. The event
  * loop turns between slices.
+ * @example
+ * ```ts
+ * import { Bus, flatImage, guest, Machine, openHypervisor, RunLoop, Serial } from 'vmexit';
+ *
+ * const hv = openHypervisor();
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * const hi = guest(
+ *   16,
+ *   `
+ *   ba f8 03 | mov dx, 0x3f8
+ *   b0 48    | mov al, 'H'
+ *   ee       | out dx, al
+ *   b0 69    | mov al, 'i'
+ *   ee       | out dx, al
+ *   f4       | hlt
+ *   `,
+ * );
+ * machine.load(flatImage(hi.code, 'real'));
+ *
+ * let text = '';
+ * const ports = new Bus();
+ * Serial.attach(ports, (byte) => {
+ *   text += String.fromCharCode(byte);
+ * });
+ * const end = await new RunLoop(machine.vcpu, { ports }).run({ timeoutMs: 5000 });
+ * console.log(`${text} (${end.reason})`);
+ * machine.close();
+ * hv.close();
+ * // prints: Hi (halt)
+ * ```
  */
 export class RunLoop {
   /** The vCPU that it runs. */

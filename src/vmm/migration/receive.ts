@@ -72,6 +72,8 @@ const DEFAULT_TIMEOUT_MS = 30_000;
  * `pager.missing()` tells which pages are not here; no page is taken for zeroes.
  *
  * Who connects is believed: listen at a Unix socket in a folder of your own, or at the end of a tunnel.
+ *
+ * An example is at {@link sendGuest}.
  * @throws MigrationError ERR_KVM_MIGRATION for a peer that sends what it must not, or nothing, or a guest that cannot go
  *   on here; UnavailableError where nothing pages on demand; the signal's reason; RangeError ERR_KVM_INVALID_ARG.
  *   Nothing stays open then

@@ -62,6 +62,34 @@ const RETRY_MS = 5;
  * @throws VmexitError ERR_KVM_NOT_SAVABLE for a guest with private pages (the range is named) and what else
  *   captureState() cannot save; MigrationError ERR_KVM_MIGRATION, whose `handedOver` tells whether the guest may run on
  *   here; the signal's reason; RangeError ERR_KVM_INVALID_ARG. Nothing of the guest is lost then
+ * @example
+ * ```ts
+ * import { tmpdir } from 'node:os';
+ * import { join } from 'node:path';
+ * import { flatImage, Machine, openHypervisor, RunLoop, receiveGuest, sendGuest } from 'vmexit';
+ *
+ * const hv = openHypervisor({ needs: ['userfault'] });
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * // out 0x10, al; inc ax; hlt
+ * machine.load(flatImage(Uint8Array.of(0xe6, 0x10, 0x40, 0xf4), 'real'), { rax: 41 });
+ * machine.vcpu.run(5000); // until the OUT
+ *
+ * // The destination would be another process; here both ends are in one.
+ * const address = `unix:${join(tmpdir(), `guest-${process.pid}.sock`)}`;
+ * const arrival = receiveGuest(hv, { at: address });
+ * const sending = sendGuest(hv, { vm: machine.vm, vcpus: [machine.vcpu], to: address });
+ *
+ * const there = await arrival;
+ * const [vcpu] = there.vcpus;
+ * const { reason } = await new RunLoop(vcpu!, { handlers: [there.pager] }).run({ timeoutMs: 5000 });
+ * console.log(`${reason} at the destination, ax is ${vcpu!.getRegs().rax}`);
+ * console.log(`${(await sending).pages} pages were sent`);
+ * await there.close();
+ * machine.close();
+ * hv.close();
+ * // prints: halt at the destination, ax is 42
+ * // prints: 256 pages were sent
+ * ```
  */
 export async function sendGuest(hv: Hypervisor, options: SendOptions): Promise<SendReport> {
   const { vm, vcpus, to, onProgress, signal, ...capturing } = object('options', options);

@@ -109,6 +109,31 @@ interface Waiter {
 /**
  * Runs a guest before its memory is there: each page comes from a source when it is touched, and the rest in
  * the background. A handler for a RunLoop.
+ * @example
+ * ```ts
+ * import { flatImage, Machine, openHypervisor, Pager, RunLoop } from 'vmexit';
+ *
+ * const hv = openHypervisor({ needs: ['userfault'] });
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * const { memory, vcpu, vm } = machine;
+ * // A guest whose memory is elsewhere: here, in a buffer.
+ * const bytes = new Uint8Array(memory.size);
+ * bytes.set([0xa0, 0x00, 0x80, 0xf4], 0x1000); // mov al, [0x8000]; hlt
+ * bytes[0x8000] = 42;
+ * machine.load({ ...flatImage(Uint8Array.of(0xf4), 'real'), segments: [] }); // registers alone
+ *
+ * const source = { kind: 'buffer', bytes } as const;
+ * const pager = Pager.start(hv, vm, { memories: [memory], source, vcpus: [vcpu], prefetch: false });
+ * const { reason } = await new RunLoop(vcpu, { handlers: [pager] }).run({ timeoutMs: 5000 });
+ * console.log(`${reason}, al is ${vcpu.getRegs().rax & 0xffn}; not all pages were needed:`);
+ * console.log(pager.report.byCause.fault > 0 && pager.report.present < pager.report.pages);
+ * await pager.stop();
+ * machine.close();
+ * pager[Symbol.dispose]();
+ * hv.close();
+ * // prints: halt, al is 42; not all pages were needed:
+ * // prints: true
+ * ```
  */
 export class Pager implements ExitHandler, Disposable {
   readonly #vm: Vm;

@@ -17,6 +17,8 @@ const BATCH = 256;
 
 /**
  * The machine of a snapshot, ready to run, with all its memory.
+ *
+ * An example is at {@link writeSnapshot}.
  * @throws VmexitError ERR_KVM_SNAPSHOT for a page that was altered, or what this host lacks; KvmError. Nothing stays
  *   open then
  */

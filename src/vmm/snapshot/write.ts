@@ -45,6 +45,41 @@ const ZEROES = new Uint8Array(CHUNK);
  * is whole and on the disk; one that was there is replaced then.
  * @param capture what captureState() gave
  * @throws VmexitError ERR_KVM_SNAPSHOT when the file cannot be written, with the cause; the signal's reason
+ * @example
+ * ```ts
+ * import { rm } from 'node:fs/promises';
+ * import { tmpdir } from 'node:os';
+ * import { join } from 'node:path';
+ * import {
+ *   captureState,
+ *   exitName,
+ *   flatImage,
+ *   Machine,
+ *   openHypervisor,
+ *   openSnapshot,
+ *   restoreSnapshot,
+ *   writeSnapshot,
+ * } from 'vmexit';
+ *
+ * const path = join(tmpdir(), `counting-${process.pid}.snapshot`);
+ * const hv = openHypervisor();
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * // out 0x10, al; inc ax; hlt
+ * machine.load(flatImage(Uint8Array.of(0xe6, 0x10, 0x40, 0xf4), 'real'), { rax: 41 });
+ * machine.vcpu.run(5000); // until the OUT
+ * const { pages } = await writeSnapshot(path, captureState(hv, machine.vm, [machine.vcpu]));
+ * machine.close();
+ *
+ * const snapshot = openSnapshot(path);
+ * const restored = restoreSnapshot(hv, snapshot);
+ * snapshot.close();
+ * const [vcpu] = restored.vcpus;
+ * console.log(`${pages} pages; ${exitName(vcpu!.run(5000))}, ax is ${vcpu!.getRegs().rax}`);
+ * restored.close();
+ * hv.close();
+ * await rm(path);
+ * // prints: 256 pages; HLT, ax is 42
+ * ```
  */
 export async function writeSnapshot(
   path: string,
