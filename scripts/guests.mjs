@@ -1,4 +1,4 @@
-// Assembles the guests that are written as listings (src/vmm/guest.ts): every guest(BITS, `...`) in the sources.
+// Assembles the guests that are written as listings (src/vmm/guest.ts): every guest(BITS, `...`) in the sources and documents.
 // Fills in the bytes on the left of each `|`; with --check it only compares, and names what differs.
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
@@ -10,11 +10,10 @@ const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const check = process.argv.includes('--check');
 const GUEST = /\bguest\(\s*(16|32|64),\s*(?:\/\*.*?\*\/\s*)?`([^`]*)`/g;
 
-const files = ['src', 'test', 'examples', 'bench'].flatMap((folder) =>
-  readdirSync(join(root, folder), { recursive: true })
-    .map((name) => join(folder, name))
-    .filter((name) => /\.(ts|mjs)$/.test(name)),
+const folders = ['src', 'test', 'examples', 'bench', 'docs'].flatMap((folder) =>
+  readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)),
 );
+const files = ['README.md', ...folders].filter((name) => /\.(ts|mjs|md)$/.test(name));
 
 /** The bytes of each source line, by GNU as's own listing. */
 function assemble(bits, lines, where) {

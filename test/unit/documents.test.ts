@@ -1,0 +1,216 @@
+/** The documents are held to what they say: programs are run as they stand, commands and links exist. */
+import { spawnSync } from 'node:child_process';
+import { existsSync, readdirSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Hypervisor, Vcpu, Vm } from '../../src/index.ts';
+import { ioctls } from '../../src/uapi/index.ts';
+import {
+  agrees,
+  type Block,
+  blocks,
+  commandsOf,
+  DEADLINE_MS,
+  documents,
+  isTest,
+  Programs,
+  printsOf,
+  type Ran,
+  read,
+  root,
+} from '../support/documents.ts';
+import { vmexit } from './cli-vmexit.ts';
+
+const where = ({ file, line }: Block) => `${file}:${line}`;
+const of = (...languages: string[]) => blocks.filter(({ language }) => languages.includes(language));
+
+/** All that is run waits for its turn among the others, and behind the compiler. */
+const PATIENCE_MS = 4 * DEADLINE_MS;
+
+function expectPrinted({ status, stdout, stderr }: Ran, says: string): void {
+  // Beside each other, for whoever has to see where they differ.
+  if (!agrees(stdout, says)) expect(`${stdout}${stderr}`).toBe(says);
+  expect(status, stderr).toBe(0);
+}
+
+/** What a program has said that this host lacks: KVM is there, and not all that it can be. */
+const lacking = ({ stderr }: Ran): string | undefined =>
+  /reason: 'feature'/.test(stderr) ? /UnavailableError: (.*)/.exec(stderr)?.[1] : undefined;
+
+const programs = new Programs(of('ts', 'js'));
+afterAll(() => programs.remove());
+
+describe('the programs of the documents and docstrings', () => {
+  const runs = new Map<Block, Promise<Ran>>();
+  beforeAll(() => {
+    for (const block of of('ts', 'js')) runs.set(block, programs.run(block));
+  });
+
+  for (const block of of('ts', 'js')) {
+    it(`${where(block)} has the right types and prints what it says`, {
+      timeout: PATIENCE_MS,
+    }, async (context) => {
+      expect(await programs.typeErrors(block)).toEqual([]);
+      const lacks = lacking(await runs.get(block)!);
+      context.skip(lacks !== undefined, lacks);
+      expectPrinted(await runs.get(block)!, isTest(block) ? '...' : printsOf(block));
+    });
+  }
+
+  it('are those of the README, of the guides, and nothing that only looks like one', () => {
+    const files = new Set(of('ts', 'js').map(({ file }) => file));
+    for (const file of ['README.md', 'docs/first-vmm.md', 'docs/testing.md']) expect(files).toContain(file);
+    const known = ['ts', 'js', 'sh', 'console', 'text', 'yaml', 'c', 'rust', 'asm'];
+    expect(blocks.filter(({ language }) => !known.includes(language)).map(where)).toEqual([]);
+  });
+});
+
+describe('the commands of the documents', () => {
+  /** One that only shows its options: what a document names of a command is held to it. */
+  const helps = new Map<string, string>();
+  const helpOf = (command: string): string => {
+    const known = helps.get(command) ?? vmexit([...command.split(' ').filter(Boolean), '--help']).stdout;
+    helps.set(command, known);
+    return known;
+  };
+  const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> };
+
+  /** What is wrong with a line that somebody may type; undefined where nothing is, or nothing is known of it. */
+  function wrong(line: string): string | undefined {
+    const words = line.replace(/(^|\s)#.*/, '').split(/\s+/);
+    const [, script] = /^npm (?:run )?(start|test|(?<=run )[\w:]+)(?=\s|$)/.exec(line) ?? [];
+    if (script !== undefined) return script in scripts ? undefined : `there is no script ${script}`;
+    const [, name] = /^node (?:dist\/examples\/([\w-]+)\.js|scripts\/)/.exec(line) ?? [];
+    if (name !== undefined)
+      return existsSync(join(root, 'examples', `${name}.ts`)) ? undefined : 'no such example';
+    if (words[0] === 'node' && words[1]?.startsWith('scripts/'))
+      return existsSync(join(root, words[1])) ? undefined : 'no such script';
+    const at = words.indexOf('vmexit');
+    if (at !== 0 && !(at === 1 && words[0] === 'npx')) return undefined;
+    // What follows `--` is another command's.
+    const [command = '', ...rest] = words.slice(
+      at + 1,
+      words.includes('--') ? words.indexOf('--') : undefined,
+    );
+    if (command.startsWith('--')) return helpOf('').includes(command) ? undefined : `no option ${command}`;
+    if (!helpOf('').includes(`  vmexit ${command} `)) return `there is no command ${command}`;
+    const full = command === 'lab' && rest[0] !== undefined ? `lab ${rest[0]}` : command;
+    return rest
+      .filter((word) => word.startsWith('--') && word !== '--help')
+      .map((flag) => (helpOf(full).includes(flag) ? undefined : `${full} has no ${flag}`))
+      .find((what) => what !== undefined);
+  }
+
+  it('exist, with the options that are named', () => {
+    const lines = [
+      ...of('sh').flatMap((block) => block.code.split('\n').map((line) => [where(block), line.trim()])),
+      ...documents.flatMap((file) =>
+        Array.from(
+          read(file).matchAll(/`((?:npx )?vmexit [a-z-][^`]*|n(?:pm|ode) [^`]*)`/g),
+          ([, line = '']) => [file, line],
+        ),
+      ),
+    ] as [string, string][];
+    expect(lines.length).toBeGreaterThan(20);
+    const found = lines
+      .map(([at, line]) => [at, line, wrong(line)])
+      .filter(([, , what]) => what !== undefined);
+    expect(found).toEqual([]);
+    // And what it is that would be found.
+    expect(wrong('npx vmexit run --colour guest.bin')).toBe('run has no --colour');
+    expect(wrong('npx vmexit walk')).toBe('there is no command walk');
+    expect(wrong('npm run nothing')).toBe('there is no script nothing');
+  });
+
+  for (const block of of('console')) {
+    it(`${where(block)} prints what it shows`, { timeout: PATIENCE_MS }, async (context) => {
+      const commands = commandsOf(block);
+      expect(commands).not.toEqual([]);
+      if (commands.some(({ command }) => command.startsWith('as '))) {
+        const { stdout } = await programs.command('command -v as');
+        context.skip(stdout === '', 'this host has no assembler');
+      }
+      for (const { command, prints } of commands) expectPrinted(await programs.command(command), prints);
+    });
+  }
+});
+
+it('the links of the documents lead somewhere', () => {
+  /** As GitHub makes them of headings. */
+  const anchors = (text: string) =>
+    Array.from(text.matchAll(/^#+ (.*)$/gm), ([, title = '']) =>
+      title
+        .toLowerCase()
+        .replaceAll(/[^\w\- ]/g, '')
+        .replaceAll(' ', '-'),
+    );
+  const broken = documents.flatMap((file) =>
+    Array.from(read(file).matchAll(/\]\(([^)\s]+)\)/g), ([, link = '']) => link)
+      .filter((link) => !/^https?:/.test(link))
+      .filter((link) => {
+        const [path = '', anchor] = link.split('#');
+        const target = path === '' ? file : join(dirname(file), path);
+        if (!existsSync(join(root, target))) return true;
+        return anchor !== undefined && !anchors(read(target)).includes(anchor);
+      })
+      .map((link) => `${file}: ${link}`),
+  );
+  expect(broken).toEqual([]);
+});
+
+/** What the page shows in the place of values. */
+const shown: readonly [string, string][] = [
+  ['device', '/dev/kvm'],
+  ['PAGE_SIZE', '4096'],
+  ['config', 'CONFIG_KVM_SW_PROTECTED_VM'],
+  ['name} lacks ${list', "this host's KVM lacks "],
+];
+
+/** The sources' messages, each in one piece. */
+function messages(): string {
+  const text = readdirSync(join(root, 'src'), { recursive: true, encoding: 'utf8' })
+    .filter((name) => name.endsWith('.ts'))
+    .map((name) => read(join('src', name)).replaceAll(/['`]\s*\+\s*['`]/g, ''))
+    .join('\n');
+  return shown.reduce((text, [name, value]) => text.replaceAll(`\${${name}}`, value), text);
+}
+
+it('the messages of Troubleshooting are those of the code, and each reason is there', () => {
+  const page = read('docs/troubleshooting.md');
+  const reasons = /type UnavailableReason =([^;]*);/.exec(read('src/hypervisor/errors.ts'))![1]!;
+  for (const [, reason] of reasons.matchAll(/'(\w+)'/g)) expect(page).toContain(`### Reason ${reason}`);
+
+  const texts = of('text').filter(({ file }) => file === 'docs/troubleshooting.md');
+  const lines = [
+    ...texts.flatMap(({ code }) => code.trim().split('\n')),
+    // KVM_CREATE_VM failed with EINVAL: what is known of it.
+    ...Array.from(page.matchAll(/`KVM_\w+ failed with E\w+: ([^`]*)`/g), ([, remedy = '']) => remedy),
+  ];
+  expect(lines.length).toBeGreaterThan(10);
+  const code = messages();
+  const pieces = lines.flatMap((line) => line.split(/\.\.\.|\[|\)/)).map((piece) => piece.trim());
+  expect(pieces.filter((piece) => piece.length > 8 && !code.includes(piece))).toEqual([]);
+});
+
+it('each ioctl of From kvm-ioctls or C is one, and each method is there', () => {
+  const page = read('docs/from-kvm-ioctls-or-c.md');
+  const [, table = ''] = page.split('## Names');
+  for (const [name] of table.matchAll(/\bKVM_[A-Z0-9_]+(?=[ ,].*\|.*\|)/g))
+    expect(ioctls).toHaveProperty(name);
+  const classes = { hv: Hypervisor, vm: Vm, vcpu: Vcpu } as const;
+  const named = Array.from(table.matchAll(/`(hv|vm|vcpu)\.(\w+)/g), ([, on, method]) => [on, method]) as [
+    keyof typeof classes,
+    string,
+  ][];
+  expect(named.length).toBeGreaterThan(60);
+  for (const [on, method] of named) expect(method in classes[on].prototype, `${on}.${method}`).toBe(true);
+});
+
+it('the C program of From kvm-ioctls or C is one', (context) => {
+  const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--version']).status === 0);
+  if (compiler === undefined) return context.skip('this host has no C compiler');
+  const [block] = of('c');
+  const args = ['-x', 'c', '-std=c11', '-D_GNU_SOURCE', '-Wall', '-Werror', '-fsyntax-only', '-'];
+  const { status, stderr } = spawnSync(compiler, args, { input: block!.code, encoding: 'utf8' });
+  expect(status, stderr).toBe(0);
+});
