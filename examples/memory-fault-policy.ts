@@ -1,10 +1,10 @@
 /**
  * A policy: what the VMM does when the guest touches private memory with nothing private behind it. KVM cannot go on
- * (KVM_EXIT_MEMORY_FAULT); the policy plugs memory in where it sells some, shares what cannot be private, and ends a
- * guest that goes anywhere else. Needs a KVM with private memory: npx vmexit probe --require memory-fault
+ * (KVM_EXIT_MEMORY_FAULT). The policy adds memory in one range, shares what cannot be private in another, and ends a
+ * guest that goes anywhere else. Where KVM has no private memory (npx vmexit probe), it runs on the simulator.
  *
  * Run it: npm run setup, then node dist/examples/memory-fault-policy.js
- * or, where this host's KVM has none: npx vmexit lab run -- node dist/examples/memory-fault-policy.js
+ * or on a real kernel: npx vmexit lab run -- node dist/examples/memory-fault-policy.js
  */
 import {
   flatImage,
@@ -18,9 +18,9 @@ import {
   VmexitError,
 } from 'vmexit';
 
-const SHOP = { start: 0x20_0000, size: 0x1_0000 }; // private memory, plugged in when it is first touched
-const LOBBY = { start: 0x30_0000, size: 0x1_0000 }; // a slot that has shared memory alone
-const FOREST = { start: 0x40_0000, size: 0x1_0000 }; // nobody's
+const PLUGGED = { start: 0x20_0000, size: 0x1_0000 }; // private memory, added when it is first touched
+const SHARED = { start: 0x30_0000, size: 0x1_0000 }; // a slot that has shared memory alone
+const NOBODYS = { start: 0x40_0000, size: 0x1_0000 }; // neither memory nor policy
 
 const wanders = guest(
   64,
@@ -38,21 +38,21 @@ using machine = new Machine(hv, { memory: 1024 * 1024, privateMemory: true });
 machine.load(flatImage(wanders.code, 'long'));
 const { vcpu, vm } = machine;
 
-using lobby = vm.allocate(LOBBY.size);
-vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: LOBBY.start, memory: lobby });
-using shop = vm.createGuestMemfd(SHOP.size);
-for (const { start, size } of [SHOP, LOBBY, FOREST]) {
+using shared = vm.allocate(SHARED.size);
+vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: SHARED.start, memory: shared });
+using plugged = vm.createGuestMemfd(PLUGGED.size);
+for (const { start, size } of [PLUGGED, SHARED, NOBODYS]) {
   vm.setMemoryAttributes({ address: start, size, attributes: MemoryAttribute.PRIVATE });
 }
 
-const isIn = ({ start, size }: typeof SHOP, gpa: number) => gpa >= start && gpa < start + size;
+const isIn = ({ start, size }: typeof PLUGGED, gpa: number) => gpa >= start && gpa < start + size;
 
 /** Asked about each fault and each request; what it cannot mend ends the run. */
 const policy: Policy = ({ cause, gpa, slot }) => {
   if (cause !== 'unbacked') return 'deny';
   if (slot) return 'allow'; // shares the page
-  if (!isIn(SHOP, gpa)) return 'deny';
-  vm.setUserMemoryRegion2({ slot: 2, guestPhysAddr: SHOP.start, guestMemfd: shop });
+  if (!isIn(PLUGGED, gpa)) return 'deny';
+  vm.setUserMemoryRegion2({ slot: 2, guestPhysAddr: PLUGGED.start, guestMemfd: plugged });
   return 'retry'; // it is mended: run the guest again
 };
 
@@ -69,5 +69,5 @@ try {
 }
 const { memoryFaults, retries, refusals } = service.counters;
 console.log(
-  `${memoryFaults} faults: ${retries} mended, ${refusals} refused; the host reads ${lobby.bytes[0]}`,
+  `${memoryFaults} faults: ${retries} mended, ${refusals} refused; the host reads ${shared.bytes[0]}`,
 );

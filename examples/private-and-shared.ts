@@ -1,9 +1,9 @@
 /**
  * Private memory: the guest asks for a page to be made private, writes there, and the host still sees what was there
- * before. Needs a KVM with private memory: npx vmexit probe --require private-memory,map-gpa-range
+ * before. Where KVM has no private memory (npx vmexit probe), it runs on the simulator.
  *
  * Run it: npm run setup, then node dist/examples/private-and-shared.js
- * or, where this host's KVM has none: npx vmexit lab run -- node dist/examples/private-and-shared.js
+ * or on a real kernel: npx vmexit lab run -- node dist/examples/private-and-shared.js
  */
 import { flatImage, guest, Machine, MemoryFaultService, openHypervisor, RunLoop } from 'vmexit';
 

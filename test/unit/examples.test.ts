@@ -1,11 +1,11 @@
-/** The examples as a reader runs them: compiled, each in a process of its own. */
+/** The examples as a reader runs them: compiled, each in a process of its own, on KVM or where that cannot, simulated. */
 import { execFileSync } from 'node:child_process';
 import { readdirSync, readFileSync, statSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { Feature } from '../../src/index.ts';
-import { on } from '../support/host.ts';
-import { inLab } from '../support/limits.ts';
+import { type Feature, openHypervisor } from '../../src/index.ts';
+import { whyNot } from '../support/host.ts';
+import { PROGRAM_MS, TEST_MS } from '../support/limits.ts';
 import { root } from './cli-vmexit.ts';
 
 const folder = join(root, 'examples');
@@ -13,9 +13,13 @@ const names = readdirSync(folder)
   .filter((name) => name.endsWith('.ts'))
   .map((name) => basename(name, '.ts'));
 
-/** What each prints, and what it needs of the host. */
+/** What each prints on either backend, what it asks openHypervisor() for, and what it needs of KVM where it has that. */
 const examples: {
-  readonly [name: string]: { readonly needs?: readonly Feature[]; readonly prints: string };
+  readonly [name: string]: {
+    readonly needs?: readonly Feature[];
+    readonly ofKvm?: readonly Feature[];
+    readonly prints: string;
+  };
 } = {
   'hello-real-mode': { prints: 'Hello!\nThe guest has ended with: hlt\n' },
   'long-mode-mmio': {
@@ -41,7 +45,7 @@ guest_memfd, or allow its conversion to shared by a policy; the fault's flags ar
 `,
   },
   'post-copy-migration': {
-    needs: ['userfaultfd'],
+    ofKvm: ['userfaultfd'],
     prints: `source: 500 pages summed up, rax is 375250
 destination: the sum is 500500
 source: all 2048 pages are there, and the guest here is given up
@@ -64,21 +68,27 @@ beforeAll(() => {
 });
 
 describe('the examples', () => {
-  it('are four at least, each of them tested, of less than a hundred lines, and saying how it is run', () => {
-    expect(names.length).toBeGreaterThanOrEqual(4);
+  it('are each tested, of less than a hundred lines, in the table, and saying how it is run', () => {
+    const table = readFileSync(join(folder, 'README.md'), 'utf8');
     expect(Object.keys(examples).toSorted()).toEqual(names.toSorted());
     for (const name of names) {
       const source = readFileSync(join(folder, `${name}.ts`), 'utf8');
       expect(source.split('\n').length).toBeLessThan(100);
+      expect(table).toContain(`[${name}](${name}.ts)`);
       expect(source).toContain(`npm run setup, then node dist/examples/${name}.js`);
     }
   });
 
-  for (const [name, { needs = [], prints }] of Object.entries(examples)) {
-    on('kvm', ...needs)(`${name} prints what it says`, () => {
+  for (const [name, { needs = [], ofKvm = [], prints }] of Object.entries(examples)) {
+    it(`${name} prints what it says`, { timeout: TEST_MS }, (context) => {
+      const backend = whyNot('kvm', ...needs) === undefined ? 'kvm' : 'sim';
+      using hv = openHypervisor({ needs });
+      expect(hv.backend).toBe(backend);
+      const lacks = backend === 'kvm' ? whyNot('kvm', ...ofKvm) : undefined;
+      context.skip(lacks !== undefined, lacks);
       const output = execFileSync(process.execPath, [compiled(name)], {
         encoding: 'utf8',
-        timeout: inLab ? 100_000 : 15_000,
+        timeout: PROGRAM_MS,
         killSignal: 'SIGKILL',
       });
       expect(output).toBe(prints);
