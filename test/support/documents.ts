@@ -7,13 +7,12 @@ import { execFile } from 'node:child_process';
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { PROGRAM_MS } from './limits.ts';
 
 export const root = fileURLToPath(new URL('../../', import.meta.url));
 const main = join(root, 'dist/cli/main.js');
 const tsc = join(root, 'node_modules/typescript/bin/tsc');
 
-/** No block takes longer on a busy machine either: one that hangs is ended. */
-export const DEADLINE_MS = 60_000;
 /** Processes at a time: the suite counts on two processors. */
 const AT_ONCE = 2;
 
@@ -128,7 +127,7 @@ const run = (command: string, args: readonly string[], cwd: string, env = {}): P
             cwd,
             encoding: 'utf8',
             env: { ...process.env, ...env },
-            timeout: DEADLINE_MS,
+            timeout: PROGRAM_MS,
             killSignal: 'SIGKILL',
           },
           (_, stdout, stderr) => resolve({ status: child.exitCode ?? undefined, stdout, stderr }),

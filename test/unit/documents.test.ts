@@ -10,7 +10,6 @@ import {
   type Block,
   blocks,
   commandsOf,
-  DEADLINE_MS,
   documents,
   isTest,
   Programs,
@@ -19,13 +18,12 @@ import {
   read,
   root,
 } from '../support/documents.ts';
+import { noAssembler, noCompiler } from '../support/host.ts';
+import { TEST_MS } from '../support/limits.ts';
 import { vmexit } from './cli-vmexit.ts';
 
 const where = ({ file, line }: Block) => `${file}:${line}`;
 const of = (...languages: string[]) => blocks.filter(({ language }) => languages.includes(language));
-
-/** All that is run waits for its turn among the others, and behind the compiler. */
-const PATIENCE_MS = 4 * DEADLINE_MS;
 
 function expectPrinted({ status, stdout, stderr }: Ran, says: string): void {
   // Beside each other, for whoever has to see where they differ.
@@ -48,7 +46,7 @@ describe('the programs of the documents and docstrings', () => {
 
   for (const block of of('ts', 'js')) {
     it(`${where(block)} has the right types and prints what it says`, {
-      timeout: PATIENCE_MS,
+      timeout: TEST_MS,
     }, async (context) => {
       expect(await programs.typeErrors(block)).toEqual([]);
       const lacks = lacking(await runs.get(block)!);
@@ -123,13 +121,11 @@ describe('the commands of the documents', () => {
   });
 
   for (const block of of('console')) {
-    it(`${where(block)} prints what it shows`, { timeout: PATIENCE_MS }, async (context) => {
+    it(`${where(block)} prints what it shows`, { timeout: TEST_MS }, async (context) => {
       const commands = commandsOf(block);
       expect(commands).not.toEqual([]);
-      if (commands.some(({ command }) => command.startsWith('as '))) {
-        const { stdout } = await programs.command('command -v as');
-        context.skip(stdout === '', 'this host has no assembler');
-      }
+      if (commands.some(({ command }) => command.startsWith('as ')))
+        context.skip(noAssembler !== undefined, noAssembler);
       for (const { command, prints } of commands) expectPrinted(await programs.command(command), prints);
     });
   }
@@ -207,10 +203,9 @@ it('each ioctl of From kvm-ioctls or C is one, and each method is there', () => 
 });
 
 it('the C program of From kvm-ioctls or C is one', (context) => {
-  const compiler = ['cc', 'gcc', 'clang'].find((name) => spawnSync(name, ['--version']).status === 0);
-  if (compiler === undefined) return context.skip('this host has no C compiler');
+  context.skip(noCompiler !== undefined, noCompiler);
   const [block] = of('c');
   const args = ['-x', 'c', '-std=c11', '-D_GNU_SOURCE', '-Wall', '-Werror', '-fsyntax-only', '-'];
-  const { status, stderr } = spawnSync(compiler, args, { input: block!.code, encoding: 'utf8' });
+  const { status, stderr } = spawnSync('gcc', args, { input: block!.code, encoding: 'utf8' });
   expect(status, stderr).toBe(0);
 });
