@@ -42,7 +42,7 @@ export const read = (file: string): string => readFileSync(join(root, file), 'ut
 const comments = (source: string): string =>
   source
     .split('\n')
-    .map((line) => /^\s*\* ?(?!\/)(.*)$/.exec(line)?.[1] ?? '')
+    .map((line) => /^\s*\*(?!\/) ?(.*)$/.exec(line)?.[1] ?? '')
     .join('\n');
 
 const FENCED = /^( *)```(\w+)[^\n]*\n(.*?)^ *```$/gms;
@@ -56,9 +56,11 @@ function blocksOf(file: string, text: string): Block[] {
   }));
 }
 
+export const examplesOf = (file: string, source: string): Block[] => blocksOf(file, comments(source));
+
 export const blocks: readonly Block[] = [
   ...documents.flatMap((file) => blocksOf(file, read(file))),
-  ...sources.flatMap((file) => blocksOf(file, comments(read(file)))),
+  ...sources.flatMap((file) => examplesOf(file, read(file))),
 ];
 
 /** What a program says that it prints. */

@@ -11,6 +11,7 @@ import {
   blocks,
   commandsOf,
   documents,
+  examplesOf,
   isTest,
   Programs,
   printsOf,
@@ -55,6 +56,28 @@ describe('the programs of the documents and docstrings', () => {
     });
   }
 
+  it('are found in docstrings, and would be seen to print something else', () => {
+    const docstring = `
+      /**
+       * Does something.
+       * @example
+       * \`\`\`ts
+       * console.log('a', 1);
+       * // prints: a 1
+       * \`\`\`
+       */
+      export const something = '\`\`\`ts';
+    `;
+    const [block, ...others] = examplesOf('src/something.ts', docstring);
+    expect(others).toEqual([]);
+    expect(block).toMatchObject({ line: 5, language: 'ts', code: "console.log('a', 1);\n// prints: a 1\n" });
+    expect(printsOf(block!)).toBe('a 1\n');
+    expect(agrees('a 1\n', 'a 1\n')).toBe(true);
+    expect(agrees('a 1\nand more\n', 'a 1\n')).toBe(false);
+    expect(agrees('a 1\nand more\n', 'a ...\n')).toBe(true);
+    expect(agrees('b\n', 'a ...\n')).toBe(false);
+  });
+
   it('are those of the README, of the guides, and nothing that only looks like one', () => {
     const files = new Set(of('ts', 'js').map(({ file }) => file));
     for (const file of ['README.md', 'docs/first-vmm.md', 'docs/testing.md']) expect(files).toContain(file);
@@ -64,51 +87,54 @@ describe('the programs of the documents and docstrings', () => {
 });
 
 describe('the commands of the documents', () => {
-  /** One that only shows its options: what a document names of a command is held to it. */
-  const helps = new Map<string, string>();
-  const helpOf = (command: string): string => {
-    const known = helps.get(command) ?? vmexit([...command.split(' ').filter(Boolean), '--help']).stdout;
-    helps.set(command, known);
-    return known;
-  };
   const { scripts } = JSON.parse(read('package.json')) as { scripts: Record<string, string> };
+  const helps = new Map<string, string>();
+  const helpOf = (...command: string[]): string => {
+    const key = command.join(' ');
+    if (!helps.has(key)) helps.set(key, vmexit([...command, '--help']).stdout);
+    return helps.get(key)!;
+  };
 
-  /** What is wrong with a line that somebody may type; undefined where nothing is, or nothing is known of it. */
-  function wrong(line: string): string | undefined {
-    const words = line.replace(/(^|\s)#.*/, '').split(/\s+/);
-    const [, script] = /^npm (?:run )?(start|test|(?<=run )[\w:]+)(?=\s|$)/.exec(line) ?? [];
-    if (script !== undefined) return script in scripts ? undefined : `there is no script ${script}`;
-    const [, name] = /^node (?:dist\/examples\/([\w-]+)\.js|scripts\/)/.exec(line) ?? [];
-    if (name !== undefined)
-      return existsSync(join(root, 'examples', `${name}.ts`)) ? undefined : 'no such example';
-    if (words[0] === 'node' && words[1]?.startsWith('scripts/'))
-      return existsSync(join(root, words[1])) ? undefined : 'no such script';
-    const at = words.indexOf('vmexit');
-    if (at !== 0 && !(at === 1 && words[0] === 'npx')) return undefined;
-    // What follows `--` is another command's.
-    const [command = '', ...rest] = words.slice(
-      at + 1,
-      words.includes('--') ? words.indexOf('--') : undefined,
+  const file = (path: string) => (existsSync(join(root, path)) ? undefined : `there is no ${path}`);
+  const script = (name: string) => (name in scripts ? undefined : `there is no script ${name}`);
+  /** @param words behind `vmexit`: a command and its options. What follows `--` is another command's. */
+  function command(words: string): string | undefined {
+    const [name = '', ...rest] = words.split(/ --(?: |$)/)[0]!.split(' ');
+    if (!name.startsWith('-') && !helpOf().includes(`  vmexit ${name} `))
+      return `there is no command ${name}`;
+    const help =
+      name === 'lab' && rest[0] ? helpOf('lab', rest[0]) : helpOf(...(name.startsWith('-') ? [] : [name]));
+    const flag = [name, ...rest].find(
+      (word) => word.startsWith('--') && word !== '--help' && !help.includes(word),
     );
-    if (command.startsWith('--')) return helpOf('').includes(command) ? undefined : `no option ${command}`;
-    if (!helpOf('').includes(`  vmexit ${command} `)) return `there is no command ${command}`;
-    const full = command === 'lab' && rest[0] !== undefined ? `lab ${rest[0]}` : command;
-    return rest
-      .filter((word) => word.startsWith('--') && word !== '--help')
-      .map((flag) => (helpOf(full).includes(flag) ? undefined : `${full} has no ${flag}`))
-      .find((what) => what !== undefined);
+    return flag && `${name} has no ${flag}`;
   }
+  /** Lines that somebody may type, by how they begin; of others nothing is known. */
+  const rules: readonly (readonly [RegExp, (name: string) => string | undefined])[] = [
+    [/^npm (?:run )?(start|test|(?<=run )[\w:]+)(?=\s|$)/, script],
+    [/^node dist\/examples\/([\w-]+)\.js/, (name) => file(`examples/${name}.ts`)],
+    [/^node ((?:scripts|bench)\/[\w/-]+\.mjs)/, file],
+    [/^(?:npx )?vmexit (.*)/, command],
+  ];
+  const wrong = (line: string): string | undefined =>
+    rules
+      .map(([begins, check]) => {
+        const [, name] = begins.exec(line.replace(/\s+#.*/, '')) ?? [];
+        return name === undefined ? undefined : check(name);
+      })
+      .find((what) => what !== undefined);
 
   it('exist, with the options that are named', () => {
-    const lines = [
-      ...of('sh').flatMap((block) => block.code.split('\n').map((line) => [where(block), line.trim()])),
-      ...documents.flatMap((file) =>
-        Array.from(
-          read(file).matchAll(/`((?:npx )?vmexit [a-z-][^`]*|n(?:pm|ode) [^`]*)`/g),
-          ([, line = '']) => [file, line],
-        ),
+    const typed = of('sh', 'yaml').flatMap(({ file, code }) =>
+      code.split('\n').map((line) => [file, line.trim().replace(/^- run: /, '')] as const),
+    );
+    const inline = documents.flatMap((file) =>
+      Array.from(
+        read(file).matchAll(/`((?:npx |npm |node |vmexit )[^`]*)`/g),
+        ([, line = '']) => [file, line] as const,
       ),
-    ] as [string, string][];
+    );
+    const lines = [...typed, ...inline];
     expect(lines.length).toBeGreaterThan(20);
     const found = lines
       .map(([at, line]) => [at, line, wrong(line)])
@@ -117,7 +143,15 @@ describe('the commands of the documents', () => {
     // And what it is that would be found.
     expect(wrong('npx vmexit run --colour guest.bin')).toBe('run has no --colour');
     expect(wrong('npx vmexit walk')).toBe('there is no command walk');
-    expect(wrong('npm run nothing')).toBe('there is no script nothing');
+    expect(wrong('vmexit lab run --fast -- ls --size')).toBe('lab has no --fast');
+    expect(wrong('npm run nothing  # at all')).toBe('there is no script nothing');
+    expect(wrong('node dist/examples/none.js')).toBe('there is no examples/none.ts');
+  });
+
+  it('are all in the README', () => {
+    const names = Array.from(helpOf().matchAll(/^ {2}vmexit (\w+) /gm), ([, name]) => name);
+    expect(names).toContain('run');
+    for (const name of names) expect(read('README.md')).toMatch(new RegExp(`\`vmexit ${name}\\b`));
   });
 
   for (const block of of('console')) {
