@@ -1,10 +1,16 @@
 // The kinds of host that there are, and how this one becomes one of them, for as long as a program runs: namespaces with a
 // /dev and a copy of the tree of their own, above which everything is as it was.
 
+/** On an emulated processor JS is slow: less than elsewhere, and nothing that test:lab runs. */
+const IN_LAB = [
+  'test/conformance/capabilities.test.ts',
+  ...['host', 'open', 'probe'].map((name) => `test/unit/${name}.test.ts`),
+];
+
 /**
  * `about`: what it is. `device`: what is at /dev/kvm, as shell commands; without it what this host has. `user`: who runs the
  * tests. `compiler: false`: no compiler on the PATH, and no addon built. `platform`: what process.platform says.
- * `lab`: it is the lab, its kernel booted with these parameters.
+ * `lab`: it is the lab, its kernel booted with these parameters; `suites`: what runs there.
  */
 export const kinds = {
   'no-device': { about: 'there is no /dev/kvm', device: ':' },
@@ -19,10 +25,11 @@ export const kinds = {
   },
   'no-compiler': { about: 'there is no compiler, and so no addon', compiler: false },
   'other-platform': { about: 'process.platform is not linux', platform: 'darwin' },
-  lab: { about: 'KVM with everything: the lab', lab: [] },
+  lab: { about: 'KVM with everything: the lab', lab: [], suites: IN_LAB },
   'lab-no-private-memory': {
     about: 'KVM without private memory: the lab without the TDP MMU',
     lab: ['kvm.tdp_mmu=0'],
+    suites: [...IN_LAB, 'test/unit/cli-demo.test.ts', 'test/unit/examples.test.ts'],
   },
 };
 
@@ -32,16 +39,16 @@ const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 const COMPILERS = '*g++*|*gcc*|cc|c++|*clang*|make|gmake|as|ld|ld.*|python|python3|python3.*|cpp|c89|c99';
 
 /**
- * A script of sh that makes the host, and then executes its arguments there.
- * @param root the tree, which the program sees at its own path or, where another user could not reach it, at another
+ * A script of sh that makes the host, and then executes its arguments there, in a copy of the tree that is forgotten.
+ * @param root the tree. The copy is in its place; for another user, who may not reach that, it is in the folder
  * @param folder a folder that the program may write to
  */
 export function hostScript({ device, user, compiler, platform }, { root, folder }) {
   const lines = [
-    // Above the tree lies a folder that is forgotten.
-    `own=${quote(folder)}/own; root=${quote(root)}`,
-    'mkdir "$own"; mount -t tmpfs -o mode=755 tmpfs "$own"; mkdir "$own/upper" "$own/work" "$own/home" "$own/tmp"',
-    'mount -t overlay -o "lowerdir=$root,upperdir=$own/upper,workdir=$own/work" overlay "$root"',
+    `own=${quote(folder)}/own; root=${quote(root)}; lower="$root"`,
+    'mkdir "$own"; mount -t tmpfs -o mode=755 tmpfs "$own"; mkdir "$own/upper" "$own/work" "$own/home" "$own/tree"',
+    ...(user === undefined ? [] : ['root="$own/tree"']),
+    'mount -t overlay -o "lowerdir=$lower,upperdir=$own/upper,workdir=$own/work" overlay "$root"',
     'cd "$root"; export HOME="$own/home"; mount -t proc proc /proc',
   ];
   if (device !== undefined)

@@ -8,10 +8,11 @@
 // name. The last line is `N passed, N failed, N skipped` over all kinds.
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { hostScript, kinds } from './hosts.mjs';
+import { inTurns } from './in-turns.mjs';
 import { readCounts, Sum } from './report.mjs';
 
 /** Those that ask about the host. */
@@ -28,20 +29,11 @@ const SUITES = [
   'test/unit/open.test.ts',
   'test/unit/probe.test.ts',
 ];
-/** Of those, what is not too slow where JS runs on an emulated processor. */
-const LAB_SUITES = [
-  'test/conformance/capabilities.test.ts',
-  'test/unit/cli-demo.test.ts',
-  'test/unit/examples.test.ts',
-  'test/unit/host.test.ts',
-  'test/unit/open.test.ts',
-  'test/unit/probe.test.ts',
-];
 /** For each kind. */
-const TIME_LIMIT_MS = 25 * 60_000;
+const TIME_LIMIT_MS = 50 * 60_000;
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
+const vitest = join('node_modules', 'vitest', 'vitest.mjs');
 
 const chosen = [];
 const passed = [];
@@ -78,28 +70,30 @@ const argumentsOf = (suites, report) => [
 ];
 
 /** In namespaces of its own: the status. */
-async function runHere(name, folder, report) {
+async function runHere(name, folder, report, write) {
   const suites = all || (name === 'no-device' && existsSync('/dev/kvm')) ? [] : SUITES;
   const script = hostScript(kinds[name], { root, folder, report });
   const args = ['--mount', '--pid', '--fork', '--kill-child', '/bin/sh', '-euc', script, 'sh'];
   const child = spawn('unshare', [...args, process.execPath, vitest, ...argumentsOf(suites, report)], {
-    stdio: ['ignore', 'inherit', 'inherit'],
+    stdio: ['ignore', 'pipe', 'pipe'],
     env: { ...process.env, VMEXIT_HOST_KIND: name },
     signal: abort.signal,
     timeout: TIME_LIMIT_MS,
     killSignal: 'SIGKILL',
   });
+  child.stdout.on('data', write);
+  child.stderr.on('data', write);
   return await new Promise((resolve, reject) => {
     child.once('error', reject);
     child.once('close', (status) => resolve(status ?? 1));
   });
 }
 
-async function runInTheLab(name, folder, report) {
+async function runInTheLab(name, folder, report, write) {
   const { runInLab } = await import('../dist/lab/index.js');
   const { status } = await runInLab({
     command: process.execPath,
-    args: [vitest, ...argumentsOf(LAB_SUITES, report)],
+    args: [vitest, ...argumentsOf(kinds[name].suites, report)],
     cwd: root,
     share: folder,
     env: { VMEXIT_HOST_KIND: name },
@@ -107,14 +101,14 @@ async function runInTheLab(name, folder, report) {
     timeoutMs: TIME_LIMIT_MS,
     signal: abort.signal,
     onStart: say,
-    onStdout: (chunk) => process.stdout.write(chunk),
-    onStderr: (chunk) => process.stderr.write(chunk),
+    onStdout: write,
+    onStderr: write,
   });
   return status;
 }
 
 /** Why this host cannot be made into one of that kind. */
-async function whyNot({ lab }) {
+async function whyNot({ lab, user }) {
   if (lab !== undefined) {
     const { labStatus } = await import('../dist/lab/index.js');
     const built = labStatus().kernels.some((kernel) => kernel.name === 'vanilla' && kernel.built);
@@ -123,32 +117,35 @@ async function whyNot({ lab }) {
   if (process.platform !== 'linux')
     return `it is made by Linux's namespaces, and this is ${process.platform}`;
   if (process.getuid() !== 0) return 'only root can make it';
-  const { status, stderr } = spawnSync('unshare', ['--mount', 'true'], { encoding: 'utf8' });
-  return status === 0 ? undefined : `this host gives no mount namespace: ${stderr?.trim()}`;
+  const namespace = spawnSync('unshare', ['--mount', 'true'], { encoding: 'utf8' });
+  if (namespace.status !== 0) return `this host gives no mount namespace: ${namespace.stderr?.trim()}`;
+  if (user === undefined) return undefined;
+  const node = spawnSync(process.execPath, ['--version'], { uid: user, gid: user });
+  return node.status === 0 ? undefined : `user ${user} may not run ${process.execPath}`;
 }
 
 const sum = new Sum();
-const lines = [];
-for (const name of names) {
+
+/** Runs the suites on a host of the kind; a line about it. */
+async function test(name, write) {
   const kind = kinds[name];
   const reason = await whyNot(kind);
-  if (reason !== undefined) {
-    lines.push(`${name}: left out: ${reason}`);
-    continue;
-  }
-  say(`${name}: ${kind.about}`);
+  if (reason !== undefined) return `${name}: left out: ${reason}`;
+  write(`test-hosts: ${name}: ${kind.about}\n`);
   const folder = mkdtempSync(join(tmpdir(), 'vmexit-host-'));
   try {
     const report = join(folder, 'report.json');
     const run = kind.lab === undefined ? runHere : runInTheLab;
-    const status = await run(name, folder, report);
-    lines.push(sum.add(name, readCounts(report), status));
+    const status = await run(name, folder, report, write);
+    return sum.add(name, readCounts(report), status);
   } catch (error) {
     if (abort.signal.aborted) process.exit(130);
-    lines.push(`${sum.add(name, undefined, 1)}: ${error.message}`);
+    return `${sum.add(name, undefined, 1)}: ${error.message}`;
   } finally {
     rmSync(folder, { recursive: true, force: true });
   }
 }
+
+const lines = await inTurns(names, availableParallelism(), test);
 process.stdout.write(`${lines.join('\n')}\n${sum}\n`);
 process.exitCode = sum.failed > 0 ? 1 : 0;

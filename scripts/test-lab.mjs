@@ -4,13 +4,16 @@
 //   node scripts/test-lab.mjs [--install] [--kernel NAME]... [arguments of vitest]
 //
 // --install lets the build install missing Debian packages. --kernel leaves out the others. Test files or folders
-// among the arguments replace the default ones. The addon and dist/ must be built (npm run setup). The last line is
-// `N passed, N failed, N skipped` over all kernels; the exit status is vitest's first that is not 0, 124 if a time
-// limit passed.
-import { existsSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+// among the arguments replace the default ones. The addon and dist/ must be built (npm run setup). An emulated lab keeps
+// one processor busy, so there are as many at a time as there are processors; the output of the first comes as it is
+// written, that of the others when they have ended. The last line is `N passed, N failed, N skipped` over all kernels; the
+// exit status is vitest's first that is not 0, 124 if a time limit passed.
+import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { inTurns } from './in-turns.mjs';
+import { readCounts, Sum } from './report.mjs';
 
 // Beside the suites of the kernel's behaviour, what people see of private memory.
 const SUITES = [
@@ -19,8 +22,8 @@ const SUITES = [
   'test/unit/examples.test.ts',
   'test/unit/cli-demo.test.ts',
 ];
-/** For each kernel. */
-const TIME_LIMIT_MS = 25 * 60_000;
+/** For each kernel, on a machine that is busy, too. */
+const TIME_LIMIT_MS = 50 * 60_000;
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const { buildKernels, kernelNames, LabError, labStatus, runInLab, showProgress } = await import(
@@ -47,23 +50,8 @@ const suites = passed.some(isPath) ? [] : SUITES;
 const abort = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => abort.abort());
 
-/** What vitest's JSON report counts; a file that failed before its first test counts as one failure. */
-function counts(path) {
-  const report = JSON.parse(readFileSync(path, 'utf8'));
-  const broken = report.testResults.filter(
-    (file) => file.status === 'failed' && file.assertionResults.length === 0,
-  );
-  return {
-    passed: report.numPassedTests,
-    failed: report.numFailedTests + broken.length,
-    skipped: report.numPendingTests + report.numTodoTests,
-  };
-}
-
-const text = ({ passed, failed, skipped }) => `${passed} passed, ${failed} failed, ${skipped} skipped`;
-
 /** Runs the suites on one kernel; gives their counts, undefined if there are none, and vitest's status. */
-async function runSuites(kernel) {
+async function runSuites(kernel, write) {
   const share = mkdtempSync(join(tmpdir(), 'vmexit-test-lab-'));
   try {
     const report = join(share, 'report.json');
@@ -82,14 +70,14 @@ async function runSuites(kernel) {
       timeoutMs: TIME_LIMIT_MS,
       signal: abort.signal,
       onStart: (description) => process.stderr.write(`test-lab: ${description}\n`),
-      onStdout: (chunk) => process.stdout.write(chunk),
-      onStderr: (chunk) => process.stderr.write(chunk),
+      onStdout: write,
+      onStderr: write,
     });
     const seconds = (ms) => (ms / 1000).toFixed(1);
-    process.stderr.write(
-      `test-lab: ${seconds(elapsedMs)} s, ${seconds(bootMs)} of them until the command started\n`,
+    write(
+      `test-lab: ${kernel}: ${seconds(elapsedMs)} s, ${seconds(bootMs)} of them until the command started\n`,
     );
-    return { status, found: existsSync(report) ? counts(report) : undefined };
+    return { status, found: readCounts(report) };
   } finally {
     rmSync(share, { recursive: true, force: true });
   }
@@ -103,20 +91,14 @@ try {
       progress[Symbol.dispose](),
     );
   }
-  const sum = { passed: 0, failed: 0, skipped: 0 };
-  for (const kernel of kernels) {
-    const { status, found } = await runSuites(kernel);
+  const sum = new Sum();
+  const ends = await inTurns(kernels, availableParallelism(), runSuites);
+  const lines = ends.map(({ status, found }, index) => {
     process.exitCode ||= status;
-    if (found) {
-      process.stdout.write(`${kernel}: ${text(found)}\n`);
-      for (const key of Object.keys(sum)) sum[key] += found[key];
-    } else {
-      process.stderr.write('test-lab: vitest left no report\n');
-      sum.failed += 1;
-      process.exitCode ||= 1;
-    }
-  }
-  process.stdout.write(`${text(sum)}\n`);
+    return sum.add(kernels[index], found, status);
+  });
+  if (sum.failed > 0) process.exitCode ||= 1;
+  process.stdout.write(`${lines.join('\n')}\n${sum}\n`);
 } catch (error) {
   if (!(error instanceof LabError)) throw error;
   process.stderr.write(`test-lab: ${error.message}\n`);
