@@ -104,9 +104,8 @@ describe('the commands of the documents', () => {
       return `there is no command ${name}`;
     const help =
       name === 'lab' && rest[0] ? helpOf('lab', rest[0]) : helpOf(...(name.startsWith('-') ? [] : [name]));
-    const flag = [name, ...rest].find(
-      (word) => word.startsWith('--') && word !== '--help' && !help.includes(word),
-    );
+    const options = help.split(/[^\w-]+/);
+    const flag = [name, ...rest].find((word) => /^--\w/.test(word) && !['--help', ...options].includes(word));
     return flag && `${name} has no ${flag}`;
   }
   /** Lines that somebody may type, by how they begin; of others nothing is known. */
