@@ -22,7 +22,7 @@ const steps = fix
       ['biome', 'npx', ['biome', 'check', '--error-on-warnings', '.']],
       ['clang-format', 'npx', ['clang-format', '--dry-run', '--Werror', ...cxx]],
       ['types of the tests and examples', 'npx', ['tsc', '-p', 'test']],
-      ['tests', 'npx', ['vitest', 'run']],
+      ['tests', 'npx', ['vitest', 'run', '--project', 'quick']],
     ];
 
 for (const [title, command, args] of steps) {
