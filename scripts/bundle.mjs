@@ -1,10 +1,11 @@
 // Compiles src/ to dist/: few files where the source has two hundred, since loading one costs Node half a millisecond.
 // What several entries need lies in chunks that they share, so a module is there once in a process. Types are
 // not looked at here; tsc writes the declarations.
-import { readFileSync } from 'node:fs';
+import { readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { rolldown } from 'rolldown';
+import { packIced } from './pack-iced.mjs';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'utf8'));
@@ -12,6 +13,7 @@ const { dependencies } = JSON.parse(readFileSync(join(root, 'package.json'), 'ut
 /** What is loaded by its path: package.json's exports, the command, and what scripts and tests use. */
 const entries = [
   'index',
+  'simulator',
   'uapi/index',
   'cli/main',
   'lab/index',
@@ -23,7 +25,7 @@ const entries = [
 const bundle = await rolldown({
   input: Object.fromEntries(entries.map((name) => [name, join(root, 'src', `${name}.ts`)])),
   platform: 'node',
-  external: [/^node:/, ...Object.keys(dependencies), 'vmexit'],
+  external: [/^node:/, /iced-packed\.js$/, ...Object.keys(dependencies), 'vmexit'],
   transform: { target: 'es2022' },
 });
 await bundle.write({
@@ -34,3 +36,5 @@ await bundle.write({
   entryFileNames: '[name].js',
   chunkFileNames: 'chunks/[name].js',
 });
+// Its place in dist/ is that of its declaration in src/.
+writeFileSync(join(root, 'dist', 'sim', 'iced-packed.js'), packIced());

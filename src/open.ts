@@ -7,10 +7,16 @@ import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
 import { ADDON_WARNED, packageRequire } from './package.ts';
 import { type Feature, features, missing } from './probe/features.ts';
-import { type KickTable, makeKickTable, type SimBackend, type SimOptions, simBackend } from './sim/index.ts';
+import {
+  type KickTable,
+  makeKickTable,
+  type SimBackend,
+  type SimOptions,
+  type SimulatedHost,
+  simBackend,
+} from './sim/index.ts';
 
-/** What a simulated host is told to be. */
-export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
+export type { SimulatedHost } from './sim/index.ts';
 
 /** What openHypervisor() is to open, and what it must be able to do. */
 export interface OpenOptions {

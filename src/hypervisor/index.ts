@@ -1,4 +1,5 @@
 /** The seam: what a VMM is written against, whichever backend is under it. */
+export type { AbortSignalLike } from './abort.ts';
 export type { Integer } from './args.ts';
 export type {
   Backend,

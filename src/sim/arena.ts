@@ -4,6 +4,8 @@
  * It is shared, so that growing it detaches nothing.
  */
 
+import { type Memory, WebAssembly } from './webassembly.ts';
+
 /** Typed views of the whole arena, one per width. They are replaced when it grows: read them from the arena. */
 export interface Views {
   readonly u8: Uint8Array<SharedArrayBuffer>;
@@ -22,7 +24,7 @@ const WASM_PAGE = 65_536;
 const MAX_PAGES = 65_536;
 export const PAGE = 4096;
 
-function viewsOf(memory: WebAssembly.Memory): Views {
+function viewsOf(memory: Memory): Views {
   const buffer = memory.buffer as unknown as SharedArrayBuffer;
   return {
     u8: new Uint8Array(buffer),
@@ -40,7 +42,7 @@ function viewsOf(memory: WebAssembly.Memory): Views {
 
 /** Offsets are bytes from the start of the memory; offset 0 is never given out. */
 export class Arena {
-  readonly memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
+  readonly memory: Memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
   views: Views = viewsOf(this.memory);
   /** Free ranges in order of their offsets, no two of them adjacent. */
   readonly #free: { start: number; end: number }[] = [{ start: PAGE, end: WASM_PAGE }];

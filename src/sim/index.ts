@@ -26,7 +26,7 @@ import { RamFile } from './memory/ram.ts';
 import { SharedFile } from './memory/sharing.ts';
 import type { Region } from './memory/slots.ts';
 
-export type { SimOptions } from './kernel/host.ts';
+export type { SimOptions, SimulatedHost } from './kernel/host.ts';
 export { type KickTable, makeKickTable } from './kernel/kicks.ts';
 
 /** What a handle stands for: /dev/kvm is the host itself. */

@@ -1,5 +1,4 @@
 /** The usual small machine: one vCPU, guest memory from address 0, and a program placed in it. */
-import { totalmem } from 'node:os';
 import { pages } from '../hypervisor/args.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { GuestMemfd } from '../hypervisor/guest-memfd.ts';
@@ -147,9 +146,13 @@ export function checkMachineMemory(memory: number): void {
   if (memory < MIN_MACHINE_MEMORY || memory > MAX_MACHINE_MEMORY)
     throw outOfRange('memory', memory, expected);
   pages('memory', memory);
-  const host = totalmem();
+  const host = hostMemory();
   if (memory > host) throw outOfRange('memory', memory, `at most the ${host} bytes that this host has`);
 }
+
+/** Bytes; a browser tells of no such number. */
+const hostMemory = (): number =>
+  globalThis.process?.getBuiltinModule?.('node:os').totalmem() ?? Number.POSITIVE_INFINITY;
 
 /** What this KVM and processor offer; and with private memory, that the guest may ask for conversions. */
 function cpuidOf(hv: Hypervisor, privateMemory: boolean) {

@@ -2,6 +2,7 @@
  * The loop around KVM_RUN, for a program that has an event loop of its own: run() keeps the thread for one slice at
  * a time, so that timers, signals and I/O of the VMM live on between the slices.
  */
+import type { AbortSignalLike } from '../hypervisor/abort.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { IoDirection } from '../uapi/constants.ts';
@@ -41,7 +42,7 @@ export interface RunLimits {
   /** Milliseconds, above 0; no limit without it. */
   readonly timeoutMs?: number | undefined;
   /** Ends the run at the end of a slice, or at once when a signal has woken the thread. */
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortSignalLike | undefined;
 }
 
 /** Why a run has ended. */

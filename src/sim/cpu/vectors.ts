@@ -3,6 +3,7 @@
  * the one op, which translated code has inline.
  */
 import type { Arena } from '../arena.ts';
+import { WebAssembly } from '../webassembly.ts';
 import type { Cpu } from './cpu.ts';
 import type { VectorDetail } from './ops.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';

@@ -3,6 +3,7 @@
  * since a module for each block would cost more than it saves.
  */
 
+import { WebAssembly } from '../webassembly.ts';
 import type { Cpu } from './cpu.ts';
 import type { Block } from './ir.ts';
 import { State } from './state.ts';

@@ -9,7 +9,10 @@ import { Decoder, type Iced } from '../cpu/decode.ts';
 import { Sharing } from '../memory/sharing.ts';
 import { Kicks, type KickTable } from './kicks.ts';
 
-/** What a simulated host can be told to be. */
+/** What a simulated host is told to be. */
+export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
+
+/** The same, with what the simulator is given by whoever opens it. */
 export interface SimOptions {
   /** The module `iced-x86`, which is handed in: its npm build needs Node to load. */
   readonly iced: Iced;

@@ -4,15 +4,18 @@
  */
 
 /** An id and a flag for each vCPU; before them, the last number that was given. */
-export type KickTable = Int32Array<SharedArrayBuffer>;
+export type KickTable = Int32Array<ArrayBufferLike>;
 
 const HEAD = 1;
 const WORDS = 2;
 /** vCPUs of one process that can be open at a time. */
 const PLACES = 4096;
 
+const LENGTH = HEAD + PLACES * WORDS;
+
+/** One that threads can share. */
 export const makeKickTable = (): KickTable =>
-  new Int32Array(new SharedArrayBuffer((HEAD + PLACES * WORDS) * Int32Array.BYTES_PER_ELEMENT));
+  new Int32Array(new SharedArrayBuffer(LENGTH * Int32Array.BYTES_PER_ELEMENT));
 
 /** A vCPU's own word. */
 export interface KickWord {
@@ -27,7 +30,8 @@ export interface KickWord {
 export class Kicks {
   readonly #table: KickTable;
 
-  constructor(table: KickTable = makeKickTable()) {
+  /** @param table this thread's own without it: a page that is not cross-origin isolated can share none */
+  constructor(table: KickTable = new Int32Array(LENGTH)) {
     this.#table = table;
   }
 

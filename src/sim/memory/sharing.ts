@@ -109,7 +109,8 @@ export class SharedFile extends Counted implements MemoryFile {
 /** A token is data from elsewhere: nothing in it may reach beyond the arena. */
 function isSimToken(token: MemoryToken): token is SimMemoryToken {
   const { arena, base, size, fd } = token as Partial<SimMemoryToken>;
-  if (!(arena instanceof SharedArrayBuffer)) return false;
+  // A page that is not cross-origin isolated has no such name, and gets no token.
+  if (typeof SharedArrayBuffer === 'undefined' || !(arena instanceof SharedArrayBuffer)) return false;
   const within = (at: unknown, length: unknown, end: number): boolean =>
     Number.isSafeInteger(at) &&
     Number.isSafeInteger(length) &&

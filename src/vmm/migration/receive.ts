@@ -2,6 +2,7 @@
 import { createHash, randomBytes } from 'node:crypto';
 import { createServer, type Socket } from 'node:net';
 import { totalmem } from 'node:os';
+import type { AbortSignalLike } from '../../hypervisor/abort.ts';
 import { integer, object } from '../../hypervisor/args.ts';
 import { KvmError, MigrationError, UnavailableError, VmexitError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
@@ -37,7 +38,7 @@ export interface ReceiveOptions extends RestoreOptions {
   /** Told once somebody can connect, with the address: of `tcp`, with the port that it is. */
   readonly onListening?: (address: string) => void;
   /** Cancels, until the guest is here. */
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortSignalLike | undefined;
 }
 
 /** A guest that is being taken over: all is made, and its memory is still at the source. */
@@ -87,7 +88,7 @@ export async function receiveGuest(hv: Hypervisor, options: ReceiveOptions): Pro
   const { socket, address } = await visited(wanted, onListening, signal);
   const begun = performance.now();
   const control = new Channel(socket, 'the source', timeoutMs);
-  const abort = () => control.fail(signal!.reason);
+  const abort = () => control.fail(signal!.reason as Error);
   signal?.addEventListener('abort', abort);
   const opened: Opened = { machine: undefined, pager: undefined };
   try {
@@ -154,8 +155,8 @@ async function closeAll(opened: Opened): Promise<void> {
 }
 
 /** What is wrong with the guest, or with this host for it, is a migration that has failed. */
-function explained(cause: unknown, signal: AbortSignal | undefined): Error {
-  if (signal?.aborted) return signal.reason;
+function explained(cause: unknown, signal: AbortSignalLike | undefined): Error {
+  if (signal?.aborted) return signal.reason as Error;
   const known = cause instanceof VmexitError || cause instanceof KvmError;
   if (!known || cause instanceof MigrationError || cause instanceof UnavailableError) return cause as Error;
   return new MigrationError(`the guest cannot go on here: ${cause.message}`, { cause });
@@ -187,7 +188,7 @@ function checkMemory({ vm: { memories, guestMemfds } }: MachineState, maxMemory:
 function visited(
   address: Address,
   onListening: ((address: string) => void) | undefined,
-  signal: AbortSignal | undefined,
+  signal: AbortSignalLike | undefined,
 ): Promise<{ socket: Socket; address: Address }> {
   return new Promise((resolve, reject) => {
     const server = createServer();

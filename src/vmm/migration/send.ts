@@ -1,6 +1,7 @@
 /** The source of a migration: hands its guest over, and then the pages, those first that somebody waits for. */
 import { createHash } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
+import type { AbortSignalLike } from '../../hypervisor/abort.ts';
 import { integer, object, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError, VmexitError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
@@ -28,7 +29,7 @@ export interface SendOptions extends CaptureOptions {
    * Cancels. Once the guest is handed over it cannot be called back: the connection is broken then, and neither side
    * goes on.
    */
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortSignalLike | undefined;
 }
 
 /** What a migration has cost. */
@@ -110,7 +111,7 @@ export async function sendGuest(hv: Hypervisor, options: SendOptions): Promise<S
     return channel;
   };
   const abort = () => {
-    for (const channel of channels) channel.fail(signal!.reason);
+    for (const channel of channels) channel.fail(signal!.reason as Error);
   };
   signal?.addEventListener('abort', abort);
   let handedOver = false;
@@ -172,7 +173,7 @@ async function reach(
   address: Address,
   timeoutMs: number,
   retry: () => Promise<unknown> | undefined,
-  signal: AbortSignal | undefined,
+  signal: AbortSignalLike | undefined,
 ): Promise<Socket> {
   const deadline = performance.now() + timeoutMs;
   for (;;) {
@@ -190,7 +191,11 @@ async function reach(
   }
 }
 
-function connected(address: Address, timeoutMs: number, signal: AbortSignal | undefined): Promise<Socket> {
+function connected(
+  address: Address,
+  timeoutMs: number,
+  signal: AbortSignalLike | undefined,
+): Promise<Socket> {
   return new Promise((resolve, reject) => {
     const socket = connect({ ...address });
     const settled = (error?: Error) => {

@@ -2,6 +2,7 @@
 
 import { type FileHandle, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
+import type { AbortSignalLike } from '../../hypervisor/abort.ts';
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
@@ -23,7 +24,7 @@ export interface WriteOptions {
   /** Told now and then how many bytes of guest memory were looked at, of all that there are. */
   readonly onProgress?: (done: number, total: number) => void;
   /** Cancels: nothing is left behind, and the promise is rejected with the signal's reason. */
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortSignalLike | undefined;
 }
 
 /** What was written. */

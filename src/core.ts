@@ -1,0 +1,54 @@
+/// <reference lib="esnext.disposable" preserve="true" />
+/** What needs nothing of Node's: the part that `vmexit` and `vmexit/sim` have in common. */
+export * from './hypervisor/index.ts';
+export {
+  Cap,
+  decodeExit,
+  describeExit,
+  Exit,
+  exitName,
+  GuestMemfdFlag,
+  type KvmExit,
+  MemFlag,
+  MemoryAttribute,
+  MemoryFaultFlag,
+  VmType,
+} from './uapi/index.ts';
+export { Bus, type Device, type Unclaimed } from './vmm/bus.ts';
+export { type Converter, type Discard, type MemoryState, refusals } from './vmm/conversion.ts';
+export { DEBUG_EXIT_PORT, DebugExit, SERIAL_PORT, Serial } from './vmm/devices.ts';
+export { elfImage } from './vmm/elf.ts';
+export { type Guest, guest } from './vmm/guest.ts';
+export {
+  FLAT_ADDRESS,
+  flatImage,
+  type GuestImage,
+  type Mode,
+  placeImage,
+  type Segment,
+} from './vmm/image.ts';
+export { enterLongMode, enterRealMode, type LongModeOptions, Selector, tablesSize } from './vmm/long-mode.ts';
+export {
+  MAX_MACHINE_MEMORY,
+  Machine,
+  type MachineOptions,
+  MIN_MACHINE_MEMORY,
+} from './vmm/machine.ts';
+export {
+  type MemoryEvent,
+  type MemoryFaultCounters,
+  type MemoryFaultOptions,
+  MemoryFaultService,
+} from './vmm/memory-faults.ts';
+export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';
+export { describeRegisters, isReset } from './vmm/registers.ts';
+export {
+  type ExitHandler,
+  type RunEnd,
+  type RunLimits,
+  RunLoop,
+  type RunLoopOptions,
+} from './vmm/run-loop.ts';
+export { RestoredMachine, type RestoreOptions } from './vmm/snapshot/restore.ts';
+export { type MachineState, parseState } from './vmm/snapshot/schema.ts';
+export { type Capture, type CaptureOptions, captureState } from './vmm/snapshot/state.ts';
