@@ -1,7 +1,7 @@
 // Compiles src/ to dist/: few files where the source has two hundred, since loading one costs Node half a millisecond.
 // What several entries need lies in chunks that they share, so a module is there once in a process. Types are
 // not looked at here; tsc writes the declarations.
-import { readFileSync, writeFileSync } from 'node:fs';
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { rolldown } from 'rolldown';
@@ -28,6 +28,8 @@ const bundle = await rolldown({
   external: [/^node:/, /iced-packed\.js$/, ...Object.keys(dependencies), 'vmexit'],
   transform: { target: 'es2022' },
 });
+// Those of an earlier build would be packed.
+rmSync(join(root, 'dist', 'chunks'), { recursive: true, force: true });
 await bundle.write({
   dir: join(root, 'dist'),
   format: 'esm',

@@ -25,6 +25,7 @@ import {
   UnavailableError,
 } from '../../src/index.ts';
 import type { SimulatedHost } from '../../src/open.ts';
+import { WebAssembly } from '../../src/sim/webassembly.ts';
 import { onKvm } from '../support/host.ts';
 import { scratchFolder } from './cli-vmexit.ts';
 
@@ -246,6 +247,33 @@ describe.each(guests)('a guest %s', (_, image, ends, exits, others) => {
     ],
   ] satisfies [string, How][])('has the same trace, state and count of instructions %s', async (_, how) => {
     expect(await run(image, how)).toEqual(first);
+  });
+
+  it.each([
+    ['only small modules', 400],
+    ['no module', 0],
+  ])('has the same where an engine compiles %s at once, as on a page', async (_, most) => {
+    const { Module } = WebAssembly;
+    const sizes = { compiled: 0, refused: 0 };
+    class Limited {
+      constructor(bytes: Uint8Array) {
+        if (bytes.length > most) {
+          sizes.refused++;
+          throw new RangeError('WebAssembly.Compile is disallowed on the main thread');
+        }
+        sizes.compiled++;
+        // biome-ignore lint/correctness/noConstructorReturn: it stands for another class.
+        return new Module(bytes);
+      }
+    }
+    Object.assign(WebAssembly, { Module: Limited });
+    try {
+      expect(await run(image)).toEqual(first);
+    } finally {
+      Object.assign(WebAssembly, { Module });
+    }
+    expect(sizes.refused).toBeGreaterThan(0);
+    expect(sizes.compiled > 0).toBe(most > 0);
   });
 
   it('tells an observer of each instruction that it completes', async () => {

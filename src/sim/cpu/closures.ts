@@ -12,12 +12,14 @@ const values: Values = [];
 
 function stepOf(cpu: Cpu, node: Node): Step {
   const { row, args, slot } = node;
-  const [a = 0, b = 0, c = 0] = args.map((arg) => arg.slot);
+  // As they are now: the other executor numbers the same nodes anew.
+  const slots = args.map((arg) => arg.slot);
+  const [a = 0, b = 0, c = 0] = slots;
   const f = row.js(cpu, node.detail);
   const apply: (v: Values) => number | bigint =
     [() => f(), (v: Values) => f(v[a]), (v: Values) => f(v[a], v[b]), (v: Values) => f(v[a], v[b], v[c])][
       args.length
-    ] ?? ((v: Values) => f(...args.map((arg) => v[arg.slot])));
+    ] ?? ((v: Values) => f(...slots.map((from) => v[from])));
   const compute: Step =
     row.result === ''
       ? apply
@@ -45,6 +47,8 @@ export class ClosureUnit implements Unit {
   readonly block: Block;
   readonly #cpu: Cpu;
   readonly #steps: Step[];
+  /** Where the end's condition or target is; not used by the other kinds. */
+  readonly #decides: number;
 
   constructor(cpu: Cpu, block: Block) {
     this.block = block;
@@ -53,6 +57,8 @@ export class ClosureUnit implements Unit {
     for (const node of block.nodes) if (node.row.result !== '') node.slot = slots++;
     while (values.length < slots) values.push(0);
     this.#steps = block.nodes.map((node) => stepOf(cpu, node));
+    const { end } = block;
+    this.#decides = end.kind === 'branch' ? end.condition.slot : end.kind === 'dynamic' ? end.target.slot : 0;
   }
 
   run(): boolean {
@@ -65,10 +71,10 @@ export class ClosureUnit implements Unit {
         state.rip = end.target;
         break;
       case 'branch':
-        state.rip = values[end.condition.slot] !== 0 ? end.taken : end.next;
+        state.rip = values[this.#decides] !== 0 ? end.taken : end.next;
         break;
       case 'dynamic':
-        state.rip = BigInt.asUintN(64, values[end.target.slot] as bigint);
+        state.rip = BigInt.asUintN(64, values[this.#decides] as bigint);
         break;
       case 'left':
         if (!state.moved) state.rip = insns.at(-1)!.next;

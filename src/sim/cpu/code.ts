@@ -282,17 +282,9 @@ export class Code {
       }
     }
     if (this.#modules.size >= MODULES) this.forget();
-    const module = Object.assign(
-      new WasmUnit(
-        this.#cpu,
-        members.map(({ block }) => block),
-      ),
-      {
-        members,
-        places: placesOf(members),
-        epoch: this.#epoch,
-      },
-    );
+    const unit = this.#compile(members);
+    if (unit === undefined) return entry.unit;
+    const module = Object.assign(unit, { members, places: placesOf(members), epoch: this.#epoch });
     this.#modules.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
@@ -301,6 +293,26 @@ export class Code {
       member.index = index;
     });
     return module;
+  }
+
+  /**
+   * The members as one module; only the first of them where the engine refuses one of that size. (A browser's main
+   * thread compiles at once what is small: at most 8 MiB in Chromium, 4 KiB in its older versions.) Undefined when that
+   * does not help.
+   */
+  #compile(members: Entry[]): WasmUnit | undefined {
+    for (;;) {
+      try {
+        return new WasmUnit(
+          this.#cpu,
+          members.map(({ block }) => block),
+        );
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        if (members.length === 1) return undefined;
+        members.length >>= 1;
+      }
+    }
   }
 
   /**
