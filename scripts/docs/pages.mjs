@@ -7,7 +7,7 @@ export const pages = [
     page: 'hypervisor',
     title: 'Hypervisor, VMs and vCPUs',
     about: 'Opening KVM or the simulator, making VMs, running vCPUs, and what an exit is about.',
-    files: [/^open$/, /^hypervisor\/(hypervisor|vm|vcpu|run-page|args)$/],
+    files: [/^open$/, /^hypervisor\/(hypervisor|vm|vcpu|run-page|args|abort)$/],
   },
   {
     page: 'memory',
@@ -73,7 +73,7 @@ export const pages = [
     page: 'simulator',
     title: 'The simulator',
     about: 'What only a simulated host can do.',
-    files: [/^sim\//, /^sim$/],
+    files: [/^sim\//, /^simulator$/],
   },
   {
     page: 'uapi-constants',

@@ -1,6 +1,15 @@
 /** What a user gets: a clone without anything built, the tarball that npm packs of it, and a project that installs that. */
 import { spawnSync } from 'node:child_process';
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -39,6 +48,16 @@ export function must(cwd: string, command: string, args: readonly string[], env?
   throw new Error(`${command} ${args.join(' ')} ended with ${status}\n${stdout}${stderr}`);
 }
 
+/** Where what these tests work with is installed, when it is needed first: it has a package.json of its own. */
+export function installTools(): string {
+  const folder = join(root, 'test', 'package', 'tools');
+  // npm writes it last.
+  const installed = statSync(join(folder, 'node_modules', '.package-lock.json'), { throwIfNoEntry: false });
+  if ((installed?.mtimeMs ?? 0) < statSync(join(folder, 'package-lock.json')).mtimeMs)
+    must(folder, 'npm', ['ci', '--ignore-scripts', '--loglevel=error']);
+  return join(folder, 'node_modules');
+}
+
 /** A folder for all of it, that is gone when it is disposed. */
 export class Workplace implements Disposable {
   readonly path = mkdtempSync(join(tmpdir(), 'vmexit-package-'));
@@ -61,9 +80,9 @@ export class Workplace implements Disposable {
     return folder;
   }
 
-  /** The tarball that `npm pack` makes of a folder. */
-  pack(folder: string): string {
-    must(folder, 'npm', ['pack', '--pack-destination', this.path]);
+  /** The tarball that `npm pack` makes of a folder; of this clone as it is built now with --ignore-scripts. */
+  pack(folder: string, ...flags: readonly string[]): string {
+    must(folder, 'npm', ['pack', '--pack-destination', this.path, ...flags]);
     return join(this.path, readdirSync(this.path).find((name) => name.endsWith('.tgz'))!);
   }
 
