@@ -327,7 +327,7 @@ const scenarios = {
     // One that did not pass leaves nothing behind that could end a later run.
     const exits = new Set();
     for (let i = 0; i < 5; i++) {
-      exits.add(exitName(exiting.run(10)));
+      exiting.run(10); // on a busy machine it may pass all the same
       const later = process.hrtime.bigint() + 20_000_000n;
       while (process.hrtime.bigint() < later) exits.add(exitName(exiting.run()));
     }
