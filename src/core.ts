@@ -15,7 +15,7 @@ export {
   VmType,
 } from './uapi/index.ts';
 export { Bus, type Device, type Unclaimed } from './vmm/bus.ts';
-export { type Converter, type Discard, type MemoryState, refusals } from './vmm/conversion.ts';
+export { type Converter, type Discard, type MemoryState, type Refusal, refusals } from './vmm/conversion.ts';
 export { DEBUG_EXIT_PORT, DebugExit, SERIAL_PORT, Serial } from './vmm/devices.ts';
 export { elfImage } from './vmm/elf.ts';
 export { type Guest, guest } from './vmm/guest.ts';

@@ -1,6 +1,6 @@
 /** vmexit: KVM for TypeScript. The kernel's structs and tables are in `vmexit/uapi`; what a page needs, in `vmexit/sim`. */
 export * from './core.ts';
-export { type OpenOptions, openHypervisor } from './open.ts';
+export { type OpenOptions, openHypervisor, type SimulatedHost } from './open.ts';
 export { type Feature, features, missing } from './probe/features.ts';
 export { type LoadOptions, loadGuest } from './vmm/loader.ts';
 export {
@@ -12,6 +12,7 @@ export {
   type SendReport,
   sendGuest,
 } from './vmm/migration/index.ts';
+export type { Latency } from './vmm/pager/page-states.ts';
 export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';

@@ -24,6 +24,8 @@ export {
   type Msr,
   type Regs,
   type Sregs,
+  type Sregs2,
+  type Translation,
   Vcpu,
   type VcpuEvents,
 } from './vcpu.ts';

@@ -122,7 +122,11 @@ export class Vm implements Disposable {
     return this.#fd.call(ioctls.KVM_CHECK_EXTENSION, u32('cap', cap));
   }
 
-  /** KVM_ENABLE_CAP. @throws KvmError EINVAL for a capability that cannot be enabled */
+  /**
+   * KVM_ENABLE_CAP: turns a capability on for this VM. Some must be enabled before the first vCPU.
+   * @param cap `cap` is one of Cap; `args` (four of 64 bits) and `flags` are 0 without them
+   * @throws KvmError EINVAL for a capability that cannot be enabled, or not with these arguments
+   */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
     this.#fd.write(ioctls.KVM_ENABLE_CAP, cap);
     this.#caps.set(Number(cap.cap ?? 0), { ...cap });
@@ -320,38 +324,66 @@ export class Vm implements Disposable {
     return 0;
   }
 
-  /** KVM_CREATE_VCPU. @param id from 0 to below KVM_CAP_MAX_VCPU_ID; @throws KvmError EEXIST, EINVAL */
+  /**
+   * KVM_CREATE_VCPU. On x86 vCPU 0 is the boot processor.
+   * @param id from 0 to below KVM_CAP_MAX_VCPU_ID; 0 without it. On x86 it is the initial APIC id
+   * @throws KvmError EEXIST when there is one of this id, EINVAL for an id or a number of vCPUs beyond KVM's limits
+   */
   createVcpu(id = 0): Vcpu {
     const handle = this.#fd.create(ioctls.KVM_CREATE_VCPU, u32('id', id));
     const fd = new Fd(this.#fd.backend, handle, `vCPU ${id}`);
     return new Vcpu(fd, id, (cap) => this.checkExtension(cap));
   }
 
-  /** KVM_SET_TSS_ADDR: three pages of guest-physical memory that Intel hosts need. @param address bytes, below 4 GiB */
+  /**
+   * KVM_SET_TSS_ADDR: three pages of guest-physical memory that Intel hosts need, clear of slots and of MMIO.
+   * @param address bytes; the pages end at or below 4 GiB
+   * @throws KvmError EINVAL when they do not; RangeError ERR_KVM_INVALID_ARG from 4 GiB on
+   */
   setTssAddr(address: number): void {
     this.#fd.call(ioctls.KVM_SET_TSS_ADDR, u32('address', address));
     this.#tssAddress = address;
   }
-  /** KVM_SET_IDENTITY_MAP_ADDR: one page that Intel hosts need; before the first vCPU. */
+  /**
+   * KVM_SET_IDENTITY_MAP_ADDR: one page of guest-physical memory that Intel hosts need; before the first vCPU.
+   * @param address bytes, below 4 GiB; 0 is KVM's default
+   * @throws KvmError EINVAL once there is a vCPU
+   */
   setIdentityMapAddr(address: number): void {
     this.#fd.write(ioctls.KVM_SET_IDENTITY_MAP_ADDR, u32('address', address));
     this.#identityMapAddress = address;
   }
-  /** KVM_CREATE_IRQCHIP: PIC, I/O APIC and local APICs in the kernel; before the first vCPU. */
+  /**
+   * KVM_CREATE_IRQCHIP: PIC, I/O APIC and local APICs in the kernel; before the first vCPU.
+   * @throws KvmError EEXIST when there are some, EINVAL once there is a vCPU, ENOTTY in the simulator
+   */
   createIrqchip(): void {
     this.#fd.call(ioctls.KVM_CREATE_IRQCHIP);
     this.#devices.push('irqchip');
   }
-  /** KVM_CREATE_PIT2; after createIrqchip(). */
+  /**
+   * KVM_CREATE_PIT2: an 8254 in the kernel; after createIrqchip().
+   * @param flags Pit.SPEAKER_DUMMY, or 0
+   * @throws KvmError EEXIST when there is one, ENOENT without createIrqchip(), ENOTTY in the simulator
+   */
   createPit2(flags = 0): void {
     this.#fd.write(ioctls.KVM_CREATE_PIT2, { flags: u32('flags', flags) });
     this.#devices.push('pit');
   }
-  /** KVM_IRQ_LINE: raises or lowers a line of the in-kernel interrupt controllers. */
+  /**
+   * KVM_IRQ_LINE: raises or lowers a line of the in-kernel interrupt controllers.
+   * @param line `irq` is the line (a GSI), `level` 1 raises it and 0 lowers it
+   * @throws KvmError ENXIO without createIrqchip(), ENOTTY in the simulator
+   */
   irqLine(line: Input<Value<typeof kvm_irq_level>>): void {
     this.#fd.write(ioctls.KVM_IRQ_LINE, line);
   }
-  /** KVM_SIGNAL_MSI. @returns above 0 when delivered, 0 when the guest blocked it */
+  /**
+   * KVM_SIGNAL_MSI: delivers a message-signalled interrupt to the in-kernel local APICs.
+   * @param msi what a device would write, and where
+   * @returns above 0 when delivered, 0 when the guest blocked it
+   * @throws KvmError EINVAL without createIrqchip(), ENOTTY in the simulator
+   */
   signalMsi(msi: Input<Value<typeof kvm_msi>>): number {
     return this.#fd.write(ioctls.KVM_SIGNAL_MSI, msi);
   }

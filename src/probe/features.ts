@@ -240,7 +240,31 @@ const rows = {
   },
 } as const satisfies { readonly [name: string]: Row };
 
-/** The name of something that a VMM can need of a hypervisor: a key of `features`. */
+/**
+ * The name of something that a VMM can need of a hypervisor: a key of `features`.
+ *
+ * | name | what the hypervisor can do | Linux |
+ * | --- | --- | --- |
+ * | `real-mode` | runs a guest in 16-bit real mode |  |
+ * | `long-mode` | runs a guest in 64-bit mode |  |
+ * | `private-memory` | pages that the guest has and the host does not see | 6.8 |
+ * | `memory-fault` | a private access with nothing behind it ends the run with KVM_EXIT_MEMORY_FAULT | 6.8 |
+ * | `map-gpa-range` | a guest can ask for conversions by the hypercall KVM_HC_MAP_GPA_RANGE | 5.14 |
+ * | `pre-fault` | guest memory can be mapped before the guest touches it | 6.11 |
+ * | `guest-memfd-mmap` | a guest_memfd with a host view, on a VM without private memory | 6.18 |
+ * | `userfault` | faults by a bitmap of the VMM (KVM_MEM_USERFAULT): a proposal, in no released kernel |  |
+ * | `userfaultfd` | faults on missing pages of guest memory are served by another thread, those of the kernel too | 4.11 |
+ * | `user-memory2` | KVM_SET_USER_MEMORY_REGION2 | 6.8 |
+ * | `memory-fault-info` | KVM says that it fills in memory_fault where it can | 6.8 |
+ * | `unbacked-fault` | a slot with nothing mapped behind it ends the run with EFAULT, not with MMIO |  |
+ * | `readonly-memory` | writes to a read-only slot end the run with MMIO | 3.7 |
+ * | `dirty-log` | a slot can be set to log the pages that the guest writes |  |
+ * | `immediate-exit` | the VMM can finish an instruction without starting the next | 4.11 |
+ * | `sync-regs` | registers come with the exit, without an ioctl | 4.17 |
+ * | `single-step` | KVM_SET_GUEST_DEBUG ends the run after each instruction |  |
+ * | `interrupt-window` | the VMM is told when the guest can take an interrupt |  |
+ * | `irqchip` | interrupt controllers in the kernel |  |
+ */
 export type Feature = keyof typeof rows;
 
 /** What each feature is, for people. */

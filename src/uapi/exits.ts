@@ -185,7 +185,34 @@ export type RawExit = {
   readonly raw: Uint8Array;
 };
 
-/** A run's outcome with its fields; `reason` tells the arms apart. */
+/**
+ * A run's outcome with its fields; `reason` tells the arms apart. Each has `reason`, `outcome` (the number that run()
+ * gave) and `runFlags` (RunFlag bits), and these, named as in the kernel's struct but in camelCase:
+ *
+ * | `reason` | fields |
+ * | --- | --- |
+ * | `IO` | `direction` (`'in'` or `'out'`), `size` (bytes of an element), `port`, `count`, `dataOffset` (in kvm_run) |
+ * | `MMIO` | `physAddr`, `len` (bytes), `isWrite`, `data` (a copy of `len` bytes) |
+ * | `HYPERCALL` | `nr`, `args` (six), `ret`, `longMode`, `unknownFlags` |
+ * | `MEMORY_FAULT`, `MEMORY_POISONED` | `gpa`, `size` (bytes), `flags`: `private`, `userfault`, `unknown` |
+ * | `DEBUG` | `exception`, `pc`, `dr6`, `dr7` |
+ * | `INTERNAL_ERROR` | `suberror`, `ndata`, `data`; of EMULATION also `instruction` (bytes), `unknownFlags` |
+ * | `FAIL_ENTRY` | `hardwareEntryFailureReason`, `cpu` |
+ * | `UNKNOWN` | `hardwareExitReason` |
+ * | `EXCEPTION` | `exception`, `errorCode` |
+ * | `SYSTEM_EVENT` | `type`, `ndata`, `data` |
+ * | `X86_RDMSR`, `X86_WRMSR` | `index`, `data`, `cause` (MsrExitReason), `error` |
+ * | `SET_TPR` | `cr8` |
+ * | `TPR_ACCESS` | `rip`, `isWrite` |
+ * | `IOAPIC_EOI` | `vector` |
+ * | `NOTIFY` | `flags`, `contextInvalid` |
+ * | `HYPERV` | `type`, and by it `synic`, `hcall` or `syndbg` |
+ * | `XEN` | `type`, and `hcall` |
+ * | `TDX` | `flags`, `nr`, `ret`, `data` |
+ * | `SNP_REQ_CERTS` | `gpa`, `npages`, `ret` |
+ * | `OTHER` | `name`, `raw`: an exit of another architecture, or newer than this version |
+ * | any other | none |
+ */
 export type KvmExit = ExitHead &
   (RawExit | { [K in keyof Rows]: { readonly reason: K } & Readonly<Decoded<Rows[K]>> }[keyof Rows]);
 

@@ -22,6 +22,7 @@ export type Discard = 'both' | 'private' | 'none';
 export interface Refusal {
   /** KVM_E* (kvm_para.h), positive. */
   readonly errno: HypercallErrno;
+  /** A sentence about the range. */
   readonly why: string;
 }
 

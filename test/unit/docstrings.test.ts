@@ -1,6 +1,10 @@
 /** Who reads the reference, or points at a name in an editor, learns what each thing is. */
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
+import { features } from '../../src/index.ts';
+import { exitRows } from '../../src/uapi/index.ts';
 import { entries, exported } from '../support/exported-api.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url)).replace(/\/$/, '');
@@ -38,4 +42,18 @@ it('sees classes with their members, constants with their keys, and interfaces',
     ]),
   );
   expect(names.filter((name) => name.includes('#'))).toEqual([]);
+});
+
+/** What is in the first column of the table in a file's docstrings. */
+const rowsOf = (file: string): string[] =>
+  Array.from(readFileSync(join(root, file), 'utf8').matchAll(/^ \* \| (.*?) \|/gm), ([, cell]) => cell!)
+    .flatMap((cell) => Array.from(cell.matchAll(/`([\w-]+)`/g), ([, name]) => name!))
+    .filter((name) => name !== 'reason');
+
+it('lists every feature, and every exit that has fields, where a type alone would not tell', () => {
+  expect(rowsOf('src/probe/features.ts')).toEqual(Object.keys(features));
+  const withFields = Object.entries(exitRows).flatMap(([name, row]) =>
+    'arm' in row || name === 'SET_TPR' ? [name] : [],
+  );
+  expect(rowsOf('src/uapi/exits.ts').toSorted()).toEqual([...withFields, 'OTHER'].toSorted());
 });

@@ -15,12 +15,15 @@ const RING_AT = Word.causes + causes.length;
 const HEAD = RING_AT + RING;
 const BYTES = Int32Array.BYTES_PER_ELEMENT;
 
+/** How long pages were waited for. */
 export interface Latency {
   /** How many were measured: faults that somebody waited for. */
   readonly count: number;
-  /** Microseconds, of the last thousand. */
+  /** Microseconds: the median of the last 1024. */
   readonly medianUs: number;
+  /** Microseconds that 99 of 100 of those took at most. */
   readonly p99Us: number;
+  /** Microseconds that the slowest of those took. */
   readonly maxUs: number;
 }
 
