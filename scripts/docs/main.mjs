@@ -128,7 +128,11 @@ async function typedoc(folder, modules, compilerOptions, out) {
     excludePrivate: true,
     skipErrorChecking: true,
     sort: ['source-order'],
-    groupOrder: ['Functions', 'Classes', 'Variables', 'Interfaces', 'Type Aliases'],
+    // Of a page, and of a class.
+    groupOrder: [
+      ...['Functions', 'Classes', 'Variables', 'Interfaces', 'Type Aliases'],
+      ...['Constructors', 'Properties', 'Accessors', 'Methods'],
+    ],
     // Types that no entry exports are shown by name alone.
     validation: { notExported: false, invalidLink: true, invalidPath: true, rewrittenLink: true },
     treatWarningsAsErrors: true,
@@ -146,7 +150,7 @@ async function typedoc(folder, modules, compilerOptions, out) {
   });
   // As they are written, not worked out: `Input<Sregs>` says more than its hundred fields.
   const written = (context, reflection, node) => {
-    if (/^(Input|Value)</.test(node?.getText() ?? ''))
+    if (/^(readonly )?(Input<|Value<|Feature\b)/.test(node?.getText() ?? ''))
       reflection.type = context.converter.convertType(context, node);
   };
   app.converter.on(Converter.EVENT_CREATE_SIGNATURE, (context, signature, declaration) => {
