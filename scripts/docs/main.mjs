@@ -113,7 +113,7 @@ function writeModules(folder, byPage) {
 async function typedoc(folder, modules, compilerOptions, out) {
   const tsconfig = join(folder, 'tsconfig.json');
   writeFileSync(tsconfig, JSON.stringify({ compilerOptions, files: modules }));
-  const { Application, Converter } = await import('typedoc');
+  const { Application, Converter, ReflectionKind } = await import('typedoc');
   const title = new Map(pages.map((page) => [page.page, page.title]));
   const app = await Application.bootstrapWithPlugins({
     name: 'vmexit',
@@ -160,8 +160,23 @@ async function typedoc(folder, modules, compilerOptions, out) {
   });
   const project = await app.convert();
   if (project === undefined || app.logger.hasErrors()) throw new Error('TypeDoc failed');
+  listWords(project.getReflectionsByKind(ReflectionKind.TypeAlias));
   await app.generateOutputs(project);
   if (app.logger.hasErrors() || app.logger.hasWarnings()) throw new Error('TypeDoc failed');
+}
+
+/** What each word of a union means, which the plugin leaves out. */
+function listWords(aliases) {
+  for (const { type, comment } of aliases) {
+    if (type?.type !== 'union' || !type.types.every((word) => word.type === 'literal')) continue;
+    const parts = (type.elementSummaries ?? []).flatMap((summary, i) => [
+      { kind: 'text', text: '\n- ' },
+      { kind: 'code', text: `\`${type.types[i].value}\`` },
+      { kind: 'text', text: ': ' },
+      ...summary,
+    ]);
+    if (parts.length > 0) comment.summary.push({ kind: 'text', text: '\n' }, ...parts);
+  }
 }
 
 /** The headings of a page, with the anchors that code hosts give them. */

@@ -54,8 +54,8 @@ export interface Userfaults {
 }
 
 /**
- * An access for which the second stage of translation had nothing yet: an EPT violation, a nested page fault. Of one
- * that is memory-mapped I/O, its exit tells.
+ * An access for which the second stage of translation had nothing yet: an EPT violation, a nested page fault. Not one
+ * of memory-mapped I/O, which is an exit.
  */
 export interface SecondStageEvent {
   /** Of the page, in bytes. */

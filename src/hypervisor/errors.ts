@@ -110,8 +110,8 @@ export class MigrationError extends VmexitError {
   /** `MigrationError`. */
   override readonly name = 'MigrationError';
   /**
-   * Of a source's: whether the destination may have begun to run the guest, so that it must not run on here. Its memory
-   * is here in whole all the same.
+   * At the source: whether the destination may have begun to run the guest, so that it must not run on here. All of its
+   * memory is still here.
    */
   readonly handedOver: boolean;
 

@@ -15,7 +15,7 @@ export class GuestMemfd implements Disposable {
   readonly size: number;
   /** GUEST_MEMFD_FLAG_*. */
   readonly flags: number;
-  /** For the classes of this folder. */
+  /** The open file, for this package's own classes. */
   readonly fd: Fd;
 
   /** Made by Vm.createGuestMemfd(). */

@@ -118,7 +118,7 @@ export class GuestMemory implements Disposable {
     return this.#handle === undefined;
   }
 
-  /** For the classes of this folder. @throws VmexitError ERR_KVM_CLOSED */
+  /** The backend's handle, for this package's own classes. @throws VmexitError ERR_KVM_CLOSED */
   get handle(): Handle {
     if (this.#handle === undefined) throw closed('GuestMemory');
     return this.#handle;
@@ -202,7 +202,11 @@ export class GuestMemory implements Disposable {
     this.close();
   }
 
-  /** @throws RangeError ERR_KVM_INVALID_ARG; KvmError with the errno of memfd_create(2) or mmap(2) */
+  /**
+   * What Vm.allocate() calls.
+   * @param size bytes, a multiple of 4096 above 0, at most MAX_MEMORY
+   * @throws RangeError ERR_KVM_INVALID_ARG; KvmError with the errno of memfd_create(2) or mmap(2)
+   */
   static allocate(backend: Backend, size: number): GuestMemory {
     const length = pages('size', size, MAX_MEMORY, 4096);
     const handle = backend.allocate(length);

@@ -23,7 +23,7 @@ import { Vm } from './vm.ts';
  * openHypervisor().
  */
 export class Hypervisor implements Disposable {
-  /** Which one this is. A test asserts it. */
+  /** Which backend this is: `kvm` or `sim`. */
   readonly backend: BackendName;
   /** Why it is not the one that `auto` prefers; undefined when it is. */
   readonly fallback: string | undefined;

@@ -147,7 +147,7 @@ export class HypercallExit {
   constructor(page: RunPage) {
     this.#page = page;
   }
-  /** Hypercall.*; a number no guest can make inexact, for KVM forwards only those it knows. */
+  /** One of Hypercall: KVM hands on only numbers that it knows. */
   get nr(): number {
     return size64.get(this.#page.view, CALL.nr);
   }

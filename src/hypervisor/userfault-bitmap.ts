@@ -38,7 +38,7 @@ export class UserfaultBitmap implements Disposable {
     return this.#memory.closed;
   }
 
-  /** For the classes of this folder. @throws VmexitError ERR_KVM_CLOSED */
+  /** The memory that holds the bits, for this package's own classes. @throws VmexitError ERR_KVM_CLOSED */
   get memory(): GuestMemory {
     if (this.#memory.closed) throw closed('UserfaultBitmap');
     return this.#memory;

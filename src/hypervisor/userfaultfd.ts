@@ -158,14 +158,14 @@ export class Userfaultfd implements Disposable {
     this.close();
   }
 
-  /** For GuestMemory. */
+  /** What GuestMemory.userfaultfd() calls. @throws KvmError as that says */
   static create(backend: Backend, memory: Handle, size: number): Userfaultfd {
     const handle = calls(backend).create(memory);
     if (!isHandle(handle)) throw refused(handle);
     return new Userfaultfd(backend, handle, size);
   }
 
-  /** For Hypervisor. */
+  /** What Hypervisor.openUserfaultfd() calls. @throws KvmError as that says */
   static open(backend: Backend, token: UserfaultfdToken): Userfaultfd {
     const name: BackendName = object('token', token).backend;
     if (name !== backend.name) throw outOfRange('token.backend', name, `'${backend.name}'`);

@@ -2,7 +2,10 @@
 import { integer } from '../hypervisor/args.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 
-/** What sits on a bus. Offsets are in bytes from its first address; an access has 1 to 8 bytes, all of them its. */
+/**
+ * What sits on a bus. Offsets are in bytes from its first address. An access has 1 to 8 bytes and lies within the
+ * device's range.
+ */
 export interface Device {
   /** For people: errors and listings name the device by it. */
   readonly name: string;
@@ -28,7 +31,7 @@ export interface Unclaimed {
 
 /**
  * Devices by address. What nobody claims behaves as an empty PC bus: reads give all ones, writes are lost, and both
- * are counted. So does an access that only a part of which a device has.
+ * are counted. An access that lies only partly in a device's range is claimed by nobody.
  * @example
  * ```ts
  * import { Bus, type Device, flatImage, guest, Machine, openHypervisor, RunLoop } from 'vmexit';
@@ -99,7 +102,7 @@ export class Bus {
     return false;
   }
 
-  /** @returns whether a device took it */
+  /** Gives `data` to what is at the address. @returns whether a device took it */
   write(address: number, data: Uint8Array): boolean {
     const claim = this.#find(address, data.length);
     if (claim) {

@@ -60,7 +60,7 @@ export class Serial implements Device {
   get state(): Uint8Array {
     return new Uint8Array([...this.#registers, ...this.#divisor]);
   }
-  /** @throws RangeError ERR_KVM_INVALID_ARG for what is no serial port's state */
+  /** Takes over the state of another one. @throws RangeError ERR_KVM_INVALID_ARG for what is no serial port's state */
   restore(state: Uint8Array): void {
     if (state.length !== SERIAL_STATE)
       throw outOfRange("the serial port's state", state.length, `${SERIAL_STATE} bytes`);

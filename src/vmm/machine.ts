@@ -73,6 +73,7 @@ export class Machine implements Disposable {
   readonly #opened: Disposable[] = [];
 
   /**
+   * Makes the VM, its memory in slot 0, and vCPU 0 with the host's CPUID.
    * @throws RangeError ERR_KVM_INVALID_ARG for memory that is out of range or more than the host has; KvmError when
    *   the kernel refuses the VM: EINVAL where it has no private memory. Nothing stays open then.
    */

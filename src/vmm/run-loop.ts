@@ -13,6 +13,7 @@ import { Bus } from './bus.ts';
 /** Serves exits of some kind; a MemoryFaultService is one. */
 export interface ExitHandler {
   /**
+   * Looks at an exit, and serves it if it is of this handler's kind.
    * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
    *   the event loop brings
    */
@@ -55,7 +56,9 @@ export type RunEnd =
       /** What stop() was given. */
       readonly value: number;
     }
+  /** `timeoutMs` has passed. */
   | { readonly reason: 'timeout' }
+  /** `signal` was aborted. */
   | { readonly reason: 'abort' }
   /** An exit that nobody serves: a triple fault, an internal error of KVM's, one that is new. */
   | {

@@ -48,6 +48,8 @@ export interface Snapshot extends Disposable {
 }
 
 /**
+ * Opens a snapshot's file and checks all of it but the pages, which are checked as they are read. It costs the same for
+ * any size of guest.
  * @throws VmexitError ERR_KVM_SNAPSHOT that names the file, what is wrong with it and what to do: it is not there, no
  *   snapshot, truncated, altered, or of another version
  */
