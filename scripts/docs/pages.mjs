@@ -72,8 +72,8 @@ export const pages = [
   {
     page: 'simulator',
     title: 'The simulator',
-    about: 'What only a simulated host can do.',
-    files: [/^sim\//, /^simulator$/],
+    about: 'Opening the simulator alone, and what a simulated host can be told to be.',
+    files: [/^simulator$/, /^sim\//],
   },
   {
     page: 'uapi-constants',
