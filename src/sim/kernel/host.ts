@@ -9,13 +9,8 @@ import { Decoder, type Iced } from '../cpu/decode.ts';
 import { Sharing } from '../memory/sharing.ts';
 import { Kicks, type KickTable } from './kicks.ts';
 
-/** What a simulated host is told to be. */
-export type SimulatedHost = Omit<SimOptions, 'iced' | 'kicks'>;
-
-/** The same, with what the simulator is given by whoever opens it. */
-export interface SimOptions {
-  /** The module `iced-x86`, which is handed in: its npm build needs Node to load. */
-  readonly iced: Iced;
+/** What a simulated host is told to be; all of it may be left out. */
+export interface SimulatedHost {
   /** Whose processor it is: `amd` without it. It decides between VMMCALL and VMCALL, and what CPUID says. */
   readonly vendor?: 'amd' | 'intel';
   /** The ABI by which KVM_RUN tells of memory faults; `mainline` without it. */
@@ -31,6 +26,12 @@ export interface SimOptions {
   readonly faultSize?: number;
   /** How code is executed; `both` without it. Only the speed differs: a way to compare. */
   readonly tier?: Tier;
+}
+
+/** The same, with what the simulator is given by whoever opens it. */
+export interface SimOptions extends SimulatedHost {
+  /** The module `iced-x86`, which is handed in: its npm build needs Node to load. */
+  readonly iced: Iced;
   /** Where kicks from other threads arrive; only this thread's without it. */
   readonly kicks?: KickTable;
 }
