@@ -1,15 +1,6 @@
 /** What a user gets: a clone without anything built, the tarball that npm packs of it, and a project that installs that. */
 import { spawnSync } from 'node:child_process';
-import {
-  cpSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -48,13 +39,17 @@ export function must(cwd: string, command: string, args: readonly string[], env?
   throw new Error(`${command} ${args.join(' ')} ended with ${status}\n${stdout}${stderr}`);
 }
 
-/** Where what these tests work with is installed, when it is needed first: it has a package.json of its own. */
+/** npm writes the first of these files last. */
+const INSTALL =
+  '[ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --ignore-scripts --loglevel=error';
+
+/**
+ * Where what these tests work with is installed, when it is needed first: it has a package.json of its own. Test files
+ * that run at the same time wait for the one that installs.
+ */
 export function installTools(): string {
   const folder = join(root, 'test', 'package', 'tools');
-  // npm writes it last.
-  const installed = statSync(join(folder, 'node_modules', '.package-lock.json'), { throwIfNoEntry: false });
-  if ((installed?.mtimeMs ?? 0) < statSync(join(folder, 'package-lock.json')).mtimeMs)
-    must(folder, 'npm', ['ci', '--ignore-scripts', '--loglevel=error']);
+  must(folder, 'flock', ['package.json', 'sh', '-c', INSTALL]);
   return join(folder, 'node_modules');
 }
 
