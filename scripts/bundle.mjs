@@ -1,7 +1,7 @@
 // Compiles src/ to dist/: few files where the source has two hundred, since loading one costs Node half a millisecond.
 // What several entries need lies in chunks that they share, so a module is there once in a process. Types are
 // not looked at here; tsc writes the declarations.
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { rolldown } from 'rolldown';
@@ -39,4 +39,5 @@ await bundle.write({
   chunkFileNames: 'chunks/[name].js',
 });
 // Its place in dist/ is that of its declaration in src/.
+mkdirSync(join(root, 'dist', 'sim'), { recursive: true });
 writeFileSync(join(root, 'dist', 'sim', 'iced-packed.js'), packIced());
