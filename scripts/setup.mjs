@@ -40,7 +40,7 @@ const steps = [
   {
     title: 'compiling the TypeScript',
     stamp: at('dist', '.vmexit-bundled'),
-    inputs: [at('src'), at('scripts', 'bundle.mjs')],
+    inputs: [at('src'), at('scripts', 'bundle.mjs'), at('scripts', 'pack-iced.mjs')],
     command: [process.execPath, at('scripts', 'bundle.mjs')],
   },
   {

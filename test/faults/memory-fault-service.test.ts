@@ -61,12 +61,12 @@ function boot(options: MemoryFaultOptions = {}) {
     return BigInt.asIntN(64, answer());
   };
   const fill = (gpa: number, size: number, byte: number) => {
-    agent.begin('fill', { rdi: gpa, rcx: size, rsi: byte });
+    agent.begin('call', Agent.filling(gpa, size, byte));
     answer();
   };
   const holds = (gpa: number, size: number, byte: number) => {
-    agent.begin('check', { rdi: gpa, rcx: size, rsi: byte });
-    return answer() === BigInt(size);
+    agent.begin('call', Agent.checking(gpa, size, byte));
+    return answer() === BigInt(size / 8);
   };
   const close = () => {
     agent[Symbol.dispose]();

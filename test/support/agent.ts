@@ -116,6 +116,13 @@ export interface AgentOptions {
   readonly prepare?: (vm: Vm) => void;
 }
 
+const words = (code: number) => (address: number, size: number, byte: number) => ({
+  r15: code,
+  rdi: address,
+  rcx: size / 8,
+  rsi: BigInt(byte) * 0x0101_0101_0101_0101n,
+});
+
 export class Agent implements Disposable {
   readonly vm: Vm;
   readonly vcpu: Vcpu;
@@ -226,22 +233,19 @@ export class Agent implements Disposable {
 
   /** @param size in bytes, a multiple of 8 */
   fill(address: number, size: number, byte: number): void {
-    this.#words(Layout.fillWords, address, size, byte);
+    this.begin('call', Agent.filling(address, size, byte));
+    this.answer;
   }
+  /** The same as a command `call`, for who deals with what comes in between. */
+  static readonly filling = words(Layout.fillWords);
 
   /** Whether every byte of the range has the value. @param size in bytes, a multiple of 8 */
   holds(address: number, size: number, byte: number): boolean {
-    return this.#words(Layout.checkWords, address, size, byte) === BigInt(size / 8);
+    this.begin('call', Agent.checking(address, size, byte));
+    return this.answer === BigInt(size / 8);
   }
-  #words(code: number, address: number, size: number, byte: number): bigint {
-    this.begin('call', {
-      r15: code,
-      rdi: address,
-      rcx: size / 8,
-      rsi: BigInt(byte) * 0x0101_0101_0101_0101n,
-    });
-    return this.answer;
-  }
+  /** The same as a command `call`, which answers with a number of words. */
+  static readonly checking = words(Layout.checkWords);
 
   /** Starts a hypercall: Exit.HYPERCALL, or the answer when KVM has dealt with it. */
   beginHypercall(nr: number, ...[a0 = 0, a1 = 0, a2 = 0, a3 = 0]: (number | bigint)[]): number {
