@@ -22,10 +22,11 @@ export default defineConfig({
     pool: 'forks',
     testTimeout: TEST_MS,
     hookTimeout: TEST_MS,
-    // In the lab the processor is emulated, and there is one: loading the modules once per file would take longer than
-    // the tests.
-    isolate: !inLab,
+    // Loading the modules once per file takes longer than many of the tests, and far longer where the processor is
+    // emulated: files share a process, so what a module of test/support holds is there for all of them.
+    isolate: false,
     fileParallelism: !inLab,
-    maxWorkers: availableParallelism(),
+    // One more than there are processors: the tests of silent peers wait.
+    maxWorkers: inLab ? 1 : availableParallelism() + 1,
   },
 });

@@ -4,19 +4,11 @@ import { once } from 'node:events';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 import * as zlib from 'node:zlib';
-import { afterEach, expect } from 'vitest';
+import { expect, onTestFinished } from 'vitest';
 import { openHypervisor } from '../../src/index.ts';
 import { captureState } from '../../src/vmm/snapshot/index.ts';
 import { pagedGuest } from './paged.ts';
 import { fresh, pathOfSocket, RAM_PAGES } from './sides.ts';
-
-const open: { destroy?(): void; close?(): void }[] = [];
-afterEach(() => {
-  for (const one of open.splice(0)) {
-    one.destroy?.();
-    one.close?.();
-  }
-});
 
 export const Type = {
   REFUSE: 0,
@@ -58,7 +50,9 @@ export class Peer {
 
   constructor(socket: Socket) {
     this.socket = socket;
-    open.push(socket);
+    onTestFinished(() => {
+      socket.destroy();
+    });
     socket.on('data', (bytes) => {
       this.#received = Buffer.concat([this.#received, bytes]);
     });
@@ -111,7 +105,9 @@ export async function waiting() {
   const address = fresh();
   const peers: Peer[] = [];
   const server: Server = createServer((socket) => peers.push(new Peer(socket)));
-  open.push(server);
+  onTestFinished(() => {
+    server.close();
+  });
   server.listen(pathOfSocket(address));
   await once(server, 'listening');
   const visitor = async (index = 0) => {

@@ -3,7 +3,7 @@ import { createHash } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { afterAll, expect } from 'vitest';
+import { expect, onTestFinished } from 'vitest';
 import type { BackendName } from '../../src/index.ts';
 import { pathOf } from '../faults/child.ts';
 import { PROGRAM_MS } from './limits.ts';
@@ -20,10 +20,12 @@ const LONG_MS = PROGRAM_MS;
 export const limitFor = (says: RegExp): number =>
   /said nothing|has not (come|said)/.test(says.source) ? SHORT_MS : LONG_MS;
 
-const folder = mkdtempSync(join(tmpdir(), 'vmexit-migration-'));
-afterAll(() => rmSync(folder, { recursive: true, force: true }));
-let sockets = 0;
-export const fresh = () => `unix:${join(folder, `${sockets++}`)}`;
+/** An address where nobody listens yet, for as long as the test lasts. */
+export function fresh(): string {
+  const folder = mkdtempSync(join(tmpdir(), 'vmexit-migration-'));
+  onTestFinished(() => rmSync(folder, { recursive: true, force: true }));
+  return `unix:${join(folder, 'socket')}`;
+}
 export const pathOfSocket = (address: string) => address.slice('unix:'.length);
 const code = Buffer.from(wanderer.code).toString('hex');
 
