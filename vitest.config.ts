@@ -22,9 +22,9 @@ export default defineConfig({
     pool: 'forks',
     testTimeout: TEST_MS,
     hookTimeout: TEST_MS,
-    // Loading the modules once per file takes longer than many of the tests, and far longer where the processor is
-    // emulated: files share a process, so what a module of test/support holds is there for all of them.
-    isolate: false,
+    // In the lab the processor is emulated: loading the modules once per file would take longer than the tests. So files
+    // share a process there, and what a module of test/support holds.
+    isolate: !inLab,
     fileParallelism: !inLab,
     // One more than there are processors: the tests of silent peers wait.
     maxWorkers: inLab ? 1 : availableParallelism() + 1,

@@ -1,4 +1,4 @@
-/** A part of what oracles did, replayed; the whole is in replay.long.test.ts. */
+/** A part of what oracles did, replayed; the whole is in the long suite. */
 import { describe, expect, it } from 'vitest';
 import { openHypervisor } from '../../src/index.ts';
 import { parseCase } from './case.ts';
@@ -7,7 +7,7 @@ import { inspect } from './forms.ts';
 import { replayInstructions, replaySequences } from './replay.ts';
 import { Runner } from './runner.ts';
 
-replayInstructions(16);
+replayInstructions(16, ['closures', 'wasm', 'kvm']);
 replaySequences(16);
 
 describe('what an oracle is no judge of', () => {

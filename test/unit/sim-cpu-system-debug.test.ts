@@ -22,6 +22,7 @@ describe('debug exceptions', () => {
   const stepping = () => {
     const m = new Machine().protected();
     setGate(m, Vector.DB, Gdt.CODE0, INTERRUPT);
+    instructionBreakpoint(m.cpu, BigInt(At.code)); // as each step begins
     return m;
   };
 
