@@ -18,7 +18,7 @@ import { readCounts, Sum } from './report.mjs';
 /** Those that ask about the host. */
 const SUITES = [
   'test/conformance/capabilities.test.ts',
-  'test/faults/unavailable.test.ts',
+  'test/unit/unavailable.test.ts',
   'test/unit/cli-demo.test.ts',
   'test/unit/cli-run.test.ts',
   'test/unit/cli.test.ts',

@@ -48,7 +48,7 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
   }
 
   it('pulls what it touches before the rest has come', async () => {
-    const pages = 16_384;
+    const pages = 4096;
     const destination = receiving(backend, fresh());
     const between = fresh();
     const { address } = await destination.tells('listening');
@@ -72,7 +72,7 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
   });
 
   it('ends with an error that names the missing pages when its source is killed', async () => {
-    const pages = 4096;
+    const pages = 1024;
     const destination = receiving(backend, fresh());
     const { address } = await destination.tells('listening');
     const between = fresh();
@@ -85,12 +85,12 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
     const { code, message, missing, state } = await destination.tells('failed');
     expect(code).toBe('ERR_KVM_MIGRATION');
     expect(message).toMatch(
-      /^the source: the connection .*; (\d+) of 4352 pages are missing, and the guest cannot go on: \d+ to \d+/,
+      /^the source: the connection .*; (\d+) of 1280 pages are missing, and the guest cannot go on: \d+ to \d+/,
     );
     expect(state).toBe('failed');
     const lacks = missing.reduce((sum: number, { first, end }: Told) => sum + end - first, 0);
-    expect(message).toContain(`; ${lacks} of 4352 pages`);
-    expect(lacks).toBeGreaterThan(2000);
+    expect(message).toContain(`; ${lacks} of 1280 pages`);
+    expect(lacks).toBeGreaterThan(600);
     await destination.ends();
   });
 
@@ -99,12 +99,12 @@ describe.each(backends)('a guest that is handed over (%s)', (backend) => {
     const { address } = await destination.tells('listening');
     const between = fresh();
     using _relay = await Relay.between(pathOfSocket(between), address, 'the end');
-    const source = sending(backend, between, { pages: 4096, steps: 1e6 });
+    const source = sending(backend, between, { pages: 1024, steps: 1e6 });
     await destination.dies();
     const { code, message, handedOver } = await source.tells('failed');
     expect({ code, handedOver }).toEqual({ code: 'ERR_KVM_MIGRATION', handedOver: true });
     expect(message).toMatch(
-      /the connection .*; the guest was handed over, and \d+ of its 4352 pages were sent/,
+      /the connection .*; the guest was handed over, and \d+ of its 1280 pages were sent/,
     );
     await source.ends();
   });

@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { node } from '../faults/child.ts';
 import { onLinux } from '../support/host.ts';
-import { node } from './child.ts';
 
 const root = fileURLToPath(new URL('../../', import.meta.url));
 const NOBODY = 65_534;
