@@ -35,8 +35,8 @@ export const kinds = {
 
 const quote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
-/** What a compiler's package brings, by the name of the command. */
-const COMPILERS = '*g++*|*gcc*|cc|c++|*clang*|make|gmake|as|ld|ld.*|python|python3|python3.*|cpp|c89|c99';
+/** What a compiler's package brings, by the name of the command, as the shell's patterns. */
+const COMPILERS = '*g++* *gcc* cc c++ *clang* make gmake as ld ld.* python python3 python3.* cpp c89 c99';
 
 /**
  * A script of sh that makes the host, and then executes its arguments there, in a copy of the tree that is forgotten.
@@ -66,9 +66,10 @@ export function hostScript({ device, user, compiler, platform }, { root, folder 
     );
   if (compiler === false)
     lines.push(
-      'rm -rf build prebuilds; mkdir "$own/bin"; IFS=:; for folder in $PATH; do for file in "$folder"/*; do',
-      `name="\${file##*/}"; case "$name" in ${COMPILERS}) continue;; esac`,
-      '[ -e "$own/bin/$name" ] || ln -s "$file" "$own/bin/$name"; done; done; unset IFS; export PATH="$own/bin"',
+      // Links to every command but those; of two with one name the first is kept.
+      'rm -rf build prebuilds; mkdir "$own/bin"; IFS=:',
+      'for folder in $PATH; do ln -s "$folder"/* "$own/bin/" 2>/dev/null || true; done; unset IFS',
+      `(cd "$own/bin" && rm -f ${COMPILERS}); export PATH="$own/bin"`,
     );
   if (platform !== undefined)
     lines.push(
