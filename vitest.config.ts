@@ -26,7 +26,7 @@ export default defineConfig({
     // share a process there, and what a module of test/support holds.
     isolate: !inLab,
     fileParallelism: !inLab,
-    // One more than there are processors: the tests of silent peers wait.
-    maxWorkers: inLab ? 1 : availableParallelism() + 1,
+    // By default one processor would be left alone.
+    maxWorkers: inLab ? 1 : availableParallelism(),
   },
 });

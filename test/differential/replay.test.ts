@@ -7,8 +7,8 @@ import { inspect } from './forms.ts';
 import { replayInstructions, replaySequences } from './replay.ts';
 import { Runner } from './runner.ts';
 
-replayInstructions(16, ['closures', 'wasm', 'kvm']);
-replaySequences(16);
+replayInstructions(32, ['closures', 'wasm', 'kvm']);
+replaySequences(32);
 
 describe('what an oracle is no judge of', () => {
   it('is left out for that oracle alone', () => {
