@@ -72,7 +72,7 @@ const argumentsOf = (suites, report) => [
 /** In namespaces of its own: the status. */
 async function runHere(name, folder, report, write) {
   const suites = all || (name === 'no-device' && existsSync('/dev/kvm')) ? [] : SUITES;
-  const script = hostScript(kinds[name], { root, folder, report });
+  const script = hostScript(kinds[name], { root, folder });
   const args = ['--mount', '--pid', '--fork', '--kill-child', '/bin/sh', '-euc', script, 'sh'];
   const child = spawn('unshare', [...args, process.execPath, vitest, ...argumentsOf(suites, report)], {
     stdio: ['ignore', 'pipe', 'pipe'],

@@ -34,6 +34,17 @@ describe.skipIf(inLab)('a source', () => {
       await keeps(to(address, says), says);
   });
 
+  /** A destination that has the guest's state, and has not answered. */
+  async function told(says: RegExp) {
+    const { address, visitor } = await waiting();
+    const source = to(address, says);
+    const control = await visitor();
+    control.say(hello());
+    await control.greets();
+    await control.hears(Type.STATE);
+    return { source, control, visitor };
+  }
+
   const early: { readonly [what: string]: readonly [act: (peer: Peer) => void, says: RegExp] } = {
     'goes away': [({ socket }) => socket.destroy(), /the connection/],
     'sends READY at once': [(peer) => peer.say(frame(Type.READY)), /it sent READY where ACCEPT should come/],
@@ -49,12 +60,7 @@ describe.skipIf(inLab)('a source', () => {
   };
   for (const [what, [act, says]] of Object.entries(early)) {
     it(`keeps its guest from a destination that has its state, and ${what}`, async () => {
-      const { address, visitor } = await waiting();
-      const source = to(address, says);
-      const control = await visitor();
-      control.say(hello());
-      await control.greets();
-      await control.hears(Type.STATE);
+      const { source, control } = await told(says);
       act(control);
       await keeps(source, says);
     });
@@ -62,12 +68,7 @@ describe.skipIf(inLab)('a source', () => {
 
   /** A destination that has accepted, up to where it would send READY. */
   async function accepted(says: RegExp) {
-    const { address, visitor } = await waiting();
-    const source = to(address, says);
-    const control = await visitor();
-    control.say(hello());
-    await control.greets();
-    await control.hears(Type.STATE);
+    const { source, control, visitor } = await told(says);
     control.say(frame(Type.ACCEPT, Buffer.alloc(16, 7)));
     const pages = await visitor(1);
     pages.say(hello());
