@@ -1,43 +1,64 @@
-// Counts of tests: read from vitest's JSON report, added up, and told in the words of a run's last line.
+// Counts of tests and the names of those that failed: read from vitest's JSON report, added up, and told in a run's last lines.
 import { readFileSync } from 'node:fs';
+import { relative } from 'node:path';
 
-/** What a report counts; a file that failed before its first test counts as one failure. Undefined without a report. */
-export function readCounts(path) {
+/** What a report's line about a failed test begins with. */
+export const FAILED = 'FAILED';
+
+/**
+ * What a report counts, and a line for each failure; a file that failed before its first test counts as one. Undefined
+ * without a report.
+ */
+export function readReport(path) {
   let report;
   try {
     report = JSON.parse(readFileSync(path, 'utf8'));
   } catch {
     return undefined;
   }
-  const broken = report.testResults.filter(
-    (file) => file.status === 'failed' && file.assertionResults.length === 0,
-  );
+  const failures = report.testResults.flatMap(({ name, status, message, assertionResults }) => {
+    const file = relative(process.cwd(), name);
+    if (status === 'failed' && assertionResults.length === 0) return [`${file}: ${firstLine(message)}`];
+    return assertionResults
+      .filter((test) => test.status === 'failed')
+      .map((test) => `${file}: ${test.fullName}: ${firstLine(test.failureMessages[0])}`);
+  });
   return {
     passed: report.numPassedTests,
-    failed: report.numFailedTests + broken.length,
+    failed: failures.length,
     skipped: report.numPendingTests + report.numTodoTests,
+    failures,
   };
 }
+
+const firstLine = (text = '') => text.trim().split('\n')[0].slice(0, 300);
 
 export const describeCounts = ({ passed, failed, skipped }) =>
   `${passed} passed, ${failed} failed, ${skipped} skipped`;
 
-/** The sum over several runs, each with its exit status. A run without counts, or with a status that its counts do not explain, is a failure. */
+/** The sum over several runs, each with its exit status. A run without a report, or with a status that its report does not explain, is a failure. */
 export class Sum {
   passed = 0;
   failed = 0;
   skipped = 0;
+  /** A line for each failed test. */
+  failures = [];
 
   /** Adds a run, and gives a line about it. */
-  add(name, counts, status) {
-    this.passed += counts?.passed ?? 0;
-    this.failed += counts?.failed ?? 0;
-    this.skipped += counts?.skipped ?? 0;
-    if (counts === undefined || (status !== 0 && counts.failed === 0)) this.failed += 1;
-    return `${name}: ${counts === undefined ? 'no counts' : describeCounts(counts)}${status === 0 ? '' : `, status ${status}`}`;
+  add(name, report, status) {
+    this.passed += report?.passed ?? 0;
+    this.failed += report?.failed ?? 0;
+    this.skipped += report?.skipped ?? 0;
+    this.failures.push(...(report?.failures ?? []).map((line) => `${FAILED} ${name}: ${line}`));
+    if (report === undefined || (status !== 0 && report.failed === 0)) {
+      this.failed += 1;
+      this.failures.push(`${FAILED} ${name}: ended with status ${status}`);
+    }
+    return `${name}: ${report === undefined ? 'no report' : describeCounts(report)}${status === 0 ? '' : `, status ${status}`}`;
   }
 
+  /** The failures, each in a line, and in the last line the counts. */
   toString() {
-    return describeCounts(this);
+    return [...this.failures, describeCounts(this)].join('\n');
   }
 }

@@ -13,7 +13,7 @@ import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { hostScript, kinds } from './hosts.mjs';
 import { inTurns } from './in-turns.mjs';
-import { readCounts, Sum } from './report.mjs';
+import { readReport, Sum } from './report.mjs';
 
 /** Those that ask about the host. */
 const SUITES = [
@@ -137,7 +137,7 @@ async function test(name, write) {
     const report = join(folder, 'report.json');
     const run = kind.lab === undefined ? runHere : runInTheLab;
     const status = await run(name, folder, report, write);
-    return sum.add(name, readCounts(report), status);
+    return sum.add(name, readReport(report), status);
   } catch (error) {
     if (abort.signal.aborted) process.exit(130);
     return `${sum.add(name, undefined, 1)}: ${error.message}`;

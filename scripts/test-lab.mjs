@@ -13,7 +13,7 @@ import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { inTurns } from './in-turns.mjs';
-import { readCounts, Sum } from './report.mjs';
+import { readReport, Sum } from './report.mjs';
 
 // Beside the suites of the kernel's behaviour, what people see of private memory.
 const SUITES = [
@@ -77,7 +77,7 @@ async function runSuites(kernel, write) {
     write(
       `test-lab: ${kernel}: ${seconds(elapsedMs)} s, ${seconds(bootMs)} of them until the command started\n`,
     );
-    return { status, found: readCounts(report) };
+    return { status, found: readReport(report) };
   } finally {
     rmSync(share, { recursive: true, force: true });
   }
