@@ -7,12 +7,14 @@ import { parentPort, workerData } from 'node:worker_threads';
 const { behaviour, bytes } = workerData;
 const PAGE = 4096;
 
+const headers = (from, to) => ({ 'content-range': `bytes ${from}-${to}/${bytes.length}` });
+
 /** Of an HTTP server: what it answers to a request for bytes from one offset to another. */
 const http = {
-  ranges: (response, from, to) => setTimeout(() => response.writeHead(206).end(bytes.slice(from, to + 1)), 2),
-  whole: (response) => response.writeHead(200).end(bytes.slice(0, PAGE)),
-  no: (response) => response.writeHead(404).end(),
-  short: (response, from) => response.writeHead(206).end(bytes.slice(from, from + 5)),
+  ranges: (response, from, to) =>
+    setTimeout(() => response.writeHead(206, headers(from, to)).end(bytes.slice(from, to + 1)), 2),
+  elsewhere: (response, from, to) =>
+    response.writeHead(206, headers(from + PAGE, to + PAGE)).end(bytes.slice(from + PAGE, to + PAGE + 1)),
   silent: () => {},
 };
 /** Of a socket: what it sends. */

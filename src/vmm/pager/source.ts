@@ -4,9 +4,11 @@ import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { connect } from 'node:net';
 import { object, PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
-import { outOfRange, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
 import { type ArrivalDescriptor, openArrival } from '../migration/arrival.ts';
 import { openSnapshot } from '../snapshot/read.ts';
+import { sourceError, tooShort } from './errors.ts';
+import { openHttp } from './http.ts';
 
 /** Pages are numbered from 0, through all of the pager's memories in their order. */
 export type PageSource = PullSource | PushSource;
@@ -57,7 +59,10 @@ export type SourceDescriptor =
       /** Where guest memory begins in it, in bytes: 0 without it. */
       readonly offset?: number;
     }
-  /** A server that answers range requests (RFC 9110, 14) of one resource. */
+  /**
+   * A server that answers range requests (RFC 9110, 14) of one resource. ERR_KVM_SOURCE where it answers with other bytes,
+   * with a content encoding, or with another length, ETag or Last-Modified than before.
+   */
   | {
       readonly kind: 'http';
       /** The resource: `http:` or `https:`. */
@@ -95,10 +100,6 @@ export interface Opened {
   open(descriptor: never, pages: number): PageSource;
 }
 
-const failure = (what: string, options?: ErrorOptions) => new VmexitError('ERR_KVM_SOURCE', what, options);
-const tooShort = (what: string, has: number, pages: number) =>
-  failure(`${what} has ${has} bytes, and the ${pages} pages of guest memory need ${pages * PAGE}`);
-
 function openBuffer({ bytes }: { readonly bytes: Uint8Array }, pages: number): PageSource {
   if (bytes.length < pages * PAGE) throw tooShort('the buffer', bytes.length, pages);
   return {
@@ -115,7 +116,7 @@ function openFile(
   try {
     fd = openSync(path, 'r');
   } catch (cause) {
-    throw failure(`${path} cannot be opened (${(cause as NodeJS.ErrnoException).code})`, { cause });
+    throw sourceError(`${path} cannot be opened (${(cause as NodeJS.ErrnoException).code})`, { cause });
   }
   const { size } = fstatSync(fd);
   if (size - offset < pages * PAGE) {
@@ -147,7 +148,7 @@ function openSnapshotPages({ path }: { readonly path: string }, pages: number): 
   });
   if (first !== pages) {
     snapshot.close();
-    throw failure(`${path} has ${first} pages of memory, and the guest ${pages}`);
+    throw sourceError(`${path} has ${first} pages of memory, and the guest ${pages}`);
   }
   return {
     read(from, count) {
@@ -163,24 +164,6 @@ function openSnapshotPages({ path }: { readonly path: string }, pages: number): 
         for (const run of memory.runs(memory.pages)) yield { first: first + run.first, count: run.count };
     },
     close: () => snapshot.close(),
-  };
-}
-
-function openHttp({ url, offset = 0 }: { readonly url: string; readonly offset?: number }): PageSource {
-  const stopped = new AbortController();
-  return {
-    async read(first, count) {
-      const from = offset + first * PAGE;
-      const range = `bytes=${from}-${from + count * PAGE - 1}`;
-      const response = await fetch(url, { headers: { range }, signal: stopped.signal });
-      if (response.status !== 206) {
-        await response.body?.cancel();
-        const why = response.status === 200 ? ': the server does not know range requests' : '';
-        throw failure(`${url} answered ${response.status} to a request for ${range}${why}`);
-      }
-      return new Uint8Array(await response.arrayBuffer());
-    },
-    close: () => stopped.abort(),
   };
 }
 
@@ -211,8 +194,8 @@ function openStream(descriptor: Address, pages: number): PageSource {
         rest = bytes.subarray(count * PAGE);
         if (next === pages) finish();
       });
-      socket.on('error', (cause) => finish(failure(`${name}: ${cause.message}`, { cause })));
-      socket.on('close', () => finish(failure(`${name} ended after ${next} of ${pages} pages`)));
+      socket.on('error', (cause) => finish(sourceError(`${name}: ${cause.message}`, { cause })));
+      socket.on('close', () => finish(sourceError(`${name} ended after ${next} of ${pages} pages`)));
     },
     close: () => socket.destroy(),
   };
@@ -254,7 +237,7 @@ export function shareable(source: SourceDescriptor): SourceDescriptor {
 export function checked(bytes: Uint8Array, first: number, count: number): Uint8Array {
   if (!(bytes instanceof Uint8Array) || bytes.length !== count * PAGE) {
     const got = bytes instanceof Uint8Array ? `${bytes.length} bytes` : 'no bytes';
-    throw failure(
+    throw sourceError(
       `the source gave ${got} for pages ${first} to ${first + count - 1}, which have ${count * PAGE}`,
     );
   }
