@@ -12,8 +12,9 @@ export {
   type SendReport,
   sendGuest,
 } from './vmm/migration/index.ts';
+export type { PagerOptions, PagerReport } from './vmm/pager/options.ts';
 export type { Latency } from './vmm/pager/page-states.ts';
-export { Pager, type PagerOptions, type PagerReport } from './vmm/pager/pager.ts';
+export { Pager } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';
 export {

@@ -3,7 +3,7 @@ import type { Slot } from '../hypervisor/memory-map.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { MemoryAttribute } from '../uapi/constants.ts';
 import type { MemoryFaultCounters } from '../vmm/memory-faults.ts';
-import type { PagerReport } from '../vmm/pager/pager.ts';
+import type { PagerReport } from '../vmm/pager/options.ts';
 import { bytes, type Style } from './text.ts';
 
 interface Row {
@@ -90,13 +90,14 @@ export function conversionsAccount(counters: Readonly<MemoryFaultCounters>, styl
 /** How a guest's memory has come while it ran, in a line. */
 export function pagingAccount({ strategy, pages, zero, byCause, latency }: PagerReport): string {
   const count = (n: number, what: string) => (n === 0 ? [] : [`${n} ${what}`]);
-  const { fault, kernel, prefetch, push, ensure } = byCause;
+  const { fault, kernel, prefetch, push, ensure, discard } = byCause;
   const came = [
     ...count(fault + kernel, 'as it touched them'),
     ...count(prefetch + push, 'behind'),
     ...count(ensure, 'for the VMM'),
     ...count(zero, 'zero'),
-    ...count(pages - zero - fault - kernel - prefetch - push - ensure, 'not needed'),
+    ...count(discard, 'given back before'),
+    ...count(pages - zero - fault - kernel - prefetch - push - ensure - discard, 'not needed'),
   ];
   const waits = latency.count === 0 ? '' : `; a fault waited ${latency.medianUs} us (median)`;
   return `memory by ${strategy}, ${pages} pages: ${came.join(', ')}${waits}`;

@@ -102,9 +102,9 @@ async function allHere({ pager }: ReceivedGuest, signal: AbortSignal): Promise<v
 
 function account({ pager: { report }, readyMs }: ReceivedGuest): string {
   const { pages, present, byCause, strategy, elapsedMs } = report;
-  const pushed = byCause.push;
+  const { push: pushed, discard } = byCause;
   return (
-    `${present} of ${pages} pages came by ${strategy}: ${present - pushed} pulled, ${pushed} pushed; ` +
+    `${present} of ${pages} pages came by ${strategy}: ${present - pushed - discard} pulled, ${pushed} pushed; ` +
     `it ran ${readyMs.toFixed(0)} ms after its source had come, and paging took ${elapsedMs.toFixed(0)} ms`
   );
 }

@@ -13,8 +13,22 @@ export const KEEP_SIZE = 0x01;
 /** Of lseek(2). */
 const Seek = { DATA: 3, HOLE: 4 } as const;
 
+const discardRemedies: { readonly [errno: number]: string } = {
+  [Errno.EBUSY]: "some of these pages are on their way from a pager's source, which does not answer",
+};
+
 /** What one GuestMemory can hold, in bytes; larger guests use several. */
 export const MAX_MEMORY = 4 * 2 ** 30;
+
+/** Who brings the pages of a memory, while not all of them are there. */
+export interface Demand {
+  /** Resolves when these bytes are there. */
+  ensure(offset: number, size: number): Promise<void>;
+  /** Returns when these bytes are there. Throws when they will not come. */
+  bring(offset: number, size: number): void;
+  /** Pages that have not come stay zeroes from now on. False when one of them is on its way and does not arrive. */
+  forget(offset: number, size: number): boolean;
+}
 
 /**
  * Memory that host and guest both see: a memfd, mapped once (in the simulator, a part of its own memory).
@@ -49,16 +63,25 @@ export class GuestMemory implements Disposable {
   }
 
   /**
-   * Copies bytes into the memory.
+   * Copies bytes into the memory. Where a pager has yet to bring a page, this waits for it, and the bytes are there after it.
+   * What is written by `bytes` to such a page may be lost: ensure() it first.
    * @param offset bytes, from 0
    * @param bytes no more than the memory has from there on
-   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED. Nothing is written then
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED; ERR_KVM_SOURCE, ERR_KVM_PAGER when a page
+   *   will not come. Nothing is written then
    */
   write(offset: number, bytes: Uint8Array): void {
     const from = integer('offset', offset, this.size);
     if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', bytes, 'a Uint8Array');
     integer("bytes' length", bytes.length, this.size - from);
-    this.#backend.write(this.handle, from, bytes);
+    const handle = this.handle;
+    if (bytes.length > 0) this.demand?.bring(from, bytes.length);
+    this.#backend.write(handle, from, bytes);
+  }
+
+  /** As write(), unchecked, to pages that a pager brings with it. */
+  place(offset: number, bytes: Uint8Array): void {
+    this.#backend.write(this.handle, offset, bytes);
   }
 
   /**
@@ -98,7 +121,7 @@ export class GuestMemory implements Disposable {
   }
 
   /** Set by a pager: who brings pages that are not there yet. */
-  demand: ((offset: number, size: number) => Promise<void>) | undefined;
+  demand: Demand | undefined;
 
   /**
    * Resolves when these bytes are there to be read, at once where nobody pages them in. A page that is missing reads as
@@ -110,7 +133,7 @@ export class GuestMemory implements Disposable {
   async ensure(offset = 0, size?: number): Promise<void> {
     const from = integer('offset', offset, this.size);
     const length = integer('size', size ?? this.size - from, this.size - from);
-    if (length > 0) await this.demand?.(from, length);
+    if (length > 0) await this.demand?.ensure(from, length);
   }
 
   /** Whether close() was called. */
@@ -126,20 +149,24 @@ export class GuestMemory implements Disposable {
 
   /**
    * Gives the pages back to the host: they read as zero afterwards, in the guest too. Punches the file, for
-   * MADV_DONTNEED on a shared mapping would keep the contents.
+   * MADV_DONTNEED on a shared mapping would keep the contents. A page that a pager has not brought yet is not fetched any
+   * more; for one that is on its way this waits.
    * @param offset bytes, a multiple of 4096, from 0
    * @param size bytes, a multiple of 4096, up to the end of the memory
-   * @throws KvmError with the errno of fallocate(2); RangeError ERR_KVM_INVALID_ARG
+   * @throws KvmError with the errno of fallocate(2), EBUSY when a pager's source does not answer; RangeError
+   *   ERR_KVM_INVALID_ARG
    */
   discard(offset: number, size: number): void {
     const from = pages('offset', offset, this.size);
     const length = pages('size', size, this.size - from);
     const result = length > 0 ? this.tryDiscard(from, length) : 0;
-    if (result < 0) throw new KvmError(result, 'fallocate');
+    if (result < 0) throw new KvmError(result, 'fallocate', undefined, discardRemedies[-result]);
   }
 
   /** As discard(), unchecked, giving 0 or a negated errno. */
   tryDiscard(offset: number, size: number): number {
+    // First: what arrived after the hole is made would fill it again.
+    if (this.demand?.forget(offset, size) === false) return -Errno.EBUSY;
     return this.#backend.fallocate(this.handle, PUNCH_HOLE, offset, size);
   }
 

@@ -200,6 +200,55 @@ describe.each(ways)('the pager by $strategy on $backend', ({ backend, strategy, 
     pager[Symbol.dispose]();
   });
 
+  test('leaves as zeroes what is discarded before it has come, and keeps what is written before', async () => {
+    const { vm, vcpu, memory, close } = pagedGuest(hv, PAGES);
+    const source = { kind: 'file', path: file } as const;
+    const pager = Pager.start(hv, vm, {
+      memories: [memory],
+      vcpus: [vcpu],
+      source,
+      strategy,
+      prefetch: false,
+    });
+    const expected = data.slice();
+    // Its neighbours are in one batch with them.
+    await memory.ensure(16 * PAGE, PAGE);
+    for (const page of [3, 4, 16, 17]) expected.fill(0, page * PAGE, (page + 1) * PAGE);
+    memory.discard(3 * PAGE, 2 * PAGE);
+    memory.discard(16 * PAGE, 2 * PAGE);
+    const across = 40 * PAGE - 2;
+    memory.write(across, Uint8Array.of(1, 2, 3, 4));
+    expected.set([1, 2, 3, 4], across);
+
+    const loop = new RunLoop(vcpu, { handlers: [pager] });
+    loop.ports.attach(0xf4, 4, { name: 'the end', read: () => {}, write: () => loop.stop() });
+    expect(await loop.run({ timeoutMs: TIMEOUT_MS })).toMatchObject({ reason: 'stop' });
+    expect(answer(vcpu)).toBe(sumOf(expected));
+    expect(Buffer.compare(memory.read(0, memory.size), expected)).toBe(0);
+    await pager.complete;
+    expect(pager.report.byCause.discard).toBe(2);
+    await pager.stop();
+    close();
+    pager[Symbol.dispose]();
+  });
+
+  for (const kind of ['http', 'stream'] as const) {
+    test(`waits for what is on its way when it is discarded, and is complete then: ${kind}`, async () => {
+      const { vm, memory, close } = pagedGuest(hv, PAGES);
+      const source = kind === 'http' ? await http('ranges') : await stream('stream');
+      const pager = Pager.start(hv, vm, { memories: [memory], source, strategy, timeoutMs: TIMEOUT_MS });
+      // Until some pages have come, and others are coming.
+      await memory.ensure(0, PAGE);
+      memory.discard(0, memory.size);
+      await pager.complete;
+      expect(memory.read(0, memory.size).every((byte) => byte === 0)).toBe(true);
+      expect(pager.report).toMatchObject({ present: PAGES, state: 'complete' });
+      await pager.stop();
+      close();
+      pager[Symbol.dispose]();
+    });
+  }
+
   test('serves what the kernel itself touches for the guest', async () => {
     // OUTS is the kernel's: it reads the guest's memory to fill kvm_run.
     const agent = Agent.boot(hv);

@@ -9,7 +9,8 @@ import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
-import { Pager, type PagerOptions } from '../pager/pager.ts';
+import type { PagerOptions } from '../pager/options.ts';
+import { Pager } from '../pager/pager.ts';
 import {
   fromHex,
   type MachineState,

@@ -43,9 +43,19 @@ export class GuestPages {
       const part = all ? bytes : bytes.subarray((from - first) * PAGE, (to - first) * PAGE);
       const offset = (from - start) * PAGE;
       if (into instanceof Userfaultfd) copy(into, offset, part);
-      else into.write(offset, part);
+      else into.place(offset, part);
     }
     this.release(first, end - first);
+  }
+
+  /** Leaves fresh pages as they are, zeroes, and lets who waits for them go on. */
+  zero(first: number, count: number): void {
+    for (const { first: start, pages, into } of this.areas) {
+      if (!(into instanceof Userfaultfd)) continue;
+      const end = Math.min(first + count, start + pages);
+      for (let page = Math.max(first, start); page < end; page++) zeroPage(into, (page - start) * PAGE);
+    }
+    this.release(first, count);
   }
 
   /** Their bits, wherever a slot shows them. */
@@ -56,6 +66,11 @@ export class GuestPages {
       if (from < to) bitmap.release(from - start, to - from);
     }
   }
+}
+
+/** One that needs no contents, or is there already. */
+export function zeroPage(userfaultfd: Userfaultfd, offset: number): void {
+  if (userfaultfd.zero(offset, PAGE) !== 0) userfaultfd.wake(offset, PAGE);
 }
 
 /** Page by page where one is there already: what somebody has written before the pager came is newer. */

@@ -4,8 +4,8 @@
  */
 import { bitsOf, eachWord, lowestOf } from '../../hypervisor/bits.ts';
 
-/** Why a page was served. */
-export const causes = ['fault', 'kernel', 'ensure', 'prefetch', 'push'] as const;
+/** Why a page was served; `discard`: it was given back before it had come, and is zeroes. */
+export const causes = ['fault', 'kernel', 'ensure', 'prefetch', 'push', 'discard'] as const;
 export type Cause = (typeof causes)[number];
 
 /** Words before the pages' bits. */

@@ -19,87 +19,23 @@ import { packageRoot } from '../../package.ts';
 import { MemoryFaultFlag } from '../../uapi/constants.ts';
 import { Exit } from '../../uapi/exit.ts';
 import type { ExitHandler } from '../run-loop.ts';
+import { named } from './errors.ts';
 import { GuestPages } from './guest-pages.ts';
-import { type Cause, type Latency, PageStates } from './page-states.ts';
+import type { PagerOptions, PagerReport } from './options.ts';
+import { type Cause, PageStates } from './page-states.ts';
 import type { Notice, Orders, Request } from './protocol.ts';
-import {
-  checked,
-  checkSource,
-  isImmediate,
-  openSource,
-  type PullSource,
-  type Run,
-  type SourceDescriptor,
-  shareable,
-} from './source.ts';
-import { type Arms, arm, disarmSlots, type Strategy, strategies } from './strategy.ts';
-
-/** What a Pager serves, from where, and how. */
-export interface PagerOptions {
-  /** Whose pages come from the source, in this order: of the VM's slots, and fresh, as Vm.allocate() gives it. */
-  readonly memories: readonly GuestMemory[];
-  /** Where the pages come from. */
-  readonly source: SourceDescriptor;
-  /** `auto`, which it is without this: KVM's userfault where there is one, else userfaultfd. */
-  readonly strategy?: 'auto' | Strategy;
-  /** Fetch in the background what nobody has asked for yet: true without it. */
-  readonly prefetch?: boolean;
-  /** How many neighbouring pages are served with one that is asked for: 16 without it, 1 to 4096. */
-  readonly batch?: number;
-  /** How long the source may take for a page, in milliseconds: 30,000 without it. */
-  readonly timeoutMs?: number;
-  /** vCPUs to be interrupted when the source fails while they wait for a page in the kernel. */
-  readonly vcpus?: readonly Vcpu[];
-}
-
-/** How a Pager is getting on. */
-export interface PagerReport {
-  /** The mechanism that `auto` has found, or that was asked for. */
-  readonly strategy: Strategy;
-  /** Why accesses of the kernel's own are not caught: undefined when they are. */
-  readonly uncovered: string | undefined;
-  /** Pages of all memories. */
-  readonly pages: number;
-  /** Pages that are there. */
-  readonly present: number;
-  /** Of those, pages that the source knows to be zeroes: there from the beginning. */
-  readonly zero: number;
-  /** Pages by why they were served: those beside one that was asked for count with it. */
-  readonly byCause: Readonly<Record<Cause, number>>;
-  /** How long faults and requests have waited for their page. */
-  readonly latency: Latency;
-  /** Milliseconds since the start, or from there to the end. */
-  readonly elapsedMs: number;
-  /**
-   * `running`; `complete`: every page is there; `stopped` by stop() with pages missing; `failed`: the source
-   * has.
-   */
-  readonly state: 'running' | 'complete' | 'stopped' | 'failed';
-}
+import { checked, checkSource, isImmediate, openSource, type PullSource, shareable } from './source.ts';
+import { type Arms, arm, disarmSlots, strategies, within } from './strategy.ts';
 
 const ALL_BATCH = 4096;
+/** The pages [first, end) that have some bytes of a memory, whose pages begin with `base`. */
+const pagesOf = (base: number, offset: number, size: number): [first: number, end: number] => [
+  base + Math.floor(offset / PAGE),
+  base + Math.ceil((offset + size) / PAGE),
+];
+
 /** The pager's thread, as it is compiled: worker threads cannot run TypeScript. */
 const THREAD = join(packageRoot, 'dist', 'vmm', 'pager', 'thread.js');
-
-/** Of all pages the wanted ones, or all, that lie in a range, counted from its start. */
-function* within(runs: readonly Run[] | undefined, start: number, pages: number): Generator<Run> {
-  for (const { first, count } of runs ?? [{ first: start, count: pages }]) {
-    const from = Math.max(first, start);
-    const end = Math.min(first + count, start + pages);
-    if (from < end) yield { first: from - start, count: end - from };
-  }
-}
-
-/** Ranges that a message names. */
-const MOST_NAMED = 8;
-function named(missing: readonly { first: number; end: number }[]): string {
-  if (missing.length === 0) return '';
-  const ranges = missing
-    .slice(0, MOST_NAMED)
-    .map(({ first, end }) => (end === first + 1 ? `${first}` : `${first} to ${end - 1}`));
-  const more = missing.length > MOST_NAMED ? [`${missing.length - MOST_NAMED} more ranges`] : [];
-  return `: ${[...ranges, ...more].join(', ')}`;
-}
 
 interface Waiter {
   readonly resolve: () => void;
@@ -199,7 +135,9 @@ export class Pager implements ExitHandler, Disposable {
     const wanted = (slot: Slot) =>
       within(runs, first(slot.memory) + slot.memoryOffset / PAGE, (slot.end - slot.start) / PAGE);
     try {
-      this.#arms = arm(vm, memories, strategy, wanted, (memory, offset) => this.#own(memory, offset));
+      this.#arms = arm(vm, memories, strategy, wanted, (memory, offset) =>
+        this.#now(first(memory) + Math.floor(offset / PAGE), 'kernel'),
+      );
     } catch (error) {
       this.#source?.close();
       throw error;
@@ -215,7 +153,11 @@ export class Pager implements ExitHandler, Disposable {
       armed,
     );
     for (const { memory, first } of spans)
-      memory.demand = (offset, size) => this.#ensure(first + Math.floor(offset / PAGE), offset, size);
+      memory.demand = {
+        ensure: (offset, size) => this.#ensure(...pagesOf(first, offset, size)),
+        bring: (offset, size) => this.#bring(...pagesOf(first, offset, size)),
+        forget: (offset, size) => this.#forget(...pagesOf(first, offset, size)),
+      };
 
     if (this.#states.complete) {
       this.#complete();
@@ -354,28 +296,47 @@ export class Pager implements ExitHandler, Disposable {
     this.#waiting.delete(page);
   }
 
-  /** The simulated kernel touches a page itself: it must be there when this returns. */
-  #own(memory: GuestMemory, offset: number): void {
-    const page = this.#spans.find((area) => area.memory === memory)!.first + Math.floor(offset / PAGE);
+  /** The page is there when this returns. @throws what it will not come for */
+  #now(page: number, cause: Cause): void {
     if (this.#states.isPresent(page)) return;
     if (this.#source !== undefined) {
-      this.#serve(page, 'kernel');
+      this.#serve(page, cause);
       return;
     }
     this.check();
-    this.#ask({ type: 'want', page, cause: 'kernel' });
+    this.#ask({ type: 'want', page, cause });
     if (!this.#states.waitFor(page, this.#timeoutMs)) throw this.#late(page);
   }
 
-  /** GuestMemory.ensure(): the pages that have these bytes. */
-  async #ensure(page: number, offset: number, size: number): Promise<void> {
-    const end = page + Math.ceil(((offset % PAGE) + size) / PAGE);
+  /** GuestMemory.ensure(). */
+  async #ensure(first: number, end: number): Promise<void> {
     const waits: Promise<void>[] = [];
-    for (let at = page; at < end; at++) {
-      const wait = this.#serve(at, 'ensure');
+    for (let page = first; page < end; page++) {
+      const wait = this.#serve(page, 'ensure');
       if (wait !== undefined) waits.push(wait);
     }
     await Promise.all(waits);
+  }
+
+  /** GuestMemory.write(): what the source brings later would take the place of what is written now. */
+  #bring(first: number, end: number): void {
+    for (let page = first; page < end; page++) this.#now(page, 'ensure');
+  }
+
+  /** GuestMemory.discard(): claims what nobody has, and waits for what somebody else is bringing. */
+  #forget(first: number, end: number): boolean {
+    for (let page = first; page < end; page++) {
+      const mine = () => this.#states.claim(page, 1) !== undefined;
+      if (mine() || (!this.#states.waitFor(page, this.#timeoutMs) && mine())) {
+        this.#guest.zero(page, 1);
+        this.#states.settle(page, 1, 'discard');
+        this.#there(page);
+      } else if (!this.#states.isPresent(page)) return false;
+    }
+    if (!this.#states.complete) return true;
+    if (this.#thread === undefined) this.#complete();
+    else this.#ask({ type: 'look' });
+    return true;
   }
 
   // --- the end ---

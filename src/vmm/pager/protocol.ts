@@ -27,6 +27,8 @@ export interface Orders {
 /** To the thread. */
 export type Request =
   | { readonly type: 'want'; readonly page: number; readonly cause: Cause }
+  /** Pages are there without it. */
+  | { readonly type: 'look' }
   | { readonly type: 'stop' };
 
 /** From the thread. */

@@ -39,6 +39,15 @@ export interface Arms {
 /** The pages of a slot, counted from its start, that are to be served. */
 export type Wanted = (slot: Slot) => Iterable<Run>;
 
+/** Of all pages the wanted ones, or all, that lie in a range, counted from its start. */
+export function* within(runs: readonly Run[] | undefined, start: number, pages: number): Generator<Run> {
+  for (const { first, count } of runs ?? [{ first: start, count: pages }]) {
+    const from = Math.max(first, start);
+    const end = Math.min(first + count, start + pages);
+    if (from < end) yield { first: from - start, count: end - from };
+  }
+}
+
 /** A slot again as it is, but for its bitmap. */
 function setBitmap(vm: Vm, slot: Slot, userfaultBitmap: UserfaultBitmap | undefined): void {
   vm.setUserMemoryRegion2({

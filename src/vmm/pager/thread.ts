@@ -9,7 +9,7 @@ import { VmexitError } from '../../hypervisor/errors.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import { openHypervisor } from '../../open.ts';
-import { GuestPages } from './guest-pages.ts';
+import { GuestPages, zeroPage } from './guest-pages.ts';
 import { type Cause, PageStates } from './page-states.ts';
 import type { Notice, Orders, Request } from './protocol.ts';
 import { checked, openSource, type PageSource } from './source.ts';
@@ -27,6 +27,8 @@ class PagerThread {
   #source: PageSource | undefined;
   /** Pages that the VMM's thread waits for. */
   readonly #wanted = new Map<number, Cause>();
+  /** A source that sends all pages has not come to their end. */
+  #pushing = false;
   /** Where fetching goes on. */
   #next = 0;
   #over = false;
@@ -51,16 +53,15 @@ class PagerThread {
   run(): void {
     for (const { first, into } of this.#guest.areas) {
       if (!(into instanceof Userfaultfd)) continue;
-      // One that needs no contents is brought when somebody wants it; what has come meanwhile is there already.
-      const there = (offset: number) => into.zero(offset, PAGE) === 0 || into.wake(offset, PAGE);
-      into.watch(() => this.#faults(first, into.read(), there));
+      into.watch(() => this.#faults(first, into.read(), (offset) => zeroPage(into, offset)));
     }
     const source = openSource(this.#orders.source, this.#orders.pages);
     this.#source = source;
     if ('start' in source) {
+      this.#pushing = true;
       source.start(
         (first, bytes, asked) => this.#delivered(first, bytes, asked),
-        (error) => (error ? fail(error) : this.#ended()),
+        (error) => this.#ended(error),
       );
     } else if (this.#orders.prefetch) {
       this.#fetch().catch(fail);
@@ -70,7 +71,7 @@ class PagerThread {
   want(page: number, cause: Cause): void {
     this.#wanted.set(page, cause);
     this.#serve(page, this.#orders.batch, cause)?.catch(fail);
-    this.#tell();
+    this.tell();
   }
 
   stop(): void {
@@ -123,7 +124,10 @@ class PagerThread {
     const { first, count } = claim;
     if (cause !== 'prefetch') this.#next = first + count;
     const put = (bytes: Uint8Array) => {
-      if (this.#over) return;
+      if (this.#over) {
+        this.#states.unclaim(first, count);
+        return;
+      }
       this.#put(first, checked(bytes, first, count), cause);
       if (cause !== 'prefetch') this.#states.measured((performance.now() - begun) * 1000);
     };
@@ -160,7 +164,7 @@ class PagerThread {
     const count = bytes.length / PAGE;
     for (const page of this.#waited) if (page >= first && page < first + count) this.#waited.delete(page);
     this.#states.settle(first, count, cause);
-    this.#tell();
+    this.tell();
   }
 
   /** What a source has sent, on its own or asked: each run of pages that is not there yet. */
@@ -184,8 +188,14 @@ class PagerThread {
     for (const [page, cause] of this.#wanted) if (page >= first && page < end) return cause;
     return this.#orders.armed.length > 0 ? 'kernel' : 'fault';
   }
-  #ended(): void {
-    if (!this.#states.complete) fail(new Error('the source has ended before all pages were there'));
+  /** Whoever sends all pages is heard to the end: it may keep its own until then. */
+  #ended(error = new Error('the source has ended before all pages were there')): void {
+    if (!this.#states.complete) {
+      fail(error);
+      return;
+    }
+    this.#pushing = false;
+    this.tell();
   }
 
   async #fetch(): Promise<void> {
@@ -201,13 +211,14 @@ class PagerThread {
   }
 
   #told = false;
-  #tell(): void {
+  /** What the VMM's thread waits for, if it is there. */
+  tell(): void {
     for (const page of this.#wanted.keys()) {
       if (!this.#states.isPresent(page)) continue;
       this.#wanted.delete(page);
       notify({ type: 'there', page });
     }
-    if (this.#told || !this.#states.complete) return;
+    if (this.#told || this.#pushing || !this.#states.complete) return;
     this.#told = true;
     notify({ type: 'complete' });
   }
@@ -241,6 +252,10 @@ function fail(error: unknown): void {
 port.on('message', (request: Request) => {
   if (request.type === 'want') {
     if (!failed) thread?.want(request.page, request.cause);
+    return;
+  }
+  if (request.type === 'look') {
+    thread?.tell();
     return;
   }
   failed = true; // what ends by being closed has not failed

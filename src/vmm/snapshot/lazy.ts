@@ -1,6 +1,7 @@
 /** A machine that runs before its memory is there. */
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
-import { Pager, type PagerOptions } from '../pager/pager.ts';
+import type { PagerOptions } from '../pager/options.ts';
+import { Pager } from '../pager/pager.ts';
 import type { Snapshot } from './read.ts';
 import { RestoredMachine, type RestoreOptions } from './restore.ts';
 
