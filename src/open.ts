@@ -1,5 +1,5 @@
 /** The one place that chooses a backend. */
-import { getEnvironmentData, setEnvironmentData } from 'node:worker_threads';
+import { getEnvironmentData, setEnvironmentData, threadId } from 'node:worker_threads';
 import { object } from './hypervisor/args.ts';
 import type { BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
@@ -126,11 +126,13 @@ export function loadIced(): SimOptions['iced'] {
 
 const KICKS = 'vmexit.kicks';
 
-/** One for the process: threads that are started after the first simulator was opened have it too. */
+/** One for this thread and those that it starts from now on, and they. */
 function kickTable(): KickTable {
   const known = getEnvironmentData(KICKS);
   if (known instanceof Int32Array) return known as KickTable;
-  const table = makeKickTable();
+  const table = makeKickTable(threadId);
   setEnvironmentData(KICKS, table);
   return table;
 }
+// Now, and not with the first simulator: a worker may be started before that is opened.
+kickTable();

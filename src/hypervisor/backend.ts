@@ -145,7 +145,7 @@ export interface Backend {
   /** The number by which kick() finds this vCPU, the same in every thread of the process. */
   kickId(vcpu: Handle): number;
   /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */
-  kick(id: number): boolean;
+  kick(id: number): boolean | undefined;
   /** Instructions that the guest has completed, where they are counted: in the simulator. */
   completed?(vcpu: Handle): bigint;
   /** Tells the observer from now on, or nobody. Where each instruction is known: in the simulator. */

@@ -133,12 +133,18 @@ export class Hypervisor implements Disposable {
   }
 
   /**
-   * Interrupts a vCPU of any thread: the run in progress, or else the next one, gives INTERRUPTED.
+   * Interrupts a vCPU of any thread: the run in progress, or else the next one, gives INTERRUPTED. The simulator reaches the
+   * threads that were started after this package was imported where they were started.
    * @param kickId Vcpu.kickId
    * @returns whether there is such a vCPU
+   * @throws RangeError ERR_KVM_INVALID_ARG for a vCPU of the simulator that this thread cannot reach
    */
   kick(kickId: number): boolean {
-    return this.#fd.backend.kick(integer('kickId', kickId));
+    const there = this.#fd.backend.kick(integer('kickId', kickId));
+    if (there !== undefined) return there;
+    const remedy =
+      'a vCPU that this thread can reach: import vmexit before the worker is started, where it is started';
+    throw outOfRange('kickId', kickId, remedy);
   }
 
   /** Idempotent. VMs stay open. */

@@ -263,7 +263,7 @@ class Simulator implements SimBackend {
   readonly completed = (vcpu: Handle): bigint => as(KvmVcpu, vcpu, 'vcpu').cpu.completed;
   readonly observe = (vcpu: Handle, observer: Observer | undefined): void =>
     as(KvmVcpu, vcpu, 'vcpu').cpu.observe(observer);
-  readonly kick = (id: number): boolean => this.#host.kicks.kick(id);
+  readonly kick = (id: number): boolean | undefined => this.#host.kicks.kick(id);
 
   readonly close = (handle: Handle): void => {
     const opened = handle as unknown;
