@@ -94,6 +94,10 @@ void Invalid(Napi::Env env, const std::string& message) {
   napi_throw_type_error(env, "ERR_KVM_INVALID_ARG", message.c_str());
 }
 
+void OutOfRange(Napi::Env env, const std::string& message) {
+  napi_throw_range_error(env, "ERR_KVM_INVALID_ARG", message.c_str());
+}
+
 Napi::Value Buffer(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* handle = Unwrap(env, info[0], kMemory | kVcpu, "memory");

@@ -88,6 +88,8 @@ bool ToU64(Napi::Env env, Napi::Value value, const char* what, uint64_t* out);
 // Throws a TypeError with code ERR_KVM_INVALID_ARG. Not by node-addon-api, which aborts the process when a
 // setter that the user put on Error.prototype throws.
 void Invalid(Napi::Env env, const std::string& message);
+// The same as a RangeError: a number of the right kind, and too small or too large.
+void OutOfRange(Napi::Env env, const std::string& message);
 
 inline Napi::Value Errno(Napi::Env env, int error) { return Napi::Number::New(env, -error); }
 

@@ -199,7 +199,7 @@ Napi::Value Madvise(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (std::find(std::begin(kAdvice), std::end(kAdvice), static_cast<int64_t>(advice)) == std::end(kAdvice)) {
-    Invalid(env, "advice must be one that loses at most contents");
+    OutOfRange(env, "advice is " + std::to_string(advice) + "; it must be one that loses at most contents");
     return env.Undefined();
   }
   if (offset > handle->mapping->size || size > handle->mapping->size - offset) return Errno(env, EINVAL);

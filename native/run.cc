@@ -121,6 +121,8 @@ int RunOnce(RunState* state, double timeout_ms) {
   return result;
 }
 
+constexpr char kTimeouts[] = "above 0 and below 2^31 (milliseconds), or Infinity";
+
 napi_value Run(napi_env env, napi_callback_info info) {
   size_t argc = 1;
   napi_value arg = nullptr;
@@ -132,10 +134,14 @@ napi_value Run(napi_env env, napi_callback_info info) {
   if (argc > 0 && napi_get_value_double(env, arg, &timeout_ms) != napi_ok) {
     napi_valuetype type = napi_undefined;
     napi_typeof(env, arg, &type);
-    if (type != napi_undefined) timeout_ms = NAN;
+    if (type != napi_undefined) {
+      Invalid(env, std::string("timeoutMs must be a number of milliseconds, ") + kTimeouts);
+      return nullptr;
+    }
   }
   if (!(timeout_ms > 0) || (std::isfinite(timeout_ms) && timeout_ms > 2147483647.0)) {
-    Invalid(env, "run() takes a number of milliseconds above 0 and below 2^31, or Infinity");
+    const Napi::Number number(env, arg);
+    OutOfRange(env, "timeoutMs is " + std::string(number.ToString()) + "; it must be " + kTimeouts);
     return nullptr;
   }
   const int result = state->fd < 0 ? -EBADF : RunOnce(state, timeout_ms);

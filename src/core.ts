@@ -1,19 +1,9 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 /** What needs nothing of Node's: the part that `vmexit` and `vmexit/sim` have in common. */
 export * from './hypervisor/index.ts';
-export {
-  Cap,
-  decodeExit,
-  describeExit,
-  Exit,
-  exitName,
-  GuestMemfdFlag,
-  type KvmExit,
-  MemFlag,
-  MemoryAttribute,
-  MemoryFaultFlag,
-  VmType,
-} from './uapi/index.ts';
+// What methods take and give, and docstrings name; the rest of the ABI is in vmexit/uapi.
+export * from './uapi/constants.ts';
+export { Cap, decodeExit, describeExit, Exit, exitName, type KvmExit } from './uapi/index.ts';
 export { Bus, type Device, type Unclaimed } from './vmm/bus.ts';
 export { type Converter, type Discard, type MemoryState, type Refusal, refusals } from './vmm/conversion.ts';
 export { DEBUG_EXIT_PORT, DebugExit, SERIAL_PORT, Serial } from './vmm/devices.ts';

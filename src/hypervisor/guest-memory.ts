@@ -173,7 +173,7 @@ export class GuestMemory implements Disposable {
   /**
    * madvise(2) on a part of the memory.
    * @param advice a number of <sys/mman.h> that loses at most contents: MADV_HUGEPAGE is 14
-   * @throws KvmError with the errno; TypeError ERR_KVM_INVALID_ARG for other advice
+   * @throws KvmError with the errno; RangeError ERR_KVM_INVALID_ARG for other advice
    */
   advise(advice: number, offset = 0, size?: number): void {
     integer('advice', advice, 0xff);

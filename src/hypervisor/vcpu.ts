@@ -117,7 +117,7 @@ export class Vcpu implements Disposable {
    * @returns what ended the run, one of `Exit`: an exit reason (0 or more, and as it is if this version does not
    *   know it); Exit.MEMORY_FAULT or MEMORY_POISONED, with `memoryFault` valid; FAULT (EFAULT without fault
    *   information); INTERRUPTED (a signal, a kick or immediateExit); AGAIN; or DEADLINE. Allocates nothing.
-   * @throws KvmError with any other errno; VmexitError ERR_KVM_CLOSED
+   * @throws KvmError with any other errno; RangeError ERR_KVM_INVALID_ARG; VmexitError ERR_KVM_CLOSED
    * @example
    * ```ts
    * import { Exit, enterRealMode, exitName, guest, openHypervisor } from 'vmexit';

@@ -8,7 +8,7 @@
  * private pages come by populate().
  */
 import type { Backend, Handle, MemoryToken, Observer } from '../hypervisor/backend.ts';
-import { closed, KvmError, wrongType } from '../hypervisor/errors.ts';
+import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
@@ -250,7 +250,7 @@ class Simulator implements SimBackend {
   readonly seek = (): number => -Errno.EINVAL;
 
   readonly madvise = (memory: Handle, advice: number, offset: number, size: number): number => {
-    if (!ADVICE.has(advice)) throw wrongType('advice', advice, 'one that loses at most contents');
+    if (!ADVICE.has(advice)) throw outOfRange('advice', advice, 'one that loses at most contents');
     const { file, size: mapped } = as(Mapping, memory, 'memory');
     if (offset % PAGE !== 0 || offset + size > mapped) return -Errno.EINVAL;
     if (advice !== MADV_REMOVE || size === 0) return 0;

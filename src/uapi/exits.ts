@@ -221,7 +221,7 @@ const rowOf = new Map<number, readonly [string, ExitRow<object>]>(
 );
 
 /**
- * The outcome of a run (what outcomeOf() gave) with the fields that stand in the kvm_run page.
+ * The outcome of a run (what Vcpu.run() gave, or a caller of KVM_RUN has by outcomeOf() of vmexit/uapi) with the fields that stand in the kvm_run page.
  *
  * @param page a view of at least the first sizeof(struct kvm_run) bytes of the vCPU's mapping
  * @param dialect the ABI in which a memory fault is written there

@@ -7,7 +7,7 @@ import { viewOf } from '../uapi/layout.ts';
 
 /** Where enterLongMode() puts its tables, and what they map. */
 export interface LongModeOptions {
-  /** Where the tables go: a page-aligned guest-physical address; TABLES_SIZE bytes from there are written. */
+  /** Where the tables go: a page-aligned guest-physical address; tablesSize() bytes from there are written. */
   readonly tables: number;
   /** The guest-physical address at which `memory` begins. */
   readonly base?: number;

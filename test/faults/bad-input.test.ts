@@ -203,11 +203,11 @@ const rows: readonly Row[] = [
     errno('EINVAL', 'cannot be enabled'),
   ],
 
-  ['run(0)', ({ vcpu }) => vcpu.run(0), type('above 0')],
-  ['run(-1)', ({ vcpu }) => vcpu.run(-1), type('above 0')],
-  ['run(NaN)', ({ vcpu }) => vcpu.run(Number.NaN), type('milliseconds')],
+  ['run(0)', ({ vcpu }) => vcpu.run(0), range('timeoutMs is 0; it must be above 0')],
+  ['run(-1)', ({ vcpu }) => vcpu.run(-1), range('timeoutMs is -1; it must be above 0')],
+  ['run(NaN)', ({ vcpu }) => vcpu.run(Number.NaN), range('timeoutMs is NaN; it must be above 0')],
   ['run("5")', ({ vcpu }) => vcpu.run('5'), type('milliseconds')],
-  ['run(2^31)', ({ vcpu }) => vcpu.run(2 ** 31), type('2^31')],
+  ['run(2^31)', ({ vcpu }) => vcpu.run(2 ** 31), range('timeoutMs is', 'below 2^31')],
   ['setRegs(null)', ({ vcpu }) => vcpu.setRegs(null), type('KVM_SET_REGS is null', 'kvm_regs')],
   ['setRegs of text', ({ vcpu }) => vcpu.setRegs({ rip: 'x' }), type('kvm_regs.rip: x')],
   [
@@ -258,7 +258,7 @@ const rows: readonly Row[] = [
   ],
   ['discard beyond the end', ({ spare }) => spare.discard(PAGE, 4 * PAGE), range('size is 0x4000', '0x3000')],
   ['discard(-4096, 4096)', ({ spare }) => spare.discard(-PAGE, PAGE), range('offset is -0x1000')],
-  ['advise with advice that loses memory', ({ spare }) => spare.advise(100), type('advice')],
+  ['advise with advice that loses memory', ({ spare }) => spare.advise(100), range('advice is')],
   ['advise beyond the end', ({ spare }) => spare.advise(14, 0, 5 * PAGE), range('size is 0x5000')],
 ];
 

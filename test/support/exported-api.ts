@@ -12,13 +12,15 @@ export interface Documented {
   /** Where it stands, as `src/open.ts:12`. */
   readonly at: string;
   readonly doc: boolean;
+  /** The docstring, without its examples. Empty where there is none. */
+  readonly text: string;
 }
 
 interface Module {
   readonly path: string;
   readonly text: string;
-  /** Where docstrings end. */
-  readonly docs: readonly number[];
+  /** Docstrings, by where they end. */
+  readonly docs: readonly { readonly end: number; readonly value: string }[];
   readonly body: readonly Node[];
 }
 
@@ -65,9 +67,9 @@ export function exported(root: string, path: string): Documented[] {
       const text = readFileSync(file, 'utf8');
       const { program, comments, errors } = parseSync(file, text);
       if (errors.length > 0) throw errors[0];
-      const docs = comments
-        .filter(({ type, value }) => type === 'Block' && value.startsWith('*') && /\w/.test(value))
-        .map(({ end }) => end);
+      const docs = comments.filter(
+        ({ type, value }) => type === 'Block' && value.startsWith('*') && /\w/.test(value),
+      );
       module = { path: file, text, docs, body: program.body };
       modules.set(file, module);
     }
@@ -104,9 +106,12 @@ export function exported(root: string, path: string): Documented[] {
     return exportsOf(resolve(dirname(path), imported.from)).get(imported.imported.name)!;
   }
 
-  /** Whether a docstring ends right before the node. */
-  function has(module: Module, node: Node): boolean {
-    return module.docs.some((end) => end <= node.start && module.text.slice(end, node.start).trim() === '');
+  /** The docstring that ends right before the node. */
+  function docOf(module: Module, node: Node): string {
+    const doc = module.docs.find(
+      ({ end }) => end <= node.start && module.text.slice(end, node.start).trim() === '',
+    );
+    return doc?.value.replace(/```[\s\S]*?```/g, '') ?? '';
   }
 
   function place(module: Module, node: Node): string {
@@ -115,7 +120,8 @@ export function exported(root: string, path: string): Documented[] {
   }
 
   function* describe(name: string, module: Module, statement: Node, node: Node): Generator<Documented> {
-    yield { name, at: place(module, statement), doc: has(module, statement) };
+    const text = docOf(module, statement);
+    yield { name, at: place(module, statement), doc: text !== '', text };
     yield* members(name, module, node);
   }
 
@@ -126,8 +132,9 @@ export function exported(root: string, path: string): Documented[] {
         yield* members(name, module, child);
         continue;
       }
-      const doc = has(module, child) || siblings(child, node).some((other) => has(module, other));
-      yield { name: `${name}.${key}`, at: place(module, child), doc };
+      const text = docOf(module, child);
+      const doc = text !== '' || siblings(child, node).some((other) => docOf(module, other) !== '');
+      yield { name: `${name}.${key}`, at: place(module, child), doc, text };
       yield* members(`${name}.${key}`, module, child);
     }
   }

@@ -44,6 +44,34 @@ it('sees classes with their members, constants with their keys, and interfaces',
   expect(names.filter((name) => name.includes('#'))).toEqual([]);
 });
 
+/** Of a docstring: `name()`, `Class.member`, names in capitals or of several words. */
+const NAMES =
+  /\b(?:[A-Z]\w*\.)?[a-z]\w*\(\)|\b[A-Z]\w*[a-z]\w*[A-Z]\w*|\b[A-Z][a-z]\w+\.\w+|\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b/g;
+
+/** Those that are nobody's here: the kernel's, the C library's, JavaScript's, and units. */
+const foreign: readonly RegExp[] = [
+  /^(KVM|ERR_KVM|GUEST_MEMFD_FLAG|CONFIG|MADV|MAP|PT|SEEK|UFFD|UFFDIO|HV_X64|IA32|MSR|HVCALL|VMEXIT)_/,
+  /^(KEEP_SIZE|PUNCH_HOLE|EXIT_99|FREEZE_IN_SMM|Pit\.FLAGS_|KiB|MiB|GiB|PowerPC|LoongArch)$/,
+  /^(AbortSignal|CompileError|DataView|JSON\.parse|postMessage|RangeError|SharedArrayBuffer|TypeError|Uint8Array|WebAssembly)$/,
+];
+
+for (const [entry, source] of entries(root)) {
+  it(`names in the docstrings of ${entry} only what it exports, or vmexit`, () => {
+    const all = exported(root, source);
+    const main = entry === 'vmexit' ? [] : exported(root, entries(root).get('vmexit')!);
+    const known = new Set([...all, ...main].flatMap(({ name }) => name.split('.')));
+    const unknown = all.flatMap(({ text, at }) =>
+      Array.from(text.matchAll(NAMES), ([found]) => found.replace('()', ''))
+        .filter((name) => !name.split('.').every((part) => known.has(part)))
+        .filter((name) => !foreign.some((pattern) => pattern.test(name)))
+        .filter((name) => !new RegExp(`\\b${name}\\(?\\)? of vmexit/\\w+`).test(text))
+        .map((name) => `${at} ${name}`),
+    );
+    expect(unknown).toEqual([]);
+    expect(all.filter(({ text }) => NAMES.test(text)).length).toBeGreaterThan(10);
+  });
+}
+
 /** What is in the first column of the table in a file's docstrings. */
 const rowsOf = (file: string): string[] =>
   Array.from(readFileSync(join(root, file), 'utf8').matchAll(/^ \* \| (.*?) \|/gm), ([, cell]) => cell!)

@@ -1,5 +1,5 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
-import { wrongType } from '../../hypervisor/errors.ts';
+import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
@@ -14,6 +14,7 @@ import type { KvmVm } from './vm.ts';
 export const TSC_KHZ = 1_000_000;
 /** What a timer can be set to, in milliseconds. */
 const MAX_TIMEOUT = 2 ** 31 - 1;
+const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
 
 const pageOf = (gpa: number): number => gpa - (gpa % PAGE);
 
@@ -77,15 +78,12 @@ export class KvmVcpu {
     };
   }
 
-  /** KVM_RUN as the backend's runner has it. @throws TypeError ERR_KVM_INVALID_ARG */
+  /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
   readonly enter = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
-    if (
-      typeof timeoutMs !== 'number' ||
-      !(timeoutMs > 0) ||
-      (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity)
-    ) {
-      throw wrongType('timeoutMs', timeoutMs, 'a number of milliseconds above 0 and below 2^31, or Infinity');
-    }
+    if (typeof timeoutMs !== 'number')
+      throw wrongType('timeoutMs', timeoutMs, `a number of milliseconds, ${TIMEOUTS}`);
+    if (!(timeoutMs > 0) || (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity))
+      throw outOfRange('timeoutMs', timeoutMs, TIMEOUTS);
     if (!this.#open) return -Errno.EBADF;
     if (this.#running) return -Errno.EBUSY;
     this.hasRun = true;
