@@ -6,6 +6,19 @@ export * from './uapi/constants.ts';
 export { Cap, decodeExit, describeExit, Exit, exitName, type KvmExit } from './uapi/index.ts';
 export { Bus, type Device, type Unclaimed } from './vmm/bus.ts';
 export { type Converter, type Discard, type MemoryState, type Refusal, refusals } from './vmm/conversion.ts';
+export {
+  type DescriptorOptions,
+  type DescriptorTable,
+  descriptor,
+  type Gate,
+  type Gdt,
+  placeGdt,
+  placeIdt,
+  placeTss,
+  type SegmentRegister,
+  type TablePlace,
+  type TssOptions,
+} from './vmm/descriptors.ts';
 export { DEBUG_EXIT_PORT, DebugExit, SERIAL_PORT, Serial } from './vmm/devices.ts';
 export { elfImage } from './vmm/elf.ts';
 export { type Guest, guest } from './vmm/guest.ts';
@@ -17,7 +30,6 @@ export {
   placeImage,
   type Segment,
 } from './vmm/image.ts';
-export { enterLongMode, enterRealMode, type LongModeOptions, Selector, tablesSize } from './vmm/long-mode.ts';
 export {
   MAX_MACHINE_MEMORY,
   Machine,
@@ -30,6 +42,17 @@ export {
   type MemoryFaultOptions,
   MemoryFaultService,
 } from './vmm/memory-faults.ts';
+export {
+  enterLongMode,
+  enterProtectedMode,
+  enterRealMode,
+  enterUserMode,
+  type LongModeOptions,
+  type ProtectedModeOptions,
+  Selector,
+  tablesSize,
+} from './vmm/modes.ts';
+export { type Mapping, PageTables, type PageTablesOptions } from './vmm/page-tables.ts';
 export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';
 export { describeRegisters, isReset } from './vmm/registers.ts';
 export {

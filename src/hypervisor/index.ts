@@ -11,7 +11,7 @@ export type {
 } from './backend.ts';
 export * from './errors.ts';
 export { GuestMemfd } from './guest-memfd.ts';
-export { GuestMemory, MAX_MEMORY } from './guest-memory.ts';
+export { type Demand, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
 export { Hypervisor } from './hypervisor.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
@@ -30,3 +30,4 @@ export {
   type VcpuEvents,
 } from './vcpu.ts';
 export { type MemoryAttributes, type MemoryRegion, type MemoryRegion2, Vm, type VmSetup } from './vm.ts';
+export { type FxsaveArea, Xfeature, XsaveArea } from './xsave-area.ts';

@@ -272,15 +272,15 @@ export class Vcpu implements Disposable {
   setSregs2(sregs: Input<Sregs2>): void {
     this.#fd.write(ioctls.KVM_SET_SREGS2, sregs);
   }
-  /** KVM_GET_FPU: x87 and SSE registers. */
+  /** KVM_GET_FPU: x87 and SSE registers. `mxcsr` is always 0, for Linux leaves it out: XsaveArea has it. */
   getFpu(): Value<typeof kvm_fpu> {
     return this.#fd.read(ioctls.KVM_GET_FPU);
   }
-  /** KVM_SET_FPU: what is left out becomes 0. */
+  /** KVM_SET_FPU: what is left out becomes 0, but for `mxcsr`, which Linux does not look at. */
   setFpu(fpu: Input<Value<typeof kvm_fpu>>): void {
     this.#fd.write(ioctls.KVM_SET_FPU, fpu);
   }
-  /** KVM_GET_XSAVE2 where KVM has it (since 5.17), else KVM_GET_XSAVE: the area's bytes. */
+  /** KVM_GET_XSAVE2 where KVM has it (since 5.17), else KVM_GET_XSAVE: the area's bytes, for an XsaveArea. */
   getXsave(): Uint8Array<ArrayBuffer> {
     const size = this.#checkExtension(Cap.XSAVE2);
     if (size > 0) return this.#fd.readSized(ioctls.KVM_GET_XSAVE2, size);

@@ -12,3 +12,4 @@ export * from './outcome.ts';
 export * from './structs.ts';
 export { flagNames } from './text.ts';
 export * from './x86.ts';
+export * from './xsave.ts';

@@ -11,7 +11,7 @@ import { Cap } from '../uapi/cap.ts';
 import { Hypercall, KvmCpuid, KvmFeature, VmType } from '../uapi/constants.ts';
 import type { Input } from '../uapi/layout.ts';
 import { FLAT_ADDRESS, type GuestImage, placeImage } from './image.ts';
-import { enterLongMode, enterRealMode, tablesSize } from './long-mode.ts';
+import { enterLongMode, enterRealMode, tablesSize } from './modes.ts';
 
 const KIB = 2 ** 10;
 const GIB = 2 ** 30;

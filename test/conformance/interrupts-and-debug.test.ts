@@ -1,9 +1,9 @@
 /** Events that the VMM brings into the guest, and what it sees of the guest's steps (api.rst, the ioctls named). */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor } from '../../src/index.ts';
+import { Exit, type Hypervisor, placeIdt } from '../../src/index.ts';
 import { GuestDebug, MpState, Vector, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
+import { Selector } from '../../src/vmm/modes.ts';
 import { Agent, breakAt, Layout } from '../support/agent.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
@@ -25,19 +25,14 @@ const handler = guest(
 `,
 );
 
-/** SDM volume 3, 6.14.1, "64-Bit Mode IDT": a present interrupt gate of privilege 0. */
 function installHandlers({ ram, vcpu }: Agent): void {
-  const idt = viewOf(ram.bytes.subarray(IDT, IDT + 0x1000));
-  for (let vector = 0; vector < 256; vector++) {
-    const address = HANDLERS + vector * HANDLER_SIZE;
-    ram.bytes.set(handler.code, address);
-    ram.bytes[address + 1] = vector;
-    idt.setUint16(16 * vector, address & 0xffff, true);
-    idt.setUint16(16 * vector + 2, Selector.CODE64, true);
-    idt.setUint16(16 * vector + 4, 0x8e00, true);
-    idt.setUint16(16 * vector + 6, address >>> 16, true);
-  }
-  vcpu.setSregs({ ...vcpu.getSregs(), idt: { base: BigInt(IDT), limit: 0xfff } });
+  const gates = Array.from({ length: 256 }, (_, vector) => {
+    const offset = HANDLERS + vector * HANDLER_SIZE;
+    ram.write(offset, handler.code);
+    ram.write(offset + 1, Uint8Array.of(vector));
+    return { offset, selector: Selector.CODE64 };
+  });
+  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, gates) });
 }
 
 function withAgent(hv: Hypervisor, use: (agent: Agent) => void): void {

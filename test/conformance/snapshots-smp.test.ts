@@ -2,7 +2,7 @@
 import { expect } from 'vitest';
 import { Exit, exitName, type GuestMemory, type Hypervisor, type Vcpu, type Vm } from '../../src/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { enterLongMode } from '../../src/vmm/long-mode.ts';
+import { enterLongMode } from '../../src/vmm/modes.ts';
 import { captureState, parseState, RestoredMachine } from '../../src/vmm/snapshot/index.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { conformance } from '../support/suite.ts';

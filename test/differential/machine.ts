@@ -1,7 +1,7 @@
 /** The guest's own machine: descriptor tables, page tables and handlers, and the system registers of each mode. */
 import type { GuestMemory, Sregs, Vcpu } from '../../src/index.ts';
 import { viewOf } from '../../src/uapi/index.ts';
-import { enterLongMode } from '../../src/vmm/long-mode.ts';
+import { enterLongMode } from '../../src/vmm/modes.ts';
 import { FILLER } from './case.ts';
 import {
   encodeDescriptor,

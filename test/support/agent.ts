@@ -5,7 +5,7 @@
 import { Exit, type GuestMemory, type Hypervisor, type Regs, type Vcpu, type Vm } from '../../src/index.ts';
 import { GuestDebug, type Input } from '../../src/uapi/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
-import { enterLongMode } from '../../src/vmm/long-mode.ts';
+import { enterLongMode } from '../../src/vmm/modes.ts';
 import { DEADLINE_MS } from './limits.ts';
 import { expectOutcome } from './run.ts';
 

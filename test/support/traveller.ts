@@ -6,7 +6,7 @@
 import { Exit, type GuestMemory, type Hypervisor, type Vcpu, type Vm } from '../../src/index.ts';
 import { IoDirection } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { enterLongMode, Selector } from '../../src/vmm/long-mode.ts';
+import { enterLongMode, Selector } from '../../src/vmm/modes.ts';
 import { inLab } from './limits.ts';
 import { expectOutcome, setWord } from './run.ts';
 

@@ -2,7 +2,7 @@
 import { Worker } from 'node:worker_threads';
 import { describe, expect, it } from 'vitest';
 import { Exit, type OpenOptions, openHypervisor, UnavailableError } from '../../src/index.ts';
-import { enterRealMode } from '../../src/vmm/long-mode.ts';
+import { enterRealMode } from '../../src/vmm/modes.ts';
 import { noAddon, onKvm, onLinux } from '../support/host.ts';
 import { scratchFolder } from './cli-vmexit.ts';
 

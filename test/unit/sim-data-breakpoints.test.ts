@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { Exit, openHypervisor } from '../../src/index.ts';
 import { GuestDebug } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { enterLongMode } from '../../src/vmm/long-mode.ts';
+import { enterLongMode } from '../../src/vmm/modes.ts';
 import { runTo } from '../support/run.ts';
 
 const code = guest(

@@ -4,7 +4,7 @@ import { type Handle, isHandle } from '../../src/hypervisor/backend.ts';
 import { Exit, Hypervisor, openHypervisor, type Vcpu, type Vm } from '../../src/index.ts';
 import { simulator } from '../../src/open.ts';
 import { Errno, ioctls, kvm_userspace_memory_region2, MemFlag, viewOf } from '../../src/uapi/index.ts';
-import { enterRealMode } from '../../src/vmm/long-mode.ts';
+import { enterRealMode } from '../../src/vmm/modes.ts';
 import { PAGE } from '../support/area.ts';
 import { errnoOf } from '../support/run.ts';
 

@@ -14,6 +14,7 @@
 #undef __DECLARE_FLEX_ARRAY
 #define __DECLARE_FLEX_ARRAY(T, member) T member[0]
 
+#include <asm/sigcontext.h>
 #include <linux/kvm.h>
 #include <linux/kvm_para.h>
 
