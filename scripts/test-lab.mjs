@@ -4,11 +4,12 @@
 //   node scripts/test-lab.mjs [--install] [--kernel NAME]... [arguments of vitest]
 //
 // --install lets the build install missing Debian packages. --kernel leaves out the others. Test files or folders
-// among the arguments replace the default ones. The addon and dist/ must be built (npm run setup). An emulated lab keeps
+// among the arguments replace the default ones. Suites that take minutes, and in which the kernels do not differ, run on one
+// kernel of those that are tested. The addon and dist/ must be built (npm run setup). An emulated lab keeps
 // one processor busy, so there are as many at a time as there are processors; the output of the first comes as it is
 // written, that of the others when they have ended. The last line is `N passed, N failed, N skipped` over all kernels; the
 // exit status is vitest's first that is not 0, 124 if a time limit passed.
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
+import { existsSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { availableParallelism, tmpdir } from 'node:os';
 import { dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -22,6 +23,12 @@ const SUITES = [
   'test/unit/examples.test.ts',
   'test/unit/cli-demo.test.ts',
 ];
+/** What starts a process for each case, most of them: by the kernel on which each runs, so that each has its share. */
+const ON_ONE = {
+  vanilla: ['hostile', 'lifetime', 'migration'],
+  userfault: ['userfaultfd', 'threads', 'kick-ids'],
+};
+const filesOf = (kernel) => ON_ONE[kernel]?.map((name) => `test/faults/${name}.test.ts`) ?? [];
 /** For each kernel, on a machine that is busy, too. */
 const TIME_LIMIT_MS = 50 * 60_000;
 
@@ -45,7 +52,18 @@ for (let rest = process.argv.slice(2); rest.length > 0; rest = rest.slice(1)) {
 }
 const kernels = chosen.length > 0 ? chosen : kernelNames();
 const isPath = (argument) => !argument.startsWith('-') && existsSync(join(root, argument));
-const suites = passed.some(isPath) ? [] : SUITES;
+/** What the arguments do not name: all of it, but for what another kernel of these runs. */
+function suitesOn(kernel) {
+  if (passed.some(isPath)) return [];
+  const left = kernels.filter((other) => other !== kernel).flatMap(filesOf);
+  return SUITES.flatMap((path) => (path.endsWith('.ts') ? [path] : testsIn(path))).filter(
+    (file) => !left.includes(file),
+  );
+}
+const testsIn = (folder) =>
+  readdirSync(join(root, folder))
+    .filter((name) => name.endsWith('.test.ts'))
+    .map((name) => `${folder}/${name}`);
 
 const abort = new AbortController();
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => abort.abort());
@@ -61,7 +79,7 @@ async function runSuites(kernel, write) {
         join(root, 'node_modules', 'vitest', 'vitest.mjs'),
         'run',
         ...['--reporter=default', '--reporter=json', `--outputFile.json=${report}`],
-        ...suites,
+        ...suitesOn(kernel),
         ...passed,
       ],
       cwd: root,
