@@ -28,7 +28,7 @@ const XMM_BYTES = 16;
  * The bytes of Vcpu.getXsave(), read and changed by the names of what is in them. A copy: Vcpu.setXsave() puts it back.
  * @example
  * ```ts
- * import { enterRealMode, openHypervisor, XsaveArea } from 'vmexit';
+ * import { openHypervisor, XsaveArea } from 'vmexit';
  *
  * const hv = openHypervisor();
  * const vm = hv.createVm();

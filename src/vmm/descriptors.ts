@@ -195,7 +195,8 @@ export interface Gdt<Name extends string> {
  * import { descriptor, Machine, openHypervisor, placeGdt } from 'vmexit';
  *
  * const hv = openHypervisor();
- * const { memory, vcpu, ...machine } = new Machine(hv, { memory: 0x10_0000 });
+ * const machine = new Machine(hv, { memory: 0x10_0000 });
+ * const { memory, vcpu } = machine;
  * const { table, segments } = placeGdt(
  *   { memory, address: 0x500 },
  *   {
@@ -207,6 +208,7 @@ export interface Gdt<Name extends string> {
  * );
  * vcpu.changeSregs({ gdt: table, tr: segments.tss });
  * console.log(`user code has selector 0x${segments.userCode.selector.toString(16)}`);
+ * machine.close();
  * hv.close();
  * // prints: user code has selector 0x1b
  * ```
