@@ -65,7 +65,7 @@ export interface State {
 /** FXSAVE's image as far as KVM tells it of every guest: to the end of XMM15. */
 export const Fx = { ...Image, end: Image.xmm + 16 * 16 } as const;
 
-/** The parts of the image that are compared, by name: all but the last opcode and the pointers. */
+/** The parts of the image that are compared, by name: all but the pointers (docs/undefined-results.md). */
 export const FPU_PARTS: readonly (readonly [name: string, at: number, size: number])[] = [
   ['fcw', Fx.fcw, 2],
   ['fsw', Fx.fsw, 2],

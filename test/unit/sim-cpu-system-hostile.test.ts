@@ -259,6 +259,7 @@ const WITHOUT = [
   'umip',
   'nx',
   'pdpe1gb',
+  'xsaveerptr',
 ];
 
 describe('what CPUID claims', () => {

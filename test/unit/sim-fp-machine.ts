@@ -124,7 +124,8 @@ export class Machine {
   cr0 = 0x8005_0033;
   cr4 = 0x600;
   efer = 0x500;
-  readonly segments = Array.from({ length: 6 }, () => ({ base: 0n, l: 1 }));
+  vendor: 'amd' | 'intel' = 'amd';
+  readonly segments = Array.from({ length: 6 }, () => ({ selector: 0, base: 0n, l: 1 }));
   readonly #at = (linear: bigint) => Number(linear - DATA);
   readonly memory = {
     read8: (at: bigint) => this.#view.getUint8(this.#at(at)),
@@ -189,7 +190,7 @@ export class Machine {
   }
 }
 
-/** The parts of a state that a case can change: name, offset, bytes. FOP is not kept, nor are pointers compared. */
+/** The parts of a state that a case can change: name, offset, bytes. The pointers are not among them. */
 const parts: readonly (readonly [string, number, number])[] = [
   ['rax', 0, 8],
   ['rcx', 8, 8],

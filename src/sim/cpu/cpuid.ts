@@ -184,6 +184,8 @@ export const CLAIMS = {
   '7.ecx': { umip: 2, rdpid: 22 },
   '80000001.ecx': { lahf: 0, abm: 5, prefetchw: 8 },
   '80000001.edx': { syscall: 11, nx: 20, pdpe1gb: 26, rdtscp: 27, lm: 29 },
+  /** AMD's only. Of Intel's leaf 7, bits 6 and 13 of EBX are clear: FDP, FCS and FDS are kept always. */
+  '80000008.ebx': { xsaveerptr: 2 },
 } as const satisfies { readonly [where: string]: { readonly [feature: string]: number } };
 
 const claim = (where: keyof typeof CLAIMS) => bits(...Object.values(CLAIMS[where]));
@@ -243,7 +245,10 @@ export function supportedCpuid(vendor: 'intel' | 'amd', choice?: GuestChoice): C
         edx: brandWord(part * 16 + 12),
       }),
     ),
-    row(EXTENDED + 8, { eax: PHYSICAL_BITS[vendor] | (LINEAR_BITS << 8) }),
+    row(EXTENDED + 8, {
+      eax: PHYSICAL_BITS[vendor] | (LINEAR_BITS << 8),
+      ebx: amd ? claim('80000008.ebx') : 0,
+    }),
     // SEV, SEV-ES and SEV-SNP, and the position of the C-bit (APM volume 3, E.4.17).
     ...(sev ? [row(EXTENDED + 0x1f, { eax: bits(1, 3, 4), ebx: choice.bit })] : []),
   ];

@@ -122,6 +122,7 @@ export class Decoder {
       rip,
       next: BigInt.asUintN(mask, rip + BigInt(length)),
       length,
+      fop: ((bytes[at]! & 7) << 8) | bytes[at + 1]!,
       operands,
       addressSize: bits === 64 ? (addressPrefix ? 4 : 8) : (bits === 16) !== addressPrefix ? 2 : 4,
       get operandSize() {

@@ -38,6 +38,8 @@ export interface Insn {
   readonly rip: bigint;
   readonly next: bigint;
   readonly length: number;
+  /** What FOP becomes by an x87 instruction: the low bits of its first opcode byte, and its second (SDM volume 1, 8.1.9). */
+  readonly fop: number;
   readonly operands: readonly Operand[];
   /** Bytes: the address size, and the operand size that the prefixes and the mode give (2, 4 or 8). */
   readonly addressSize: 2 | 4 | 8;

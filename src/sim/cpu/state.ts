@@ -36,6 +36,9 @@ export const State = {
   fip: 0x288,
   fdp: 0x290,
   mxcsr: 0x298,
+  /** Selectors of the x87's last instruction and of its last operand in memory. */
+  fcs: 0x29c,
+  fds: 0x29e,
   /** Where an operand in memory waits for a vector op: 16 bytes. */
   vector: 0x2a0,
   /** The translation lookaside buffers: see tlb.ts. */

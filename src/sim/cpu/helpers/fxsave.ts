@@ -18,7 +18,10 @@ export const Image = {
   ftw: 4,
   fop: 6,
   fip: 8,
+  /** The upper half of fip in the form without REX.W; so with fds. */
+  fcs: 12,
   fdp: 16,
+  fds: 20,
   mxcsr: 24,
   mxcsrMask: 28,
   st: 32,
@@ -73,7 +76,10 @@ export function fxsaveImage(cpu: FpuHolder): Uint8Array {
   return bytes;
 }
 
-/** Takes the state from an image of fxsaveImage's form; MXCSR's reserved bits are dropped, as KVM's ioctls do. */
+/**
+ * Takes the state from an image of fxsaveImage's form; MXCSR's reserved bits are dropped, as KVM's ioctls do. The form
+ * has no selectors, and makes them zeroes.
+ */
 export function loadFxsaveImage(cpu: FpuHolder, bytes: Uint8Array): void {
   loadImage(cpu, bytes, 16);
 }
@@ -87,7 +93,9 @@ function loadImage(cpu: FpuHolder, bytes: Uint8Array, xmmCount: number): void {
   state.setU16(State.ftw, unabridged(view.getUint8(Image.ftw)));
   state.setU16(State.fop, view.getUint16(Image.fop, true) & 0x7ff);
   state.setU64(State.fip, view.getBigUint64(Image.fip, true));
+  state.setU16(State.fcs, 0);
   state.setU64(State.fdp, view.getBigUint64(Image.fdp, true));
+  state.setU16(State.fds, 0);
   state.setU32(State.mxcsr, view.getUint32(Image.mxcsr, true) & MXCSR_MASK);
   for (let i = 0; i < 8; i++) {
     const at = Image.st + 16 * i;
@@ -109,15 +117,21 @@ function imageAddress(cpu: Processor, insn: Insn, isWrite: boolean): bigint {
   return linear;
 }
 
-/** Without REX.W the pointers have 32 bits and a selector, which is zero. */
+/** Without REX.W the pointers have 32 bits and a selector. */
+const selectors = [
+  [Image.fcs, State.fcs],
+  [Image.fds, State.fds],
+] as const;
 const save =
   (wide: boolean): Helper =>
   (cpu, insn) => {
     const linear = imageAddress(cpu, insn, true);
     const bytes = fxsaveImage(cpu);
-    if (!wide) for (const pointer of [Image.fip, Image.fdp]) bytes.fill(0, pointer + 4, pointer + 8);
-    // AMD's processors give the pointers of pending exceptions only (APM volume 2, 11.4.4).
-    if ((cpu.state.u16(State.fsw) & Fsw.ES) === 0) bytes.fill(0, Image.fop, Image.mxcsr);
+    const view = new DataView(bytes.buffer);
+    if (!wide) for (const [at, selector] of selectors) view.setUint32(at, cpu.state.u16(selector), true);
+    // AMD's processors give the pointers of pending exceptions only, and zeroes otherwise.
+    const pending = (cpu.state.u16(State.fsw) & Fsw.ES) !== 0;
+    if (cpu.vendor === 'amd' && !pending) bytes.fill(0, Image.fop, Image.mxcsr);
     // What lies behind the registers is the program's.
     cpu.memory.writeBytes(linear, bytes.subarray(0, Image.xmm + 16 * xmmCount(cpu)));
   };
@@ -129,8 +143,11 @@ const restore =
     const bytes = cpu.memory.readBytes(linear, FXSAVE_SIZE).slice();
     const view = new DataView(bytes.buffer);
     if ((view.getUint32(Image.mxcsr, true) & ~MXCSR_MASK) !== 0) raise(Vector.GP, 0);
-    if (!wide) for (const pointer of [Image.fip, Image.fdp]) view.setUint32(pointer + 4, 0, true);
+    const [fcs, fds] = selectors.map(([at]) => (wide ? 0 : view.getUint16(at, true)));
+    if (!wide) for (const [at] of selectors) view.setUint32(at, 0, true);
     loadImage(cpu, bytes, xmmCount(cpu));
+    cpu.state.setU16(State.fcs, fcs!);
+    cpu.state.setU16(State.fds, fds!);
   };
 
 export const fxsave: Helpers = {

@@ -174,21 +174,23 @@ export function initialize(cpu: Processor): void {
   state.setU16(State.ftw, 0xffff);
   state.setU16(State.fop, 0);
   state.setU64(State.fip, 0n);
+  state.setU16(State.fcs, 0);
   state.setU64(State.fdp, 0n);
+  state.setU16(State.fds, 0);
 }
 
 const turn = (by: number): Helper =>
-  control((cpu) => {
+  x87((cpu) => {
     setTop(cpu, top(cpu) + by);
     setConditions(cpu, Fsw.C1, 0);
-  }, true);
+  });
 
 const free = (pops: boolean): Helper =>
-  control((cpu, insn) => {
+  x87((cpu, insn) => {
     setTag(cpu, stOperand(insn, 0), EMPTY);
     setConditions(cpu, Fsw.C1, 0);
     if (pops) pop(cpu);
-  }, true);
+  });
 
 const nothing = control(() => {});
 /** FCW's bits that are stored: bit 6 is always one. */
@@ -258,7 +260,8 @@ export const x87Move: Helpers = {
   fdecstp: turn(-1),
   ffree: free(false),
   ffreep: free(true),
-  fnop: control(() => {}, true),
+  /** It moves the pointers. */
+  fnop: x87(() => {}),
   /** For the 8087 and the 80287 only. */
   fneni: nothing,
   fndisi: nothing,

@@ -2,6 +2,7 @@
  * The x87's registers as a stack, and how its instructions begin and end: pending exceptions, pointers, stack faults,
  * and what unmasked exceptions leave undone (SDM volume 1, chapter 8).
  */
+import { Seg } from '../descriptors.ts';
 import { raise, Vector } from '../fault.ts';
 import {
   BEFORE,
@@ -41,10 +42,10 @@ export function controlPrecision(cpu: Processor): void {
 }
 
 const EFER_LMA = 0x400;
-const CS = 1;
-const FS = 4;
+const RSP = 4;
+const RBP = 5;
 export const in64BitMode = (cpu: Processor): boolean =>
-  (cpu.efer & EFER_LMA) !== 0 && cpu.segments[CS]!.l === 1;
+  (cpu.efer & EFER_LMA) !== 0 && cpu.segments[Seg.CS]!.l === 1;
 
 export function checkAvailable(cpu: Processor): void {
   if ((cpu.cr0 & (CR0.EM | CR0.TS)) !== 0) raise(Vector.NM);
@@ -67,22 +68,33 @@ export const x87 =
   };
 
 /**
- * The instruction and data pointers, of an instruction that leaves an exception pending: others do not matter to any
- * handler, and processors have ceased to keep theirs (SDM volume 1, 8.1.8). FOP is not kept at all.
+ * The pointers to this instruction, and to its operand if that is in memory: else the last one's stay, as on silicon
+ * (SDM volume 1, 8.1.8).
  */
 function point(cpu: Processor, insn: Insn): void {
-  if ((cpu.state.u16(State.fsw) & Fsw.ES) === 0) return;
-  cpu.state.setU64(State.fip, insn.rip);
-  if (hasMemory(insn)) cpu.state.setU64(State.fdp, lastOffset);
+  const { segments, state } = cpu;
+  state.setU64(State.fip, insn.rip);
+  state.setU16(State.fcs, segments[Seg.CS]!.selector);
+  state.setU16(State.fop, insn.fop);
+  if (!hasMemory(insn)) return;
+  state.setU64(State.fdp, lastOffset);
+  state.setU16(State.fds, segments[lastSegment]!.selector);
 }
-/** The offset of the memory operand that was accessed last. */
+/** The memory operand that was accessed last. */
 let lastOffset = 0n;
+let lastSegment: number = Seg.DS;
 export function operandAddress(cpu: Processor, insn: Insn, size: number, write: boolean): bigint {
   const operand = insn.operands[0]!;
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
   const linear = cpu.address(operand, insn, size, write);
-  const base = in64BitMode(cpu) && operand.segment < FS ? 0n : cpu.segments[operand.segment]!.base;
-  lastOffset = BigInt.asUintN(64, linear - base);
+  lastSegment = operand.segment;
+  if (!in64BitMode(cpu)) lastOffset = BigInt.asUintN(32, linear - cpu.segments[lastSegment]!.base);
+  else if (lastSegment >= Seg.FS) lastOffset = BigInt.asUintN(64, linear - cpu.segments[lastSegment]!.base);
+  else {
+    // Other overrides are ignored there.
+    lastSegment = operand.base === RSP || operand.base === RBP ? Seg.SS : Seg.DS;
+    lastOffset = linear;
+  }
   return linear;
 }
 

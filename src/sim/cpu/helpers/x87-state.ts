@@ -1,6 +1,5 @@
 /**
- * The x87's state in memory: FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, 8.1.10). The code and data selectors are
- * zeroes, as on processors that have deprecated them.
+ * The x87's state in memory: FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, 8.1.10).
  */
 import type { Insn } from '../insn.ts';
 import { State } from '../state.ts';
@@ -49,29 +48,35 @@ const environmentSize = (insn: Insn): number => {
   return size === 28 || size === 108 ? 28 : 14;
 };
 
-/** In real mode the pointers' upper words are shared with the opcode. They are offsets here too, where hardware has linear addresses. */
-function pointerWords(cpu: Processor, pointer: number, upper: number, wide: boolean): [number, number] {
-  if (!isReal(cpu)) return [wide ? pointer : pointer & 0xffff, upper << 16];
-  return [pointer & 0xffff, ((pointer >>> 16) << 12) | upper];
+/** The upper halves that hold nothing, of words of 4 bytes. */
+const ONES = 0xffff_0000;
+/** A pointer's words: offset and selector, with `upper` above that; in real mode a linear address, shared with `upper`. */
+function pointerWords(
+  cpu: Processor,
+  [pointer, selector]: readonly [number, number],
+  upper: number,
+): [number, number] {
+  const offset = Number(cpu.state.u64(pointer) & 0xffff_ffffn);
+  const segment = cpu.state.u16(selector);
+  if (!isReal(cpu)) return [offset, (upper << 16) | segment];
+  const linear = offset + (segment << 4);
+  return [linear & 0xffff, ((linear >>> 16) << 12) | (upper & 0x7ff)];
 }
 
 function environment(cpu: Processor, size: number): Uint8Array {
   const { state } = cpu;
-  const wide = size === 28;
-  const low = (offset: number) => Number(state.u64(offset) & 0xffff_ffffn);
   const words = [
-    state.u16(State.fcw),
-    state.u16(State.fsw),
-    tagWord(cpu),
-    ...pointerWords(cpu, low(State.fip), state.u16(State.fop), wide),
-    ...pointerWords(cpu, low(State.fdp), 0, wide),
+    ONES | state.u16(State.fcw),
+    ONES | state.u16(State.fsw),
+    ONES | tagWord(cpu),
+    ...pointerWords(cpu, [State.fip, State.fcs], state.u16(State.fop)),
+    ...pointerWords(cpu, [State.fdp, State.fds], isReal(cpu) ? 0 : 0xffff),
   ];
   const bytes = new Uint8Array(size);
   const view = new DataView(bytes.buffer);
   for (const [i, word] of words.entries()) {
-    if (!wide) view.setUint16(2 * i, word, true);
-    // The upper halves that hold nothing read as ones.
-    else view.setUint32(4 * i, (i < 3 || i === 6 ? word | 0xffff_0000 : word) >>> 0, true);
+    if (size === 28) view.setUint32(4 * i, word, true);
+    else view.setUint16(2 * i, word, true);
   }
   return bytes;
 }
@@ -83,13 +88,18 @@ function setEnvironment(cpu: Processor, bytes: Uint8Array): void {
   const words = Array.from({ length: WORDS }, (_, i) =>
     wide ? view.getUint32(4 * i, true) : view.getUint16(2 * i, true),
   );
+  const real = isReal(cpu);
   const pointer = (at: number) =>
-    isReal(cpu) ? (words[at]! & 0xffff) | ((words[at + 1]! >>> 12) << 16) : words[at]!;
+    BigInt((real ? (words[at]! & 0xffff) | ((words[at + 1]! >>> 12) << 16) : words[at]!) >>> 0);
+  const selector = (at: number) => (real ? 0 : words[at]!);
   setControlWord(cpu, words[0]!);
   state.setU16(State.fsw, words[1]!);
   setTagWord(cpu, words[2]!);
-  state.setU64(State.fip, BigInt(pointer(3) >>> 0));
-  state.setU64(State.fdp, BigInt(pointer(5) >>> 0));
+  state.setU64(State.fip, pointer(3));
+  state.setU16(State.fcs, selector(4));
+  state.setU16(State.fop, (real ? words[4]! : words[4]! >>> 16) & 0x7ff);
+  state.setU64(State.fdp, pointer(5));
+  state.setU16(State.fds, selector(6));
   summarize(cpu);
 }
 
