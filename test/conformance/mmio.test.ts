@@ -1,6 +1,7 @@
 /** KVM_EXIT_MMIO: accesses to guest-physical memory that no slot has (api.rst, "The kvm_run structure"). */
 import { expect } from 'vitest';
 import { Exit, type Hypervisor, type Vcpu } from '../../src/index.ts';
+import { Selector } from '../../src/vmm/long-mode.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA, AREA_SLOT, PAGE } from '../support/area.ts';
 import { expectOutcome, runTo, setWord, wordAt } from '../support/run.ts';
@@ -120,6 +121,44 @@ conformance('memory-mapped I/O', ({ it }) => {
       mmioOf(agent.vcpu);
       agent.vcpu.mmio.value = VALUE;
       expect(agent.resume()).toBe(VALUE);
+    });
+  });
+
+  it("a far jump's pointer with REX.W has 8 bytes of offset: KVM decodes it, on AMD's processors too", (hv) => {
+    withAgent(hv, (agent) => {
+      const target = Layout.snippet + 0x100;
+      agent.ram.bytes.set(code.answer42.code, target);
+      agent.beginCode(code.farJump, { rsi: MMIO });
+      expect(mmioOf(agent.vcpu)).toEqual(read(MMIO, 8));
+      agent.vcpu.mmio.value = BigInt(target);
+      runTo(agent.vcpu, Exit.MMIO);
+      expect(mmioOf(agent.vcpu)).toEqual(read(MMIO + 8, 2));
+      agent.vcpu.mmio.value = BigInt(Selector.CODE64);
+      expect(agent.resume()).toBe(42n);
+    });
+  });
+
+  it("a far pointer with REX.W is loaded with 8 bytes of offset: KVM decodes it, on AMD's processors too", (hv) => {
+    withAgent(hv, (agent) => {
+      agent.beginCode(code.loadFs, { rsi: MMIO });
+      expect(mmioOf(agent.vcpu)).toEqual(read(MMIO, 8));
+      agent.vcpu.mmio.value = VALUE;
+      runTo(agent.vcpu, Exit.MMIO);
+      expect(mmioOf(agent.vcpu)).toEqual(read(MMIO + 8, 2));
+      agent.vcpu.mmio.value = BigInt(Selector.DATA);
+      expect(agent.resume()).toBe(VALUE);
+    });
+  });
+
+  it("a near jump's operand-size prefix counts for nothing where KVM decodes it", (hv) => {
+    withAgent(hv, (agent) => {
+      const target = Layout.snippet + 0x100;
+      agent.ram.bytes.set(code.answer42.code, target);
+      agent.beginCode(code.nearJump16, { rsi: MMIO });
+      const first = mmioOf(agent.vcpu);
+      expect(first).toEqual(read(MMIO, 8));
+      agent.vcpu.mmio.value = BigInt(target);
+      expect(agent.resume()).toBe(42n);
     });
   });
 

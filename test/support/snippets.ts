@@ -189,3 +189,27 @@ export const cpuid = guest(
  0f a2 89 d8 c3 | cpuid; mov eax, ebx; ret
 `,
 );
+export const answer42 = guest(
+  64,
+  `
+ b8 2a 00 00 00 c3 | mov eax, 42; ret
+`,
+);
+export const farJump = guest(
+  64,
+  `
+ 48 ff 2e | rex.w jmp fword ptr [rsi]
+`,
+);
+export const nearJump16 = guest(
+  64,
+  `
+ 66 ff 26 | data16 jmp [rsi]
+`,
+);
+export const loadFs = guest(
+  64,
+  `
+ 48 0f b4 06 c3 | rex.w lfs eax, [rsi]; ret
+`,
+);

@@ -104,6 +104,28 @@ describe('a far jump', () => {
 });
 
 describe('a far call', () => {
+  it.each(['intel', 'amd'] as const)(
+    'with REX.W pushes quadwords; its pointer in memory has 32 bits of offset on AMD (%s)',
+    (vendor) => {
+      const m = new Machine({ vendor }).long();
+      m.setGpr(3, At.data);
+      m.set64(At.data, BigInt(0x5678) | (BigInt(Gdt.CODE64) << 32n));
+      if (vendor === 'intel') {
+        m.set64(At.data, 0x5678n);
+        m.set16(At.data + 8, Gdt.CODE64);
+      }
+      const before = m.rsp;
+      expect(m.execute('48 ff 1b')).toBeUndefined();
+      expect([m.cpu.state.rip, m.rsp]).toEqual([0x5678n, before - 16n]);
+      expect([m.u64(Number(m.rsp)), m.u64(Number(m.rsp) + 8)]).toEqual([
+        BigInt(At.code + 3),
+        BigInt(Gdt.CODE64),
+      ]);
+      expect(m.execute('48 cb')).toBeUndefined();
+      expect([m.cpu.state.rip, m.rsp, cs(m)]).toEqual([BigInt(At.code + 3), before, Gdt.CODE64]);
+    },
+  );
+
   it('pushes CS and the next instruction, and RETF comes back', () => {
     const m = new Machine().protected();
     expect(m.execute(call(Gdt.CONFORMING0, 0x5000))).toBeUndefined();
@@ -201,6 +223,31 @@ describe('a far return', () => {
     expect(m.execute('ca 04 00')).toBeUndefined();
     expect([cs(m), m.cpu.state.rip, m.rsp]).toEqual([0x100, 0x1234n, 0x3004n]);
   });
+});
+
+describe.each(['intel', 'amd'] as const)('a return to an outer level (%s)', (vendor) => {
+  it.each([
+    ['RETF', 'cb', []],
+    ['IRET', 'cf', [2]],
+  ])(
+    'by %s takes the selectors of inner data segments, and leaves their bases and limits',
+    (_, opcode, flags) => {
+      const m = new Machine({ vendor }).protected();
+      for (const index of [Seg.ES, Seg.DS, Seg.FS, Seg.GS])
+        m.cpu.segments[index] = { ...m.segment(index), base: 0x1000n * BigInt(index + 1) };
+      m.cpu.segments[Seg.FS]!.dpl = 3;
+      pushed(m, 4, 0x100, Gdt.CODE3 | 3, ...flags, 0x2000, Gdt.DATA3 | 3);
+      expect(m.execute(opcode)).toBeUndefined();
+      for (const index of [Seg.ES, Seg.DS, Seg.GS])
+        expect(m.segment(index)).toMatchObject({
+          selector: 0,
+          unusable: 1,
+          base: 0x1000n * BigInt(index + 1),
+          limit: 0xffff_ffff,
+        });
+      expect(m.segment(Seg.FS)).toMatchObject({ selector: Gdt.DATA0, unusable: 0 });
+    },
+  );
 });
 
 describe('IRET', () => {

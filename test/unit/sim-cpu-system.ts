@@ -12,7 +12,7 @@ import { formOf, systemInstructions, systemInstructionsEnding } from '../../src/
 import type { Guest } from '../../src/vmm/guest.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');
-const decoder = new Decoder(iced);
+const decoders = { intel: new Decoder(iced), amd: new Decoder(iced, 'amd') };
 
 export const MEMORY = 0x20_0000;
 /** Where things lie in guest-physical memory; linear addresses are the same wherever a test does not say otherwise. */
@@ -101,7 +101,7 @@ export class Machine {
       },
       sharedPage: page,
     };
-    this.cpu = new Cpu(this.arena, stage, { vendor, decoder, choice });
+    this.cpu = new Cpu(this.arena, stage, { vendor, decoder: decoders[vendor], choice });
     this.cpu.cpuid = cpuid;
   }
 
@@ -235,7 +235,7 @@ export class Machine {
     const { cpu } = this;
     const { state } = cpu;
     const bytes = Uint8Array.from(hex.replaceAll(' ', '').match(/../g)!, (byte) => Number.parseInt(byte, 16));
-    const decoded = decoder.decode(bytes, cpu.mode.bits, state.rip, () => false);
+    const decoded = cpu.decoder.decode(bytes, cpu.mode.bits, state.rip, () => false);
     if (typeof decoded === 'string') throw new Error(`${hex}: ${decoded} for the decoder`);
     const insn = decoded[0]!;
     const form = formOf(insn);

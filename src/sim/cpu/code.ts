@@ -29,6 +29,8 @@ const MODULES = 2000;
 /** Blocks at most, some KiB each. */
 const BLOCKS = 20_000;
 const JUMPS = 4096;
+/** What Decoder.emulators is about, by iced-x86's names. */
+const BRANCHES: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs']);
 /** KVM_INTERNAL_ERROR_EMULATION. */
 const EMULATION = 1;
 
@@ -127,6 +129,14 @@ export class Code {
     return this.#look(alone, state.rip);
   }
 
+  /** The same as KVM's emulator decodes it: where that may differ it is translated anew, for it is rare. */
+  findEmulated(): Entry {
+    const { alone, decoder, state } = this.#cpu;
+    const entry = this.findSingle();
+    if (decoder.emulators === decoder || !BRANCHES.has(entry.block.insns[0]!.mnemonic)) return entry;
+    return this.#translate(alone, state.rip, entry.pages[0]!, decoder.emulators);
+  }
+
   /** The bytes of an entry's instructions. */
   bytesOf({ block, pages: [first, second] }: Entry): Uint8Array {
     const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
@@ -207,12 +217,11 @@ export class Code {
     page.high = Math.max(page.high, high);
   }
 
-  #translate(mode: Mode, rip: bigint, first: CodePage): Entry {
+  #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#cpu.decoder): Entry {
     const pages = [first];
     this.made++;
     if (++this.#blocks > BLOCKS) this.forget();
     const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
-    const { decoder } = this.#cpu;
     let builder = new Builder(mode, segmentLinear);
     const most = mode.single ? 1 : BLOCK;
     const lower = (insn: Insn) => {

@@ -329,7 +329,7 @@ export class Cpu {
     io.begin(mode);
     let entry = decoded;
     try {
-      entry ??= this.code.findSingle();
+      entry ??= mode === 'emulated' ? this.code.findEmulated() : this.code.findSingle();
       if (mode === 'emulated' && !instructions.emulated(entry.block.insns[0]!)) throw new Unmodelled('', 1);
       this.code.execute(entry);
       this.shadow = undefined;

@@ -50,6 +50,8 @@ export class Decoder {
   /** Then near branches heed an operand-size prefix in 64-bit mode. */
   readonly #amd: boolean;
 
+  #emulators: Decoder | undefined;
+
   constructor(module: Iced, vendor: 'amd' | 'intel' = 'intel') {
     this.iced = module;
     this.#amd = vendor === 'amd';
@@ -60,6 +62,12 @@ export class Decoder {
     }
     this.#registers = registers;
     this.#kinds = module.OpKind as unknown as { readonly [kind: number]: string };
+  }
+
+  /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too. */
+  get emulators(): Decoder {
+    this.#emulators ??= this.#amd ? new Decoder(this.iced) : this;
+    return this.#emulators;
   }
 
   /**
@@ -129,6 +137,7 @@ export class Decoder {
         return (sizeOf(code) || byPrefix) as 2 | 4 | 8;
       },
       segment: from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS,
+      wide,
       lock: from.hasLockPrefix,
       rep: from.hasRepnePrefix ? 'repne' : from.hasRepPrefix ? 'rep' : undefined,
     };

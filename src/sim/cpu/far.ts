@@ -30,7 +30,7 @@ import { innerPointer, innerStack } from './tss.ts';
 interface Target {
   readonly selector: number;
   readonly offset: bigint;
-  /** Bytes of the offset, and of what CALL pushes. */
+  /** Bytes of CS and of RIP as CALL pushes them. */
   readonly size: 2 | 4 | 8;
 }
 
@@ -44,7 +44,9 @@ function targetOf(cpu: Processor, insn: Insn): Target {
   const size = (operand.size - 2) as 2 | 4 | 8;
   const linear = cpu.address(operand, insn, operand.size, false);
   const offset = readMemory(cpu, linear, size);
-  return { selector: cpu.memory.read16(wrapLinear(cpu, linear + BigInt(size))), offset, size };
+  const selector = cpu.memory.read16(wrapLinear(cpu, linear + BigInt(size)));
+  // With REX.W the offset has 4 bytes on AMD's processors, and 8 are pushed all the same (APM volume 3, CALL (Far)).
+  return { selector, offset, size: insn.wide ? 8 : size };
 }
 
 /** Where execution goes on must lie in the segment, or be canonical in 64-bit mode. */

@@ -46,6 +46,8 @@ export interface Insn {
   readonly operandSize: 2 | 4 | 8;
   /** The segment of the implicit source of string instructions: an override, or DS. */
   readonly segment: number;
+  /** REX.W. */
+  readonly wide: boolean;
   readonly lock: boolean;
   readonly rep: 'rep' | 'repne' | undefined;
 }

@@ -121,7 +121,6 @@ export function dropInnerSegments(cpu: Cpu, level: number): void {
     const old = cpu.segments[index]!;
     const guarded = (old.type & Type.CODE) === 0 || (old.type & Type.CONFORMING) === 0;
     if (old.unusable || !guarded || old.dpl >= level) continue;
-    const { base, limit } = nulled(cpu, index, 0);
-    setSegment(cpu, index, { ...old, selector: 0, base, limit, present: 0, unusable: 1 });
+    setSegment(cpu, index, { ...old, selector: 0, present: 0, unusable: 1 });
   }
 }
