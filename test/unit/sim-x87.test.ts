@@ -210,6 +210,26 @@ describe('the x87', () => {
     expect(fsw() & 0x3f).toBe(0);
   });
 
+  it.each([
+    ['F2XM1 of -1', [FLD_M64, 'd9f0'], -1, 'bffe'],
+    ['FYL2XP1 of 1', [FLD1, FLD_M64, 'd9f9'], 1, '3fff'],
+    ['FYL2XP1 of 3', [FLD1, FLD_M64, 'd9f9'], 3, '4000'],
+    ['FYL2XP1 of -0.5', [FLD1, FLD_M64, 'd9f9'], -0.5, 'bfff'],
+    ['FYL2XP1 of -0.75', [FLD1, FLD_M64, 'd9f9'], -0.75, 'c000'],
+    ['FYL2X of 1/8', [FLD1, FLD_M64, 'd9f1'], 0.125, 'c000'],
+  ])('gives with %s the exact result, however it rounds, with PE and without C1', (_, codes, x, head) => {
+    for (const rounding of [0, 0x400, 0x800, 0xc00]) {
+      run(FNINIT);
+      unmask(0x37f | rounding);
+      f64(x);
+      run(...codes);
+      const register = State.x87 + 16 * ((fsw() >> 11) & 7);
+      const significand = x === 0.125 ? 0xc000_0000_0000_0000n : 1n << 63n;
+      expect([state.u16(register + 8).toString(16), state.u64(register)]).toEqual([head, significand]);
+      expect(fsw() & 0x23f).toBe(0x20);
+    }
+  });
+
   it("shares its registers with MMX's: the low 64 bits of Ri, all valid, TOP zero, until EMMS", () => {
     run(FLD1);
     const r7 = state.u64(State.x87 + 7 * 16);

@@ -87,6 +87,10 @@ function powerOf(x: Float): bigint {
     env.flags |= Exception.PE;
     return encode(env, F80, x);
   }
+  if (isOne(x) && x.negative) {
+    env.flags |= Exception.PE; // though it is exact
+    return encode(env, F80, float(Kind.FINITE, true, 1n, -1));
+  }
   return inexact(powerMinusOne(fixedOf(x)));
 }
 
@@ -116,23 +120,28 @@ function yLogX(y: Float, x: Float): bigint {
   if (unity || y.kind === Kind.ZERO) return zero(F80, y.negative !== below);
   env.flags |= Exception.PE;
   const power = powerOfTwo(x);
-  if (power !== undefined) {
-    const negative = y.negative !== power < 0;
-    const result = encode(
-      env,
-      F80,
-      float(Kind.FINITE, negative, y.significand * BigInt(Math.abs(power)), y.exponent),
-    );
-    // A tiny one counts as inexact, too.
-    if (unpack(F80, result).denormal) env.flags |= Exception.UE;
-    return result;
-  }
+  if (power !== undefined) return times(y, power);
   return inexact(multiplyFixed(fixedOf(y), logarithm(fixedOf(x))));
 }
+/** The product with a logarithm that is exact. */
+function times(y: Float, power: number): bigint {
+  const significand = y.significand * BigInt(Math.abs(power));
+  const result = encode(env, F80, float(Kind.FINITE, y.negative !== power < 0, significand, y.exponent));
+  // A tiny one counts as inexact, too.
+  if (unpack(F80, result).denormal) env.flags |= Exception.UE;
+  return result;
+}
 /** The logarithm of a power of two is exact, though PE is set all the same. */
-function powerOfTwo(x: Float): number | undefined {
+function powerOfTwo(x: Pick<Float, 'significand' | 'exponent'>): number | undefined {
   if ((x.significand & (x.significand - 1n)) !== 0n) return undefined;
   return x.exponent + bitLength(x.significand) - 1;
+}
+
+/** 1 + x, where that may be a power of two. */
+function onePlus(x: Float): Pick<Float, 'significand' | 'exponent'> | undefined {
+  const { exponent } = x;
+  if (exponent > 0 || exponent < -64) return undefined;
+  return { significand: (1n << BigInt(-exponent)) + fixedOf(x).significand, exponent };
 }
 
 /** y * log2(x + 1); nothing is promised for |x| > 1 - sqrt(1/2). */
@@ -146,6 +155,9 @@ function yLogOnePlusX(y: Float, x: Float): bigint {
   // 1 + x is not positive: no logarithm, and no promise either.
   env.flags |= Exception.PE;
   if (x.negative && x.exponent + bitLength(x.significand) - 1 >= 0) return encode(env, F80, x);
+  const sum = onePlus(x);
+  const power = sum && powerOfTwo(sum);
+  if (power !== undefined) return times(y, power);
   return inexact(multiplyFixed(fixedOf(y), logarithmOfOnePlus(fixedOf(x))));
 }
 
