@@ -94,6 +94,39 @@ conformance('interrupts and debugging', ({ it, needs }) => {
     });
   });
 
+  itWindow(
+    'HLT ends the run as HLT, also where the window is open then; the next run tells of that',
+    (hv) => {
+      withHandlers(hv, (agent) => {
+        const { vcpu } = agent;
+        vcpu.raw.requestInterruptWindow = true;
+        agent.beginCode(code.halt);
+        const after = BigInt(Layout.snippet + 2);
+        for (const outcome of [Exit.HLT, Exit.IRQ_WINDOW_OPEN]) {
+          expectOutcome(vcpu, outcome);
+          expect(vcpu.getRegs().rip).toBe(after);
+          vcpu.run(DEADLINE_MS);
+        }
+        expectOutcome(vcpu, Exit.IRQ_WINDOW_OPEN);
+        vcpu.raw.requestInterruptWindow = false;
+        agent.resume();
+      });
+    },
+  );
+
+  it("HLT that the guest itself steps ends the run as HLT; the guest's #DB comes with the next", (hv) => {
+    withHandlers(hv, (agent) => {
+      const { vcpu } = agent;
+      agent.ram.bytes.set(code.halt.code, Layout.snippet);
+      agent.prepare('call', { r15: Layout.snippet });
+      vcpu.setRegs({ ...vcpu.getRegs(), rip: Layout.snippet + 1, rflags: 0x102n });
+      runTo(vcpu, Exit.HLT);
+      expect(vcpu.getRegs().rip).toBe(BigInt(Layout.snippet + 2));
+      vcpu.run(DEADLINE_MS);
+      expect(handled(agent)).toBe(Vector.DB);
+    });
+  });
+
   needs('irqchip')('KVM_INTERRUPT gives ENXIO where the interrupt controllers are in the kernel', (hv) => {
     using vm = hv.createVm();
     vm.createIrqchip();
@@ -169,6 +202,19 @@ conformance('interrupts and debugging', ({ it, needs }) => {
       });
     },
   );
+
+  needs('single-step')('HLT ends the run as HLT, though it is a step', (hv) => {
+    withAgent(hv, (agent) => {
+      const { vcpu } = agent;
+      agent.ram.bytes.set(code.halt.code, Layout.snippet);
+      agent.prepare('call', { r15: Layout.snippet });
+      vcpu.setRegs({ ...vcpu.getRegs(), rip: Layout.snippet + 1 });
+      vcpu.setGuestDebug({ control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP });
+      runTo(vcpu, Exit.HLT);
+      vcpu.run(DEADLINE_MS);
+      expect(debugOf(agent)).toMatchObject({ pc: BigInt(Layout.snippet + 3), dr6: SINGLE_STEP });
+    });
+  });
 
   needs('hardware-breakpoint')(
     'a hardware breakpoint ends the run before the instruction at its address',

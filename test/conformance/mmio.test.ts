@@ -166,6 +166,7 @@ conformance('memory-mapped I/O', ({ it }) => {
     withAgent(hv, (agent) => {
       agent.beginCode(code.jump, { rsi: MMIO });
       expectOutcome(agent.vcpu, Exit.INTERNAL_ERROR, Exit.SHUTDOWN);
+      expect(agent.vcpu.exit).not.toHaveProperty('instruction');
     });
   });
 });

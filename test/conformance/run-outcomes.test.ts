@@ -1,7 +1,7 @@
 /** What ends KVM_RUN besides I/O and memory (api.rst, KVM_RUN and "The kvm_run structure"). */
 import { expect } from 'vitest';
 import { Exit, type Hypervisor, type Vm } from '../../src/index.ts';
-import { InternalError, MpState } from '../../src/uapi/index.ts';
+import { InternalError, MpState, Vector } from '../../src/uapi/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA } from '../support/area.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
@@ -97,9 +97,53 @@ conformance('outcomes of KVM_RUN', ({ it, needs }) => {
       // fldenv of MMIO: no emulator has it.
       agent.beginCode(code.unemulated, { rsi: AREA });
       expectOutcome(agent.vcpu, Exit.INTERNAL_ERROR);
-      expect(agent.vcpu.exit).toMatchObject({ reason: 'INTERNAL_ERROR', suberror: InternalError.EMULATION });
+      const { exit } = agent.vcpu;
+      if (exit.reason !== 'INTERNAL_ERROR') throw new Error(exit.reason);
+      expect(exit.suberror).toBe(InternalError.EMULATION);
+      const { length } = code.unemulated.code;
+      expect(exit.instruction?.subarray(0, length)).toEqual(code.unemulated.code);
       expect(agent.vcpu.getRegs().rip).toBe(BigInt(Layout.snippet));
     });
+  });
+
+  it('CMPXCHG16B of MMIO is one, after its operand was read', (hv) => {
+    withAgent(hv, (agent) => {
+      const { vcpu } = agent;
+      agent.beginCode(code.compareExchange16, { rsi: AREA });
+      for (const at of [AREA, AREA + 8]) {
+        expectOutcome(vcpu, Exit.MMIO);
+        expect(vcpu.mmio).toMatchObject({ physAddr: at, length: 8, isWrite: false });
+        vcpu.mmio.value = 0n;
+        vcpu.run(DEADLINE_MS);
+      }
+      expectOutcome(vcpu, Exit.INTERNAL_ERROR);
+      expect(vcpu.exit).toMatchObject({ suberror: InternalError.EMULATION });
+      expect(vcpu.getRegs()).toMatchObject({ rip: BigInt(Layout.snippet), rax: 0n });
+    });
+  });
+
+  it('the bytes that come with it are not those of another page', (hv) => {
+    withAgent(hv, (agent) => {
+      const at = Layout.free - 4;
+      agent.beginCode(code.unemulated, { rsi: AREA }, at);
+      expectOutcome(agent.vcpu, Exit.INTERNAL_ERROR);
+      const { exit } = agent.vcpu;
+      if (exit.reason !== 'INTERNAL_ERROR') throw new Error(exit.reason);
+      expect(exit.instruction).toEqual(agent.ram.bytes.slice(at, Layout.free));
+    });
+  });
+
+  it('and the guest has #UD when it goes on; at privilege 3 it has nothing else', (hv) => {
+    withAgent(hv, (agent) => {
+      agent.beginCode(code.unemulated, { rsi: AREA });
+      expectOutcome(agent.vcpu, Exit.INTERNAL_ERROR);
+      expect(agent.vcpu.getVcpuEvents().exception).toMatchObject({ injected: 1, nr: Vector.UD });
+      // There is no IDT.
+      runTo(agent.vcpu, Exit.SHUTDOWN);
+    });
+    using user = Agent.boot(hv, { privilege: 3 });
+    user.beginCode(code.unemulated, { rsi: AREA });
+    expectOutcome(user.vcpu, Exit.SHUTDOWN);
   });
 
   it('a vCPU number is given once: EEXIST; and below KVM_CAP_MAX_VCPU_ID: EINVAL', (hv) => {

@@ -189,6 +189,18 @@ export const cpuid = guest(
  0f a2 89 d8 c3 | cpuid; mov eax, ebx; ret
 `,
 );
+export const compareExchange16 = guest(
+  64,
+  `
+ f0 48 0f c7 0e c3 | lock cmpxchg16b [rsi]; ret
+`,
+);
+export const halt = guest(
+  64,
+  `
+ fb f4 90 c3 | sti; hlt; nop; ret
+`,
+);
 export const answer42 = guest(
   64,
   `

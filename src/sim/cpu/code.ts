@@ -7,10 +7,9 @@ import { segmentLinear } from './addressing.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import type { Cpu } from './cpu.ts';
-import { raise, Vector } from './fault.ts';
+import { notEmulated, raise, Vector } from './fault.ts';
 import type { Insn } from './insn.ts';
 import { instructions } from './instructions.ts';
-import { IoStop } from './io.ts';
 import type { Block, End } from './ir.ts';
 import type { Mode } from './modes.ts';
 import { Access, MMIO } from './processor.ts';
@@ -31,8 +30,6 @@ const BLOCKS = 20_000;
 const JUMPS = 4096;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const BRANCHES: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs']);
-/** KVM_INTERNAL_ERROR_EMULATION. */
-const EMULATION = 1;
 
 /** Where execution may begin: a block, and the unit that has it. */
 export interface Entry {
@@ -148,6 +145,17 @@ export class Code {
     return bytes;
   }
 
+  /** What KVM's emulator has fetched for an entry's first instruction: no second page if that does not reach it. */
+  fetchedOf({ block, pages: [first, second] }: Entry): Uint8Array {
+    const { u8 } = this.#cpu.arena.views;
+    const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
+    const end = Math.min(start + LONGEST, PAGE);
+    const bytes = u8.slice(first!.host + start, first!.host + end);
+    if (second === undefined) return bytes;
+    const rest = u8.slice(second.host, second.host + LONGEST - bytes.length);
+    return Uint8Array.of(...bytes, ...rest);
+  }
+
   #look(mode: Mode, rip: bigint): Entry {
     const first = this.#page(this.#fetch(rip));
     const key = keyOf(rip, mode);
@@ -163,8 +171,13 @@ export class Code {
   /** The arena's page that RIP lies in. */
   #fetch(rip: bigint): number {
     const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), Access.FETCH);
-    // KVM would emulate the access, and has nothing to decode.
-    if (host === MMIO) throw new IoStop({ kind: 'internal-error', suberror: EMULATION, data: [] });
+    if (host === MMIO) {
+      // KVM would emulate the access, and has nothing to decode.
+      const { io, memory } = this.#cpu;
+      io.gpa = memory.tlb.physical;
+      io.access = Access.FETCH;
+      throw notEmulated;
+    }
     return host - (host % PAGE);
   }
 

@@ -2,12 +2,13 @@
 import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
 import { effectiveAddress, halves, linearAddress, lowHalf } from './addressing.ts';
+import { DR6 } from './breakpoints.ts';
 import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { flatSegment, Seg } from './descriptors.ts';
-import { emulatorGoesOn } from './emulator.ts';
+import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
 import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
-import { Alone, GuestFault, SecondStageFault } from './fault.ts';
+import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './fault.ts';
 import { resetFpu } from './helpers/fxsave.ts';
 import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { instructions } from './instructions.ts';
@@ -273,6 +274,8 @@ export class Cpu {
       this.stop = undefined;
       return stop;
     }
+    // KVM without an interrupt controller ends KVM_RUN, and looks at what is pending when it begins again.
+    if (this.halted) return { kind: 'halt' };
     // What is delivered stays pending until that is done: the second stage may end KVM_RUN in the middle.
     if (this.exception !== undefined) {
       const { vector, errorCode, payload } = this.exception;
@@ -289,7 +292,7 @@ export class Cpu {
     } else if (this.windowRequested && this.interruptible) {
       return { kind: 'interrupt-window' };
     }
-    return this.halted ? { kind: 'halt' } : undefined;
+    return undefined;
   }
   get interruptible(): boolean {
     return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0;
@@ -317,8 +320,15 @@ export class Cpu {
     this.#stepped(flags);
   }
   #stepped(flags: number): void {
-    this.stop ??= trapsAfter(this, flags);
+    if (this.halted) this.#steppedHalt(flags);
+    else this.stop ??= trapsAfter(this, flags);
     this.changed();
+  }
+  /** KVM ends HLT: userspace's step is lost by that, and the guest's comes when it goes on (kvm_emulate_halt()). */
+  #steppedHalt(flags: number): void {
+    this.state.flags &= ~(flags & Flag.RF);
+    if ((flags & Flag.TF) === 0 || this.debugging.singleStep) return;
+    this.exception = { vector: Vector.DB, errorCode: undefined, payload: DR6.BS };
   }
 
   /** The instruction at RIP by itself, with I/O. Gives where it stopped. */
@@ -330,7 +340,11 @@ export class Cpu {
     let entry = decoded;
     try {
       entry ??= mode === 'emulated' ? this.code.findEmulated() : this.code.findSingle();
-      if (mode === 'emulated' && !instructions.emulated(entry.block.insns[0]!)) throw new Unmodelled('', 1);
+      if (mode === 'emulated') {
+        const insn = entry.block.insns[0]!;
+        if (!instructions.emulated(this, insn)) throw notEmulated;
+        io.refusesWrites = givesUpBeforeWriting(insn);
+      }
       this.code.execute(entry);
       this.shadow = undefined;
     } catch (thrown) {
@@ -346,6 +360,10 @@ export class Cpu {
       }
       this.#again = undefined;
       io.end();
+      if (thrown === notEmulated && entry !== undefined) {
+        this.#rewind();
+        return emulationFailure(this, this.code.fetchedOf(entry));
+      }
       return this.#caught(thrown);
     }
     this.#again = undefined;
@@ -378,8 +396,9 @@ export class Cpu {
     if (thrown instanceof Alone) return this.#alone(thrown.mode);
     if (thrown instanceof IoStop) return thrown.stop;
     if (thrown instanceof SecondStageFault) return FAULTED;
+    if (thrown === notEmulated) return emulationFailure(this, new Uint8Array(0));
     if (thrown instanceof Unmodelled) {
-      if (thrown.what !== '') this.lacks(thrown.what);
+      this.lacks(thrown.what);
       return { kind: 'internal-error', suberror: thrown.suberror, data: [] };
     }
     if (thrown === tripleFault) return { kind: 'shutdown' };

@@ -3,8 +3,11 @@
  * needs it, and one that it lacks ends KVM_RUN with an internal error.
  */
 import type { Cpu } from './cpu.ts';
+import { Vector } from './fault.ts';
 import type { Insn } from './insn.ts';
 import type { Block } from './ir.ts';
+import { cpl } from './mode.ts';
+import type { Access, Stop } from './processor.ts';
 
 /** Of the vector and floating-point instructions it has moves, and a little of the x87's state. */
 const VECTOR: ReadonlySet<string> = new Set([
@@ -17,6 +20,7 @@ const VECTOR: ReadonlySet<string> = new Set([
   'movntps',
   'movntpd',
   'movntdq',
+  'movnti',
   'fninit',
   'fnstcw',
   'fnstsw',
@@ -31,14 +35,16 @@ const MISSING: ReadonlySet<string> = new Set([
   'adcx',
   'adox',
   'andn',
+  'arpl',
   'bextr',
   'blsi',
   'blsmsk',
   'blsr',
   'bound',
   'bzhi',
-  'cmpxchg16b',
   'crc32',
+  'lar',
+  'lsl',
   'lzcnt',
   'mulx',
   'pdep',
@@ -49,7 +55,14 @@ const MISSING: ReadonlySet<string> = new Set([
   'shlx',
   'shrx',
   'tzcnt',
+  'verr',
+  'verw',
 ]);
+
+/** It reads the operand, and gives up then (em_cmpxchg8b()). */
+export const givesUpBeforeWriting = ({ mnemonic }: Insn): boolean => mnemonic === 'cmpxchg16b';
+/** It has these in real mode only. */
+const REAL_MODE: ReadonlySet<string> = new Set(['int', 'int3', 'into', 'iret', 'iretd', 'iretq']);
 
 /** Iterations after which a repeated string instruction goes back to the guest (x86_emulate_insn()). */
 const RESTART = 0x3ffn;
@@ -66,7 +79,48 @@ export const emulatorGoesOn = ({ state }: Cpu, { insns }: Block): boolean =>
   (state.gpr(RCX) & RESTART) !== 0n;
 
 /** @param isVector whether it is in the tables of SSE, MMX and x87 */
-export const emulated = ({ mnemonic, operands }: Insn, isVector: boolean): boolean =>
-  isVector
-    ? VECTOR.has(mnemonic) || (mnemonic === 'movq' && operands.some(({ kind }) => kind === 'mm'))
-    : !MISSING.has(mnemonic);
+export function emulated({ mnemonic, operands }: Insn, isVector: boolean, isProtected: boolean): boolean {
+  if (isVector)
+    return VECTOR.has(mnemonic) || (mnemonic === 'movq' && operands.some(({ kind }) => kind === 'mm'));
+  return !MISSING.has(mnemonic) && !(isProtected && REAL_MODE.has(mnemonic));
+}
+
+/** KVM_INTERNAL_ERROR_EMULATION, and KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES. */
+const EMULATION = 1;
+const INSTRUCTION_BYTES = 1n;
+const LONGEST = 15;
+const NOP = 0x90;
+
+/** What the processors tell of an exit: a nested page fault (APM volume 2, 15.25.6), an EPT violation (SDM volume 3, table 28-7). */
+const exitOf = {
+  amd: (access: Access, gpa: number) => [
+    0x400n,
+    0x1_0000_0004n | [0n, 2n, 0x10n][access]!,
+    BigInt(gpa),
+    0n,
+    0n,
+  ],
+  intel: (access: Access) => [48n, 0x180n | [1n, 2n, 4n][access]!, 0n, 0n, 0n],
+} as const;
+
+/** The flags, the instruction's length and bytes where they are known, and the exit (prepare_emulation_failure_exit()). */
+function failureData({ io, vendor }: Cpu, fetched: Uint8Array): bigint[] {
+  const exit = exitOf[vendor](io.access, io.gpa);
+  if (fetched.length === 0) return [0n, ...exit];
+  const bytes = new Uint8Array(1 + LONGEST).fill(NOP);
+  bytes[0] = fetched.length;
+  bytes.set(fetched, 1);
+  const view = new DataView(bytes.buffer);
+  return [INSTRUCTION_BYTES, view.getBigUint64(0, true), view.getBigUint64(8, true), ...exit];
+}
+
+/**
+ * Where KVM's emulator gives up the guest gets #UD; at privilege 0 KVM_RUN ends before that
+ * (arch/x86/kvm/x86.c, handle_emulation_failure()).
+ * @param fetched the instruction as far as it could be read, and what follows it
+ */
+export function emulationFailure(cpu: Cpu, fetched: Uint8Array): Stop | undefined {
+  cpu.exception = { vector: Vector.UD, errorCode: undefined, payload: undefined };
+  if (cpl(cpu) !== 0) return undefined;
+  return { kind: 'internal-error', suberror: EMULATION, data: failureData(cpu, fetched) };
+}

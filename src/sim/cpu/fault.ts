@@ -34,6 +34,10 @@ export class Alone {
 }
 export const alone = new Alone();
 
+/** What KVM's emulator would have to do and cannot: see emulationFailure(). The instruction has changed nothing. */
+export class NotEmulated {}
+export const notEmulated = new NotEmulated();
+
 /** KVM_RUN must end, for the second stage gave FAULT. Loads and stores of translated code tell of it without a throw. */
 export class SecondStageFault {}
 export const secondStageFault = new SecondStageFault();

@@ -11,6 +11,7 @@ import type { Insn } from './insn.ts';
 import { integer } from './lower/index.ts';
 import type { Lowerings } from './lower/lowering.ts';
 import { isVector, vectors } from './lower/vector.ts';
+import { protectedMode } from './mode.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system.ts';
 
 const lowered: readonly Lowerings[] = [integer];
@@ -45,7 +46,8 @@ const vectorNames: ReadonlySet<string> = new Set([...Object.keys(vector), ...Obj
 
 export const instructions = {
   /** Whether KVM's emulator has it. */
-  emulated: (insn: Insn): boolean => emulated(insn, vectorNames.has(nameOf(insn))),
+  emulated: (cpu: Cpu, insn: Insn): boolean =>
+    emulated(insn, vectorNames.has(nameOf(insn)), protectedMode(cpu)),
 
   /** Every name that is implemented: mnemonics, and `mov cr` and the like. */
   names: () => [...micro.keys(), ...called.keys(), ...last.keys()],

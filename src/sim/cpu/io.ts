@@ -4,8 +4,8 @@
  * before. So the one that finishes it is the code that began it. Writes to memory need no answer: KVM writes the
  * registers back and then exits (arch/x86/kvm/x86.c, x86_emulate_instruction), so they wait until the end.
  */
-import { alone } from './fault.ts';
-import type { Stop } from './processor.ts';
+import { alone, notEmulated } from './fault.ts';
+import { Access, type Stop } from './processor.ts';
 
 /** Thrown through the processor. */
 export class IoStop {
@@ -24,12 +24,18 @@ export class IoLog {
   readonly #answers: (Uint8Array | bigint)[] = [];
   #position = 0;
   readonly writes: Stop[] = [];
+  /** KVM's emulator gives up where the instruction comes to write. */
+  refusesWrites = false;
+  /** The last access to where there is no memory. */
+  gpa = 0;
+  access: Access = Access.READ;
 
   get empty(): boolean {
     return this.#answers.length === 0;
   }
   begin(mode: 'alone' | 'emulated'): void {
     this.mode = mode;
+    this.refusesWrites = false;
     this.#position = 0;
     this.writes.length = 0;
   }
@@ -54,6 +60,13 @@ export class IoLog {
     throw alone;
   }
 
+  /** As demand(), of an access to where there is no memory. */
+  demandEmulation(gpa: number, access: Access): void {
+    this.gpa = gpa;
+    this.access = access;
+    this.demand('emulated');
+  }
+
   /** Reads from where there is no memory. The bytes lie in one page. */
   read(gpa: number, size: number): Uint8Array {
     const data = new Uint8Array(size);
@@ -65,6 +78,7 @@ export class IoLog {
     return data;
   }
   write(gpa: number, data: Uint8Array): void {
+    if (this.refusesWrites) throw notEmulated;
     for (let done = 0; done < data.length; done += FRAGMENT) {
       const part = data.slice(done, done + FRAGMENT);
       this.writes.push({ kind: 'mmio', write: true, gpa: gpa + done, data: part });

@@ -196,7 +196,7 @@ export class Memory {
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(address, size, stack)) {
       const host = this.host(at, access, rights, stack, true);
-      if (host === MMIO) io.demand('emulated');
+      if (host === MMIO) io.demandEmulation(this.tlb.physical, access);
       places.push([host, this.tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
@@ -212,7 +212,7 @@ export class Memory {
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(linear & MASK64, bytes.length, stack)) {
       const host = this.host(at, Access.WRITE, rights, stack);
-      if (host === MMIO) io.demand('emulated');
+      if (host === MMIO) io.demandEmulation(this.tlb.physical, Access.WRITE);
       places.push([host, this.tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {

@@ -1,5 +1,5 @@
 /** KVM_RUN (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run and vcpu_run). */
-import { SyncRegs } from '../../uapi/constants.ts';
+import { InternalError, SyncRegs } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import type { Value } from '../../uapi/layout.ts';
@@ -194,6 +194,11 @@ export class Runner {
         if (stop.kind === 'io' || stop.kind === 'mmio') this.#pending = stop;
         // Nobody in the kernel could wake it, so userspace decides what a halt is.
         if (stop.kind === 'halt') cpu.halted = false;
+        // #DB of a HLT that was stepped, #UD of what KVM cannot emulate.
+        const queues =
+          stop.kind === 'halt' ||
+          (stop.kind === 'internal-error' && stop.suberror === InternalError.EMULATION);
+        if (queues && cpu.exception !== undefined) this.#vcpu.exceptionPending = true;
         return run.tell(stop);
       }
       const answer = answerHypercall(stop, cpl(cpu), vm.exitHypercalls);
