@@ -1,9 +1,10 @@
 /** CPUID: what a guest's entries say, what the instruction gives, and what this processor can be said to have. */
 
 import type { Cpu, CpuidEntry, GuestChoice } from './cpu.ts';
+import { raise, Vector } from './fault.ts';
 import type { Helpers } from './helpers/helper.ts';
-import { CR4 } from './mode.ts';
-import { Msr, msrValue } from './msrs.ts';
+import { CR4, cpl } from './mode.ts';
+import { cpuidFaults, Msr, msrValue } from './msrs.ts';
 
 type Register = 'eax' | 'ebx' | 'ecx' | 'edx';
 const RAX = 0;
@@ -114,6 +115,7 @@ export function cpuid(cpu: Cpu, leaf: number, index: number): [number, number, n
 
 export const cpuidInstruction: Helpers = {
   cpuid(cpu) {
+    if (cpuidFaults(cpu) && cpl(cpu) !== 0) raise(Vector.GP, 0);
     const { state } = cpu;
     const [eax, ebx, ecx, edx] = cpuid(
       cpu,

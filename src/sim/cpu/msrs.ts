@@ -5,6 +5,7 @@ import { type Feature, features, has } from './cpuid.ts';
 import { raise, Vector } from './fault.ts';
 import type { Helpers } from './helpers/helper.ts';
 import { canonical, EFER, low32, paging, privileged } from './mode.ts';
+import { stubs } from './msr-stubs.ts';
 import { setSegment } from './segments.ts';
 
 const RAX = 0;
@@ -14,11 +15,12 @@ const RDX = 2;
 /** IA32_* and MSR_* without their prefixes (SDM volume 4; APM volume 2, appendix A). */
 export const Msr = {
   TSC: 0x10,
-  PLATFORM_ID: 0x17,
   APIC_BASE: 0x1b,
+  SMI_COUNT: 0x34,
+  FEAT_CTL: 0x3a,
   TSC_ADJUST: 0x3b,
   UCODE_REV: 0x8b,
-  FSB_FREQ: 0xcd,
+  SMBASE: 0x9e,
   PLATFORM_INFO: 0xce,
   MTRR_CAP: 0xfe,
   MISC_FEATURES_ENABLES: 0x140,
@@ -27,12 +29,17 @@ export const Msr = {
   SYSENTER_EIP: 0x176,
   MCG_CAP: 0x179,
   MCG_STATUS: 0x17a,
-  PERF_STATUS: 0x198,
+  MCG_CTL: 0x17b,
   MISC_ENABLE: 0x1a0,
   DEBUG_CTL: 0x1d9,
+  LAST_BRANCH_FROM: 0x1db,
+  POWER_CTL: 0x1fc,
   MTRR_PHYS_BASE0: 0x200,
   PAT: 0x277,
+  MC0_CTL2: 0x280,
   MTRR_DEF_TYPE: 0x2ff,
+  MC0_CTL: 0x400,
+  TSC_DEADLINE: 0x6e0,
   EFER: 0xc000_0080,
   STAR: 0xc000_0081,
   LSTAR: 0xc000_0082,
@@ -42,30 +49,36 @@ export const Msr = {
   GS_BASE: 0xc000_0101,
   KERNEL_GS_BASE: 0xc000_0102,
   TSC_AUX: 0xc000_0103,
-  AMD_SYSCFG: 0xc001_0010,
   AMD_HWCR: 0xc001_0015,
-  AMD_NB_CFG: 0xc001_001f,
-  AMD_INT_PENDING: 0xc001_0055,
+  AMD_VM_CR: 0xc001_0114,
+  AMD_VM_IGNNE: 0xc001_0115,
+  AMD_VM_HSAVE_PA: 0xc001_0117,
   AMD_SEV_STATUS: 0xc001_0131,
+  AMD_IC_CFG: 0xc001_1021,
   AMD_DE_CFG: 0xc001_1029,
 } as const;
 
 /** `host` is KVM_SET_MSRS, which may do what the guest may not. */
 interface Row {
-  readonly read: (cpu: Cpu) => bigint;
+  /** Undefined where it cannot be read. */
+  readonly read: (cpu: Cpu) => bigint | undefined;
   /** False refuses the value: #GP(0), or the end of KVM_SET_MSRS. */
   readonly write: (cpu: Cpu, value: bigint, host: boolean) => boolean;
   readonly vendor?: 'intel' | 'amd';
-  /** Without it in CPUID the guest has no such register. */
-  readonly needs?: Feature;
+  /** Without one of them in CPUID the guest has no such register. */
+  readonly needs?: readonly Feature[];
   /** Told by KVM_GET_MSR_INDEX_LIST: a state that migration has to carry. */
   readonly listed?: boolean;
   readonly initial?: bigint;
+  /** KVM_GET_MSRS and KVM_SET_MSRS alone know it. */
+  readonly hostOnly?: boolean;
 }
 
 type Check = (value: bigint, cpu: Cpu, host: boolean) => boolean;
 const any: Check = () => true;
 const none: Check = () => false;
+const zero: Check = (value) => value === 0n;
+const hosts: Check = (_value, _cpu, host) => host;
 const isCanonical: Check = (value) => canonical(value);
 
 /** A register with nothing behind it but its value. */
@@ -82,20 +95,18 @@ const plain = (index: number, check: Check, rest: Omit<Row, 'read' | 'write'> = 
   },
 ];
 const listed = { listed: true } as const;
-/** One that always reads the same. Writes are refused, or ignored. */
+/** One that always reads the same. */
 const constant = (
   index: number,
-  value: bigint,
-  writes: 'refused' | 'ignored' | 'zero',
+  value: bigint | undefined,
+  accepts: Check = none,
   rest: Partial<Row> = {},
 ): [number, Row] => [
   index,
-  {
-    read: () => value,
-    write: (_cpu, data) => writes === 'ignored' || (writes === 'zero' && data === 0n),
-    ...rest,
-  },
+  { read: () => value, write: (cpu, data, host) => accepts(data, cpu, host), ...rest },
 ];
+const range = (first: number, count: number, row: (index: number) => [number, Row]): [number, Row][] =>
+  Array.from({ length: count }, (_, i) => row(first + i));
 
 /** KVM_GET_SREGS has these: they are not listed. */
 const base = (index: number, segment: number): [number, Row] => [
@@ -173,6 +184,7 @@ function writeTsc(cpu: Cpu, value: bigint, host: boolean): boolean {
   return true;
 }
 function writeTscAdjust(cpu: Cpu, value: bigint, host: boolean): boolean {
+  if (!has(cpu, 'TSC_ADJUST')) return true;
   const by = value - (cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n);
   cpu.msrs.set(Msr.TSC_ADJUST, value);
   if (!host) cpu.msrs.set(AHEAD, mask64((cpu.msrs.get(AHEAD) ?? 0n) + by));
@@ -184,36 +196,108 @@ const APIC_BASE = 0xfee0_0900n;
 const apicBase: Check = (value, cpu) => (value & (~physicalMask(cpu) | 0x6ffn)) === 0n;
 
 const BTF_LBR = 3n;
+/** KVM drops BTF and LBR silently where it does not virtualize them, and on AMD's processors all bits. */
+const debugControl: Check = (value, { vendor }) => vendor === 'amd' || (value & ~BTF_LBR) === 0n;
+
+/** Neither BTS nor PEBS, and the guest cannot change that; nor EMON, but it may try. */
+const MISC_ENABLE = { initial: 0x1800n, READ_ONLY: 0x1800n, EMON: 0x80n };
+function writeMiscEnable(cpu: Cpu, value: bigint, host: boolean): boolean {
+  const old = cpu.msrs.get(Msr.MISC_ENABLE) ?? MISC_ENABLE.initial;
+  if (!host && ((old ^ value) & MISC_ENABLE.READ_ONLY) !== 0n) return false;
+  const kept = host ? 0n : MISC_ENABLE.EMON;
+  cpu.msrs.set(Msr.MISC_ENABLE, (value & ~kept) | (old & kept));
+  return true;
+}
+
+/** McStatusWrEn and TscFreqSel; three more are ignored. */
+const HWCR = { MC_STATUS_WRITE: 1n << 18n, TSC_FREQUENCY: 1n << 24n, IGNORED: 0x148n };
+function writeHwcr(cpu: Cpu, value: bigint): boolean {
+  const kept = value & ~HWCR.IGNORED;
+  if ((kept & ~(HWCR.MC_STATUS_WRITE | HWCR.TSC_FREQUENCY)) !== 0n) return false;
+  cpu.msrs.set(Msr.AMD_HWCR, kept);
+  return true;
+}
+
+/** Banks of machine checks, as many as KVM's vCPUs begin with; each has a control, a status, an address and one more. */
+const MC_BANKS = 32;
+const MC_REGISTERS = 4;
+/** Linux and UnixWare clear these bits of a control of all ones, and KVM lets them. */
+const MC_CONTROL_MAY_CLEAR = (1n << 10n) | 1n;
+const MASK64 = 0xffff_ffff_ffff_ffffn;
+const bankControl: Check = (value) => value === 0n || (value | MC_CONTROL_MAY_CLEAR) === MASK64;
+const bankStatus: Check = (value, cpu, host) =>
+  host ||
+  value === 0n ||
+  (features(cpu.cpuid).vendor === 'amd' && (msrValue(cpu, Msr.AMD_HWCR) & HWCR.MC_STATUS_WRITE) !== 0n);
+const bankRegister = (index: number) =>
+  plain(index, [bankControl, bankStatus][(index - Msr.MC0_CTL) % MC_REGISTERS] ?? any);
+
+const CPUID_FAULT = 1n << 31n;
+/** Bit 0: CPUID raises #GP outside privilege level 0. */
+const featuresEnables: Check = (value, cpu) =>
+  value === 0n || (value === 1n && (msrValue(cpu, Msr.PLATFORM_INFO) & CPUID_FAULT) !== 0n);
+export const cpuidFaults = (cpu: Cpu): boolean => msrValue(cpu, Msr.MISC_FEATURES_ENABLES) === 1n;
+
+const FEAT_CTL_LOCKED = 1n;
+const featureControl: Check = (value, cpu, host) =>
+  (value & ~FEAT_CTL_LOCKED) === 0n && (host || (cpu.msrs.get(Msr.FEAT_CTL) ?? 0n) === 0n);
+
+/** Intel's refuse the upper half, AMD's have none. */
+function writeTscAux(cpu: Cpu, value: bigint): boolean {
+  if (features(cpu.cpuid).vendor !== 'amd' && value >> 32n !== 0n) return false;
+  cpu.msrs.set(Msr.TSC_AUX, low32(value));
+  return true;
+}
+
+const INITIAL_MICROCODE = { amd: 0x0100_0065n, intel: 0x1_0000_0000n } as const;
+/** Only userspace changes it. */
+function writeMicrocode(cpu: Cpu, value: bigint, host: boolean): boolean {
+  if (host) cpu.msrs.set(Msr.UCODE_REV, value);
+  return true;
+}
+
+const VM_CR_BITS = 0x1fn;
+function writeHsavePa(cpu: Cpu, value: bigint, host: boolean): boolean {
+  if (cpu.vendor === 'intel') return true;
+  if (!host && (value & 0xfffn) !== 0n) return false;
+  cpu.msrs.set(Msr.AMD_VM_HSAVE_PA, value & ~0xfffn);
+  return true;
+}
+const stored = (
+  index: number,
+  write: Row['write'],
+  initial: (cpu: Cpu) => bigint = () => 0n,
+): [number, Row] => [index, { ...listed, read: (cpu) => cpu.msrs.get(index) ?? initial(cpu), write }];
 
 const rows = new Map<number, Row>([
   [Msr.TSC, { ...listed, read: readTsc, write: writeTsc }],
-  constant(Msr.PLATFORM_ID, 0n, 'refused'),
   plain(Msr.APIC_BASE, apicBase, { initial: APIC_BASE }),
-  [
-    Msr.TSC_ADJUST,
-    {
-      ...listed,
-      needs: 'TSC_ADJUST',
-      read: (cpu) => cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n,
-      write: writeTscAdjust,
-    },
-  ],
-  constant(Msr.UCODE_REV, 0x1_0000_0000n, 'ignored'),
-  constant(Msr.FSB_FREQ, 3n, 'refused'),
-  plain(Msr.PLATFORM_INFO, (value, _cpu, host) => host && value === 0n, listed),
-  constant(Msr.MTRR_CAP, MTRR_CAP, 'refused'),
-  plain(Msr.MISC_FEATURES_ENABLES, (value) => value === 0n, listed),
+  stored(Msr.TSC_ADJUST, writeTscAdjust),
+  stored(Msr.UCODE_REV, writeMicrocode, ({ vendor }) => INITIAL_MICROCODE[vendor]),
+  plain(Msr.SMI_COUNT, hosts, listed),
+  plain(Msr.SMBASE, any, { ...listed, hostOnly: true, initial: 0x3_0000n }),
+  plain(Msr.FEAT_CTL, featureControl, { ...listed, vendor: 'intel' }),
+  plain(Msr.PLATFORM_INFO, hosts, { ...listed, initial: CPUID_FAULT }),
+  constant(Msr.MTRR_CAP, MTRR_CAP),
+  plain(Msr.MISC_FEATURES_ENABLES, featuresEnables, listed),
   plain(Msr.SYSENTER_CS, any, listed),
   entry(Msr.SYSENTER_ESP),
   entry(Msr.SYSENTER_EIP),
-  constant(Msr.MCG_CAP, 0n, 'refused'),
+  constant(Msr.MCG_CAP, BigInt(MC_BANKS)),
   plain(Msr.MCG_STATUS, any, listed),
-  // The frequency that KVM tells: 1000, with a multiplier of 4 (arch/x86/kvm/x86.c, kvm_get_msr_common).
-  constant(Msr.PERF_STATUS, 1000n | (4n << 40n), 'refused'),
-  // Neither BTS nor PEBS.
-  plain(Msr.MISC_ENABLE, any, { ...listed, initial: 0x1800n }),
-  // KVM drops BTF and LBR silently where it does not virtualize them.
-  constant(Msr.DEBUG_CTL, 0n, 'refused', { write: (_cpu, value) => (value & ~BTF_LBR) === 0n }),
+  // Neither MCG_CTL_P nor MCG_CMCI_P.
+  constant(Msr.MCG_CTL, 0n, zero, { ...listed, hostOnly: true }),
+  ...range(Msr.MC0_CTL2, MC_BANKS, (index) => constant(index, 0n, zero, { hostOnly: true })),
+  ...range(Msr.MC0_CTL, MC_BANKS * MC_REGISTERS, bankRegister),
+  stored(Msr.MISC_ENABLE, writeMiscEnable, () => MISC_ENABLE.initial),
+  constant(Msr.DEBUG_CTL, 0n, debugControl, listed),
+  // From and to of the last branch and the last interrupt: userspace may write back the zeroes that it has read.
+  ...range(Msr.LAST_BRANCH_FROM, 4, (index) =>
+    constant(index, 0n, (value, _cpu, host) => host && value === 0n, listed),
+  ),
+  plain(Msr.POWER_CTL, any, listed),
+  // Of an interrupt controller in the kernel.
+  constant(Msr.TSC_DEADLINE, 0n, any, listed),
   ...Array.from({ length: VARIABLE_MTRRS }, (_, i) => [
     plain(Msr.MTRR_PHYS_BASE0 + 2 * i, mtrrBase, listed),
     plain(Msr.MTRR_PHYS_BASE0 + 2 * i + 1, mtrrMask, listed),
@@ -225,17 +309,21 @@ const rows = new Map<number, Row>([
   plain(Msr.STAR, any, listed),
   plain(Msr.LSTAR, isCanonical, listed),
   plain(Msr.CSTAR, isCanonical, listed),
-  plain(Msr.FMASK, (value) => value >> 32n === 0n, listed),
+  plain(Msr.FMASK, (value, { vendor }) => vendor === 'amd' || value >> 32n === 0n, listed),
   base(Msr.FS_BASE, 4),
   base(Msr.GS_BASE, 5),
   plain(Msr.KERNEL_GS_BASE, isCanonical, listed),
-  plain(Msr.TSC_AUX, (value) => value >> 32n === 0n, { ...listed, needs: 'RDTSCP' }),
-  plain(Msr.AMD_SYSCFG, none, { vendor: 'amd' }),
-  constant(Msr.AMD_HWCR, 0n, 'zero', { vendor: 'amd' }),
-  constant(Msr.AMD_NB_CFG, 0n, 'zero', { vendor: 'amd' }),
-  constant(Msr.AMD_INT_PENDING, 0n, 'ignored', { vendor: 'amd' }),
-  // LFENCE is serializing, which Linux asks for.
-  plain(Msr.AMD_DE_CFG, (value) => (value & ~2n) === 0n, { vendor: 'amd', initial: 2n, listed: true }),
+  [Msr.TSC_AUX, { ...stored(Msr.TSC_AUX, writeTscAux)[1], needs: ['RDTSCP', 'RDPID'] }],
+  stored(Msr.AMD_HWCR, writeHwcr),
+  stored(Msr.AMD_VM_HSAVE_PA, writeHsavePa),
+  plain(Msr.AMD_VM_CR, (value) => (value & ~VM_CR_BITS) === 0n, { vendor: 'amd' }),
+  constant(Msr.AMD_VM_IGNNE, undefined, any, { vendor: 'amd' }),
+  constant(Msr.AMD_IC_CFG, 0n, none, { vendor: 'amd' }),
+  // A guest may make LFENCE serializing, which it is.
+  plain(Msr.AMD_DE_CFG, (value) => (value & ~2n) === 0n, { vendor: 'amd', listed: true }),
+  ...stubs.flatMap(([first, last, reads, writes]) =>
+    range(first, last - first + 1, (index) => constant(index, reads, { any, zero, none }[writes])),
+  ),
 ]);
 
 /** SEV, SEV-ES and SEV-SNP are on (APM volume 2, 15.34.10): in VMs whose guests have a C-bit, and not writable. */
@@ -245,11 +333,14 @@ function rowOf(cpu: Cpu, index: number, host: boolean): Row | undefined {
   if (index === Msr.AMD_SEV_STATUS && cpu.choice?.set === 'private') return sevStatus;
   const row = rows.get(index);
   if (row === undefined || (row.vendor !== undefined && row.vendor !== cpu.vendor)) return undefined;
-  return host || row.needs === undefined || has(cpu, row.needs) ? row : undefined;
+  if (host) return row;
+  return row.hostOnly || (row.needs !== undefined && !row.needs.some((feature) => has(cpu, feature)))
+    ? undefined
+    : row;
 }
 
 /** The value of a register that is there whatever CPUID says. */
-export const msrValue = (cpu: Cpu, index: number): bigint => rows.get(index)!.read(cpu);
+export const msrValue = (cpu: Cpu, index: number): bigint => rows.get(index)!.read(cpu)!;
 
 /** RDMSR and KVM_GET_MSRS: undefined where there is no such register. */
 export function readMsr(cpu: Cpu, index: number, host = false): bigint | undefined {
