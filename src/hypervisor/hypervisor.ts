@@ -73,7 +73,10 @@ export class Hypervisor implements Disposable {
     return new Vm(new Fd(this.#fd.backend, handle, 'Vm'), type);
   }
 
-  /** KVM_GET_SUPPORTED_CPUID: what setCpuid2() may be given. */
+  /**
+   * KVM_GET_SUPPORTED_CPUID: what setCpuid2() may be given. It is the same for every type of VM: on AMD's processors leaf
+   * 0x8000_001F may claim SEV, and only a VM of such a type should be shown that (`Machine` leaves it out elsewhere).
+   */
   getSupportedCpuid(): CpuidEntry[] {
     return this.#fd.readList(ioctls.KVM_GET_SUPPORTED_CPUID);
   }

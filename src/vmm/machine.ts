@@ -73,7 +73,8 @@ export class Machine implements Disposable {
   readonly #opened: Disposable[] = [];
 
   /**
-   * Makes the VM, its memory in slot 0, and vCPU 0 with the host's CPUID.
+   * Makes the VM, its memory in slot 0, and vCPU 0 with the host's CPUID: without leaf 0x8000_001F, memory encryption,
+   * unless the VM is of type SEV, SEV_ES or SNP.
    * @throws RangeError ERR_KVM_INVALID_ARG for memory that is out of range or more than the host has; KvmError when
    *   the kernel refuses the VM: EINVAL where it has no private memory. Nothing stays open then.
    */
@@ -94,7 +95,7 @@ export class Machine implements Disposable {
       }
       this.vm.setTssAddr(TSS_ADDRESS);
       this.vcpu = this.#open(this.vm.createVcpu(0));
-      this.vcpu.setCpuid2(cpuidOf(hv, privateMemory));
+      this.vcpu.setCpuid2(cpuidOf(hv, this.vm.type, privateMemory));
     } catch (error) {
       this.close();
       throw error;
@@ -155,9 +156,18 @@ export function checkMachineMemory(memory: number): void {
 const hostMemory = (): number =>
   globalThis.process?.getBuiltinModule?.('node:os').totalmem() ?? Number.POSITIVE_INFINITY;
 
-/** What this KVM and processor offer; and with private memory, that the guest may ask for conversions. */
-function cpuidOf(hv: Hypervisor, privateMemory: boolean) {
-  const entries = hv.getSupportedCpuid();
+/** APM volume 3, E.4.17. */
+const MEMORY_ENCRYPTION = 0x8000_001f;
+const ENCRYPTED: readonly number[] = [VmType.SEV, VmType.SEV_ES, VmType.SNP];
+
+/**
+ * What this KVM and processor offer to a VM of the type. KVM offers SEV to all; a guest that is told of it reads an MSR
+ * that others do not have. With private memory the guest is told that it may ask for conversions.
+ */
+function cpuidOf(hv: Hypervisor, type: number, privateMemory: boolean) {
+  const entries = hv
+    .getSupportedCpuid()
+    .filter((entry) => entry.function !== MEMORY_ENCRYPTION || ENCRYPTED.includes(type));
   const features = entries.find((entry) => entry.function === KvmCpuid.FEATURES);
   // KVM leaves this bit to the VMM, which has to serve the requests (cpuid.rst, KVM_FEATURE_HC_MAP_GPA_RANGE).
   if (features && privateMemory) features.eax = (features.eax | (1 << KvmFeature.HC_MAP_GPA_RANGE)) >>> 0;

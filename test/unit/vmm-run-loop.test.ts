@@ -12,9 +12,11 @@ import {
   Machine,
   type MachineOptions,
   MIN_MACHINE_MEMORY,
+  openHypervisor,
   RunLoop,
   type RunLoopOptions,
   Serial,
+  VmType,
 } from '../../src/index.ts';
 import { onEach } from '../support/host.ts';
 
@@ -280,6 +282,10 @@ describe('the run loop', () => {
   );
 });
 
+/** The last four letters of AuthenticAMD. */
+const AMD_ECX = 0x444d_4163;
+const encryptionOf = ({ vcpu }: Machine) => vcpu.getCpuid2().find((entry) => entry.function === 0x8000_001f);
+
 describe('a machine', () => {
   const memoryOf = (memory: unknown) => ({ memory }) as MachineOptions;
 
@@ -326,6 +332,25 @@ describe('a machine', () => {
     });
     expect(() => new Machine(counting, { memory: MIN_MACHINE_MEMORY })).toThrow(/KVM_CREATE_GUEST_MEMFD/);
     expect(vms).toBe(0);
+  });
+
+  onEach('does not tell a guest of memory encryption, whatever KVM offers', (hv) => {
+    const { code } = guest(64, ' b8 1f 00 00 80 0f a2 f4 | mov eax, 0x8000001f; cpuid; hlt\n');
+    using machine = new Machine(hv, { memory: MIN_MACHINE_MEMORY });
+    machine.load(flatImage(code, 'long'));
+    expect(machine.vcpu.run(SAFE.timeoutMs)).toBe(Exit.HLT);
+    const { rax, rbx } = machine.vcpu.getRegs();
+    // SME, SEV, SEV-ES and SNP. Intel's processors have no such leaf, and answer by another.
+    const [leaf] = machine.vcpu.getCpuid2().filter((entry) => entry.function === 0);
+    if (leaf!.ecx === AMD_ECX) expect([rax & 0x1bn, rbx]).toEqual([0n, 0n]);
+    expect(encryptionOf(machine)).toBeUndefined();
+  });
+
+  it('tells a guest of type SNP of it', () => {
+    using hv = openHypervisor({ backend: 'sim' });
+    using machine = new Machine(hv, { memory: MIN_MACHINE_MEMORY, type: VmType.SNP });
+    // SEV, SEV-ES, SNP.
+    expect(encryptionOf(machine)!.eax & 0x1a).toBe(0x1a);
   });
 
   onEach('begins with the registers that it is given, and with memory mapped one to one', (hv) => {
