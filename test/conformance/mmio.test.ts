@@ -1,7 +1,7 @@
 /** KVM_EXIT_MMIO: accesses to guest-physical memory that no slot has (api.rst, "The kvm_run structure"). */
 import { expect } from 'vitest';
 import { Exit, type Hypervisor, type Vcpu } from '../../src/index.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
+import { Selector } from '../../src/vmm/modes.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { AREA, AREA_SLOT, PAGE } from '../support/area.ts';
 import { expectOutcome, runTo, setWord, wordAt } from '../support/run.ts';
@@ -148,6 +148,20 @@ conformance('memory-mapped I/O', ({ it }) => {
       agent.vcpu.mmio.value = BigInt(Selector.DATA);
       expect(agent.resume()).toBe(VALUE);
     });
+  });
+
+  it('LZCNT and TZCNT are BSR and BSF where KVM executes them', (hv) => {
+    for (const [snippet, found] of [
+      [code.leadingZeros, 3n],
+      [code.trailingZeros, 2n],
+    ] as const) {
+      withAgent(hv, (agent) => {
+        agent.beginCode(snippet, { rsi: MMIO });
+        expect(mmioOf(agent.vcpu)).toEqual(read(MMIO, 8));
+        agent.vcpu.mmio.value = 0b1100n;
+        expect(agent.resume()).toBe(found);
+      });
+    }
   });
 
   it("a near jump's operand-size prefix counts for nothing where KVM decodes it", (hv) => {

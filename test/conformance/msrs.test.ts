@@ -3,10 +3,10 @@
  * it may write (arch/x86/kvm/x86.c, kvm_get_msr_common and kvm_set_msr_common; svm/svm.c; Linux 6.12).
  */
 import { expect } from 'vitest';
-import { Cap, Exit, type Hypervisor, type Vm } from '../../src/index.ts';
+import { Cap, Exit, type Hypervisor, placeIdt, type Vm } from '../../src/index.ts';
 import { type Input, Vector, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
+import { Selector } from '../../src/vmm/modes.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { runTo } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
@@ -192,12 +192,8 @@ function boot(hv: Hypervisor): Agent {
   ram.bytes.set(sweep.code, Layout.snippet);
   ram.bytes.set(handler.code, HANDLER);
   for (const [i, value] of values.entries()) view.setBigUint64(VALUES + 8 * i, value, true);
-  const gate = IDT + 16 * Vector.GP;
-  view.setUint16(gate, HANDLER & 0xffff, true);
-  view.setUint16(gate + 2, Selector.CODE64, true);
-  view.setUint16(gate + 4, 0x8e00, true);
-  view.setUint16(gate + 6, HANDLER >>> 16, true);
-  vcpu.setSregs({ ...vcpu.getSregs(), idt: { base: BigInt(IDT), limit: 0xfff } });
+  const gates = Array(Vector.GP + 1).fill({ offset: HANDLER, selector: Selector.CODE64 });
+  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, gates) });
   return agent;
 }
 

@@ -15,7 +15,10 @@ describe("a simulated vCPU's kick id", () => {
   it('is of no other thread, and is refused where the vCPU cannot be reached', async () => {
     expect(await run('strangers')).toEqual({
       same: false,
-      kicks: [expect.stringMatching(/^ERR_KVM_INVALID_ARG: kickId is 0x[0-9a-f]+; .*import vmexit before/), true],
+      kicks: [
+        expect.stringMatching(/^ERR_KVM_INVALID_ARG: kickId is 0x[0-9a-f]+; .*import vmexit before/),
+        true,
+      ],
       exits: [Exit.INTERRUPTED, Exit.HLT],
     });
   });

@@ -207,6 +207,18 @@ export const answer42 = guest(
  b8 2a 00 00 00 c3 | mov eax, 42; ret
 `,
 );
+export const leadingZeros = guest(
+  64,
+  `
+ f3 48 0f bd 06 c3 | lzcnt rax, [rsi]; ret
+`,
+);
+export const trailingZeros = guest(
+  64,
+  `
+ f3 48 0f bc 06 c3 | tzcnt rax, [rsi]; ret
+`,
+);
 export const farJump = guest(
   64,
   `

@@ -29,7 +29,7 @@ const MODULES = 2000;
 const BLOCKS = 20_000;
 const JUMPS = 4096;
 /** What Decoder.emulators is about, by iced-x86's names. */
-const BRANCHES: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs']);
+const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 /** Where execution may begin: a block, and the unit that has it. */
 export interface Entry {
@@ -130,7 +130,7 @@ export class Code {
   findEmulated(): Entry {
     const { alone, decoder, state } = this.#cpu;
     const entry = this.findSingle();
-    if (decoder.emulators === decoder || !BRANCHES.has(entry.block.insns[0]!.mnemonic)) return entry;
+    if (!DIFFERENT.has(entry.block.insns[0]!.mnemonic)) return entry;
     return this.#translate(alone, state.rip, entry.pages[0]!, decoder.emulators);
   }
 

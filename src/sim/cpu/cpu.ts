@@ -120,6 +120,7 @@ export class Cpu {
   nmiMasked = false;
   /** The shadow of STI or of MOV SS: over with the next instruction. */
   shadow: 'sti' | 'mov-ss' | undefined;
+  /** HLT was executed, and nobody was told. */
   halted = false;
   /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */
   windowRequested = false;
@@ -275,7 +276,10 @@ export class Cpu {
       return stop;
     }
     // KVM without an interrupt controller ends KVM_RUN, and looks at what is pending when it begins again.
-    if (this.halted) return { kind: 'halt' };
+    if (this.halted) {
+      this.halted = false;
+      return { kind: 'halt' };
+    }
     // What is delivered stays pending until that is done: the second stage may end KVM_RUN in the middle.
     if (this.exception !== undefined) {
       const { vector, errorCode, payload } = this.exception;

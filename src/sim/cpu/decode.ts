@@ -50,9 +50,13 @@ export class Decoder {
   /** Then near branches heed an operand-size prefix in 64-bit mode. */
   readonly #amd: boolean;
 
+  readonly #options: number;
   #emulators: Decoder | undefined;
 
-  constructor(module: Iced, vendor: 'amd' | 'intel' = 'intel') {
+  /** @param vendor or `kvm`: as KVM's emulator decodes */
+  constructor(module: Iced, vendor: 'amd' | 'intel' | 'kvm' = 'intel') {
+    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, None } = module.DecoderOptions;
+    this.#options = { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor];
     this.iced = module;
     this.#amd = vendor === 'amd';
     this.#instruction = new module.Instruction();
@@ -64,9 +68,9 @@ export class Decoder {
     this.#kinds = module.OpKind as unknown as { readonly [kind: number]: string };
   }
 
-  /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too. */
+  /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too; and LZCNT and TZCNT as BSR and BSF. */
   get emulators(): Decoder {
-    this.#emulators ??= this.#amd ? new Decoder(this.iced) : this;
+    this.#emulators ??= new Decoder(this.iced, 'kvm');
     return this.#emulators;
   }
 
@@ -80,8 +84,7 @@ export class Decoder {
     rip: bigint,
     more: (insn: Insn) => boolean,
   ): Insn[] | 'short' | 'invalid' {
-    const { AMD, None } = this.iced.DecoderOptions;
-    const decoder = new this.iced.Decoder(bits, bytes, this.#amd ? AMD : None);
+    const decoder = new this.iced.Decoder(bits, bytes, this.#options);
     const insns: Insn[] = [];
     try {
       decoder.ip = rip;

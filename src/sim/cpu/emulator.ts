@@ -45,7 +45,6 @@ const MISSING: ReadonlySet<string> = new Set([
   'crc32',
   'lar',
   'lsl',
-  'lzcnt',
   'mulx',
   'pdep',
   'pext',
@@ -54,7 +53,6 @@ const MISSING: ReadonlySet<string> = new Set([
   'sarx',
   'shlx',
   'shrx',
-  'tzcnt',
   'verr',
   'verw',
 ]);

@@ -67,7 +67,6 @@ export function deliver(cpu: Cpu, event: Event): void {
   } finally {
     cpu.io.mode = mode;
   }
-  cpu.halted = false;
   cpu.shadow = undefined;
   cpu.changed();
 }

@@ -192,8 +192,6 @@ export class Runner {
       if (stop.kind === 'fault') return this.#vcpu.failed || run.get('exitReason');
       if (stop.kind !== 'hypercall') {
         if (stop.kind === 'io' || stop.kind === 'mmio') this.#pending = stop;
-        // Nobody in the kernel could wake it, so userspace decides what a halt is.
-        if (stop.kind === 'halt') cpu.halted = false;
         // #DB of a HLT that was stepped, #UD of what KVM cannot emulate.
         const queues =
           stop.kind === 'halt' ||
