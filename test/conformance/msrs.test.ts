@@ -192,8 +192,8 @@ function boot(hv: Hypervisor): Agent {
   ram.bytes.set(sweep.code, Layout.snippet);
   ram.bytes.set(handler.code, HANDLER);
   for (const [i, value] of values.entries()) view.setBigUint64(VALUES + 8 * i, value, true);
-  const gates = Array(Vector.GP + 1).fill({ offset: HANDLER, selector: Selector.CODE64 });
-  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, gates) });
+  const gate = { offset: HANDLER, selector: Selector.CODE64 };
+  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, { [Vector.GP]: gate }) });
   return agent;
 }
 
