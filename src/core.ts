@@ -24,6 +24,7 @@ export { elfImage } from './vmm/elf.ts';
 export { type Guest, guest } from './vmm/guest.ts';
 export {
   FLAT_ADDRESS,
+  type FlatOptions,
   flatImage,
   type GuestImage,
   type Mode,

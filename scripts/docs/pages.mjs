@@ -19,7 +19,7 @@ export const pages = [
     page: 'guests',
     title: 'Guests',
     about: 'Programs for a guest, where they go in its memory, and the usual small machine to run them on.',
-    files: [/^vmm\/(guest|image|elf|loader|machine|modes|descriptors|page-tables)$/],
+    files: [/^vmm\/(guest|image|elf|formats|loader|machine|modes|descriptors|page-tables)$/],
   },
   {
     page: 'run-loop',

@@ -1,5 +1,6 @@
 /** A guest's program: what goes where in guest memory, and where it begins. */
-import { VmexitError } from '../hypervisor/errors.ts';
+import { integer } from '../hypervisor/args.ts';
+import { outOfRange, VmexitError } from '../hypervisor/errors.ts';
 import type { GuestMemory } from '../hypervisor/guest-memory.ts';
 import type { Range } from '../hypervisor/ranges.ts';
 
@@ -37,14 +38,37 @@ const hex = (value: number) => `0x${value.toString(16)}`;
 export const badGuest = (name: string, what: string, options?: ErrorOptions): VmexitError =>
   new VmexitError('ERR_KVM_BAD_GUEST', `${name} ${what}`, options);
 
+/** Where a flat binary goes. */
+export interface FlatOptions {
+  /** Guest-physical, in bytes: FLAT_ADDRESS without it. */
+  readonly at?: number | undefined;
+  /** Where it begins, guest-physical: at its first byte without this. In real mode below 1 MiB. */
+  readonly entry?: number | undefined;
+}
+
+/** What real mode reaches with segments that are multiples of 64 KiB. */
+const REAL_MODE_END = 2 ** 20;
+
 /**
- * A program without a format: its bytes go to FLAT_ADDRESS, and the first of them is executed first.
- * @throws VmexitError ERR_KVM_BAD_GUEST when there are none
+ * A program without a format: its bytes go to FLAT_ADDRESS, or where it is told, and the first of them is executed first.
+ * @throws VmexitError ERR_KVM_BAD_GUEST when there are none; TypeError, RangeError ERR_KVM_INVALID_ARG for an address that
+ *   cannot be, and an entry outside of it
  */
-export function flatImage(data: Uint8Array, mode: Mode, name = 'the guest'): GuestImage {
+export function flatImage(
+  data: Uint8Array,
+  mode: Mode,
+  name = 'the guest',
+  options: FlatOptions = {},
+): GuestImage {
   if (data.length === 0) throw badGuest(name, 'is empty: there is nothing to run');
-  const segments = [{ address: FLAT_ADDRESS, size: data.length, data }];
-  return { name, mode, entry: FLAT_ADDRESS, segments };
+  const address = integer('at', options.at ?? FLAT_ADDRESS);
+  const entry = integer('entry', options.entry ?? address);
+  const end = address + data.length;
+  if (entry < address || entry >= end)
+    throw outOfRange('entry', entry, `in the program, which is at [${hex(address)}, ${hex(end)})`);
+  if (mode === 'real' && entry >= REAL_MODE_END)
+    throw outOfRange('entry', entry, 'below 0x100000, which is all that real mode reaches (--mode long)');
+  return { name, mode, entry, segments: [{ address, size: data.length, data }] };
 }
 
 /**

@@ -1,15 +1,21 @@
 /** Reads a guest's file. */
 import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
 import { outOfRange } from '../hypervisor/errors.ts';
-import { elfImage, isElf } from './elf.ts';
-import { badGuest, flatImage, type GuestImage, type Mode } from './image.ts';
+import { elfImage, hostedElf, isElf } from './elf.ts';
+import { foreignFormat } from './formats.ts';
+import { badGuest, type FlatOptions, flatImage, type GuestImage, type Mode } from './image.ts';
 
-/** How a file is read as a guest. */
-export interface LoadOptions {
+/** How a file is read as a guest. `at` and `entry` are a flat binary's: an ELF64 says itself where it goes. */
+export interface LoadOptions extends FlatOptions {
   /** The mode that a flat binary begins in: `real` without it. An ELF64 begins in long mode. */
   readonly mode?: Mode | undefined;
   /** The largest file that makes sense, in bytes: the guest's memory. */
   readonly most?: number;
+  /**
+   * Takes a file as what it is not: one whose format is recognised and is no guest's as a flat binary, a program for Linux
+   * as a guest.
+   */
+  readonly force?: boolean | undefined;
 }
 
 /** open(2)'s errnos, as what is wrong with the guest. */
@@ -21,9 +27,11 @@ const unreadable: { readonly [code: string]: string } = {
 };
 
 /**
- * The program in a file: an ELF64 executable, or anything else as a flat binary.
+ * The program in a file: an ELF64 executable, or a flat binary. What is recognised as something else is refused: a kernel
+ * for a boot loader, the image of a disk, a program for an operating system, a source. A boot sector, a ROM or a .COM
+ * program is a flat binary with an address (`at`).
  * @throws VmexitError ERR_KVM_BAD_GUEST for a file that is missing, unreadable, empty, too large, truncated or of
- *   another format
+ *   another format; TypeError, RangeError ERR_KVM_INVALID_ARG for the options
  * @example
  * ```ts
  * import { rmSync, writeFileSync } from 'node:fs';
@@ -43,17 +51,27 @@ const unreadable: { readonly [code: string]: string } = {
  * // prints: HLT
  * ```
  */
-export function loadGuest(
-  path: string,
-  { mode, most = Number.MAX_SAFE_INTEGER }: LoadOptions = {},
-): GuestImage {
-  if (mode !== undefined && mode !== 'real' && mode !== 'long') {
+export function loadGuest(path: string, options: LoadOptions = {}): GuestImage {
+  return guestIn(readFile(path, options.most ?? Number.MAX_SAFE_INTEGER), path, options);
+}
+
+/** The program in the bytes of a file. @param name for errors */
+export function guestIn(file: Uint8Array, name: string, options: LoadOptions = {}): GuestImage {
+  const { mode, at, entry, force = false } = options;
+  if (mode !== undefined && mode !== 'real' && mode !== 'long')
     throw outOfRange('mode', mode, "'real' or 'long'");
+  if (!isElf(file)) {
+    const foreign = force ? undefined : foreignFormat(file, name, at !== undefined);
+    if (foreign !== undefined) throw badGuest(name, foreign);
+    return flatImage(file, mode ?? 'real', name, { at, entry });
   }
-  const file = readFile(path, most);
-  if (!isElf(file)) return flatImage(file, mode ?? 'real', path);
-  if (mode === 'real') throw badGuest(path, 'is an ELF file, which begins in long mode; leave the mode out');
-  return elfImage(file, path);
+  if (mode === 'real') throw badGuest(name, 'is an ELF file, which begins in long mode; leave the mode out');
+  if (at !== undefined || entry !== undefined)
+    throw badGuest(name, 'is an ELF file, which says itself where it goes; leave --at and --entry out');
+  const image = elfImage(file, name);
+  const hosted = force ? undefined : hostedElf(file, name);
+  if (hosted !== undefined) throw badGuest(name, `${hosted}; --force runs it all the same`);
+  return image;
 }
 
 function readFile(path: string, most: number): Uint8Array {

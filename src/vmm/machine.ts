@@ -24,6 +24,10 @@ export const MAX_MACHINE_MEMORY = 3 * GIB;
 /** What a program in long mode finds below the page tables, in bytes. */
 const STACK_SIZE = 16 * KIB;
 
+/** What a segment of real mode reaches, in bytes; and where the stack of a program is that itself is low. */
+const SEGMENT = 64 * KIB;
+const HIGH_STACK = 0xff00;
+
 /** Three pages that KVM on Intel wants (KVM_SET_TSS_ADDR), out of the way of any guest memory here. */
 const TSS_ADDRESS = 0xfffb_d000;
 
@@ -116,7 +120,8 @@ export class Machine implements Disposable {
   /**
    * Places the program and makes the vCPU ready to run it.
    *
-   * Real mode: every segment at 0, the stack below FLAT_ADDRESS. Long mode: 64-bit at privilege 0, the first 4 GiB
+   * Real mode: every segment at 0, but the code segment at the entry's 64 KiB, the stack below FLAT_ADDRESS, or below
+   * 0xff00 where the program is there. Long mode: 64-bit at privilege 0, the first 4 GiB
    * mapped one to one, the stack and the page tables in `reserved`. Interrupts are off, other registers 0.
    * @param regs registers to begin with instead
    * @throws VmexitError ERR_KVM_BAD_GUEST when it does not fit, before anything is written
@@ -126,9 +131,21 @@ export class Machine implements Disposable {
     const long = image.mode === 'long';
     placeImage(image, memory, long ? reserved : undefined);
     const tables = reserved.end - tablesSize();
-    if (long) enterLongMode(vcpu, memory, { tables });
-    else enterRealMode(vcpu);
-    vcpu.setRegs({ rip: image.entry, rsp: long ? tables : FLAT_ADDRESS, rflags: RFLAGS, ...regs });
+    if (long) {
+      enterLongMode(vcpu, memory, { tables });
+      vcpu.setRegs({ rip: image.entry, rsp: tables, rflags: RFLAGS, ...regs });
+      return;
+    }
+    enterRealMode(vcpu);
+    const base = image.entry - (image.entry % SEGMENT);
+    vcpu.changeSregs({ cs: { base: BigInt(base), selector: base / 16 } });
+    const isLow = image.segments.some(({ address }) => address < FLAT_ADDRESS);
+    vcpu.setRegs({
+      rip: image.entry - base,
+      rsp: isLow ? HIGH_STACK : FLAT_ADDRESS,
+      rflags: RFLAGS,
+      ...regs,
+    });
   }
 
   /** Idempotent. */

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
 import { elfImage, FLAT_ADDRESS, flatImage, loadGuest, placeImage, VmexitError } from '../../src/index.ts';
+import { guestIn } from '../../src/vmm/loader.ts';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-loader-'));
 afterAll(() => rmSync(folder, { recursive: true }));
@@ -24,6 +25,7 @@ interface Load {
   filesz?: number;
   memsz?: number;
   type?: number;
+  flags?: number;
 }
 
 /** An ELF64 executable with these segments, well-formed unless the loads say otherwise. */
@@ -41,10 +43,11 @@ function elf(loads: readonly Load[], entry = loads[0]?.paddr ?? 0): Uint8Array {
   view.setUint16(56, loads.length, true);
   let offset = data;
   for (const [i, load] of loads.entries()) {
-    const { paddr, vaddr = paddr, data = new Uint8Array(0), type = 1 } = load;
+    const { paddr, vaddr = paddr, data = new Uint8Array(0), type = 1, flags = 0 } = load;
     const { filesz = data.length, memsz = Math.max(filesz, data.length) } = load;
     const at = HEADER + i * PROGRAM_HEADER;
     view.setUint32(at, type, true);
+    view.setUint32(at + 4, flags, true);
     [offset, vaddr, paddr, filesz, memsz].forEach((field, n) => {
       view.setBigUint64(at + 8 + 8 * n, BigInt(field), true);
     });
@@ -83,6 +86,14 @@ const bad: readonly [sentence: string, file: Uint8Array, says: RegExp][] = [
     elf([{ paddr: 0x1000, data: code, filesz: 100 }]),
     /segment at 0x1000 ends at byte 220 of the file, which has 124/,
   ],
+  [
+    'of a multiboot kernel',
+    changed((view) => {
+      view.setUint8(4, 1);
+      view.setUint32(HEADER + 4, 0x1bad_b002, true);
+    }),
+    /multiboot kernel of 32 bits: .*qemu-system-x86_64 -kernel/,
+  ],
   ['of 32 bits', changed((view) => view.setUint8(4, 1)), /32-bit ELF; link it as ELF64/],
   ['of a big-endian machine', changed((view) => view.setUint8(5, 2)), /big-endian/],
   ['of another version', changed((view) => view.setUint8(6, 9)), /version 9/],
@@ -107,6 +118,7 @@ const bad: readonly [sentence: string, file: Uint8Array, says: RegExp][] = [
     elf([
       { paddr: 0x1000, data: code },
       { paddr: 0, type: 3 },
+      { paddr: 0, type: 2 },
     ]),
     /dynamically linked/,
   ],
@@ -198,6 +210,71 @@ describe('an ELF64 file', () => {
         }
       }
     }
+  });
+});
+
+/** A note, as in PT_NOTE. */
+function note(owner: string, type: number, desc: Uint8Array): Uint8Array {
+  const padded = (size: number) => Math.ceil(size / 4) * 4;
+  const bytes = new Uint8Array(12 + padded(owner.length + 1) + padded(desc.length));
+  new Uint32Array(bytes.buffer).set([owner.length + 1, desc.length, type]);
+  bytes.set(Buffer.from(owner), 12);
+  bytes.set(desc, 12 + padded(owner.length + 1));
+  return bytes;
+}
+
+describe('an ELF file that is static', () => {
+  const [LINUX, HURD] = [Uint8Array.of(0, 0, 0, 0, 3, 0, 0, 0), Uint8Array.of(1, 0, 0, 0)];
+  const load = { paddr: 0x1000, data: code, flags: 5 };
+  const withNotes = (...notes: Uint8Array[]) =>
+    elf([load, ...notes.map((data) => ({ paddr: 0, type: 4, data }))]);
+  /** Of GNU's ABI, with thread-local storage, and this code. */
+  function gnu(...data: number[]): Uint8Array {
+    const bytes = elf([
+      { ...load, data: Uint8Array.from(data) },
+      { paddr: 0, type: 7 },
+    ]);
+    bytes[7] = 3;
+    return bytes;
+  }
+  const SYSCALL = [0x0f, 0x05];
+  const WRMSR = [0x0f, 0x30];
+
+  it('may name an interpreter, or have a dynamic section for itself: one alone links nothing', () => {
+    for (const type of [3, 2]) expect(elfImage(elf([load, { paddr: 0, type }])).entry).toBe(0x1000);
+  });
+
+  it.each([
+    ['with the ABI tag of Linux', withNotes(note('GNU', 1, LINUX)), /program for Linux/],
+    [
+      'with that tag behind another note',
+      withNotes(note('GNU', 3, code), note('GNU', 1, LINUX)),
+      /program for Linux/,
+    ],
+    ['of Go', withNotes(note('Go', 4, code)), /program for Linux/],
+    ['of GNU, with thread-local storage and a syscall', gnu(...SYSCALL), /program for Linux/],
+    ['of the kernel itself', withNotes(note('Linux', 0x100, code)), /Linux kernel \(vmlinux\)/],
+  ])('%s is told from a guest, and taken with force', (_which, bytes, says) => {
+    const message = refusal(() => guestIn(bytes, 'g')).message;
+    expect(message).toMatch(says);
+    expect(message).toMatch(/; --force runs it all the same$/);
+    expect(guestIn(bytes, 'g', { force: true })).toEqual(elfImage(bytes, 'g'));
+  });
+
+  it.each([
+    ['with the ABI tag of another system', withNotes(note('GNU', 1, HURD))],
+    ['with a note of its own', withNotes(note('Solo5', 1, code))],
+    ['with a note that is cut short', withNotes(note('GNU', 1, LINUX).slice(0, 17))],
+    ['of GNU, with thread-local storage, that makes no system call', gnu(0xf4)],
+    ['of GNU, with thread-local storage, that serves system calls', gnu(...SYSCALL, ...WRMSR)],
+    ['that makes a system call and tells nothing else', elf([{ ...load, data: Uint8Array.from(SYSCALL) }])],
+  ])('%s is a guest', (_which, bytes) => {
+    expect(guestIn(bytes, 'g').entry).toBe(0x1000);
+  });
+
+  it('says itself where it goes', () => {
+    for (const options of [{ at: 0x7c00 }, { entry: 0x1000 }])
+      expect(refusal(() => guestIn(good(), 'g', options)).message).toMatch(/leave --at and --entry out/);
   });
 });
 
