@@ -39,14 +39,32 @@ export function parse<const T extends Options>(
   return { values, positionals } as Parsed<T>;
 }
 
-function parseOrExplain(args: string[], options: Options) {
+function parseOrExplain(argv: string[], options: Options) {
+  const args = joined(argv, options);
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true });
   } catch (error) {
+    const [, option] =
+      /^Option '(?:-\w, )?(--[\w-]+)[^']*' argument is ambiguous/.exec((error as Error).message) ?? [];
+    if (option !== undefined)
+      throw new UsageError(`${option} needs a value; one that begins with '-' goes behind '='`);
     // Node's advice about '--' after the first sentence helps nobody here.
     const [sentence] = (error as Error).message.split('. ');
     throw new UsageError(sentence!);
   }
+}
+
+/** `--timeout -1` as `--timeout=-1`: no option is a number, so that is a value, and what checks values refuses it. */
+function joined(argv: readonly string[], options: Options): string[] {
+  const args: string[] = [];
+  for (const word of argv) {
+    const last = args.at(-1) ?? '';
+    const takes =
+      !args.includes('--') && /^--[\w-]+$/.test(last) && options[last.slice(2)]?.type === 'string';
+    if (takes && /^-(\d|$)/.test(word)) args[args.length - 1] = `${last}=${word}`;
+    else args.push(word);
+  }
+  return args;
 }
 
 /** What --backend takes. */
@@ -67,6 +85,13 @@ export function seconds(option: string, text: string): number {
   const number = /^\d+(\.\d+)?$/.test(text) ? Number(text) : 0;
   if (!(number > 0)) throw new UsageError(`${option} is '${text}'; it must be a number of seconds above 0`);
   return number * 1000;
+}
+
+/** `0x7c00` or `31744` as a guest-physical address. */
+export function address(option: string, text: string): number {
+  const number = /^(0x[\da-f]{1,13}|\d{1,15})$/i.test(text) ? Number(text) : -1;
+  if (number >= 0) return number;
+  throw new UsageError(`${option} is '${text}'; it must be an address such as 0x7c00`);
 }
 
 /** A whole number above 0. */

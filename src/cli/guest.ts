@@ -3,14 +3,20 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { openHypervisor } from '../open.ts';
-import { loadGuest } from '../vmm/loader.ts';
+import { badGuest, type GuestImage } from '../vmm/image.ts';
+import { guestIn, type LoadOptions, loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, Machine } from '../vmm/machine.ts';
 import type { Pager } from '../vmm/pager/pager.ts';
-import { type BACKENDS, oneOf, size, UsageError } from './args.ts';
+import { address, type BACKENDS, oneOf, size, UsageError } from './args.ts';
+import { layNoKernel, layVectors } from './no-system.ts';
 
-/** How a program becomes a guest. */
+/** How a program becomes a guest, and where KVM is. */
 export const PROGRAM_OPTIONS = {
   mode: { type: 'string' },
+  at: { type: 'string' },
+  entry: { type: 'string' },
+  force: { type: 'boolean', default: false },
+  device: { type: 'string' },
   memory: { type: 'string' },
   private: { type: 'boolean', default: false },
 } as const;
@@ -19,6 +25,10 @@ const DEFAULT_MEMORY = '64M';
 
 export interface ProgramValues {
   readonly mode?: string | undefined;
+  readonly at?: string | undefined;
+  readonly entry?: string | undefined;
+  readonly force?: boolean | undefined;
+  readonly device?: string | undefined;
   readonly memory?: string | undefined;
   readonly private?: boolean | undefined;
 }
@@ -42,17 +52,26 @@ export interface OpenGuest extends Disposable {
 export const SERIAL = 'serial';
 
 /** The guest of a program, at its beginning. */
-export function loadedGuest(path: string, values: ProgramValues, backend: BackendChoice): OpenGuest {
+export async function loadedGuest(
+  path: string,
+  values: ProgramValues,
+  backend: BackendChoice,
+): Promise<OpenGuest> {
   const mode = values.mode === undefined ? undefined : oneOf('--mode', values.mode, ['real', 'long']);
+  const at = values.at === undefined ? undefined : address('--at', values.at);
+  const entry = values.entry === undefined ? undefined : address('--entry', values.entry);
   const memory = size('--memory', values.memory ?? DEFAULT_MEMORY);
   const privateMemory = values.private === true;
   checkMachineMemory(memory);
   // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
-  const image = loadGuest(path, { mode, most: memory });
-  const hv = openHypervisor({ backend, needs: privateMemory ? ['private-memory', 'map-gpa-range'] : [] });
+  const image = await program(path, { mode, at, entry, force: values.force, most: memory });
+  const needs = privateMemory ? (['private-memory', 'map-gpa-range'] as const) : [];
+  const hv = openHypervisor({ backend, needs, ...deviceOf(values) });
   return closing(hv, () => {
     const machine = new Machine(hv, { memory, privateMemory });
     return closing(machine, () => {
+      if (image.mode === 'long') layNoKernel(machine.vcpu);
+      else layVectors(machine);
       machine.load(image, image.mode === 'long' ? { rdi: memory, rsi: privateMemory ? 1 : 0 } : {});
       return {
         hv,
@@ -70,18 +89,46 @@ export function loadedGuest(path: string, values: ProgramValues, backend: Backen
   });
 }
 
+/** For openHypervisor(), which takes no undefined. */
+export const deviceOf = ({ device }: { readonly device?: string | undefined }) =>
+  device === undefined ? {} : { device };
+
+/** `-` is standard input; what a file of that name is called is `./-`. */
+async function program(path: string, options: LoadOptions & { readonly most: number }): Promise<GuestImage> {
+  if (path !== '-') return loadGuest(path, options);
+  const name = 'standard input';
+  if (process.stdin.isTTY) throw badGuest(name, 'is a terminal: give a file, or send one through a pipe');
+  const chunks: Buffer[] = [];
+  let size = 0;
+  for await (const chunk of process.stdin) {
+    size += chunk.length;
+    if (size > options.most)
+      throw badGuest(
+        name,
+        `has more bytes than the guest's memory of ${options.most}: give it more (--memory)`,
+      );
+    chunks.push(chunk);
+  }
+  return guestIn(Buffer.concat(chunks), name, options);
+}
+
 /**
  * The guest of a snapshot, where it was.
  * @param backend `auto` is the one that it was saved on, as its guest knows that one's processor
  */
-export async function restoredGuest(path: string, lazy: boolean, backend: BackendChoice): Promise<OpenGuest> {
+export async function restoredGuest(
+  path: string,
+  lazy: boolean,
+  backend: BackendChoice,
+  values: { readonly device?: string | undefined } = {},
+): Promise<OpenGuest> {
   // Loaded by those alone who want it.
   const { fromHex, openSnapshot, restoreLazily, restoreSnapshot } = await import('../vmm/snapshot/index.ts');
   using snapshot = openSnapshot(path);
   const { state } = snapshot;
   if (state.vcpus.length !== 1)
     throw new UsageError(`--restore: ${path} has ${state.vcpus.length} vCPUs, and vmexit run has one`);
-  const hv = openHypervisor({ backend: backend === 'auto' ? state.backend : backend });
+  const hv = openHypervisor({ backend: backend === 'auto' ? state.backend : backend, ...deviceOf(values) });
   return closing(hv, () => {
     const { machine, pager } = lazy
       ? restoreLazily(hv, snapshot)

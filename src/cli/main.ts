@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 /** The `vmexit` command: finds the subcommand, and turns what it throws into a line and an exit status. */
+import { constants } from 'node:os';
 import { setEnvironmentData } from 'node:worker_threads';
 import { KvmError, UnavailableError, VmexitError } from '../hypervisor/errors.ts';
 import { ADDON_WARNED, packageRequire } from '../package.ts';
@@ -93,6 +94,7 @@ async function main(argv: string[]): Promise<number> {
   let where = '';
   try {
     if (name === undefined) throw new UsageError(`a command is missing: ${Object.keys(commands).join(', ')}`);
+    if (name === 'help' && rest.length > 0) return await main([...rest, '--help']);
     if (name === '--help' || name === '-h' || name === 'help') {
       process.stdout.write(HELP);
       return 0;
@@ -113,11 +115,14 @@ async function main(argv: string[]): Promise<number> {
   }
 }
 
-// A reader that goes away (head) is no error of ours: end as a program does that SIGPIPE ends.
-process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code !== 'EPIPE') throw error;
-  process.exit(141);
+// A reader that goes away (head) is no error of ours: end as a program does that SIGPIPE ends. A full disk is to be told.
+process.stdout.on('error', ({ code, message }: NodeJS.ErrnoException) => {
+  if (code === 'EPIPE') process.exit(128 + constants.signals.SIGPIPE);
+  say(`standard output cannot be written: ${message}`);
+  process.exit(1);
 });
+// Where messages cannot be written either, the status is all there is to tell.
+process.stderr.on('error', () => {});
 // Each command says itself on what its guest runs, and why.
 setEnvironmentData(ADDON_WARNED, true);
 process.exitCode = await main(process.argv.slice(2));

@@ -12,8 +12,8 @@ import { quarters } from './text.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process
 
-The guest runs as with vmexit run, whose options --mode, --memory, --private and --backend are here too. Then it is
-paused, and goes on at once where \`vmexit receive ADDRESS\` waits; its memory follows. What it has sent to the serial port
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --private, --backend and
+--device are here too. Then it is paused, and goes on at once where \`vmexit receive ADDRESS\` waits; its memory follows. What it has sent to the serial port
 until then is here, the rest is there. When it cannot be handed over it goes on here, to its end.
 
   --to ADDRESS       unix:PATH or tcp:HOST:PORT
@@ -49,13 +49,13 @@ export async function migrate(argv: string[]): Promise<number> {
   const afterMs = values.after === undefined ? DEFAULT_AFTER_MS : count('--after', values.after);
   const silence = values.silence === undefined ? {} : { timeoutMs: seconds('--silence', values.silence) };
 
-  using guest = loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
+  using guest = await loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
   const { hv, vm, vcpu } = guest;
   if (hv.fallback !== undefined) say(`${hv.backend}: ${hv.fallback}`);
   const { loop, serial } = guestLoop(guest);
   /** To its end, or a limit: its status. */
   const run = async (limits: Parameters<RunLoop['run']>[0]) => {
-    const end = await runOrFail(loop, limits);
+    const end = await runOrFail(vm, loop, limits);
     if ('exit' in end || 'error' in end) say(explain(end));
     return end;
   };

@@ -3,7 +3,7 @@ import { openHypervisor } from '../open.ts';
 import { type Feature, features } from '../probe/features.ts';
 import { type CapabilityReport, type ProbeReport, probe as report } from '../probe/report.ts';
 import { Cap } from '../uapi/cap.ts';
-import { oneOf, parse, UsageError } from './args.ts';
+import { BACKENDS, oneOf, parse, UsageError } from './args.ts';
 import { type Style, styleFor, wrap } from './text.ts';
 
 const names = Object.keys(features);
@@ -13,7 +13,7 @@ const HELP = `vmexit probe [options]: what KVM can do on this host, and why not
   --json           the whole report as one JSON object on stdout
   --require A,B    exit with status 1 unless this host has these features, and say why it has not
   --device PATH    where KVM is (default /dev/kvm)
-  --backend sim    what the simulator can do, instead
+  --backend NAME   kvm (default), sim: what the simulator can do, or auto: the one that guests would run on
 
 Features are tried on scratch VMs that are thrown away; some run a guest of a few instructions, each for a second
 at most. They are:
@@ -53,7 +53,7 @@ export async function probe(argv: string[]): Promise<number> {
   const parsed = parse(argv, options, HELP);
   if (!parsed) return 0;
   const { json, require, device } = parsed.values;
-  const backend = oneOf('--backend', parsed.values.backend, ['kvm', 'sim']);
+  const backend = oneOf('--backend', parsed.values.backend, BACKENDS);
   const required = require === undefined ? [] : requiredFeatures(require);
 
   const found = report(() => openHypervisor({ backend, ...(device === undefined ? {} : { device }) }));

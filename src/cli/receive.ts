@@ -9,6 +9,7 @@ import {
 } from '../vmm/migration/index.ts';
 import type { RunLoop } from '../vmm/run-loop.ts';
 import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
+import { deviceOf } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { explain, runOrFail, statusOf } from './run.ts';
@@ -24,6 +25,7 @@ Who connects is believed, and nothing is encrypted: use a Unix socket in a folde
   --memory SIZE      the most memory that the guest may have (default: what this host has)
   --silence SECONDS  how long the source may say nothing (default 30)
   --timeout SECONDS  end a guest that has not ended by then, with status 124
+  --device PATH      where KVM is (default /dev/kvm)
   --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
 
 Exit status: as of vmexit run, of which this is the second half: 0 after HLT; what the guest wrote to port 0xf4; 1 when it
@@ -36,6 +38,7 @@ const OPTIONS = {
   silence: { type: 'string' },
   timeout: { type: 'string' },
   backend: { type: 'string', default: 'auto' },
+  device: { type: 'string' },
 } as const;
 
 const say = (text: string) => process.stderr.write(`vmexit: ${text}\n`);
@@ -52,7 +55,10 @@ export async function receive(argv: string[]): Promise<number> {
     ...(values.memory === undefined ? {} : { maxMemory: size('--memory', values.memory) }),
     onListening: (address: string) => say(`waiting for a guest at ${address}`),
   };
-  using hv = openHypervisor({ backend: oneOf('--backend', values.backend, BACKENDS) });
+  using hv = openHypervisor({
+    backend: oneOf('--backend', values.backend, BACKENDS),
+    ...deviceOf(values),
+  });
   if (hv.fallback !== undefined) say(`${hv.backend}: ${hv.fallback}`);
 
   return await interruptible(async (signal) => {
@@ -85,7 +91,7 @@ async function finish(
   loop: RunLoop,
   limits: { readonly timeoutMs: number | undefined; readonly signal: AbortSignal },
 ): Promise<number> {
-  const end = await runOrFail(loop, limits);
+  const end = await runOrFail(guest.vm, loop, limits);
   const failure = 'exit' in end || 'error' in end ? explain(end) : undefined;
   if (failure === undefined && end.reason !== 'abort') await allHere(guest, limits.signal);
   say(account(guest));

@@ -1,5 +1,6 @@
 /** `vmexit run`: one guest, from its file to its exit status. */
 import { KvmError, VmexitError } from '../hypervisor/errors.ts';
+import type { Vm } from '../hypervisor/vm.ts';
 import { describeExit, type KvmExit } from '../uapi/exits.ts';
 import type { RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
@@ -8,15 +9,20 @@ import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
 import { loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
+import { missingSystem } from './no-system.ts';
 import { Watch } from './watch.ts';
 
 const HELP = `vmexit run [options] <guest>: run a guest until it ends
 vmexit run [options] --restore FILE: go on with a guest that vmexit snapshot has saved
 
 The guest is an ELF64 executable for x86-64, whose segments go to their physical addresses and which begins in
-64-bit mode; or anything else, as a flat binary, which goes to address 0x1000 and begins there in real mode.
+64-bit mode; or a flat binary, which goes to address 0x1000 and begins there in real mode. With - it comes by standard
+input. What is recognised as another kind of file (a bzImage, an ISO image, a source) is refused, with what would run it.
 
   --mode real|long   how a flat binary begins: in 16-bit real mode, or in 64-bit mode (default real)
+  --at ADDRESS       where a flat binary goes (default 0x1000): a boot sector to 0x7c00
+  --entry ADDRESS    where it begins (default: at its first byte); in real mode below 1 MiB
+  --force            take it for a guest, whatever else it is
   --memory SIZE      guest memory, such as 64M or 1G, from address 0 (default 64M, at most 3G)
   --private          let the guest have private memory, and serve its conversions
   --timeout SECONDS  end a guest that has not ended by then, with status 124
@@ -25,13 +31,16 @@ The guest is an ELF64 executable for x86-64, whose segments go to their physical
                      simulator: KVM's guests run on the processor itself, and it tells of exits alone
   --json             print one JSON object about the run on stdout; serial output goes to stderr then
   --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
+  --device PATH      where KVM is (default /dev/kvm)
   --restore FILE     go on with a guest that vmexit snapshot has saved; there is no <guest> then. It runs on the backend
                      that it was saved on unless another is named, which must have its processor's features
   --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
-memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 and
-the stack is below 0x1000. Interrupts are off, and there is no interrupt controller.
+memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 (the
+code segment at the entry's 64 KiB), and the stack is below 0x1000, or below 0xff00 if the program is there. Interrupts
+are off, and there is no interrupt controller, no BIOS and no kernel: a guest that calls one is ended, and told of. For
+that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less memory, at its end).
 
 What the guest sends to the serial port (0x3f8) goes to stdout, byte for byte. It ends by HLT, or by writing to port
 0xf4: what it writes is the exit status, 255 for more than that. Ports and addresses that nobody has read as all ones.
@@ -90,14 +99,14 @@ export async function run(argv: string[]): Promise<number> {
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
   const { restore, lazy } = values;
   if (lazy && restore === undefined) throw new UsageError('--lazy needs --restore FILE');
-  const told = values.private ? '--private' : values.memory !== undefined ? '--memory' : '--mode';
-  if (restore !== undefined && (values.private || values.memory !== undefined || values.mode !== undefined))
-    throw new UsageError(`${told} is in the snapshot: --restore takes no other`);
+  const told = (['private', 'memory', 'mode', 'at', 'entry', 'force'] as const).find((name) => values[name]);
+  if (restore !== undefined && told !== undefined)
+    throw new UsageError(`--${told} is in the snapshot: --restore takes no other`);
 
   using guest =
     restore === undefined
-      ? loadedGuest(positionals[0]!, values, backend)
-      : await restoredGuest(restore, lazy, backend);
+      ? await loadedGuest(positionals[0]!, values, backend)
+      : await restoredGuest(restore, lazy, backend, values);
   const { hv, vcpu } = guest;
   if (backend !== values.backend)
     process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
@@ -114,7 +123,7 @@ export async function run(argv: string[]): Promise<number> {
   // Awaited here: what is opened above is closed when this function returns.
   return await interruptible(async (signal) => {
     const begun = performance.now();
-    const end = await runOrFail(loop, { timeoutMs, signal });
+    const end = await runOrFail(guest.vm, loop, { timeoutMs, signal });
     await guest.pager?.stop();
     const paging = guest.pager?.report;
     const elapsedMs = Math.round((performance.now() - begun) * 1000) / 1000;
@@ -165,11 +174,17 @@ type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmE
 
 /** The run's end. What the memory-fault service refuses, or KVM_RUN itself, is an end too, and has its summary. */
 export async function runOrFail(
+  vm: Vm,
   loop: RunLoop,
   limits: Parameters<RunLoop['run']>[0],
 ): Promise<RunEnd | Failed> {
   try {
-    return await loop.run(limits);
+    const end = await loop.run(limits);
+    const missing =
+      end.reason === 'halt' || end.reason === 'unhandled' ? missingSystem(vm, loop.vcpu) : undefined;
+    return missing === undefined
+      ? end
+      : { reason: 'unhandled', error: new VmexitError('ERR_KVM_BAD_GUEST', missing) };
   } catch (error) {
     if (error instanceof VmexitError || error instanceof KvmError) return { reason: 'unhandled', error };
     throw error;

@@ -9,8 +9,8 @@ import { quarters } from './text.ts';
 
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
 
-The guest runs as with vmexit run, whose options --mode, --memory, --private and --backend are here too. Then it is
-paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --private, --backend and
+--device are here too. Then it is paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
 there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
 
   --output FILE      where to save it; an older snapshot there is replaced
@@ -53,7 +53,7 @@ export async function snapshot(argv: string[]): Promise<number> {
   const afterMs = values.after === undefined ? DEFAULT_AFTER_MS : count('--after', values.after);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
 
-  using guest = loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
+  using guest = await loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
   const { hv, vm, vcpu } = guest;
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
   let left = exits ?? Number.POSITIVE_INFINITY;
@@ -66,7 +66,7 @@ export async function snapshot(argv: string[]): Promise<number> {
   const { loop, serial, debugExit } = guestLoop(guest, { handlers: [counter] });
 
   return await interruptible(async (signal) => {
-    const end = await runOrFail(loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
+    const end = await runOrFail(vm, loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
     const ended = (how: string) => {
       process.stderr.write(`vmexit: nothing is saved: ${how}\n`);
       return 1;

@@ -92,7 +92,7 @@ export function codeAtRip(
 const EFER_LMA = 0x400n;
 
 /** Bytes of guest memory by linear address, as far as they can be seen; why, where there is not one. */
-function readLinear(vm: Vm, vcpu: Vcpu, linear: bigint, size: number): Uint8Array | string {
+export function readLinear(vm: Vm, vcpu: Vcpu, linear: bigint, size: number): Uint8Array | string {
   const bytes: number[] = [];
   while (bytes.length < size) {
     const at = linear + BigInt(bytes.length);
