@@ -1,7 +1,12 @@
 /** `vmexit probe`: the probe's report, for a person or for a program. */
 import { openHypervisor } from '../open.ts';
 import { type Feature, features } from '../probe/features.ts';
-import { type CapabilityReport, type ProbeReport, probe as report } from '../probe/report.ts';
+import {
+  type CapabilityReport,
+  type FeatureReport,
+  type ProbeReport,
+  probe as report,
+} from '../probe/report.ts';
 import { Cap } from '../uapi/cap.ts';
 import { BACKENDS, oneOf, parse, UsageError } from './args.ts';
 import { type Style, styleFor, wrap } from './text.ts';
@@ -13,7 +18,7 @@ const HELP = `vmexit probe [options]: what KVM can do on this host, and why not
   --json           the whole report as one JSON object on stdout
   --require A,B    exit with status 1 unless this host has these features, and say why it has not
   --device PATH    where KVM is (default /dev/kvm)
-  --backend NAME   kvm (default), sim: what the simulator can do, or auto: the one that guests would run on
+  --backend NAME   kvm (default); sim: what the simulator can do; or auto: the one that guests would run on
 
 Features are tried on scratch VMs that are thrown away; some run a guest of a few instructions, each for a second
 at most. They are:
@@ -60,15 +65,23 @@ export async function probe(argv: string[]): Promise<number> {
   if (json) process.stdout.write(`${JSON.stringify(found, undefined, 2)}\n`);
   else if (require === undefined) process.stdout.write(table(found, styleFor(process.stdout)));
 
+  const whose = found.kvm.available && found.kvm.backend === 'sim' ? 'the simulator' : 'this host';
   const lacking = found.features.filter(({ name, available }) => required.includes(name) && !available);
-  for (const { name, reason } of lacking) {
+  for (const [reason, names] of byReason(lacking)) {
     const why = found.kvm.available ? reason : found.kvm.message;
-    process.stderr.write(`vmexit: this host lacks ${name}: ${why}\n`);
+    process.stderr.write(`vmexit: ${whose} lacks ${names.join(', ')}: ${why}\n`);
   }
   if (require !== undefined && !json && lacking.length === 0) {
-    process.stdout.write(`this host has ${required.join(', ')}\n`);
+    process.stdout.write(`${whose} has ${required.join(', ')}\n`);
   }
   return lacking.length > 0 ? 1 : 0;
+}
+
+/** Names by what they are missing for, in their order: one cause is told once. */
+function byReason(lacking: readonly FeatureReport[]): Map<string, Feature[]> {
+  const found = new Map<string, Feature[]>();
+  for (const { name, reason = '' } of lacking) found.set(reason, [...(found.get(reason) ?? []), name]);
+  return found;
 }
 
 function requiredFeatures(text: string): Feature[] {
@@ -99,6 +112,7 @@ function table({ host, kvm, vmTypes, features, capabilities }: ProbeReport, styl
     ...lines.slice(1).map((line) => style.yellow(row('', line, '   '))),
   ];
 
+  const reasons = byReason(features.filter(({ available }) => !available));
   const lines = [
     style.bold('Host'),
     row('kernel', `${host.platform} ${host.kernel} on ${host.arch}`),
@@ -108,7 +122,7 @@ function table({ host, kvm, vmTypes, features, capabilities }: ProbeReport, styl
     ),
     row('KVM modules', [...host.modules, ...parameters].join(' ') || 'none'),
     kvm.available
-      ? row('KVM', `${kvm.backend}, API version ${kvm.apiVersion}`)
+      ? row('KVM', `${kvm.backend}, API version ${kvm.apiVersion}${kvm.fallback ? `: ${kvm.fallback}` : ''}`)
       : style.red(row('KVM', `not available: ${kvm.message}`)),
   ];
   if (kvm.available) {
@@ -121,14 +135,19 @@ function table({ host, kvm, vmTypes, features, capabilities }: ProbeReport, styl
       ),
       '',
       style.bold('Features (tried, not asked for)'),
-      ...features.flatMap(({ name, available, summary, reason }) =>
-        tried(name, available, reason === undefined ? [summary] : [summary, reason]),
-      ),
+      ...features.flatMap(({ name, available, summary, reason }) => {
+        if (reason === undefined) return tried(name, available, [summary]);
+        const [first] = reasons.get(reason)!;
+        return tried(name, available, [summary, first === name ? reason : `as ${first}`]);
+      }),
       '',
       ...capabilityTable(capabilities, available, style),
     );
   }
   const hasPrivate = features.some(({ name, available }) => name === 'private-memory' && available);
+  if (!kvm.available) {
+    lines.push('', 'Guests run on the simulator here: npx vmexit probe --backend sim tells what it can do.');
+  }
   if (!hasPrivate && labHelps(kvm)) {
     lines.push(
       '',

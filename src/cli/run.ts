@@ -17,7 +17,7 @@ vmexit run [options] --restore FILE: go on with a guest that vmexit snapshot has
 
 The guest is an ELF64 executable for x86-64, whose segments go to their physical addresses and which begins in
 64-bit mode; or a flat binary, which goes to address 0x1000 and begins there in real mode. With - it comes by standard
-input. What is recognised as another kind of file (a bzImage, an ISO image, a source) is refused, with what would run it.
+input. What is recognised as something else (a bzImage, an ISO image, a source) is refused, with what would run it.
 
   --mode real|long   how a flat binary begins: in 16-bit real mode, or in 64-bit mode (default real)
   --at ADDRESS       where a flat binary goes (default 0x1000): a boot sector to 0x7c00
@@ -81,6 +81,9 @@ const ends: { readonly [R in RunEnd['reason']]: readonly [result: string, status
 export const statusOf = (end: RunEnd | { readonly reason: 'unhandled' }): number =>
   end.reason === 'stop' ? Math.min(end.value, MAX_STATUS) : ends[end.reason][1];
 
+const WAITS =
+  'the guest has halted with interrupts on: it waits for one, and here is nothing that brings any';
+
 /** What a crash of some kind most often is. */
 const hints: { readonly [reason: string]: string } = {
   SHUTDOWN:
@@ -137,6 +140,7 @@ export async function run(argv: string[]): Promise<number> {
         guest: guest.name,
         ...(guest.mode === undefined ? {} : { mode: guest.mode }),
         result,
+        ...('waiting' in end ? { waiting: true } : {}),
         status,
         exits: loop.exits,
         ...(vcpu.completed === undefined ? {} : { instructions: Number(vcpu.completed) }),
@@ -154,6 +158,7 @@ export async function run(argv: string[]): Promise<number> {
       const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip 0x${rip.toString(16)}`;
       process.stderr.write(`vmexit: ${text}\n`);
     }
+    if ('waiting' in end) process.stderr.write(`vmexit: ${WAITS}\n`);
     if (error !== undefined) process.stderr.write(`vmexit: ${error}\n${watch.report()}\n`);
     return status;
   });

@@ -2,7 +2,7 @@
 import type { ArrayRow, Ioctl, SizedRow, StructRow } from '../uapi/ioctls.ts';
 import { type Input, type Struct, type Value, viewOf } from '../uapi/layout.ts';
 import type { Integer } from './args.ts';
-import { type Backend, type Handle, isHandle } from './backend.ts';
+import { type Backend, type BackendName, type Handle, isHandle } from './backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
 import { remedy } from './remedies.ts';
 
@@ -15,7 +15,7 @@ export class Fd {
   readonly #what: string;
   #handle: Handle | undefined;
 
-  /** @param what how errors name it: `vCPU 0` */
+  /** @param what how errors name it, as in `this vCPU was closed` */
   constructor(backend: Backend, handle: Handle, what: string) {
     this.backend = backend;
     this.#handle = handle;
@@ -41,14 +41,14 @@ export class Fd {
   /** Any ioctl with its raw argument. @throws KvmError with the errno, and a remedy where one is known */
   call(row: Ioctl, argument?: Integer | Uint8Array): number {
     const result = this.backend.ioctl(this.handle, row.request, argument);
-    if (result < 0) throw failed(result, row, argument);
+    if (result < 0) throw failed(result, row, argument, this.backend.name);
     return result;
   }
 
   /** An ioctl that returns a file descriptor. */
   create(row: Ioctl, argument: Integer | Uint8Array): Handle {
     const result = this.backend.create(this.handle, row.request, argument);
-    if (!isHandle(result)) throw failed(result, row, argument);
+    if (!isHandle(result)) throw failed(result, row, argument, this.backend.name);
     return result;
   }
 
@@ -92,7 +92,7 @@ export class Fd {
       const result = this.backend.ioctl(this.handle, row.request, data);
       const found = countIn(row, data);
       if (result >= 0) return elementsIn(row, data, found);
-      if (result !== E2BIG || count >= row.max) throw failed(result, row, data);
+      if (result !== E2BIG || count >= row.max) throw failed(result, row, data, this.backend.name);
       count = Math.min(Math.max(found, count * 2), row.max);
     }
   }
@@ -174,5 +174,9 @@ function elementsIn<T extends ArrayRow>(row: T, data: Uint8Array, count: number)
 }
 
 /** The error of a failed ioctl, with what can be told about its argument. */
-export const failed = (result: number, row: Ioctl, argument?: Integer | Uint8Array): KvmError =>
-  new KvmError(result, 'ioctl', row.name, remedy(row.name, result, argument));
+export const failed = (
+  result: number,
+  row: Ioctl,
+  argument?: Integer | Uint8Array,
+  backend?: BackendName,
+): KvmError => new KvmError(result, 'ioctl', row.name, remedy(row.name, result, argument, backend));

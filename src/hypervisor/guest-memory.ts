@@ -143,7 +143,7 @@ export class GuestMemory implements Disposable {
 
   /** The backend's handle, for this package's own classes. @throws VmexitError ERR_KVM_CLOSED */
   get handle(): Handle {
-    if (this.#handle === undefined) throw closed('GuestMemory');
+    if (this.#handle === undefined) throw closed('guest memory');
     return this.#handle;
   }
 

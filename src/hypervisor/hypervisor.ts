@@ -33,7 +33,7 @@ export class Hypervisor implements Disposable {
   constructor(backend: Backend, fallback?: string) {
     this.backend = backend.name;
     this.fallback = fallback;
-    this.#fd = new Fd(backend, backend.open(), 'Hypervisor');
+    this.#fd = new Fd(backend, backend.open(), 'hypervisor');
   }
 
   /** Whether close() was called. */
@@ -70,7 +70,7 @@ export class Hypervisor implements Disposable {
   createVm(options: { readonly type?: number } = {}): Vm {
     const { type = 0 } = object('options', options);
     const handle = this.#fd.create(ioctls.KVM_CREATE_VM, integer('type', type));
-    return new Vm(new Fd(this.#fd.backend, handle, 'Vm'), type);
+    return new Vm(new Fd(this.#fd.backend, handle, 'VM'), type);
   }
 
   /**

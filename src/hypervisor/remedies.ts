@@ -3,7 +3,7 @@
  * decides what is allowed, this explains its answer. From the order of the checks in virt/kvm and arch/x86/kvm.
  */
 import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
-import { errnoName } from '../uapi/errno.ts';
+import { Errno, errnoName } from '../uapi/errno.ts';
 import type { IoctlName } from '../uapi/ioctls.ts';
 import { type Value, viewOf } from '../uapi/layout.ts';
 import {
@@ -12,7 +12,9 @@ import {
   kvm_pre_fault_memory,
   kvm_userspace_memory_region2,
 } from '../uapi/structs.ts';
+import { kvm_cpuid_entry2, kvm_cpuid2 } from '../uapi/x86.ts';
 import { type Integer, PAGE_SIZE } from './args.ts';
+import type { BackendName } from './backend.ts';
 
 type Explain = (argument: Integer | Uint8Array | undefined) => string | undefined;
 
@@ -102,6 +104,29 @@ const attributesInvalid = firstOf(
   ],
 );
 
+/** kvm_check_cpuid(): how many bits a linear address has must be what KVM knows; what else it refuses is a change. */
+const cpuidInvalid: Explain = (argument) => {
+  if (!(argument instanceof Uint8Array)) return undefined;
+  const view = viewOf(argument);
+  const [head, size] = [kvm_cpuid2.size, kvm_cpuid_entry2.size];
+  for (let at = head; at + size <= argument.length; at += size) {
+    const { function: leaf, eax } = kvm_cpuid_entry2.get(view, at);
+    const bits = (eax >>> 8) & 0xff;
+    if (leaf === ADDRESS_SIZES && !LINEAR_BITS.includes(bits))
+      return `leaf ${hex(leaf)} tells of linear addresses of ${bits} bits; there are 48 and 57`;
+  }
+  return (
+    'a vCPU that has run keeps its CPUID, and this one differs from it: give it before the first run(), or to a new vCPU ' +
+    '(of a new id, or of a new VM)'
+  );
+};
+const ADDRESS_SIZES = 0x8000_0008;
+/** 0 where the leaf does not tell. */
+const LINEAR_BITS: readonly number[] = [0, 48, 57];
+
+const noIrqchip: Explain = () =>
+  'there are no interrupt controllers in the kernel: vm.createIrqchip(), before the first vCPU';
+
 const wantsSwProtected: Explain = () =>
   'this KVM has no memory attributes; they need a kernel with CONFIG_KVM_SW_PROTECTED_VM, SEV-SNP or TDX';
 
@@ -165,10 +190,55 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
       '(vcpu.setCpuid2(hv.getSupportedCpuid())), for without it there is no long mode',
   },
   KVM_ENABLE_CAP: { EINVAL: () => 'this capability cannot be enabled here, or not with these args' },
+  KVM_SET_CPUID2: { EINVAL: cpuidInvalid },
+  KVM_CREATE_IRQCHIP: {
+    EEXIST: () => 'there are interrupt controllers in the kernel already',
+    EINVAL: () => 'the VM has a vCPU already: call createIrqchip() before the first',
+  },
+  KVM_CREATE_PIT2: { EEXIST: () => 'there is a timer in the kernel already', ENOENT: noIrqchip },
+  KVM_IRQ_LINE: { ENXIO: noIrqchip },
+  KVM_SIGNAL_MSI: { EINVAL: noIrqchip },
+  KVM_GET_LAPIC: { EINVAL: noIrqchip },
+  KVM_SET_LAPIC: { EINVAL: noIrqchip },
+  KVM_SET_MP_STATE: { EINVAL: noIrqchip },
+  KVM_INTERRUPT: {
+    ENXIO: () => 'interrupt controllers in the kernel deliver interrupts: vm.irqLine() or vm.signalMsi()',
+  },
+  KVM_SET_IDENTITY_MAP_ADDR: { EINVAL: () => 'the VM has a vCPU already: call it before the first' },
+  KVM_SET_TSS_ADDR: {
+    EINVAL: (address) => `three pages from ${hex(Number(address))} on do not end below 4 GiB`,
+  },
+  KVM_SET_GUEST_DEBUG: { EBUSY: () => 'an exception is to be injected, and another is pending' },
+  KVM_KVMCLOCK_CTRL: { EINVAL: () => 'the guest has set up no kvmclock' },
+};
+
+const noController =
+  'the simulator has no interrupt controllers and no timers: the VMM injects interrupts (vcpu.interrupt())';
+const noClock = 'the simulator has no kvmclock: its time is counted in instructions';
+/** What is behind -ENOTTY in the simulator, where more can be said than that it is not there. */
+const notSimulated: { readonly [R in IoctlName]?: string } = {
+  KVM_CREATE_IRQCHIP: noController,
+  KVM_CREATE_PIT2: noController,
+  KVM_IRQ_LINE: noController,
+  KVM_SIGNAL_MSI: noController,
+  KVM_GET_LAPIC: noController,
+  KVM_SET_LAPIC: noController,
+  KVM_GET_CLOCK: noClock,
+  KVM_SET_CLOCK: noClock,
+  KVM_KVMCLOCK_CTRL: noClock,
+  KVM_SET_TSC_KHZ: 'the time-stamp counter of the simulator counts instructions',
+  KVM_SMI: 'the simulator has no system-management mode',
 };
 
 /** A sentence about the failed call, or undefined where nothing is known. `result` is a negated errno. */
-export function remedy(request: string, result: number, argument?: Integer | Uint8Array): string | undefined {
-  const byErrno = table[request as IoctlName];
-  return byErrno?.[errnoName(-result)]?.(argument);
+export function remedy(
+  request: string,
+  result: number,
+  argument?: Integer | Uint8Array,
+  backend?: BackendName,
+): string | undefined {
+  const explain = table[request as IoctlName]?.[errnoName(-result)];
+  if (explain !== undefined || result !== -Errno.ENOTTY) return explain?.(argument);
+  if (backend === 'kvm') return 'this KVM does not have it';
+  return backend && (notSimulated[request as IoctlName] ?? 'the simulator does not have it');
 }

@@ -40,7 +40,7 @@ export class UserfaultBitmap implements Disposable {
 
   /** The memory that holds the bits, for this package's own classes. @throws VmexitError ERR_KVM_CLOSED */
   get memory(): GuestMemory {
-    if (this.#memory.closed) throw closed('UserfaultBitmap');
+    if (this.#memory.closed) throw closed('userfault bitmap');
     return this.#memory;
   }
 

@@ -63,7 +63,7 @@ export class Userfaultfd implements Disposable {
   }
 
   get #open(): Handle {
-    if (this.#handle === undefined) throw closed('Userfaultfd');
+    if (this.#handle === undefined) throw closed('userfaultfd');
     return this.#handle;
   }
 

@@ -152,7 +152,7 @@ export class Vm implements Disposable {
     const wanted = { size: integer('size', size), flags: integer('flags', flags) };
     const argument = kvm_create_guest_memfd.encode(wanted);
     const handle = this.#fd.create(ioctls.KVM_CREATE_GUEST_MEMFD, argument);
-    return new GuestMemfd(new Fd(this.#fd.backend, handle, 'GuestMemfd'), wanted.size, wanted.flags);
+    return new GuestMemfd(new Fd(this.#fd.backend, handle, 'guest_memfd'), wanted.size, wanted.flags);
   }
 
   /**
@@ -243,7 +243,7 @@ export class Vm implements Disposable {
           fd,
           bits,
         );
-        if (result < 0) throw failed(result, row, argument);
+        if (result < 0) throw failed(result, row, argument, backend.name);
       });
     } finally {
       // The slot keeps what it uses.
@@ -331,7 +331,7 @@ export class Vm implements Disposable {
    */
   createVcpu(id = 0): Vcpu {
     const handle = this.#fd.create(ioctls.KVM_CREATE_VCPU, u32('id', id));
-    const fd = new Fd(this.#fd.backend, handle, `vCPU ${id}`);
+    const fd = new Fd(this.#fd.backend, handle, 'vCPU');
     return new Vcpu(fd, id, (cap) => this.checkExtension(cap));
   }
 

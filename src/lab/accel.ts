@@ -26,7 +26,7 @@ export function hostNesting(): HostNesting {
     accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
   } catch (error) {
     const denied = (error as NodeJS.ErrnoException).code === 'EACCES';
-    return { missing: denied ? 'no permission for /dev/kvm: join the group kvm' : 'no /dev/kvm' };
+    return { missing: denied ? 'no permission for /dev/kvm (vmexit probe says why)' : 'no /dev/kvm' };
   }
   const flags = new Set(/^flags\s*:(.*)$/m.exec(read('/proc/cpuinfo'))?.[1]?.trim().split(' '));
   const vendor = VENDORS.find((row) => flags.has(row.flag));

@@ -3,6 +3,8 @@
  * numbers depend on the scope, several have been given to other things in kernels that people run, and what is
  * claimed does not always work.
  */
+
+import { readHost } from '../host.ts';
 import { PAGE_SIZE } from '../hypervisor/args.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { Cap } from '../uapi/cap.ts';
@@ -18,7 +20,7 @@ import {
 } from '../uapi/constants.ts';
 import { Exit } from '../uapi/exit.ts';
 import { halts16, halts64, hypercall, spins, steps, writesAbove, writesBelow } from './guests.ts';
-import { type Needs, readHost, swProtected, whyNot } from './host.ts';
+import { type Needs, swProtected, whyNot } from './host.ts';
 import { expectExit, type Verdict, verdictOf, withGuest, withVm } from './scratch.ts';
 
 interface Row extends Needs {
@@ -281,7 +283,7 @@ export const features = Object.fromEntries(
     name,
     (hv: Hypervisor): Verdict => {
       const verdict = row.try(hv);
-      if (verdict === undefined) return undefined;
+      if (verdict === undefined || hv.backend !== 'kvm') return verdict;
       const reasons = whyNot(row, readHost());
       // What the host itself tells is better than the errno's general remedy.
       return reasons.length === 0 ? verdict : `${verdict.split(': ')[0]}: ${reasons.join('; ')}`;

@@ -1,10 +1,12 @@
 /** Everything the probe knows, as data: what `vmexit probe --json` prints. */
+
+import { type Host, readHost } from '../host.ts';
 import { KvmError, UnavailableError, type UnavailableReason } from '../hypervisor/errors.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import { Cap } from '../uapi/cap.ts';
 import { VmType } from '../uapi/constants.ts';
 import { type Feature, features, summaries } from './features.ts';
-import { type Host, type Needs, readHost, swProtected, whyNoDevice, whyNot } from './host.ts';
+import { type Needs, swProtected, whyNot } from './host.ts';
 
 export interface FeatureReport {
   readonly name: Feature;
@@ -35,7 +37,13 @@ export interface CapabilityReport {
 export interface ProbeReport {
   readonly host: Host;
   readonly kvm:
-    | { readonly available: true; readonly backend: string; readonly apiVersion: number }
+    | {
+        readonly available: true;
+        readonly backend: string;
+        readonly apiVersion: number;
+        /** Why it is the simulator and not KVM, where either was asked for. */
+        readonly fallback?: string;
+      }
     | { readonly available: false; readonly reason: UnavailableReason; readonly message: string };
   readonly vmTypes: readonly VmTypeReport[];
   readonly features: readonly FeatureReport[];
@@ -65,16 +73,19 @@ export function probe(open: () => Hypervisor, host: Host = readHost()): ProbeRep
     const vmTypes = Object.keys(VmType).map((name) => tryVmType(hv, name as keyof typeof VmType, host));
     return {
       host,
-      kvm: { available: true, backend: hv.backend, apiVersion: hv.getApiVersion() },
+      kvm: {
+        available: true,
+        backend: hv.backend,
+        apiVersion: hv.getApiVersion(),
+        ...(hv.fallback === undefined ? {} : { fallback: hv.fallback }),
+      },
       vmTypes,
       features: each((name) => features[name](hv)),
       capabilities: capabilities(hv, vmTypes),
     };
   } catch (error) {
     if (!(error instanceof UnavailableError)) throw error;
-    const { reason } = error;
-    const why = reason === 'device' ? whyNoDevice(host) : undefined;
-    const message = why === undefined ? error.message : `${error.message}; here, ${why}`;
+    const { reason, message } = error;
     return {
       host,
       kvm: { available: false, reason, message },
@@ -99,7 +110,11 @@ function tryVmType(hv: Hypervisor, name: keyof typeof VmType, host: Host): VmTyp
     return { name, type, available: true };
   } catch (error) {
     if (!(error instanceof KvmError)) throw error;
-    const why = whyNot(typeNeeds[name] ?? {}, host).join('; ');
+    // Of the simulator the host tells nothing.
+    const why =
+      hv.backend === 'kvm'
+        ? whyNot(typeNeeds[name] ?? {}, host).join('; ')
+        : 'the simulator has no VMs of this type';
     const reason = `KVM_CREATE_VM failed with ${error.code}${why ? `: ${why}` : ''}`;
     return { name, type, available: false, reason };
   }

@@ -48,8 +48,15 @@ export interface RunLimits {
 
 /** Why a run has ended. */
 export type RunEnd =
-  /** The guest has halted, and with no interrupt controller nothing can wake it. */
-  | { readonly reason: 'halt' }
+  /** The guest has halted, and no handler has taken the exit. */
+  | {
+      readonly reason: 'halt';
+      /**
+       * It has halted with interrupts on: it waits for one, and only a handler of Exit.HLT can bring it (the kernel has no
+       * interrupt controller where HLT is an exit). Without this it has ended: interrupts are off.
+       */
+      readonly waiting?: true;
+    }
   /** stop() was called: by a device that ends the guest, for one. */
   | {
       readonly reason: 'stop';
@@ -251,7 +258,7 @@ export class RunLoop {
   static readonly #services: ReadonlyMap<number, Serve> = new Map<number, Serve>([
     [Exit.IO, (loop) => loop.#port()],
     [Exit.MMIO, (loop) => loop.#memory()],
-    [Exit.HLT, () => ({ reason: 'halt' })],
+    [Exit.HLT, ({ vcpu }) => (vcpu.raw.ifFlag ? { reason: 'halt', waiting: true } : { reason: 'halt' })],
     [Exit.IRQ_WINDOW_OPEN, (loop) => loop.#stopped],
     // Told where no interrupt controller is the kernel's: an interrupt that was held back might be injected now.
     [Exit.SET_TPR, (loop) => loop.#stopped],

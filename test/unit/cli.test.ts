@@ -1,9 +1,14 @@
-import { cpSync, mkdirSync, readFileSync, symlinkSync } from 'node:fs';
+import { spawnSync } from 'node:child_process';
+import { closeSync, cpSync, existsSync, mkdirSync, openSync, readFileSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
+import { UsageError } from '../../src/cli/args.ts';
+import { demo } from '../../src/cli/demo.ts';
+import { probe } from '../../src/cli/probe.ts';
+import { run } from '../../src/cli/run.ts';
 import { features } from '../../src/index.ts';
 import { noAddon, onKvm, onLinux, whyNot } from '../support/host.ts';
-import { root, scratchFolder, vmexit } from './cli-vmexit.ts';
+import { main, root, scratchFolder, vmexit } from './cli-vmexit.ts';
 
 const scratch = scratchFolder();
 const commands = ['probe', 'run', 'demo', 'lab'];
@@ -22,7 +27,7 @@ describe('vmexit', () => {
   });
 
   it.each(commands)('%s has help on stdout', (name) => {
-    const { status, stdout, stderr } = vmexit([name, '--help']);
+    const { status, stdout, stderr } = vmexit(name === 'run' ? ['help', name] : [name, '--help']);
     expect([status, stderr]).toEqual([0, '']);
     expect(stdout).toMatch(new RegExp(`^vmexit ${name}\\b`));
     for (const line of stdout.split('\n')) expect(line.length).toBeLessThanOrEqual(120);
@@ -31,27 +36,51 @@ describe('vmexit', () => {
   it.each([
     [[], /^vmexit: a command is missing: probe, run, snapshot, .*lab \(vmexit --help\)$/],
     [['fly'], /^vmexit: there is no command 'fly': there is probe, run, snapshot, .*lab/],
+    [['help', 'fly'], /^vmexit: there is no command 'fly'/],
     [['toString'], /^vmexit: there is no command 'toString'/],
     [['--fly'], /^vmexit: Unknown option '--fly' \(vmexit --help\)$/],
     [['probe', '--fly'], /^vmexit: probe: Unknown option '--fly' \(vmexit probe --help\)$/],
-    [['probe', 'x'], /^vmexit: probe: 'x' is one argument too many/],
-    [['probe', '--require', 'flying'], /there is no feature 'flying'; there is real-mode, .*private-memory/],
-    [['probe', '--require'], /^vmexit: probe: Option '--require <value>' argument missing/],
-    [['run'], /^vmexit: run: <guest> is missing \(vmexit run --help\)$/],
-    [['run', 'a', 'b'], /^vmexit: run: 'b' is one argument too many/],
-    [['run', 'a', '--memory', '12Q'], /--memory is '12Q'; it must be a size such as 64M or 1G/],
-    [['run', 'a', '--memory=-1'], /--memory is '-1'/],
-    [['run', 'a', '--timeout', '0'], /--timeout is '0'; it must be a number of seconds above 0/],
-    [['run', 'a', '--timeout', '1s'], /--timeout is '1s'/],
-    [['run', 'a', '--mode', 'virtual'], /--mode is 'virtual'; it must be real or long/],
-    [['run', 'a', '--backend', 'xen'], /--backend is 'xen'; it must be auto or kvm/],
-    [['run', 'a', '--json=yes'], /does not take an argument/],
-    [['demo', '--fly'], /^vmexit: demo: Unknown option '--fly'/],
   ])('%j is wrong usage: one line on stderr, status 2', (args, says) => {
     const { status, stdout, stderr } = vmexit(args);
     expect([status, stdout]).toEqual([2, '']);
     expect(stderr.trimEnd()).toMatch(says);
     expect(stderr.split('\n')).toHaveLength(2);
+  });
+
+  it.each([
+    [probe, ['x'], /^'x' is one argument too many$/],
+    [probe, ['--require', 'flying'], /there is no feature 'flying'; there is real-mode, .*private-memory/],
+    [probe, ['--require'], /^Option '--require <value>' argument missing/],
+    [probe, ['--backend', 'xen'], /^--backend is 'xen'; it must be auto or kvm or sim$/],
+    [run, [], /^<guest> is missing$/],
+    [run, ['a', 'b'], /^'b' is one argument too many$/],
+    [run, ['a', '--memory', '12Q'], /^--memory is '12Q'; it must be a size such as 64M or 1G$/],
+    [run, ['a', '--memory=-1'], /^--memory is '-1'/],
+    [run, ['a', '--timeout', '0'], /^--timeout is '0'; it must be a number of seconds above 0$/],
+    [run, ['a', '--timeout', '1s'], /^--timeout is '1s'/],
+    [run, ['a', '--timeout', '-1'], /^--timeout is '-1'; it must be a number of seconds above 0$/],
+    [run, ['a', '--trace', '--json'], /^--trace needs a value; one that begins with '-' goes behind '='$/],
+    [run, ['a', '--mode', 'virtual'], /^--mode is 'virtual'; it must be real or long$/],
+    [run, ['a', '--at', '7c00h'], /^--at is '7c00h'; it must be an address such as 0x7c00$/],
+    [run, ['--restore', 'a', '--at', '1'], /^--at is in the snapshot/],
+    [run, ['a', '--backend', 'xen'], /^--backend is 'xen'; it must be auto or kvm/],
+    [run, ['a', '--json=yes'], /does not take an argument/],
+    [demo, ['--fly'], /^Unknown option '--fly'/],
+  ])('a command refuses wrong usage before it does anything (%#: %j)', async (command, args, says) => {
+    const error = await command(args).catch((error: unknown) => error);
+    expect(error).toBeInstanceOf(UsageError);
+    expect((error as Error).message).toMatch(says);
+  });
+
+  onLinux('says in one line that its output cannot be written', (context) => {
+    context.skip(!existsSync('/dev/full'), 'there is no /dev/full here');
+    const full = openSync('/dev/full', 'w');
+    const { status, stderr } = spawnSync(process.execPath, [main, '--help'], {
+      stdio: ['ignore', full, 'pipe'],
+    });
+    closeSync(full);
+    expect(status).toBe(1);
+    expect(stderr.toString()).toMatch(/^vmexit: standard output cannot be written: ENOSPC.*\n$/);
   });
 
   it('shows where an error comes from only when it is asked to', () => {
@@ -95,8 +124,35 @@ describe('vmexit probe', () => {
   it('ends with status 1 and the reason when something required is missing', () => {
     const lacking = vmexit(['probe', '--require', 'long-mode,userfault']);
     expect([lacking.status, lacking.stdout]).toEqual([1, '']);
-    expect(lacking.stderr).toMatch(/^vmexit: this host lacks userfault: \S/m);
-    expect(/lacks long-mode/.test(lacking.stderr)).toBe(!kvmHere);
+    // One cause is told once.
+    expect(lacking.stderr).toMatch(
+      kvmHere
+        ? /^vmexit: this host lacks userfault: \S/
+        : /^vmexit: this host lacks long-mode, userfault: \S/,
+    );
+    expect(lacking.stderr.split('\n')).toHaveLength(2);
+  });
+
+  it('asks the simulator, or whichever guests would run on', async () => {
+    const [out, err] = [process.stdout, process.stderr].map((stream) =>
+      vi.spyOn(stream, 'write').mockReturnValue(true),
+    );
+    try {
+      expect(await probe(['--backend', 'sim', '--require', 'irqchip,long-mode'])).toBe(1);
+      expect(await probe(['--backend', 'auto', '--json'])).toBe(0);
+      expect(err!.mock.calls).toEqual([
+        [
+          expect.stringMatching(
+            /^vmexit: the simulator lacks irqchip: .*ENOTTY: the simulator has no interrupt contr/,
+          ),
+        ],
+      ]);
+      const { kvm } = JSON.parse(String(out!.mock.calls[0]![0]));
+      expect(kvm).toMatchObject({ available: true, backend: kvmHere ? 'kvm' : 'sim' });
+      expect(kvm.fallback === undefined).toBe(kvmHere);
+    } finally {
+      vi.restoreAllMocks();
+    }
   });
 
   onKvm('ends with status 0 when all that is required is there', () => {
@@ -114,14 +170,14 @@ describe('vmexit probe', () => {
     const device = join(scratch.path, 'no-kvm');
     const { status, stdout } = vmexit(['probe', '--device', device]);
     expect(status).toBe(0);
-    expect(stdout).toMatch(/KVM +not available: \S*no-kvm does not exist: load kvm_intel or kvm_amd/);
+    expect(stdout).toMatch(/KVM +not available: \S*no-kvm does not exist: \S/);
     expect(stdout).toMatch(/npx vmexit lab build/);
     const required = vmexit(['probe', '--device', device, '--require', 'long-mode']);
     expect(required.status).toBe(1);
     expect(required.stderr).toMatch(/this host lacks long-mode: \S*no-kvm does not exist/);
     if (noAddon !== undefined) return;
     expect(vmexit(['probe', '--device', '/dev/null']).stdout).toMatch(
-      /\/dev\/null cannot be opened as KVM: ENOTTY/,
+      /\/dev\/null cannot be opened as KVM: it is another device \(1:3/,
     );
   });
 

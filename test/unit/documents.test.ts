@@ -190,7 +190,6 @@ it('the links of the documents lead somewhere', () => {
 /** What the page shows in the place of values. */
 const shown: readonly [string, string][] = [
   ['device', '/dev/kvm'],
-  ['other', 'it is a regular file, not a device'],
   [
     'what}; ${setupCommand()',
     'is not built (looked for FILES); npx vmexit setup builds it\nthe addon does not load: WHY; npx vmexit setup',

@@ -3,8 +3,9 @@ import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { gzipSync } from 'node:zlib';
 import { afterAll, describe, expect, it } from 'vitest';
+import { type Host, readHost, whyNoDevice, whyNoDriver } from '../../src/host.ts';
 import { Cap, type Feature, features, openHypervisor, UnavailableError } from '../../src/index.ts';
-import { type Host, isOlder, readHost, whyNoDevice, whyNot } from '../../src/probe/host.ts';
+import { isOlder, whyNot } from '../../src/probe/host.ts';
 import { probe } from '../../src/probe/report.ts';
 import { Hypercall } from '../../src/uapi/index.ts';
 import { onKvm } from '../support/host.ts';
@@ -34,6 +35,8 @@ const bare: Host = {
   parameters: {},
   config: undefined,
   device: true,
+  registered: true,
+  log: [],
 };
 
 describe('a host', () => {
@@ -48,6 +51,10 @@ describe('a host', () => {
         'sys/module/kvm_amd/parameters/npt': '1\n',
         'sys/module/kvmgt/x': '',
         'dev/kvm': '',
+        'proc/misc': '234 btrfs-control\n232 kvm\n',
+        'dev/kmsg':
+          '6,401,305690,-;kvm-clock: using sched offset\n3,402,305700,-;kvm_amd: SVM disabled (by BIOS)\n SUBSYSTEM=x\n' +
+          '4,403,305710,-;kvm [812]: ignored rdmsr\n',
       }),
       '6.8.0-generic',
     );
@@ -58,6 +65,8 @@ describe('a host', () => {
       parameters: { 'kvm.tdp_mmu': 'Y', 'kvm_amd.npt': '1' },
       config: { CONFIG_KVM: 'm', CONFIG_KVM_AMD: 'm' },
       device: true,
+      registered: true,
+      log: ['kvm_amd: SVM disabled (by BIOS)'],
     });
   });
 
@@ -70,6 +79,8 @@ describe('a host', () => {
       parameters: {},
       config: undefined,
       device: false,
+      registered: false,
+      log: [],
     });
   });
 
@@ -105,48 +116,74 @@ describe('a host', () => {
     ]);
   });
 
+  const amd = { vendor: 'AuthenticAMD', virtualization: 'svm' } as const;
+  const neither = { vendor: 'AuthenticAMD', virtualization: undefined };
   it.each<[string, Partial<Host>, RegExp | undefined]>([
-    ['that has it', {}, undefined],
-    ['built without KVM', { device: false, config: {} }, /built without CONFIG_KVM/],
+    ['that has it', { device: true }, undefined],
+    [
+      'that does not pass it on',
+      { registered: true },
+      /\/proc\/misc lists it.*docker run --device \/dev\/kvm/,
+    ],
+    ['built without KVM', { config: {} }, /built without CONFIG_KVM/],
     [
       'whose processor cannot',
-      { device: false, processor: { vendor: 'GenuineIntel', virtualization: undefined } },
-      /neither vmx nor svm/,
+      { processor: neither },
+      /^the processor shows neither vmx nor svm: turn virtualization on/,
     ],
-    ['whose module is not loaded', { device: false, modules: [] }, /modprobe kvm_intel/],
     [
-      'whose AMD module is not loaded',
-      { device: false, modules: ['kvm'], processor: { vendor: 'AuthenticAMD', virtualization: 'svm' } },
-      /modprobe kvm_amd/,
+      'whose module is not loaded',
+      { modules: [] },
+      /^the module kvm_intel is not loaded: modprobe kvm_intel$/,
     ],
-    ['that nobody can explain', { device: false }, undefined],
+    ['whose AMD module is not loaded', { modules: ['kvm'], processor: amd }, /modprobe kvm_amd/],
+    [
+      'whose firmware forbids it',
+      { log: ['kvm_intel: VMX not enabled', 'kvm: disabled by bios'] },
+      /^the module kvm_intel has not bound \(the kernel's log: "kvm: disabled by bios"\)$/,
+    ],
+    [
+      'that is a guest of PVM',
+      {
+        processor: neither,
+        modules: ['kvm', 'kvm_pvm'],
+        log: ['kvm-pvm: this kernel is itself a kvm-pvm guest; not binding'],
+      },
+      /^the module kvm_pvm has not bound \(the kernel's log: "kvm-pvm: .* not binding"\): it cannot in a guest of PVM/,
+    ],
+    ['that nobody can explain', {}, undefined],
   ])('%s knows why it has no /dev/kvm', (_which, differs, says) => {
-    const why = whyNoDevice({ ...bare, ...differs });
+    const host = { ...bare, device: false, registered: false, ...differs };
+    const why = whyNoDevice(host);
     if (says === undefined) expect(why).toBeUndefined();
     else expect(why).toMatch(says);
+    if (!host.device && !host.registered) expect(whyNoDriver(host)).toBe(why);
   });
 });
 
 describe('the probe', () => {
-  it.each([
-    ['device', /is gone; here, the processor shows neither vmx nor svm/],
-    ['permission', /^is gone$/],
-    ['addon', /^is gone$/],
-    ['platform', /^is gone$/],
-  ] as const)('reports a host where KVM cannot be opened for the reason %s', (reason, says) => {
-    const host: Host = {
-      ...bare,
-      device: false,
-      processor: { vendor: undefined, virtualization: undefined },
-    };
-    const report = probe(() => {
-      throw new UnavailableError(reason, 'is gone');
-    }, host);
-    expect(report.kvm).toEqual({ available: false, reason, message: expect.stringMatching(says) });
-    expect(report.host).toBe(host);
-    expect(report.features.map(({ name }) => name)).toEqual(Object.keys(features));
-    expect(report.features.every(({ available }) => !available)).toBe(true);
-    expect([report.vmTypes, report.capabilities]).toEqual([[], []]);
+  it.each(['device', 'permission', 'addon', 'platform'] as const)(
+    'reports a host where KVM cannot be opened for the reason %s',
+    (reason) => {
+      const host: Host = { ...bare, device: false };
+      const report = probe(() => {
+        throw new UnavailableError(reason, 'is gone');
+      }, host);
+      expect(report.kvm).toEqual({ available: false, reason, message: 'is gone' });
+      expect(report.host).toBe(host);
+      expect(report.features.map(({ name }) => name)).toEqual(Object.keys(features));
+      expect(report.features.every(({ available }) => !available)).toBe(true);
+      expect([report.vmTypes, report.capabilities]).toEqual([[], []]);
+    },
+  );
+
+  it('gives as reasons of the simulator none of the host', () => {
+    const old: Host = { ...bare, kernel: '4.4.0', config: {} };
+    const { kvm, features: found, vmTypes } = probe(() => openHypervisor({ backend: 'sim' }), old);
+    expect(kvm).toEqual({ available: true, backend: 'sim', apiVersion: 12 });
+    const reasons = [...found, ...vmTypes].flatMap(({ reason }) => reason ?? []);
+    expect(reasons.length).toBeGreaterThan(3);
+    for (const reason of reasons) expect(reason).not.toMatch(/Linux|this kernel|module/);
   });
 
   it('hides no bug behind a report', () => {

@@ -122,6 +122,22 @@ describe('the run loop', () => {
     }),
   );
 
+  onEach('tells a guest that waits for an interrupt in HLT from one that has ended', async (hv) => {
+    const waits = guest(
+      16,
+      `
+     fb | sti
+     f4 | hlt
+     fa | cli
+     f4 | hlt
+`,
+    );
+    await withLoop(hv, waits, {}, async (loop) => {
+      expect(await loop.run(SAFE)).toEqual({ reason: 'halt', waiting: true });
+      expect(await loop.run(SAFE)).toEqual({ reason: 'halt' });
+    });
+  });
+
   onEach('keeps the event loop alive while the guest spins, and ends it when its signal says so', (hv) =>
     withLoop(hv, spins, { sliceMs: 5 }, async (loop) => {
       const abort = new AbortController();
