@@ -18,6 +18,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"ioctl", vmexit::Ioctl},
       {"create", vmexit::Create},
       {"setMemoryRegion", vmexit::SetMemoryRegion},
+      {"dirtyLog", vmexit::DirtyLog},
       {"requests", vmexit::Requests},
       {"allocate", vmexit::Allocate},
       {"reserve", vmexit::Reserve},

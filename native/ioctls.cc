@@ -365,6 +365,29 @@ Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info) {
   return Napi::Number::New(env, 0);
 }
 
+Napi::Value DirtyLog(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Handle* vm = Unwrap(env, info[0], kVm, "vm");
+  uint64_t slot = 0;
+  if (!vm || !ToU64(env, info[1], "slot", &slot)) return env.Undefined();
+  if (!info[2].IsTypedArray() || info[2].As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array ||
+      !info[2].As<Napi::Uint8Array>().ArrayBuffer().IsArrayBuffer()) {
+    Invalid(env, "bitmap must be a Uint8Array, and not shared");
+    return env.Undefined();
+  }
+  const auto found = vm->slots->find(static_cast<uint32_t>(slot));
+  if (found == vm->slots->end() || slot > UINT32_MAX) return Errno(env, ENOENT);
+  // KVM writes whole words of 64 pages; no slot has more pages than the mapping behind it.
+  constexpr size_t kWord = 64;
+  std::vector<uint8_t> bits((found->second.memory->size / kPage + kWord - 1) / kWord * sizeof(uint64_t));
+  kvm_dirty_log log{};
+  log.slot = static_cast<uint32_t>(slot);
+  log.dirty_bitmap = bits.data();
+  if (ioctl(vm->fd, KVM_GET_DIRTY_LOG, &log) < 0) return Errno(env, errno);
+  CopyOut(info[2], bits);
+  return Napi::Number::New(env, 0);
+}
+
 Napi::Value Requests(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   auto rows = Napi::Array::New(env);

@@ -16,6 +16,9 @@ Napi::Value Create(const Napi::CallbackInfo& info);
 // setMemoryRegion(vm, request, region, memory | null, offset, guestMemfd | null, bitmap | null) -> 0 |
 // -errno. The addon fills in userspace_addr, guest_memfd and userfault_bitmap, for JS never sees a pointer.
 Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info);
+// dirtyLog(vm, slot, bitmap) -> 0 | -errno: KVM_GET_DIRTY_LOG. What KVM writes is copied as far as the
+// Uint8Array reaches.
+Napi::Value DirtyLog(const Napi::CallbackInfo& info);
 // requests() -> the table, for the test that holds it against the one in src/uapi.
 Napi::Value Requests(const Napi::CallbackInfo& info);
 

@@ -114,6 +114,12 @@ export interface Backend {
     bitmap: Handle | null,
   ): number;
 
+  /**
+   * KVM_GET_DIRTY_LOG, its pointer filled in; without it there is no log. @param slot its address space in the upper 16
+   * bits @param bitmap a bit for each page of the slot, in whole words of 64
+   */
+  dirtyLog?(vm: Handle, slot: number, bitmap: Uint8Array): number;
+
   /** Guest RAM, zero, untouched until used. */
   allocate(size: number): Handle | number;
   /** Address space with nothing behind it, for a slot without backing. */

@@ -149,6 +149,9 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
     EBADF: () => 'flags has GUEST_MEMFD: give a guestMemfd',
     ENOTTY: () => 'this kernel is older than 6.8; use setUserMemoryRegion()',
   },
+  KVM_GET_DIRTY_LOG: {
+    ENOENT: (slot) => `slot ${slot} is not there, or is not set with MemFlag.LOG_DIRTY_PAGES`,
+  },
   KVM_SET_MEMORY_ATTRIBUTES: { EINVAL: attributesInvalid, ENOTTY: wantsSwProtected },
   KVM_CREATE_GUEST_MEMFD: {
     EINVAL: firstOf(
@@ -227,6 +230,7 @@ const notSimulated: { readonly [R in IoctlName]?: string } = {
   KVM_SET_CLOCK: noClock,
   KVM_KVMCLOCK_CTRL: noClock,
   KVM_SET_TSC_KHZ: 'the time-stamp counter of the simulator counts instructions',
+  KVM_GET_DIRTY_LOG: 'the simulator keeps no log of dirty pages',
   KVM_SMI: 'the simulator has no system-management mode',
 };
 

@@ -1,6 +1,7 @@
 /** A virtual machine: its memory, its vCPUs, its capabilities. One thread owns it. */
 import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
 import { dialects } from '../uapi/dialects.ts';
+import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { type Input, size64, type Value, viewOf } from '../uapi/layout.ts';
 import {
@@ -12,7 +13,7 @@ import {
   kvm_memory_attributes,
   type kvm_msi,
 } from '../uapi/structs.ts';
-import { integer, object, u32 } from './args.ts';
+import { integer, object, PAGE_SIZE, roundUp, u32 } from './args.ts';
 import { type Handle, isHandle } from './backend.ts';
 import { KvmError, wrongType } from './errors.ts';
 import { Fd, failed, lend } from './fd.ts';
@@ -261,6 +262,24 @@ export class Vm implements Disposable {
       guestMemfdOffset,
       userfaultBitmap,
     });
+  }
+
+  /**
+   * KVM_GET_DIRTY_LOG: the pages of a slot with MemFlag.LOG_DIRTY_PAGES that were written since the log was read last, or
+   * begun. Reading it clears it.
+   * @param slot the slot's number
+   * @param addressSpace 0, or 1 for SMM
+   * @returns a bit for each page, the lowest of the first byte for the slot's first page; in whole words of 64 bits
+   * @throws KvmError ENOENT where there is no such slot or it has no log, ENOTTY in the simulator
+   */
+  getDirtyLog(slot: number, addressSpace = 0): Uint8Array<ArrayBuffer> {
+    const id = integer('slot', slot, 0xffff) + integer('addressSpace', addressSpace, 0xffff) * 0x1_0000;
+    const { start, end } = this.memoryMap.slotById(slot, addressSpace) ?? { start: 0, end: 0 };
+    const bitmap = new Uint8Array(roundUp((end - start) / PAGE_SIZE, 64) / 8);
+    const { backend, handle } = this.#fd;
+    const result = backend.dirtyLog?.(handle, id, bitmap) ?? -Errno.ENOTTY;
+    if (result < 0) throw failed(result, ioctls.KVM_GET_DIRTY_LOG, slot, backend.name);
+    return bitmap;
   }
 
   /**

@@ -36,6 +36,7 @@ export interface Native {
     guestMemfd: Handle | null,
     bitmap: Handle | null,
   ): number;
+  dirtyLog(vm: Handle, slot: number, bitmap: Uint8Array): number;
   requests(): NativeRow[];
   allocate(size: number): Handle | number;
   reserve(size: number): Handle | number;

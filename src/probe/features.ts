@@ -189,11 +189,15 @@ const rows = {
       }),
   },
   'dirty-log': {
-    summary: 'a slot can be set to log the pages that the guest writes',
+    summary: 'a log of the pages of a slot that the guest has written (KVM_GET_DIRTY_LOG)',
     try: (hv) =>
       withGuest(hv, writesBelow, ({ vm, vcpu, memory }) => {
         vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory, flags: MemFlag.LOG_DIRTY_PAGES });
-        return expectExit(vcpu, Exit.HLT);
+        const verdict = expectExit(vcpu, Exit.HLT);
+        if (verdict !== undefined) return verdict;
+        const page = BELOW / PAGE_SIZE;
+        const isLogged = (vm.getDirtyLog(0)[page >> 3]! & (1 << (page & 7))) !== 0;
+        return isLogged ? undefined : 'the log does not tell of the page that was written';
       }),
   },
   'immediate-exit': {
@@ -260,7 +264,7 @@ const rows = {
  * | `memory-fault-info` | KVM says that it fills in memory_fault where it can | 6.8 |
  * | `unbacked-fault` | a slot with nothing mapped behind it ends the run with EFAULT, not with MMIO |  |
  * | `readonly-memory` | writes to a read-only slot end the run with MMIO | 3.7 |
- * | `dirty-log` | a slot can be set to log the pages that the guest writes |  |
+ * | `dirty-log` | a log of the pages of a slot that the guest has written (KVM_GET_DIRTY_LOG) |  |
  * | `immediate-exit` | the VMM can finish an instruction without starting the next | 4.11 |
  * | `sync-regs` | registers come with the exit, without an ioctl | 4.17 |
  * | `single-step` | KVM_SET_GUEST_DEBUG ends the run after each instruction |  |

@@ -29,7 +29,7 @@ export type VmType = (typeof VmType)[keyof typeof VmType];
 /** KVM_MEM_*: flags of a memory slot. */
 export const MemFlag = {
   /**
-   * KVM_MEM_LOG_DIRTY_PAGES: KVM_GET_DIRTY_LOG tells which pages were written. Not on slots with a
+   * KVM_MEM_LOG_DIRTY_PAGES: KVM_GET_DIRTY_LOG (Vm.getDirtyLog()) tells which pages were written. Not on slots with a
    * guest_memfd.
    */
   LOG_DIRTY_PAGES: 1 << 0,

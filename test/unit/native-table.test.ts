@@ -14,7 +14,7 @@ const makes: Readonly<Record<string, number>> = {
   KVM_CREATE_GUEST_MEMFD: bits.gmem,
 };
 
-/** In src/uapi alone: requests that no method needs yet. KVM_RUN is the addon's run function. */
+/** In src/uapi alone: requests that no method needs yet. KVM_RUN and KVM_GET_DIRTY_LOG are functions of the addon's own. */
 const notInTheAddon = [
   'KVM_X86_GET_MCE_CAP_SUPPORTED',
   'KVM_GET_DIRTY_LOG',
