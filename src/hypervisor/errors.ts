@@ -25,6 +25,8 @@ export type ErrorCode =
   | 'ERR_KVM_NOT_SAVABLE'
   /** A snapshot that cannot be read: no such file, truncated, altered, of another version, for another host. */
   | 'ERR_KVM_SNAPSHOT'
+  /** A trace that cannot be written: a full disk, most often. */
+  | 'ERR_KVM_TRACE'
   /** A guest that could not be handed over: the peer is gone, silent, of another version, or sends what it must not. */
   | 'ERR_KVM_MIGRATION';
 

@@ -1,6 +1,7 @@
 /** A run written down: one JSON object a line, one line for each exit and for each thing the VMM did about memory. */
 import { closeSync, openSync, writeSync } from 'node:fs';
 import type { SecondStageEvent } from '../hypervisor/backend.ts';
+import { VmexitError } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { exitName } from '../uapi/exit.ts';
 import type { Instruction } from './disassemble.ts';
@@ -28,6 +29,7 @@ const plain = (_key: string, value: unknown): unknown => {
  * `{"seq":7,"insns":4,"lacks":"VEX_Vaddps_ymm_ymm_ymmm256"}` where the simulator has no such instruction.
  */
 export class Trace implements Disposable {
+  readonly #path: string;
   readonly #fd: number;
   readonly #begun = performance.now();
   readonly #waiting: object[] = [];
@@ -39,6 +41,7 @@ export class Trace implements Disposable {
 
   /** @param path a file, made anew. @throws the error of open(2) */
   constructor(path: string) {
+    this.#path = path;
     this.#fd = openSync(path, 'w');
   }
 
@@ -93,10 +96,18 @@ export class Trace implements Disposable {
     if (this.#text.length >= BUFFER) this.flush();
   }
 
-  /** Writes out what is buffered. */
+  /** Writes out what is buffered. @throws VmexitError ERR_KVM_TRACE, with the errno; what was buffered is lost then */
   flush(): void {
-    if (this.#text !== '') writeSync(this.#fd, this.#text);
+    const text = this.#text;
     this.#text = '';
+    try {
+      if (text !== '') writeSync(this.#fd, text);
+    } catch (cause) {
+      const { code } = cause as NodeJS.ErrnoException;
+      throw new VmexitError('ERR_KVM_TRACE', `the trace ${this.#path} cannot be written (${code})`, {
+        cause,
+      });
+    }
   }
 
   /** Idempotent. */

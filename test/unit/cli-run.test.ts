@@ -1,10 +1,10 @@
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { guest } from '../../src/index.ts';
 import { noAssembler, notLinux, onEach, onEachWith, whyNot } from '../support/host.ts';
-import { type Ran, scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
+import { main, type Ran, scratchFolder, startVmexit, vmexit } from './cli-vmexit.ts';
 
 const scratch = scratchFolder();
 
@@ -125,6 +125,23 @@ describe('vmexit run', () => {
       });
     },
   );
+
+  it('runs what comes by standard input, where it is told to', () => {
+    // A boot sector: mov al, cs:[0x7c00]; out 0xf4, al
+    const sector = new Uint8Array(512);
+    sector.set([0x2e, 0xa0, 0x00, 0x7c, 0xe6, 0xf4]);
+    sector.set([0x55, 0xaa], 510);
+    const run = (...options: string[]) => {
+      const args = [main, 'run', '--backend', 'sim', ...options, '-'];
+      const { status, stderr } = spawnSync(process.execPath, args, { input: sector, encoding: 'utf8' });
+      return [status, stderr];
+    };
+    expect(run('--at', '0x7c00')).toEqual([0x2e, '']);
+    expect(run()).toEqual([
+      1,
+      expect.stringMatching(/^vmexit: standard input is a boot sector, .*--at 0x7c00/),
+    ]);
+  });
 
   onEach('runs a flat binary in long mode when it is asked to', ({ backend }) => {
     expect(vmexit(['run', '--backend', backend, '--mode', 'long', bin('halts', halts)])).toEqual({

@@ -1,7 +1,8 @@
 /** What errors say beside an errno: the cause, and what helps. */
+import { existsSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { flatImage, Machine, openHypervisor, VmexitError } from '../../src/index.ts';
-import { onEach } from '../support/host.ts';
+import { flatImage, Machine, openHypervisor, Trace, VmexitError } from '../../src/index.ts';
+import { onEach, onLinux } from '../support/host.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 
 const message = (call: () => void): string => {
@@ -63,6 +64,21 @@ describe('what the simulator has not got', () => {
   ])('%s says so', (_, call, says) => {
     expect(message(call)).toMatch(says);
   });
+});
+
+onLinux('a trace on a full disk says so, once', (context) => {
+  context.skip(!existsSync('/dev/full'), 'there is no /dev/full here');
+  using hv = openHypervisor({ backend: 'sim' });
+  using machine = new Machine(hv, { memory: 0x1_0000 });
+  const trace = new Trace('/dev/full');
+  trace.begin(machine.vcpu);
+  expect(() => trace.flush()).toThrow(
+    expect.objectContaining({
+      code: 'ERR_KVM_TRACE',
+      message: 'the trace /dev/full cannot be written (ENOSPC)',
+    }),
+  );
+  trace.close();
 });
 
 it('what was closed is named as it is everywhere', () => {

@@ -1,4 +1,5 @@
 /** The file of a snapshot: what is written is read again, and nothing else is taken for it. */
+import { once } from 'node:events';
 import {
   existsSync,
   mkdtempSync,
@@ -9,6 +10,7 @@ import {
   truncateSync,
   writeFileSync,
 } from 'node:fs';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -213,6 +215,13 @@ describe('writing a snapshot', () => {
       /nowhere.*ENOENT: there is no such folder/,
     );
     expect(await refusal(() => writeSnapshot(folder, capture))).toMatch(/cannot be written/);
+    // A socket, for a device would be lost if this failed.
+    const socket = createServer().listen(file('socket'));
+    await once(socket, 'listening');
+    expect(await refusal(() => writeSnapshot(file('socket'), capture))).toMatch(
+      /there is something that is no file/,
+    );
+    socket.close();
     expect(existsSync(nowhere)).toBe(false);
   });
 });

@@ -1,6 +1,6 @@
 /** Writes a snapshot to a file: all of it or, when that fails or is cancelled, nothing. */
 
-import { type FileHandle, open, rename, rm } from 'node:fs/promises';
+import { type FileHandle, lstat, open, rename, rm } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import type { AbortSignalLike } from '../../hypervisor/abort.ts';
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
@@ -88,6 +88,7 @@ export async function writeSnapshot(
   { onProgress, signal }: WriteOptions = {},
 ): Promise<Written> {
   signal?.throwIfAborted();
+  await checkReplaceable(path);
   const temporary = join(dirname(path), `.${basename(path)}.${process.pid}.tmp`);
   try {
     const file = await open(temporary, 'wx', 0o600);
@@ -116,6 +117,16 @@ export async function writeSnapshot(
       },
     );
   }
+}
+
+/** rename(2) would put a file in the place of a device, too: /dev/null for one. */
+async function checkReplaceable(path: string): Promise<void> {
+  const there = await lstat(path).catch(() => undefined);
+  if (there && !there.isFile() && !there.isSymbolicLink() && !there.isDirectory())
+    throw new VmexitError(
+      'ERR_KVM_SNAPSHOT',
+      `snapshot ${path} cannot be written: there is something that is no file`,
+    );
 }
 
 const remedies: { readonly [code: string]: string } = {
