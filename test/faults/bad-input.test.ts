@@ -107,11 +107,11 @@ const rows: readonly Row[] = [
     type('bytes is an object of class Array', 'Uint8Array'),
   ],
   ['write of a buffer', ({ ram }) => ram.write(0, OUT_BYTES.buffer), type('ArrayBuffer', 'Uint8Array')],
-  ['write to closed memory', ({ closedMemory }) => closedMemory.write(0, OUT_BYTES), closed('GuestMemory')],
+  ['write to closed memory', ({ closedMemory }) => closedMemory.write(0, OUT_BYTES), closed('this guest memory was')],
   ['read over the end', ({ ram }) => ram.read(PAGE, 16 * PAGE), range('length is 0x10000', '0xf000')],
   ['read of -1 bytes', ({ ram }) => ram.read(0, -1), range('length is -1')],
   ['read without a length', ({ ram }) => ram.read(0), type('length is undefined')],
-  ['read of closed memory', ({ closedMemory }) => closedMemory.read(0, 1), closed('GuestMemory')],
+  ['read of closed memory', ({ closedMemory }) => closedMemory.read(0, 1), closed('this guest memory was')],
 
   ['a region that is no object', ({ vm }) => vm.setUserMemoryRegion(null), type('region is null')],
   ['a region without a slot', ({ vm }) => vm.setUserMemoryRegion({}), type('slot is undefined')],
@@ -162,7 +162,7 @@ const rows: readonly Row[] = [
     'a slot of memory that is closed',
     ({ vm, closedMemory }) =>
       vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: 2 ** 20, memory: closedMemory }),
-    closed('GuestMemory'),
+    closed('this guest memory was'),
   ],
   [
     'a Uint8Array as memory',
