@@ -107,7 +107,11 @@ const rows: readonly Row[] = [
     type('bytes is an object of class Array', 'Uint8Array'),
   ],
   ['write of a buffer', ({ ram }) => ram.write(0, OUT_BYTES.buffer), type('ArrayBuffer', 'Uint8Array')],
-  ['write to closed memory', ({ closedMemory }) => closedMemory.write(0, OUT_BYTES), closed('this guest memory was')],
+  [
+    'write to closed memory',
+    ({ closedMemory }) => closedMemory.write(0, OUT_BYTES),
+    closed('this guest memory was'),
+  ],
   ['read over the end', ({ ram }) => ram.read(PAGE, 16 * PAGE), range('length is 0x10000', '0xf000')],
   ['read of -1 bytes', ({ ram }) => ram.read(0, -1), range('length is -1')],
   ['read without a length', ({ ram }) => ram.read(0), type('length is undefined')],

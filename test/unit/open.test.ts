@@ -29,7 +29,7 @@ describe("backend 'auto'", () => {
   onLinux('is the simulator where there is no KVM, and says why', () => {
     using hv = openHypervisor({ device: NOWHERE });
     expect(hv.backend).toBe('sim');
-    expect(hv.fallback).toMatch(/^\/nonexistent\/kvm does not exist: \w/);
+    expect(hv.fallback).toMatch(/^\/nonexistent\/kvm does not exist: \S/);
   });
 
   const others = { 'another device': () => '/dev/null', 'a file': () => scratch.file('kvm', '') };
