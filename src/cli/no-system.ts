@@ -34,7 +34,7 @@ export function layVectors({ memory }: Machine): void {
 /** In 64-bit mode: SYSCALL faults at an address that tells of it, until the guest sets another. */
 export const layNoKernel = (vcpu: Vcpu): number => vcpu.setMsrs([{ index: MSR_LSTAR, data: NO_KERNEL }]);
 
-/** What a PC's BIOS, and DOS, do by vector (Ralf Brown's names are the field's). */
+/** What a PC's BIOS, and DOS, do by vector. */
 const services: { readonly [vector: number]: string } = {
   16: 'BIOS: video',
   17: 'BIOS: equipment',

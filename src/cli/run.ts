@@ -40,7 +40,8 @@ In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack i
 memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 (the
 code segment at the entry's 64 KiB), and the stack is below 0x1000, or below 0xff00 if the program is there. Interrupts
 are off, and there is no interrupt controller, no BIOS and no kernel: a guest that calls one is ended, and told of. For
-that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less memory, at its end).
+that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less memory, at its end), and SYSCALL to
+an address that is not mapped.
 
 What the guest sends to the serial port (0x3f8) goes to stdout, byte for byte. It ends by HLT, or by writing to port
 0xf4: what it writes is the exit status, 255 for more than that. Ports and addresses that nobody has read as all ones.

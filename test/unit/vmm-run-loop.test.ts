@@ -19,6 +19,7 @@ import {
   VmType,
 } from '../../src/index.ts';
 import { onEach } from '../support/host.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 
 /** Generous: the loop's limits are under test, not the machine's speed. */
 const SAFE = { timeoutMs: 15_000 };
@@ -121,6 +122,26 @@ describe('the run loop', () => {
       expect(loop.exits.HLT).toBe(1);
     }),
   );
+
+  onEach('begins a flat binary in real mode where it is put, with a stack that is not in it', (hv) => {
+    using machine = new Machine(hv, { memory: 2 ** 20 });
+    const { vcpu } = machine;
+    const code = Uint8Array.of(0xf4);
+    const beginning = (at: number, size = 1) => {
+      machine.load(
+        flatImage(new Uint8Array(size).fill(code[0]!), 'real', 'guest', { at, entry: at + size - 1 }),
+      );
+      const { rip, rsp } = vcpu.getRegs();
+      const { cs, ss, ds } = vcpu.getSregs();
+      expect([ss.base, ds.base]).toEqual([0n, 0n]);
+      return [cs.selector, cs.base, rip, rsp];
+    };
+    expect(beginning(0x1000)).toEqual([0, 0n, 0x1000n, 0x1000n]);
+    expect(beginning(0x7c00)).toEqual([0, 0n, 0x7c00n, 0x1000n]);
+    expect(beginning(0x100)).toEqual([0, 0n, 0x100n, 0xff00n]);
+    expect(beginning(0xf_0000, 0xfff1)).toEqual([0xf000, 0xf_0000n, 0xfff0n, 0x1000n]);
+    expect(vcpu.run(DEADLINE_MS)).toBe(Exit.HLT);
+  });
 
   onEach('tells a guest that waits for an interrupt in HLT from one that has ended', async (hv) => {
     const waits = guest(
