@@ -6,6 +6,7 @@ import { PAGE } from '../arena.ts';
 import { segmentLinear } from './addressing.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
+import { CodePage as PageOf } from './code-page.ts';
 import type { Cpu } from './cpu.ts';
 import { notEmulated, raise, Vector } from './fault.ts';
 import type { Insn } from './insn.ts';
@@ -46,18 +47,7 @@ export interface Entry {
   epoch: number;
 }
 
-/** A page of the arena with code in it. */
-interface CodePage {
-  readonly host: number;
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  readonly entries: Map<number, Entry>;
-  /** From where to where there is code in it, in bytes, multiples of 4: only there `bytes` holds, and is compared. */
-  low: number;
-  high: number;
-  /** The bytes were compared with the page in this run. */
-  checked: number;
-  stale: boolean;
-}
+type CodePage = PageOf<Entry>;
 
 /** Without WebAssembly, with it at once, or when it is worth it: for tests that compare the executors. */
 export type Tier = 'closures' | 'wasm' | 'both';
@@ -88,14 +78,20 @@ export class Code {
     this.#run++;
     this.#epoch++;
   }
-  has(host: number): boolean {
-    return this.#pages.size !== 0 && this.#pages.has(host - (host % PAGE));
+  /** The page's record, if there is code in it. */
+  pageOf(host: number): CodePage | undefined {
+    return this.#pages.size === 0 ? undefined : this.#pages.get(host - (host % PAGE));
   }
-  invalidate(host: number): void {
-    const page = this.#pages.get(host - (host % PAGE));
-    if (page === undefined) return;
+  /** How many bytes from a place on, of one page, are no code's. */
+  clear(host: number): number {
+    const inside = host % PAGE;
+    return this.pageOf(host)?.clear(inside) ?? PAGE - inside;
+  }
+  /** A page's code is not what memory has any more. */
+  invalidate(page: CodePage): void {
     this.#pages.delete(page.host);
-    page.stale = true;
+    page.drop();
+    this.#cpu.memory.tlb.flushWrites(); // they know its map
     this.#epoch++;
   }
 
@@ -139,9 +135,9 @@ export class Code {
     const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
     const length = block.insns.reduce((sum, insn) => sum + insn.length, 0);
     const bytes = new Uint8Array(length);
-    bytes.set(first!.bytes.subarray(start, start + length));
+    bytes.set(first!.bytes(start, Math.min(start + length, PAGE)));
     const rest = start + length - PAGE;
-    if (rest > 0) bytes.set(second!.bytes.subarray(0, rest), length - rest);
+    if (rest > 0) bytes.set(second!.bytes(0, rest), length - rest);
     return bytes;
   }
 
@@ -157,6 +153,9 @@ export class Code {
   }
 
   #look(mode: Mode, rip: bigint): Entry {
+    // Now, when nothing of it is executing.
+    if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES) this.forget();
+    if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#page(this.#fetch(rip));
     const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
@@ -170,7 +169,7 @@ export class Code {
 
   /** The arena's page that RIP lies in. */
   #fetch(rip: bigint): number {
-    const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), Access.FETCH);
+    const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), 1, Access.FETCH);
     if (host === MMIO) {
       // KVM would emulate the access, and has nothing to decode.
       const { io, memory } = this.#cpu;
@@ -194,15 +193,14 @@ export class Code {
   #page(host: number): CodePage {
     let page = this.#pages.get(host);
     if (page !== undefined && page.checked !== this.#run) {
-      if (same(page, this.#cpu.arena.views)) page.checked = this.#run;
+      if (page.holds()) page.checked = this.#run;
       else {
-        this.invalidate(host);
+        this.invalidate(page);
         page = undefined;
       }
     }
     if (page === undefined) {
-      const bytes = new Uint8Array(PAGE);
-      page = { host, bytes, entries: new Map(), low: 0, high: 0, checked: this.#run, stale: false };
+      page = new PageOf(this.#cpu.arena, host, this.#run);
       this.#pages.set(host, page);
       // Writes to it must be seen from now on.
       this.#cpu.memory.tlb.flushWrites();
@@ -210,54 +208,42 @@ export class Code {
     return page;
   }
 
-  /** Bytes of a page as they are now, and as they are kept. */
-  #read({ host, bytes }: CodePage, offset: number, length: number): Uint8Array {
-    const end = Math.min(offset + length, PAGE);
-    bytes.set(this.#cpu.arena.views.u8.subarray(host + offset, host + end), offset);
-    return bytes.subarray(offset, end);
-  }
-  /** There is code from one offset to another: from now on that is compared, and what lies between it and other code. */
-  #cover(page: CodePage, start: number, end: number): void {
-    const low = start & -4;
-    const high = (end + 3) & -4;
-    if (page.high === 0) {
-      page.low = low;
-      page.high = low;
-    }
-    if (low < page.low) this.#read(page, low, page.low - low);
-    if (high > page.high) this.#read(page, page.high, high - page.high);
-    page.low = Math.min(page.low, low);
-    page.high = Math.max(page.high, high);
+  /** Bytes of a page as they are now. */
+  #read({ host }: CodePage, start: number, end: number): Uint8Array {
+    return this.#cpu.arena.views.u8.slice(host + start, host + end);
   }
 
   #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#cpu.decoder): Entry {
     const pages = [first];
     this.made++;
-    if (++this.#blocks > BLOCKS) this.forget();
+    this.#blocks++;
     const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
+    // Nothing is fetched beyond the segment's limit, and from the next page only what an instruction needs of it.
+    const most = Math.min(BLOCK * LONGEST, mode.codeLimit - Number(rip) + 1);
+    const rest = PAGE - offset;
     let builder = new Builder(mode, segmentLinear);
-    const most = mode.single ? 1 : BLOCK;
     const lower = (insn: Insn) => {
       builder.begin(insn);
       instructions.lower(builder, insn);
-      return builder.end === undefined && builder.insns.length < most;
+      return builder.end === undefined && builder.insns.length < (mode.single ? 1 : BLOCK);
     };
-    let outcome = decoder.decode(this.#read(first, offset, BLOCK * LONGEST), mode.bits, rip, lower);
-    const rest = PAGE - offset;
-    if (outcome === 'short' && rest < LONGEST) {
+    let bytes = this.#read(first, offset, Math.min(offset + most, PAGE));
+    let outcome = decoder.decode(bytes, mode.bits, rip, lower);
+    if (outcome === 'short' && rest < Math.min(LONGEST, most)) {
       const second = this.#page(this.#fetch(rip + BigInt(rest)));
       pages.push(second);
-      const bytes = new Uint8Array(LONGEST);
-      bytes.set(this.#read(first, offset, rest));
-      bytes.set(this.#read(second, 0, LONGEST - rest), rest);
+      const whole = new Uint8Array(Math.min(LONGEST, most));
+      whole.set(bytes);
+      whole.set(this.#read(second, 0, whole.length - rest), rest);
+      bytes = whole;
       builder = new Builder(mode, segmentLinear);
       outcome = decoder.decode(bytes, mode.bits, rip, (insn) => lower(insn) && false);
     }
-    if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST
+    if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST, or than the segment
     if (outcome === 'invalid') raise(Vector.UD);
     const length = builder.insns.reduce((sum, insn) => sum + insn.length, 0);
-    this.#cover(first, offset, Math.min(offset + length, PAGE));
-    if (pages[1] !== undefined) this.#cover(pages[1], 0, length - rest);
+    first.cover(offset, bytes.subarray(0, Math.min(length, rest)));
+    pages[1]?.cover(0, bytes.subarray(rest, length));
     const end: End = builder.end ?? { kind: 'goto', target: builder.insns.at(-1)!.next };
     const block: Block = { rip, insns: builder.insns, nodes: builder.finish(end), end };
     return {
@@ -292,6 +278,10 @@ export class Code {
 
   /** Makes one module of a hot block and those that it leads to. */
   #heat(entry: Entry): Unit {
+    if (this.#modules.size >= MODULES) {
+      this.#epoch++; // #look() makes room
+      return entry.unit;
+    }
     entry.heat = Number.NEGATIVE_INFINITY; // once
     const { mode, alignment } = this.#cpu;
     // Not what is executed one instruction at a time.
@@ -303,7 +293,6 @@ export class Code {
         if (found !== undefined && !members.includes(found)) members.push(found);
       }
     }
-    if (this.#modules.size >= MODULES) this.forget();
     const unit = this.#compile(members);
     if (unit === undefined) return entry.unit;
     const module = Object.assign(unit, { members, places: placesOf(members), epoch: this.#epoch });
@@ -376,8 +365,9 @@ export class Code {
   }
   /** Everything starts anew: the cache is full, or modes have new numbers. */
   forget(): void {
-    for (const page of this.#pages.values()) page.stale = true;
+    for (const page of this.#pages.values()) page.drop();
     this.#pages.clear();
+    this.#cpu.memory.tlb.flushWrites();
     this.#modules.clear();
     this.#blocks = 0;
     this.#epoch++;
@@ -408,10 +398,4 @@ function successors({ end, insns }: Block): bigint[] {
   const back = last.mnemonic === 'call' ? [last.next] : [];
   if (end.kind === 'goto') return [end.target, ...back];
   return end.kind === 'branch' ? [end.taken, end.next] : back;
-}
-
-function same({ bytes, host, low, high }: CodePage, { i32 }: { readonly i32: Int32Array }): boolean {
-  const words = new Int32Array(bytes.buffer);
-  for (let i = low / 4, j = (host + low) / 4; i < high / 4; i++, j++) if (words[i] !== i32[j]) return false;
-  return true;
 }

@@ -172,6 +172,7 @@ export class Cpu {
   }
 
   free(): void {
+    this.code.forget();
     this.state.free();
   }
 

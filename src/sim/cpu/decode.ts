@@ -125,13 +125,13 @@ export class Decoder {
     const byPrefix = wide ? 8 : (bits === 16) !== sizePrefix ? 2 : 4;
     const operands: Operand[] = [];
     for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));
-    const mask = bits === 64 ? 64 : bits;
     const sizeOf = this.#operandSize;
     return {
       mnemonic: this.#named(this.#mnemonic(from.mnemonic)),
       code: this.iced.Code[code]!,
       rip,
-      next: BigInt.asUintN(mask, rip + BigInt(length)),
+      // EIP goes beyond 0xffff in 16-bit code too, where only branches cut it; the segment's limit ends it.
+      next: BigInt.asUintN(bits === 64 ? 64 : 32, rip + BigInt(length)),
       length,
       fop: ((bytes[at]! & 7) << 8) | bytes[at + 1]!,
       operands,

@@ -25,8 +25,15 @@ export class Memory {
   }
 
   /** As Tlb.place(), but @throws SecondStageFault */
-  host(linear: bigint, access: Access, rights: Rights = 'cpl', stack = false, reads = false): number {
-    const host = this.tlb.place(lowHalf(linear), highHalf(linear), access, rights, stack, reads);
+  host(
+    linear: bigint,
+    size: number,
+    access: Access,
+    rights: Rights = 'cpl',
+    stack = false,
+    reads = false,
+  ): number {
+    const host = this.tlb.place(lowHalf(linear), highHalf(linear), size, access, rights, stack, reads);
     if (host === FAULT) throw secondStageFault;
     return host;
   }
@@ -120,13 +127,13 @@ export class Memory {
     this.#checkAlignment(low, size);
     this.#watch(low, high, size, false);
     if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
-    return this.tlb.place(low, high, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+    return this.tlb.place(low, high, size, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
   }
   #stored(low: number, high: number, size: number, stack: boolean): number {
     this.#checkAlignment(low, size);
     this.#watch(low, high, size, true);
     if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
-    return this.tlb.place(low, high, Access.WRITE, 'cpl', stack, false);
+    return this.tlb.place(low, high, size, Access.WRITE, 'cpl', stack, false);
   }
 
   // --- the helpers' ------------------------------------------------------------------------------------------------
@@ -173,7 +180,7 @@ export class Memory {
   }
   /** Faults as a write would, and changes nothing. */
   checkWrite(linear: bigint, size: number, rights?: Rights): void {
-    for (const [at] of parts(linear & MASK64, size)) this.host(at, Access.WRITE, rights);
+    for (const [at, , length] of parts(linear & MASK64, size)) this.host(at, length, Access.WRITE, rights);
   }
 
   // --- any size, across pages, MMIO --------------------------------------------------------------------------------
@@ -195,7 +202,7 @@ export class Memory {
     // Both pages of one that crosses must be there before MMIO is asked for.
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(address, size, stack)) {
-      const host = this.host(at, access, rights, stack, true);
+      const host = this.host(at, length, access, rights, stack, true);
       if (host === MMIO) io.demandEmulation(this.tlb.physical, access);
       places.push([host, this.tlb.physical, done, length]);
     }
@@ -211,7 +218,7 @@ export class Memory {
     if (rights === 'cpl') this.#watch(lowHalf(linear), highHalf(linear), bytes.length, true);
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(linear & MASK64, bytes.length, stack)) {
-      const host = this.host(at, Access.WRITE, rights, stack);
+      const host = this.host(at, length, Access.WRITE, rights, stack);
       if (host === MMIO) io.demandEmulation(this.tlb.physical, Access.WRITE);
       places.push([host, this.tlb.physical, done, length]);
     }

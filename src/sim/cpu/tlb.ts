@@ -13,15 +13,17 @@ import { Flag, State } from './state.ts';
 /**
  * Entries of a table, 16 bytes each: the page's linear address (i64; INVALID never equals one), and what is to be
  * added to the low half of a linear address to get to the arena (i32). There are four tables: for the supervisor and
- * the user, reads and writes. Pages with code in them are in no table for writes.
+ * the user, reads and writes. In those for writes a page with code in it has MIXED in its address, and what is to be
+ * added to get to its map (i32), whose bytes are zero where there is no code.
  */
 export const Tables = { entries: 1024, entryBytes: 16, tableBytes: 0x4000 } as const;
 /** Where the table for an access begins in the state page. */
 export const tableFor = (user: boolean, write: boolean): number =>
   State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tables.tableBytes;
 
-/** In the low half of a page's linear address, where pages have zeroes. */
-const INVALID = 1;
+/** In the low half of a page's linear address, where pages have zeroes, and so have operands that must be aligned. */
+const INVALID = 0x10;
+export const MIXED = 0x20;
 /** How many fills are kept account of; then all begins anew. */
 const FILLED = 8192;
 const Fetches = 256;
@@ -113,14 +115,23 @@ export class Tlb {
   }
 
   /**
-   * Where a byte lies in the arena; or MMIO, or FAULT. A page that is being written is no code's any more.
+   * Where an operand that lies in one page lies in the arena; or MMIO, or FAULT. What is being written is no code's
+   * any more.
    * @param stack a fault of the address is #SS
    * @param reads a read whose instruction will write there: the rights are a write's, but KVM's emulator reads first
    * @throws GuestFault; SecondStageFault from the walk
    */
-  place(low: number, high: number, access: Access, rights: Rights, stack: boolean, reads: boolean): number {
+  place(
+    low: number,
+    high: number,
+    size: number,
+    access: Access,
+    rights: Rights,
+    stack: boolean,
+    reads: boolean,
+  ): number {
     const cpu = this.#cpu;
-    if (cpu.io.mode === 'emulated') return this.#emulated(low, high, access, rights, stack, reads);
+    if (cpu.io.mode === 'emulated') return this.#emulated(low, high, size, access, rights, stack, reads);
     const user = rights === 'cpl' && cpu.user;
     const page = (low & -PAGE) >>> 0;
     const top = high >>> 0;
@@ -142,18 +153,25 @@ export class Tlb {
     const write = access === Access.WRITE;
     const entry = this.#entry(low, user, write);
     const { u32, i32 } = cpu.arena.views;
-    if (u32[entry / 4] === page && u32[entry / 4 + 1] === top) return (i32[(entry + 8) / 4]! + low) >>> 0;
+    if (u32[entry / 4 + 1] === top) {
+      const known = (i32[(entry + 8) / 4]! + low) >>> 0;
+      if (u32[entry / 4] === page) return known;
+      if (u32[entry / 4] === page + MIXED && cpu.code.clear(known) >= size) return known;
+    }
     const found = this.#walk(low, high, access, user, rights, stack);
     const host = this.#stage(low, high, access, user, rights, found);
     if (host < 0) return host;
-    if (!(write && this.#writesCode(host))) {
-      if (this.#filled.length >= FILLED) this.flush();
-      this.#filled.push(entry);
-      this.#filledWith.push(found.physical);
-      u32[entry / 4] = page;
-      u32[entry / 4 + 1] = top;
-      i32[(entry + 8) / 4] = (host - page) | 0;
-    }
+    if (write) this.#writes(host + inside, size);
+    const code = write ? cpu.code.pageOf(host) : undefined;
+    const map = code?.map;
+    if (code !== undefined && map === undefined) return host + inside;
+    if (this.#filled.length >= FILLED) this.flush();
+    this.#filled.push(entry);
+    this.#filledWith.push(found.physical);
+    u32[entry / 4] = code === undefined ? page : page + MIXED;
+    u32[entry / 4 + 1] = top;
+    i32[(entry + 8) / 4] = (host - page) | 0;
+    if (map !== undefined) i32[(entry + 12) / 4] = (map - page) | 0;
     return host + inside;
   }
 
@@ -196,19 +214,20 @@ export class Tlb {
   }
 
   /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
-  #writesCode(host: number): boolean {
+  #writes(host: number, size: number): void {
     const { code, io, current } = this.#cpu;
-    if (!code.has(host)) return false;
+    const page = code.pageOf(host);
+    if (page === undefined || page.clear(host - page.host) >= size) return;
     // Deliveries of events write outside of any instruction.
     if (io.mode === undefined && current !== undefined) io.demand('alone');
-    code.invalidate(host);
-    return true;
+    code.invalidate(page);
   }
 
   /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */
   #emulated(
     low: number,
     high: number,
+    size: number,
     access: Access,
     rights: Rights,
     stack: boolean,
@@ -223,7 +242,7 @@ export class Tlb {
       this.physical = found.physical + inside;
       return MMIO;
     }
-    if (access === Access.WRITE && cpu.code.has(host)) cpu.code.invalidate(host);
+    if (access === Access.WRITE) this.#writes(host + inside, size);
     return host + inside;
   }
 

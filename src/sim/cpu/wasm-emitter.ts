@@ -3,7 +3,7 @@ import type { Cpu } from './cpu.ts';
 import type { Insn } from './insn.ts';
 import type { Block, Node } from './ir.ts';
 import { FlagKind, State } from './state.ts';
-import { Tables, tableFor } from './tlb.ts';
+import { MIXED, Tables, tableFor } from './tlb.ts';
 import { vectorBytes } from './vectors.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { Slow, WasmModule, wasmType } from './wasm-module.ts';
@@ -343,29 +343,53 @@ export class Emitter {
       .s(8)
       .op(0x88, 0xa7, Wasm.i32Const)
       .s((Tables.entries - 1) * Tables.entryBytes)
-      .op(0x71);
-    code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
-    // An access that reaches into the next page has another page's address at its end.
-    code.op(Wasm.localGet).u(Local.address);
-    if (size > 1 && !detail.aligned)
+      .op(0x71, Wasm.localSet)
+      .u(Local.entry);
+    const field = (load: number, offset: number) =>
+      code
+        .op(Wasm.localGet)
+        .u(Local.entry)
+        .op(load, 0)
+        .u(table + offset);
+    const page = () => {
+      // An access that reaches into the next page has another page's address at its end.
+      code.op(Wasm.localGet).u(Local.address);
+      if (size > 1 && !detail.aligned)
+        code
+          .op(Wasm.i64Const)
+          .s(size - 1)
+          .op(0x7c);
+      // Of one that must be aligned, so has the address itself if it is not.
       code
         .op(Wasm.i64Const)
-        .s(size - 1)
-        .op(0x7c);
-    // Of one that must be aligned, so has the address itself if it is not.
-    code
-      .op(Wasm.i64Const)
-      .s(detail.aligned ? -4096 | 15 : -4096)
-      .op(0x83, 0x51, Wasm.if);
-    code.op(storing ? Wasm.void : wide ? Wasm.i64 : Wasm.i32);
-    code.op(Wasm.localGet).u(Local.address).op(0xa7, Wasm.localGet).u(Local.entry);
-    code
-      .op(Wasm.i32Load, 0)
-      .u(table + 8)
-      .op(0x6a);
+        .s(detail.aligned ? -4096 | 15 : -4096)
+        .op(0x83);
+    };
+    const place = (offset: number) => {
+      code.op(Wasm.localGet).u(Local.address).op(0xa7); // i32.wrap
+      field(Wasm.i32Load, offset).op(0x6a);
+    };
+
+    code.op(Wasm.block, storing ? Wasm.void : wide ? Wasm.i64 : Wasm.i32); // done
+    code.op(Wasm.block, Wasm.void); // slow
+    if (write) code.op(Wasm.block, Wasm.void); // fast
+    field(Wasm.i64Load, 0);
+    page();
+    if (write) {
+      code.op(0x51, Wasm.brIf, 0);
+      // A page with code, but not here.
+      field(Wasm.i64Load, 0);
+      page();
+      code.op(Wasm.i64Const).s(MIXED).op(0x84, 0x52, Wasm.brIf, 1);
+      place(12);
+      code.op(loadOf(bits), 0, 0);
+      if (wide) code.op(Wasm.i64Const, 0, 0x52);
+      code.op(Wasm.brIf, 1, Wasm.end);
+    } else code.op(0x52, Wasm.brIf, 0);
+    place(8);
     if (storing) this.#value(args[1]!);
     code.op(storing ? storeOf(bits) : loadOf(bits), 0, 0);
-    code.op(Wasm.else);
+    code.op(Wasm.br, 1, Wasm.end);
     this.#mark(node);
     code.op(Wasm.localGet).u(Local.address).op(0xa7); // i32.wrap
     code.op(Wasm.localGet).u(Local.address).op(Wasm.i64Const).s(32).op(0x88, 0xa7); // shr_u, i32.wrap

@@ -1,6 +1,5 @@
 /** Integer instructions, and parts of them, that are too rare or too long for micro-ops. */
 import type { Cpu } from '../cpu.ts';
-import { Seg } from '../descriptors.ts';
 import { raise, Vector } from '../fault.ts';
 import type { Insn } from '../insn.ts';
 
@@ -87,9 +86,4 @@ export function crc32(_cpu: Cpu, _insn: Insn, before: number, source: bigint, si
     for (let bit = 0; bit < 8; bit++) sum = (sum >>> 1) ^ (sum & 1 ? POLYNOMIAL : 0);
   }
   return sum | 0;
-}
-
-/** #GP(0) for a target of a near branch beyond the code segment's limit. */
-export function beyondCode(cpu: Cpu, _insn: Insn, taken: number, target: bigint): void {
-  if (taken !== 0 && u64(target) > BigInt(cpu.segments[Seg.CS]!.limit)) raise(Vector.GP, 0);
 }

@@ -113,8 +113,10 @@ function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number,
   const linear = cpu.address(operand, insn, size, isWrite);
   const count = Math.min(most, Math.floor((PAGE - Number(linear & OFFSET)) / size));
   if (count < 2) return { host: MMIO, count: 0 };
-  const host = cpu.memory.host(linear, isWrite ? Access.WRITE : Access.READ);
-  return host === MMIO ? { host, count: 0 } : { host, count };
+  const host = cpu.memory.host(linear, size, isWrite ? Access.WRITE : Access.READ);
+  if (host === MMIO) return { host, count: 0 };
+  // Code that is written to is looked at element by element.
+  return { host, count: isWrite ? Math.min(count, Math.floor(cpu.code.clear(host) / size)) : count };
 }
 
 /**

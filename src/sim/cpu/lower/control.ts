@@ -1,13 +1,12 @@
 /** Near transfers of control (SDM volume 1, 5.1.7): within the code segment, to a RIP of the operand's size. */
 import type { Builder } from '../builder.ts';
 import type { Condition } from '../flag-values.ts';
-import { beyondCode, generalProtection, undefinedOpcode } from '../helpers/integer.ts';
+import { generalProtection, undefinedOpcode } from '../helpers/integer.ts';
 import type { Insn, Operand, Size } from '../insn.ts';
 import type { Node } from '../ir.ts';
 import type { Lower, Lowerings } from './lowering.ts';
 import { conditions } from './move.ts';
 
-const CS = 1;
 const RCX = 1;
 
 const isCanonical = (address: bigint) => BigInt.asIntN(64, address) === BigInt.asIntN(48, address);
@@ -16,7 +15,7 @@ const isCanonical = (address: bigint) => BigInt.asIntN(64, address) === BigInt.a
 function checkTarget(b: Builder, taken: Node, target: bigint): void {
   if (b.mode.bits === 64) {
     if (!isCanonical(target)) b.callIf(taken, generalProtection);
-  } else if (!(b.mode.flat & (1 << CS))) b.callIf(taken, beyondCode, b.const64(target));
+  } else if (Number(target) > b.mode.codeLimit) b.callIf(taken, generalProtection);
 }
 /** The same for a target that is computed. */
 function checkComputed(b: Builder, target: Node): void {
@@ -24,7 +23,7 @@ function checkComputed(b: Builder, target: Node): void {
     const sixteen = b.const64(16n);
     const canonical = b.op('sar64', [b.op('shl64', [target, sixteen]), sixteen]);
     b.callIf(b.op('ne64', [canonical, target]), generalProtection);
-  } else if (!(b.mode.flat & (1 << CS))) b.callIf(b.const32(1), beyondCode, target);
+  } else b.callIf(b.op('ltu64', [b.const64(BigInt(b.mode.codeLimit)), target]), generalProtection);
 }
 const always = (b: Builder) => b.const32(1);
 
