@@ -80,6 +80,16 @@ export interface Observer {
    * An access found nothing mapped in the second stage of translation; KVM is about to resolve it or to exit.
    */
   secondStage?(event: SecondStageEvent): void;
+  /**
+   * The guest raises an exception: a fault, a trap, INT3, INTO or INT1, and not INT n. Also what is raised while an
+   * exception is delivered, so that before Exit.SHUTDOWN one sees what led to the triple fault. One whose delivery
+   * ended in an exit, each time that it is tried.
+   * @param vector from 0 to 31
+   * @param errorCode what is pushed for the handler; undefined for an exception that has none
+   * @param rip where its handler returns to: of a fault the instruction itself, of a trap the one behind it
+   * @param address of a page fault: what becomes of CR2
+   */
+  exception?(vector: number, errorCode: number | undefined, rip: bigint, address: bigint | undefined): void;
   /** The guest wants what the simulated processor lacks: an instruction by iced-x86's name, which raises #UD. */
   lacking?(what: string): void;
 }

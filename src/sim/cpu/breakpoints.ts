@@ -16,9 +16,15 @@ const Kind = { EXECUTE: 0, WRITE: 1, IO: 2, ACCESS: 3 } as const;
 /** Bytes by DR7's LEN field. */
 const LENGTH = [1, 2, 8, 4] as const;
 
-/** Of the instruction that is being stepped. Nothing outlives a step, so that one of each is enough. */
-let hits = 0n;
-let stepLost = false;
+/** What a processor keeps of debug exceptions until they are delivered; bits are DR6's. */
+export interface DebugEvents {
+  /** Breakpoints on data and ports that the instruction that is being stepped has touched. */
+  hits: bigint;
+  /** The instruction has taken its own single step away. */
+  stepLost: boolean;
+  /** Comes at the next boundary of instructions that MOV SS does not guard. */
+  held: bigint;
+}
 
 /** The debug registers that count: userspace's hide the guest's. */
 function registers(cpu: Cpu): { addresses: readonly bigint[]; dr7: bigint } {
@@ -53,10 +59,11 @@ export const debugStop = (cpu: Cpu, exception: number, dr6 = 0n): Stop => ({
 });
 
 /** Raises #DB, or stops for userspace when it debugs the guest: then all debug exceptions are its. */
-export function debugException(cpu: Cpu, dr6: bigint): Stop | undefined {
-  if (userspaceDebugs(cpu)) return debugStop(cpu, Vector.DB, dr6);
-  deliver(cpu, { kind: 'exception', vector: Vector.DB, address: dr6 });
-  return undefined;
+function debugException(cpu: Cpu, dr6: bigint): Stop | undefined {
+  const stop = userspaceDebugs(cpu) ? debugStop(cpu, Vector.DB, dr6) : undefined;
+  if (stop === undefined) deliver(cpu, { kind: 'exception', vector: Vector.DB, address: dr6 });
+  cpu.debug.held = 0n; // it stays where the second stage ends KVM_RUN in the middle of the delivery
+  return stop;
 }
 
 /** What #DB does to the debug registers before its handler runs (arch/x86/kvm/x86.c, kvm_deliver_exception_payload). */
@@ -65,30 +72,41 @@ export function recordDebug(cpu: Cpu, dr6: bigint): void {
   cpu.dr[7] = cpu.dr[7]! & ~DR7_GD;
 }
 
-/** Before an instruction is executed: delivers #DB if a breakpoint is set on it, or stops for userspace's. */
-export function instructionBreakpoint(cpu: Cpu, linear: bigint): Stop | undefined {
-  hits = 0n;
-  stepLost = false;
-  if ((cpu.state.flags & Flag.RF) !== 0) return undefined;
-  const found = matching(cpu, [Kind.EXECUTE], linear, 1);
-  return found === 0n ? undefined : debugException(cpu, found);
+/**
+ * As each step begins, before its instruction: delivers #DB if one has been held back or a breakpoint is set on the
+ * instruction, or stops for userspace's. Gives whether there was one: then the instruction is not to be executed now.
+ */
+export function instructionBreakpoint(cpu: Cpu, linear: bigint): boolean {
+  const { debug } = cpu;
+  debug.hits = 0n;
+  debug.stepLost = false;
+  const guarded = cpu.shadow === 'mov-ss';
+  // Behind MOV SS Intel's processors look at no breakpoint on code, AMD's do (x86.c, kvm_is_code_breakpoint_inhibited).
+  const inhibited = (cpu.state.flags & Flag.RF) !== 0 || (guarded && cpu.vendor === 'intel');
+  const found = inhibited ? 0n : matching(cpu, [Kind.EXECUTE], linear, 1);
+  const dr6 = found | (guarded ? 0n : debug.held);
+  if (dr6 === 0n) return false;
+  cpu.stop = debugException(cpu, dr6 | debug.held);
+  return true;
 }
 
 /** To be called for each data access of an instruction that is executed by itself: trapsAfter() looks at it. */
 export function noteDataAccess(cpu: Cpu, linear: bigint, size: number, write: boolean): void {
-  hits |= matching(cpu, write ? [Kind.WRITE, Kind.ACCESS] : [Kind.ACCESS], linear, size);
+  cpu.debug.hits |= matching(cpu, write ? [Kind.WRITE, Kind.ACCESS] : [Kind.ACCESS], linear, size);
 }
 /** As noteDataAccess(), for ports: only with CR4.DE. */
 export function notePortAccess(cpu: Cpu, port: number, size: number): void {
-  if ((cpu.cr4 & CR4.DE) !== 0) hits |= matching(cpu, [Kind.IO], BigInt(port), size);
+  if ((cpu.cr4 & CR4.DE) !== 0) cpu.debug.hits |= matching(cpu, [Kind.IO], BigInt(port), size);
 }
 
-/**
- * The instruction takes its own single step away: INT n, whose delivery clears TF, and SYSCALL with TF masked.
- * @param before RFLAGS before the instruction
- */
-export function loseStep(before: number): void {
-  if ((before & Flag.TF) !== 0) stepLost = true;
+/** The instruction takes its own single step away: INT n, whose delivery clears TF. */
+export function loseStep({ debug }: Cpu): void {
+  debug.stepLost = true;
+}
+/** TF as SYSCALL and SYSRET leave it decides about their own single step; for all others it is TF as they find it. */
+export function stepAsLeft(cpu: Cpu): void {
+  loseStep(cpu);
+  if ((cpu.state.flags & Flag.TF) !== 0) cpu.debug.held |= DR6.BS;
 }
 
 /**
@@ -98,16 +116,17 @@ export function loseStep(before: number): void {
 export function trapsAfter(cpu: Cpu, before: number): Stop | undefined {
   // RF lasts for one instruction (SDM volume 3, 18.3.1.1).
   if ((before & Flag.RF) !== 0) cpu.state.flags &= ~Flag.RF;
-  const stepped = (before & Flag.TF) !== 0 && !stepLost;
-  stepLost = false;
+  const { debug } = cpu;
+  const guarded = cpu.shadow === 'mov-ss';
+  const stepped = (before & Flag.TF) !== 0 && !debug.stepLost;
   if (cpu.debugging.singleStep) {
-    const found = hits;
-    hits = 0n;
-    return debugStop(cpu, Vector.DB, DR6.BS | found);
+    const stop = debugStop(cpu, Vector.DB, DR6.BS | debug.hits | debug.held);
+    debug.held = 0n;
+    return stop;
   }
   // MOV SS holds debug exceptions back: data breakpoints come after the next instruction, the step is lost.
-  if (cpu.shadow === 'mov-ss') return undefined;
-  const dr6 = hits | (stepped ? DR6.BS : 0n);
-  hits = 0n;
-  return dr6 === 0n ? undefined : debugException(cpu, dr6);
+  debug.held |= debug.hits | (stepped && !guarded ? DR6.BS : 0n);
+  debug.hits = 0n;
+  if (debug.held === 0n || guarded) return undefined;
+  return debugException(cpu, debug.held);
 }

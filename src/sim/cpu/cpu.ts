@@ -2,7 +2,7 @@
 import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
 import { effectiveAddress, halves, linearAddress, lowHalf } from './addressing.ts';
-import { DR6 } from './breakpoints.ts';
+import { type DebugEvents, DR6 } from './breakpoints.ts';
 import { Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { flatSegment, Seg } from './descriptors.ts';
@@ -124,6 +124,8 @@ export class Cpu {
   halted = false;
   /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */
   windowRequested = false;
+  /** Debug exceptions on their way. */
+  readonly debug: DebugEvents = { hits: 0n, stepLost: false, held: 0n };
   debugging: GuestDebugging = { singleStep: false, softwareBreakpoints: false, hardware: undefined };
 
   // --- execution ---
@@ -300,16 +302,12 @@ export class Cpu {
     return undefined;
   }
   get interruptible(): boolean {
-    return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0;
+    return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0 && this.debug.held === 0n;
   }
 
   /** One instruction, with what watches instructions one by one. */
   #step(): void {
-    const stop = instructionBreakpoint(this, this.linearOf(this.state.rip));
-    if (stop !== undefined) {
-      this.stop = stop;
-      return;
-    }
+    if (instructionBreakpoint(this, this.linearOf(this.state.rip))) return;
     const { shadow } = this;
     const flags = this.state.flags;
     const entry = this.code.find();
@@ -318,8 +316,7 @@ export class Cpu {
     try {
       this.code.execute(entry);
     } catch (thrown) {
-      if (!(thrown instanceof Alone)) throw thrown;
-      this.shadow = shadow;
+      this.shadow = shadow; // it has not happened; a delivery ends the shadow
       throw thrown;
     }
     this.#stepped(flags);
@@ -340,6 +337,7 @@ export class Cpu {
   #alone(mode: 'alone' | 'emulated', decoded?: Entry): Stop | undefined {
     const { io, state } = this;
     const flags = state.flags;
+    const { shadow } = this;
     const { single } = this.mode;
     io.begin(mode);
     let entry = decoded;
@@ -350,9 +348,10 @@ export class Cpu {
         if (!instructions.emulated(this, insn)) throw notEmulated;
         io.refusesWrites = givesUpBeforeWriting(insn);
       }
-      this.code.execute(entry);
       this.shadow = undefined;
+      this.code.execute(entry);
     } catch (thrown) {
+      this.shadow = shadow;
       if (thrown instanceof Alone) {
         this.#rewind();
         return this.#alone(thrown.mode);
@@ -427,6 +426,7 @@ export class Cpu {
     this.watched =
       (flags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||
+      this.debug.held !== 0n ||
       this.debugging.singleStep ||
       this.debugging.hardware !== undefined ||
       (this.dr[7]! & 0xffn) !== 0n;

@@ -73,7 +73,10 @@ export function deliver(cpu: Cpu, event: Event): void {
 
 /** One attempt; gives what is to be delivered instead. */
 function attempt(cpu: Cpu, event: Event): Event | undefined {
-  if (event.kind === 'exception') record(cpu, event.vector, event.address);
+  if (event.kind === 'exception') {
+    record(cpu, event.vector, event.address);
+    tell(cpu, event);
+  }
   try {
     enter(cpu, event);
     return undefined;
@@ -85,6 +88,14 @@ function attempt(cpu: Cpu, event: Event): Event | undefined {
   }
 }
 
+/** The observer learns of an exception, whether its handler is reached or not. */
+function tell(
+  cpu: Cpu,
+  { vector, errorCode, address }: Pick<Event, 'vector' | 'errorCode' | 'address'>,
+): void {
+  cpu.observer?.exception?.(vector, errorCode, cpu.state.rip, vector === Vector.PF ? address : undefined);
+}
+
 /** What an exception leaves in control and debug registers, whether its handler is reached or not. */
 function record(cpu: Cpu, vector: number, address: bigint | undefined): void {
   if (vector === Vector.PF && address !== undefined) cpu.cr2 = address;
@@ -94,11 +105,15 @@ function record(cpu: Cpu, vector: number, address: bigint | undefined): void {
 /** What is delivered when there was a fault on the way to a handler (SDM volume 3, table 6-5). */
 function after(cpu: Cpu, first: Event, { vector, errorCode, address }: GuestFault): Event {
   if (first.kind === 'exception') {
-    if (first.vector === Vector.DF) throw tripleFault;
+    if (first.vector === Vector.DF) {
+      tell(cpu, { vector, errorCode, address });
+      throw tripleFault;
+    }
     const second = vector === Vector.PF || CONTRIBUTORY.includes(vector);
     const fromContributory = CONTRIBUTORY.includes(first.vector) && CONTRIBUTORY.includes(vector);
     if (fromContributory || (first.vector === Vector.PF && second)) {
       record(cpu, vector, address);
+      tell(cpu, { vector, errorCode, address });
       return { kind: 'exception', vector: Vector.DF, errorCode: 0 };
     }
   }

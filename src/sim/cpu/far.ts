@@ -220,9 +220,9 @@ const software =
       cpu.state.rip = insn.rip;
       return;
     }
-    const { flags } = cpu.state;
     enter(cpu, { kind: 'soft', vector, next: insn.next });
-    loseStep(flags);
+    if (insn.mnemonic !== 'int') cpu.observer?.exception?.(vector, undefined, insn.next, undefined);
+    loseStep(cpu);
   };
 
 const overflow = software(() => Vector.OF);
@@ -238,9 +238,9 @@ export const farTransfersEnding: Helpers = {
   },
   /** #DB without a look at the gate's DPL; DR6 stays as it is (SDM volume 2, INT n). */
   int1(cpu, insn) {
-    const { flags } = cpu.state;
     enter(cpu, { kind: 'exception', vector: Vector.DB, next: insn.next });
+    cpu.observer?.exception?.(Vector.DB, undefined, insn.next, undefined);
     recordDebug(cpu, 0n);
-    loseStep(flags);
+    loseStep(cpu);
   },
 };

@@ -1,6 +1,6 @@
 /** SYSCALL, SYSENTER and their returns, SWAPGS, and the bases of FS and GS (SDM and APM, volumes 2 and 3). */
 
-import { loseStep } from './breakpoints.ts';
+import { stepAsLeft } from './breakpoints.ts';
 import type { Cpu } from './cpu.ts';
 import { flatCode, flatData, Seg } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
@@ -47,8 +47,7 @@ const syscall: Helper = (cpu, insn) => {
     setSegment(cpu, Seg.CS, flatCode(selector & 0xfffc, 0, false));
   }
   setSegment(cpu, Seg.SS, flatData((selector & 0xfffc) + 8, 0));
-  // TF as it is afterwards decides about the single step.
-  if ((state.flags & Flag.TF) === 0) loseStep(flags);
+  stepAsLeft(cpu);
 };
 
 const sysret =
@@ -70,6 +69,7 @@ const sysret =
     if (intel) setSegment(cpu, Seg.SS, flatData(ss, 3));
     else setSegment(cpu, Seg.SS, { ...cpu.segments[Seg.SS]!, selector: ss, dpl: 3 });
     state.rip = wide ? target : low32(target);
+    stepAsLeft(cpu);
   };
 
 /** AMD's processors have neither in long mode (APM volume 3, SYSENTER). */
