@@ -25,13 +25,13 @@ const RF = 0x1_0000n;
 export const MSR = { STAR: 0xc000_0081, LSTAR: 0xc000_0082, FMASK: 0xc000_0084 } as const;
 
 const handlers = {
-  [1]: guest(
+  1: guest(
     64,
     `
  e6 f1 48 cf | out 0xf1, al; iretq
 `,
   ),
-  [6]: guest(
+  6: guest(
     64,
     `
  f4 | hlt
