@@ -4,18 +4,23 @@ import { UnavailableError } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { loadIced } from '../open.ts';
+import { Exit } from '../uapi/exit.ts';
 import { codeAtRip, Disassembler, describeInstructions, type Instruction } from '../vmm/disassemble.ts';
+import { describeException, type GuestException } from '../vmm/exceptions.ts';
 import { describeRegisters, isReset } from '../vmm/registers.ts';
 import type { Trace } from '../vmm/trace.ts';
 
 /** Instructions that a report has before RIP, and from there on. */
 const BEFORE = 8;
 const FROM = 5;
+/** Exceptions that it has: a triple fault is five at most, of one instruction. */
+const EXCEPTIONS = 8;
 
 export class Watch {
   readonly #machine: { readonly vm: Vm; readonly vcpu: Vcpu };
   readonly #recent: Instruction[] = [];
   readonly #lacked = new Set<string>();
+  readonly #exceptions: GuestException[] = [];
 
   /** @param instructions whether each is traced, for which each must be known: in the simulator */
   constructor(
@@ -30,7 +35,13 @@ export class Watch {
       this.#lacked.add(what);
       trace?.lacking(vcpu, what);
     };
-    vcpu.observe({ lacking, ...(instructions && trace ? this.#each(trace) : {}) });
+    const exception = (vector: number, errorCode?: number, rip = 0n, address?: bigint) => {
+      const raised = { vector, errorCode, rip, address };
+      trace?.exception(vcpu, raised);
+      this.#exceptions.push(raised);
+      if (this.#exceptions.length > EXCEPTIONS) this.#exceptions.shift();
+    };
+    vcpu.observe({ lacking, exception, ...(instructions && trace ? this.#each(trace) : {}) });
   }
 
   #each(trace: Trace): Observer {
@@ -52,13 +63,27 @@ export class Watch {
   report(): string {
     const { vcpu } = this.#machine;
     if (isReset(vcpu)) {
-      return '  (KVM has reset the processor, as it does on AMD: its registers are gone. --trace shows the exits before.)';
+      return (
+        '  (KVM has reset the processor, as it does on AMD: its registers are gone. --trace shows the exits before;' +
+        ' --backend sim tells which exceptions led to it.)'
+      );
     }
-    const parts = [describeRegisters(vcpu, '  '), ...this.#code()];
+    const parts = [describeRegisters(vcpu, '  '), ...this.#code(), ...this.#raised()];
     if (this.#lacked.size > 0) {
       parts.push(`  the simulator has no ${[...this.#lacked].join(', ')}: #UD was raised in the guest`);
     }
     return parts.join('\n');
+  }
+
+  /** What the simulator knows of the guest's exceptions. KVM tells of none. */
+  #raised(): string[] {
+    const { vcpu } = this.#machine;
+    const led = vcpu.outcome === Exit.SHUTDOWN;
+    if (vcpu.completed === undefined)
+      return led ? ['  which exceptions led to it KVM does not tell; --backend sim does'] : [];
+    if (this.#exceptions.length === 0) return [];
+    const title = led ? '  the exceptions that led to it, or came before:' : '  the last exceptions:';
+    return [title, ...this.#exceptions.map((exception) => `    ${describeException(exception)}`)];
   }
 
   #code(): string[] {

@@ -5,6 +5,7 @@ import { VmexitError } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { exitName } from '../uapi/exit.ts';
 import type { Instruction } from './disassemble.ts';
+import { exceptionName, type GuestException } from './exceptions.ts';
 import type { MemoryEvent } from './memory-faults.ts';
 
 /** Written out in pieces of this many characters, so that an exit does not cost a system call. */
@@ -26,7 +27,8 @@ const plain = (_key: string, value: unknown): unknown => {
  *
  * What a vCPU that is observed does between its exits: `{"seq":2,"insns":0,"secondStage":"fetch","gpa":4096,...}`,
  * `{"seq":3,"insns":0,"instruction":"mov dx, 0x3f8","rip":"0x1000","bytes":"baf803"}` before it executes,
- * `{"seq":7,"insns":4,"lacks":"VEX_Vaddps_ymm_ymm_ymmm256"}` where the simulator has no such instruction.
+ * `{"seq":7,"insns":4,"lacks":"VEX_Vaddps_ymm_ymm_ymmm256"}` where the simulator has no such instruction,
+ * `{"seq":8,"insns":4,"exception":"#PF","errorCode":2,"rip":"0x100a","address":"0x8000"}` for each exception.
  */
 export class Trace implements Disposable {
   readonly #path: string;
@@ -70,6 +72,10 @@ export class Trace implements Disposable {
   /** Writes a line: a second-stage translation found nothing mapped. For the observer of a simulated vCPU. */
   secondStage(vcpu: Vcpu, { access, ...fields }: SecondStageEvent): void {
     this.#at(vcpu).#line({ secondStage: access, ...fields });
+  }
+  /** Writes a line: the guest raises an exception. For the observer of a simulated vCPU. */
+  exception(vcpu: Vcpu, { vector, ...fields }: GuestException): void {
+    this.#at(vcpu).#line({ exception: exceptionName(vector), ...fields });
   }
   /**
    * Writes a line: the guest wants what the simulated processor lacks. For the observer of a simulated vCPU.
