@@ -72,7 +72,10 @@ export interface SecondStageEvent {
   readonly why: string | undefined;
 }
 
-/** Who is told what a guest does between its exits. It only looks: the vCPU is in KVM_RUN meanwhile. */
+/**
+ * Who is told what a guest does between its exits. It only looks: the vCPU is in KVM_RUN meanwhile, and run() of it is
+ * refused with EBUSY; in secondStage(), where an instruction is in the middle, that of any vCPU of this thread.
+ */
 export interface Observer {
   /** An instruction begins; one that has exited with a memory fault, each time that it is tried. */
   instruction?(rip: bigint, bytes: Uint8Array, bits: 16 | 32 | 64): void;

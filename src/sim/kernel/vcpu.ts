@@ -16,6 +16,20 @@ export const TSC_KHZ = 1_000_000;
 const MAX_TIMEOUT = 2 ** 31 - 1;
 const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
 
+/**
+ * Instructions of this thread that are in the middle, while somebody is called. What they have computed so far is in
+ * variables that all processors use, so no other may run now.
+ */
+let inMiddle = 0;
+function aside<T>(call: () => T): T {
+  inMiddle++;
+  try {
+    return call();
+  } finally {
+    inMiddle--;
+  }
+}
+
 const pageOf = (gpa: number): number => gpa - (gpa % PAGE);
 
 export class KvmVcpu {
@@ -68,13 +82,15 @@ export class KvmVcpu {
         const { mapped } = memory;
         const found = memory.access(pageOf(gpa), access, wants);
         // Not of MMIO, whose exit tells as much.
-        if (memory.mapped > mapped || typeof found !== 'number')
-          this.cpu.observer?.secondStage?.(secondStageEvent(memory, pageOf(gpa), access, wants, found));
+        const { observer } = this.cpu;
+        if (observer?.secondStage !== undefined && (memory.mapped > mapped || typeof found !== 'number'))
+          aside(() => observer.secondStage!(secondStageEvent(memory, pageOf(gpa), access, wants, found)));
         if (typeof found === 'number') return found;
         this.failed = this.run.tellFault(found, host.dialect);
         return FAULT;
       },
-      sharedPage: (gpa, access) => memory.sharedPage(pageOf(gpa), access),
+      // It calls who serves the kernel's own accesses.
+      sharedPage: (gpa, access) => aside(() => memory.sharedPage(pageOf(gpa), access)),
     };
   }
 
@@ -85,7 +101,7 @@ export class KvmVcpu {
     if (!(timeoutMs > 0) || (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity))
       throw outOfRange('timeoutMs', timeoutMs, TIMEOUTS);
     if (!this.#open) return -Errno.EBADF;
-    if (this.#running) return -Errno.EBUSY;
+    if (this.#running || inMiddle > 0) return -Errno.EBUSY;
     this.hasRun = true;
     this.#running = true;
     try {
