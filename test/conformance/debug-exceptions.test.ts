@@ -1,9 +1,8 @@
 /** Where #DB comes: TF behind the instructions that change it, and what MOV SS holds back (SDM volume 3, 18.3). */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor } from '../../src/index.ts';
+import { Exit, type Hypervisor, Selector } from '../../src/index.ts';
 import { viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { debugExceptions, MSR, prepare, TF } from '../support/debug-guest.ts';
 import { DEADLINE_MS } from '../support/limits.ts';

@@ -1,8 +1,7 @@
 /** A guest whose handler of #DB says where each came. */
-import { Exit } from '../../src/index.ts';
+import { Exit, Selector } from '../../src/index.ts';
 import { viewOf } from '../../src/uapi/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
 import { type Agent, Layout } from './agent.ts';
 import { DEADLINE_MS } from './limits.ts';
 import { expectOutcome } from './run.ts';

@@ -1,8 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { Exit, type Hypervisor, openHypervisor } from '../../src/index.ts';
+import { Exit, type Hypervisor, openHypervisor, Selector } from '../../src/index.ts';
 import { Vector, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { expectOutcome } from '../support/run.ts';

@@ -1,8 +1,7 @@
 /** What MOV SS and POP SS hold back (SDM volume 3, 6.8.3), on each vendor's processor. */
 import { describe, expect, it } from 'vitest';
-import { openHypervisor } from '../../src/index.ts';
+import { openHypervisor, Selector } from '../../src/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/long-mode.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { debugExceptions, handlerOf, TF } from '../support/debug-guest.ts';
 
