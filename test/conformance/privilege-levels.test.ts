@@ -44,21 +44,21 @@ const PF = 14;
 const handler64 = guest(
   64,
   `
- 58                | pop rax
- 5b                | pop rbx
- 59                | pop rcx
- 0f 20 d2          | mov rdx, cr2
- 48 89 e7          | mov rdi, rsp
- f4                | hlt
+ 58       | pop rax
+ 5b       | pop rbx
+ 59       | pop rcx
+ 0f 20 d2 | mov rdx, cr2
+ 48 89 e7 | mov rdi, rsp
+ f4       | hlt
 `,
 );
 const handler32 = guest(
   32,
   `
- 58                | pop eax
- 5b                | pop ebx
- 59                | pop ecx
- f4                | hlt
+ 58 | pop eax
+ 5b | pop ebx
+ 59 | pop ecx
+ f4 | hlt
 `,
 );
 
@@ -81,11 +81,11 @@ const throughLtr = guest(
 const readsByLdt = guest(
   32,
   `
- b8 07 00 00 00       | mov eax, 7
- 8e e0                | mov fs, eax
- 64 a1 fc 00 00 00    | mov eax, fs:[0xfc]
- b8 0f 00 00 00       | mov eax, 15
- 8e e0                | mov fs, eax
+ b8 07 00 00 00    | mov eax, 7
+ 8e e0             | mov fs, eax
+ 64 a1 fc 00 00 00 | mov eax, fs:[0xfc]
+ b8 0f 00 00 00    | mov eax, 15
+ 8e e0             | mov fs, eax
 `,
 );
 

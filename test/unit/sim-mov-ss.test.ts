@@ -1,9 +1,11 @@
 /** What MOV SS and POP SS hold back (SDM volume 3, 6.8.3), on each vendor's processor. */
 import { describe, expect, it } from 'vitest';
-import { openHypervisor, Selector } from '../../src/index.ts';
+import { Exit, openHypervisor, Selector } from '../../src/index.ts';
+import { InterruptShadow } from '../../src/uapi/index.ts';
 import { type Guest, guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { debugExceptions, handlerOf, TF } from '../support/debug-guest.ts';
+import { runTo } from '../support/run.ts';
 
 const vendors = ['intel', 'amd'] as const;
 const DATA = Layout.free + 0x8000;
@@ -102,5 +104,43 @@ describe.each(vendors)('a code breakpoint on the instruction behind one that loa
     agent.vcpu.setDebugRegs({ ...agent.vcpu.getDebugRegs(), db: [at + 2n, at + 3n, 0n, 0n], dr7 });
     const all = debugExceptions(agent, code, { rax: Selector.DATA });
     expect(all).toEqual(vendor === 'intel' ? ['3 2'] : ['2 1', '3 2']);
+  });
+});
+
+describe('the shadow of MOV SS', () => {
+  const code = guest(
+    64,
+    `
+ 8e d0 | 0: mov ss, eax
+ 88 07 | 2: mov [rdi], al
+ f4    | 4: hlt
+`,
+  );
+  const shadowOf = (agent: Agent) => agent.vcpu.getVcpuEvents().interrupt.shadow;
+
+  it('lasts while the instruction in it cannot be done', () => {
+    using hv = openHypervisor({ backend: 'sim' });
+    using agent = Agent.boot(hv);
+    agent.vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: 0x4000_0000, memorySize: 0x1000 });
+    agent.ram.bytes.set(code.code, Layout.snippet);
+    agent.vcpu.setRegs({ rip: Layout.snippet, rax: Selector.DATA, rdi: 0x4000_0000, rflags: 2 });
+    runTo(agent.vcpu, Exit.FAULT);
+    expect(shadowOf(agent)).toBe(InterruptShadow.MOV_SS);
+    agent.vcpu.setRegs({ ...agent.vcpu.getRegs(), rdi: DATA });
+    runTo(agent.vcpu, Exit.HLT);
+    expect(shadowOf(agent)).toBe(0);
+  });
+
+  it('begins where the selector was read from a device', () => {
+    using hv = openHypervisor({ backend: 'sim' });
+    using agent = Agent.boot(hv);
+    agent.ram.bytes.set([0x8e, 0x17, 0xe6, 0x80, 0xf4], Layout.snippet); // mov ss, [rdi]; out 0x80, al; hlt
+    agent.vcpu.setRegs({ rip: Layout.snippet, rdi: 0x4000_0000, rflags: 2 });
+    runTo(agent.vcpu, Exit.MMIO);
+    agent.vcpu.mmio.value = BigInt(Selector.DATA);
+    agent.vcpu.complete((exit) => {
+      throw new Error(`exit ${exit}`);
+    });
+    expect(shadowOf(agent)).toBe(InterruptShadow.MOV_SS);
   });
 });
