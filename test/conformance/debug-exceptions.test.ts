@@ -1,10 +1,28 @@
 /** Where #DB comes: TF behind the instructions that change it, and what MOV SS holds back (SDM volume 3, 18.3). */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor, Selector } from '../../src/index.ts';
+import {
+  descriptor,
+  Exit,
+  enterProtectedMode,
+  type Hypervisor,
+  placeGdt,
+  placeIdt,
+  placeTss,
+  Selector,
+} from '../../src/index.ts';
 import { GuestDebug, viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
-import { debugExceptions, MSR, prepare, TF } from '../support/debug-guest.ts';
+import {
+  At,
+  debugExceptions,
+  END,
+  handlerOf,
+  MSR,
+  prepare,
+  steppedThrough,
+  TF,
+} from '../support/debug-guest.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { expectOutcome } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
@@ -123,6 +141,56 @@ conformance('debug exceptions', ({ needs }) => {
       });
     });
   }
+
+  it('SYSENTER and SYSEXIT leave TF alone: each is stepped at its end', (hv) => {
+    const program = guest(
+      32,
+      `
+ 0f 00 d8 |  0: ltr ax                    # by the guest: QEMU takes no busy TSS of 32 bits
+ 0f 34    |  3: sysenter
+ 90       |  5: nop
+ 89 d8    |  6: mov eax, ebx
+ 89 c1    |  8: mov ecx, eax
+ 0f 35    | 10: sysexit
+ 90       | 12: nop
+ cd 80    | 13: int 0x80
+`,
+    );
+    withAgent(hv, ({ ram, vcpu }) => {
+      enterProtectedMode(vcpu, ram, { tables: Layout.tables });
+      const tss = placeTss(
+        { memory: ram, address: At.tss },
+        { bits: 32, stack: At.stack, stackSegment: 0x10 },
+      );
+      const { table, segments } = placeGdt(
+        { memory: ram, address: At.gdt },
+        {
+          code: descriptor.code({ bits: 32 }),
+          data: descriptor.data(),
+          userCode: descriptor.code({ bits: 32, dpl: 3 }),
+          userData: descriptor.data({ dpl: 3 }),
+          tss,
+        },
+      );
+      const { selector } = segments.code;
+      const gates = {
+        1: { offset: handlerOf(1), selector },
+        [END]: { offset: handlerOf(END), selector, dpl: 3 },
+      };
+      ram.bytes.set([0xe6, 0xf1, 0xcf], handlerOf(1)); // out 0xf1, al; iretd
+      ram.bytes[handlerOf(END)] = 0xf4;
+      vcpu.changeSregs({ gdt: table, idt: placeIdt({ memory: ram, address: At.idt }, 32, gates) });
+      vcpu.setMsrs([
+        { index: MSR.SYSENTER_CS, data: BigInt(selector) },
+        { index: MSR.SYSENTER_ESP, data: BigInt(Layout.stack) },
+        { index: MSR.SYSENTER_EIP, data: BigInt(Layout.snippet + 6) },
+      ]);
+      const regs = { rax: segments.tss.selector, rbx: Layout.stack, rdx: Layout.snippet + 12 };
+      expect(steppedThrough({ ram, vcpu }, program, { ...regs, rflags: 2n | TF })).toEqual(
+        step(3, 6, 8, 10, 12, 13),
+      );
+    });
+  });
 
   it('INT n is not stepped, nor is its handler; what follows its return is', (hv) => {
     const code = guest(

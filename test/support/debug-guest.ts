@@ -6,7 +6,7 @@ import { type Agent, Layout } from './agent.ts';
 import { DEADLINE_MS } from './limits.ts';
 import { expectOutcome } from './run.ts';
 
-const At = {
+export const At = {
   idt: Layout.free,
   gdt: Layout.free + 0x1000,
   tss: Layout.free + 0x2000,
@@ -18,10 +18,17 @@ const HANDLER_SIZE = 16;
 export const handlerOf = (vector: number) => At.handlers + vector * HANDLER_SIZE;
 /** Another interrupt; and the one by which code of privilege 3 ends a case. */
 const INTERRUPT = 0x81;
-const END = 0x80;
+export const END = 0x80;
 export const TF = 0x100n;
 const RF = 0x1_0000n;
-export const MSR = { STAR: 0xc000_0081, LSTAR: 0xc000_0082, FMASK: 0xc000_0084 } as const;
+export const MSR = {
+  SYSENTER_CS: 0x174,
+  SYSENTER_ESP: 0x175,
+  SYSENTER_EIP: 0x176,
+  STAR: 0xc000_0081,
+  LSTAR: 0xc000_0082,
+  FMASK: 0xc000_0084,
+} as const;
 
 const handlers = {
   1: guest(
@@ -87,22 +94,29 @@ export function prepare({ ram, vcpu }: Agent): void {
 /** The offsets to which each #DB returns, with DR6's bits that it brought; in the end the guest halts. */
 export function debugExceptions(
   agent: Agent,
-  { code }: Guest,
+  code: Guest,
   regs: Record<string, number | bigint> = {},
 ): string[] {
-  const { ram, vcpu } = agent;
   prepare(agent);
+  return steppedThrough(agent, code, regs);
+}
+/** The same, of a guest that has such handlers. Their stack has words of the code's size. */
+export function steppedThrough(
+  { ram, vcpu }: Pick<Agent, 'ram' | 'vcpu'>,
+  { code, bits }: Guest,
+  regs: Record<string, number | bigint> = {},
+): string[] {
   ram.bytes.set(code, Layout.snippet);
   vcpu.setRegs({ rip: Layout.snippet, rsp: Layout.stack, rflags: 2, ...regs });
   const found: string[] = [];
   while (vcpu.run(DEADLINE_MS) === Exit.IO && found.length < 20) {
     const frame = viewOf(ram.bytes);
     const rsp = Number(vcpu.getRegs().rsp);
-    const rip = frame.getBigUint64(rsp, true);
+    const rip = bits === 64 ? Number(frame.getBigUint64(rsp, true)) : frame.getUint32(rsp, true);
     const debug = vcpu.getDebugRegs();
     // Past a breakpoint on code.
     if ((debug.dr6 & 15n) !== 0n) frame.setBigUint64(rsp + 16, frame.getBigUint64(rsp + 16, true) | RF, true);
-    found.push(`${Number(rip) - Layout.snippet} ${(debug.dr6 & 0xe00fn).toString(16)}`);
+    found.push(`${rip - Layout.snippet} ${(debug.dr6 & 0xe00fn).toString(16)}`);
     vcpu.setDebugRegs({ ...debug, dr6: 0xffff_0ff0n });
   }
   expectOutcome(vcpu, Exit.HLT);
