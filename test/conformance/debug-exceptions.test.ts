@@ -10,7 +10,7 @@ import {
   placeTss,
   Selector,
 } from '../../src/index.ts';
-import { GuestDebug, viewOf } from '../../src/uapi/index.ts';
+import { viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import {
@@ -237,23 +237,6 @@ conformance('debug exceptions', ({ needs }) => {
       expectOutcome(agent.vcpu, Exit.IO);
       const { rsp } = agent.vcpu.getRegs();
       expect(viewOf(agent.ram.bytes).getBigUint64(Number(rsp), true)).toBe(BigInt(Layout.snippet + 1));
-    });
-  });
-
-  needs('two-dimensional-paging', 'single-step')('HLT that userspace steps ends the run as HLT', (hv) => {
-    withAgent(hv, ({ ram, vcpu }) => {
-      ram.bytes.set([0x90, 0xf4, 0x90], Layout.snippet); // nop; hlt; nop
-      vcpu.setRegs({ rip: Layout.snippet, rsp: Layout.stack, rflags: 2 });
-      vcpu.setGuestDebug({ control: GuestDebug.ENABLE | GuestDebug.SINGLESTEP });
-      for (const [exit, offset] of [
-        [Exit.DEBUG, 1],
-        [Exit.HLT, 2],
-        [Exit.DEBUG, 3],
-      ] as const) {
-        vcpu.run(DEADLINE_MS);
-        expectOutcome(vcpu, exit);
-        expect(Number(vcpu.getRegs().rip) - Layout.snippet).toBe(offset);
-      }
     });
   });
 
