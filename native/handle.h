@@ -49,6 +49,7 @@ struct Mapping {
 struct SlotMemory {
   std::shared_ptr<Mapping> memory;
   std::shared_ptr<Mapping> bitmap;  // KVM_MEM_USERFAULT's
+  uint64_t pages;                   // KVM_GET_DIRTY_LOG writes a bit for each
 };
 
 // By slot id. Shared by the VM and its vCPUs: a vCPU can run on after the VM's handle was closed, and KVM

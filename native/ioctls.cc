@@ -358,7 +358,7 @@ Napi::Value SetMemoryRegion(const Napi::CallbackInfo& info) {
 
   if (ioctl(vm->fd, request, &region) < 0) return Errno(env, errno);
   if (region.memory_size) {
-    (*vm->slots)[region.slot] = {mapping, bitmap};
+    (*vm->slots)[region.slot] = {mapping, bitmap, region.memory_size / kPage};
   } else {
     vm->slots->erase(region.slot);
   }
@@ -377,9 +377,9 @@ Napi::Value DirtyLog(const Napi::CallbackInfo& info) {
   }
   const auto found = vm->slots->find(static_cast<uint32_t>(slot));
   if (found == vm->slots->end() || slot > UINT32_MAX) return Errno(env, ENOENT);
-  // KVM writes whole words of 64 pages; no slot has more pages than the mapping behind it.
+  // KVM writes whole words of 64 pages.
   constexpr size_t kWord = 64;
-  std::vector<uint8_t> bits((found->second.memory->size / kPage + kWord - 1) / kWord * sizeof(uint64_t));
+  std::vector<uint8_t> bits((found->second.pages + kWord - 1) / kWord * sizeof(uint64_t));
   kvm_dirty_log log{};
   log.slot = static_cast<uint32_t>(slot);
   log.dirty_bitmap = bits.data();

@@ -223,6 +223,7 @@ const plausible = {
     const offset = choice([0, 0, 4096, 1, 65_536]);
     return [handleFor(2), wanted.request, argumentFor(wanted), memory, offset, gmem, bitmap];
   },
+  dirtyLog: () => [choice(open.vm), choice([0, 0, 0, 1, 65_536]), bytes(choice([0, 1, 8, 64]))],
   requests: () => [],
   allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],
   reserve: () => [choice([4096, 8192, 65_536, 2 ** 32, 2 ** 46])],
