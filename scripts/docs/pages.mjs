@@ -79,7 +79,7 @@ export const pages = [
     page: 'uapi-constants',
     title: 'Constants of the kernel',
     about: 'Capabilities, exits, flags and errnos, by the names that the kernel has for them.',
-    files: [/^uapi\/(cap|constants|errno|exit)$/],
+    files: [/^uapi\/(cap|constants|errno|exit)$/, /^uapi\/constants\//],
   },
   {
     page: 'uapi-exits',
@@ -97,6 +97,6 @@ export const pages = [
     page: 'uapi-structs',
     title: 'Structs of the kernel',
     about: 'The layouts of arguments, and what reads and writes them.',
-    files: [/^uapi\/(structs|x86|layout)$/],
+    files: [/^uapi\/(structs|x86|encryption|xen|xsave|layout)$/],
   },
 ];

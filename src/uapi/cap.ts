@@ -386,7 +386,7 @@ export const Cap = {
   X86_GUEST_MODE: 238,
   // Newer than 6.12. A number alone does not prove a feature: KVM_CAP_USERFAULT, still a proposal, was 236, 239,
   // 240 and 243 in successive versions of its series and 245 in a vendor's kernel, all of them other capabilities
-  // here. The lab's kernel `userfault` has 243. 249 and up are claimed by several unmerged series.
+  // here. The lab's kernel `userfault` has 243. 252 and up are claimed by several unmerged series.
   ARM_WRITABLE_IMP_ID_REGS: 239,
   ARM_EL2: 240,
   ARM_EL2_E2H0: 241,
@@ -398,6 +398,9 @@ export const Cap = {
   S390_USER_OPEREXEC: 246,
   S390_KEYOP: 247,
   S390_VSIE_ESAMODE: 248,
+  S390_HPAGE_2G: 249,
+  PPC_COMPAT_CAPS: 250,
+  ARM_PMU_V3_STRICT: 251,
 } as const;
 /** One of the numbers in the table {@link Cap}. */
 export type Cap = (typeof Cap)[keyof typeof Cap];

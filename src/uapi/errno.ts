@@ -131,6 +131,8 @@ export const Errno = {
   ENOTRECOVERABLE: 131,
   ERFKILL: 132,
   EHWPOISON: 133,
+  // Newer than 6.12.
+  EFTYPE: 134,
 } as const;
 /** One of the numbers in the table {@link Errno}. */
 export type Errno = (typeof Errno)[keyof typeof Errno];

@@ -107,8 +107,10 @@ export const Exit = {
   TDX: 40,
   /** KVM_EXIT_ARM_SEA. arm64. Newer than 6.12. */
   ARM_SEA: 41,
+  /** KVM_EXIT_ARM_LDST64B. arm64. Newer than 6.12. */
+  ARM_LDST64B: 42,
   /** KVM_EXIT_SNP_REQ_CERTS: an SNP guest asks for certificates. Newer than 6.12. */
-  SNP_REQ_CERTS: 42,
+  SNP_REQ_CERTS: 43,
 
   /** EINTR: a signal or immediate_exit ended the run; exit_reason is left from before. */
   INTERRUPTED: -4,

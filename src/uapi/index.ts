@@ -2,6 +2,7 @@
 export * from './cap.ts';
 export * from './constants.ts';
 export * from './dialects.ts';
+export * from './encryption.ts';
 export * from './errno.ts';
 export * from './exit.ts';
 export * from './exits.ts';
@@ -12,4 +13,5 @@ export * from './outcome.ts';
 export * from './structs.ts';
 export { flagNames } from './text.ts';
 export * from './x86.ts';
+export * from './xen.ts';
 export * from './xsave.ts';

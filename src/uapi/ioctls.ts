@@ -3,9 +3,11 @@
  * what the argument is. A backend needs nothing else to issue one; adding an ioctl is adding a row.
  */
 import { Cap } from './cap.ts';
+import { kvm_sev_cmd } from './encryption.ts';
 import { type Struct, size64, type Type, u32, u64 } from './layout.ts';
 import * as g from './structs.ts';
 import * as x86 from './x86.ts';
+import * as xen from './xen.ts';
 
 /** What an ioctl is issued on: /dev/kvm (`system`), a VM, a vCPU, a guest_memfd, or an in-kernel device. */
 export type FdKind = 'system' | 'vm' | 'vcpu' | 'gmem' | 'device';
@@ -203,6 +205,9 @@ const MAX_ROUTES = 4096;
 const MAX_PMU_EVENTS = 300;
 const MAX_INDICES = 1024;
 
+/** Numbered by the size of a pointer. kvm_sev_cmd and kvm_tdx_cmd, of which the VM's type says one, have the same. */
+const ENCRYPT_OP = ioc('readwrite', 0xba, 8);
+
 /**
  * The table of ioctls, by the kernel's names. An ioctl that is not here cannot be issued. Each row is one of
  * `Ioctl`.
@@ -259,7 +264,7 @@ export const ioctls = table({
   KVM_CREATE_PIT2: write(['vm'], 0x77, g.kvm_pit_config),
   KVM_SET_BOOT_CPU_ID: integer(['vm'], 0x78),
   KVM_IOEVENTFD: pointers(['vm'], 'write', 0x79, g.kvm_ioeventfd),
-  KVM_XEN_HVM_CONFIG: pointers(['vm'], 'write', 0x7a, x86.kvm_xen_hvm_config),
+  KVM_XEN_HVM_CONFIG: pointers(['vm'], 'write', 0x7a, xen.kvm_xen_hvm_config),
   KVM_SET_CLOCK: write(['vm'], 0x7b, g.kvm_clock_data),
   KVM_GET_CLOCK: read(['vm'], 0x7c, g.kvm_clock_data),
   KVM_GET_PIT2: read(['vm'], 0x9f, x86.kvm_pit_state2),
@@ -274,12 +279,15 @@ export const ioctls = table({
     'nevents',
     MAX_PMU_EVENTS,
   ),
+  KVM_MEMORY_ENCRYPT_OP: { ...pointers(['vm', 'vcpu'], 'readwrite', 0xba, kvm_sev_cmd), request: ENCRYPT_OP },
   KVM_MEMORY_ENCRYPT_REG_REGION: pointers(['vm'], 'write', 0xbb, g.kvm_enc_region, 'read'),
   KVM_MEMORY_ENCRYPT_UNREG_REGION: pointers(['vm'], 'write', 0xbc, g.kvm_enc_region, 'read'),
-  KVM_HYPERV_EVENTFD: pointers(['vm'], 'write', 0xbd, x86.kvm_hyperv_eventfd),
+  KVM_HYPERV_EVENTFD: pointers(['vm'], 'write', 0xbd, xen.kvm_hyperv_eventfd),
   KVM_CLEAR_DIRTY_LOG: pointers(['vm'], 'readwrite', 0xc0, g.kvm_clear_dirty_log),
   KVM_X86_SET_MSR_FILTER: pointers(['vm'], 'write', 0xc6, x86.kvm_msr_filter),
   KVM_RESET_DIRTY_RINGS: none(['vm'], 0xc7),
+  KVM_XEN_HVM_GET_ATTR: readwrite(['vm'], 0xc8, xen.kvm_xen_hvm_attr),
+  KVM_XEN_HVM_SET_ATTR: pointers(['vm'], 'write', 0xc9, xen.kvm_xen_hvm_attr),
   KVM_XEN_HVM_EVTCHN_SEND: write(['vm'], 0xd0, g.kvm_irq_routing_xen_evtchn),
   KVM_SET_MEMORY_ATTRIBUTES: write(['vm'], 0xd2, g.kvm_memory_attributes),
   KVM_CREATE_GUEST_MEMFD: returningFd(write(['vm'], 0xd4, g.kvm_create_guest_memfd, 'readwrite')),
@@ -339,6 +347,8 @@ export const ioctls = table({
   KVM_GET_NESTED_STATE: sized(['vcpu'], 'readwrite', 0xbe, x86.kvm_nested_state, Cap.NESTED_STATE),
   KVM_SET_NESTED_STATE: sized(['vcpu'], 'write', 0xbf, x86.kvm_nested_state, Cap.NESTED_STATE),
   KVM_GET_SUPPORTED_HV_CPUID: cpuid(['system', 'vcpu'], 'readwrite', 0xc1),
+  KVM_XEN_VCPU_GET_ATTR: readwrite(['vcpu'], 0xca, xen.kvm_xen_vcpu_attr),
+  KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr),
   KVM_GET_SREGS2: read(['vcpu'], 0xcc, x86.kvm_sregs2),
   KVM_SET_SREGS2: write(['vcpu'], 0xcd, x86.kvm_sregs2),
   KVM_GET_XSAVE2: sized(['vcpu'], 'read', 0xcf, x86.kvm_xsave, Cap.XSAVE2),
@@ -350,6 +360,17 @@ export const ioctls = table({
   KVM_GET_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe2, g.kvm_device_attr),
   KVM_HAS_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe3, g.kvm_device_attr),
 });
+
+/** The ioctls of x86 that no method issues and none will, by the kernel's names, with the reason. */
+export const leftOutIoctls: Readonly<Record<string, string>> = {
+  KVM_SET_SIGNAL_MASK: 'it would let the signals wait by which kicks and deadlines end a run',
+  KVM_SET_CPUID: 'KVM_SET_CPUID2 sets subleaves too, and is as old as any KVM that this package runs on',
+  KVM_CREATE_PIT: 'KVM_CREATE_PIT2 with no flags does the same',
+  KVM_GET_PIT: 'KVM_GET_PIT2 gives the flags as well',
+  KVM_SET_PIT: 'KVM_SET_PIT2 takes the flags as well',
+  KVM_SET_NR_MMU_PAGES: 'deprecated: a limit of shadow page tables, which two-dimensional paging has not',
+  KVM_GET_NR_MMU_PAGES: 'deprecated, as KVM_SET_NR_MMU_PAGES',
+};
 
 /** The kernel's name of an ioctl: a key of `ioctls`. */
 export type IoctlName = keyof typeof ioctls;

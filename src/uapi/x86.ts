@@ -281,8 +281,18 @@ export const kvm_vmx_nested_state_hdr = struct('kvm_vmx_nested_state_hdr', {
   flags: u32,
   preemptionTimerDeadline: u64,
 });
-/** The SVM part of kvm_nested_state: the guest-physical address of the current VMCB. */
-export const kvm_svm_nested_state_hdr = struct('kvm_svm_nested_state_hdr', { vmcbPa: u64 });
+/**
+ * The SVM part of kvm_nested_state: the guest-physical address of the current VMCB. `gpat` is the nested guest's PAT,
+ * without Quirk.NESTED_SVM_SHARED_PAT; kernels without that quirk have padding in its place.
+ */
+export const kvm_svm_nested_state_hdr = struct('kvm_svm_nested_state_hdr', { vmcbPa: u64, gpat: u64 });
+/** What follows a kvm_nested_state of format VMX. */
+export const kvm_vmx_nested_state_data = struct('kvm_vmx_nested_state_data', {
+  vmcs12: bytes(0x1000),
+  shadowVmcs12: bytes(0x1000),
+});
+/** What follows a kvm_nested_state of format SVM. */
+export const kvm_svm_nested_state_data = struct('kvm_svm_nested_state_data', { vmcb12: bytes(0x1000) });
 /** The header of a nested guest's state; VMCS12s or a VMCB12 follow, up to `size` bytes in all. */
 export const kvm_nested_state = struct('kvm_nested_state', {
   flags: u16,
@@ -293,23 +303,4 @@ export const kvm_nested_state = struct('kvm_nested_state', {
     svm: kvm_svm_nested_state_hdr,
     pad: bytes(120),
   }),
-});
-
-/** KVM_XEN_HVM_CONFIG. `blobAddr*` are pointers, `blobSize*` count pages. */
-export const kvm_xen_hvm_config = struct('kvm_xen_hvm_config', {
-  flags: u32,
-  msr: u32,
-  blobAddr32: u64,
-  blobAddr64: u64,
-  blobSize32: u8,
-  blobSize64: u8,
-  pad2: bytes(30),
-});
-
-/** KVM_HYPERV_EVENTFD: the eventfd that HVCALL_SIGNAL_EVENT of a connection signals. */
-export const kvm_hyperv_eventfd = struct('kvm_hyperv_eventfd', {
-  connId: u32,
-  fd: u32,
-  flags: u32,
-  padding: array(u32, 3),
 });

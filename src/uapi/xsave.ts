@@ -28,9 +28,12 @@ export const xstateHeader = struct('_header', {
   reserved2: array(u64, 5),
 });
 
+/** AVX's component: the upper halves of the YMM registers. */
+export const ymmhState = struct('_ymmh_state', { ymmhSpace: array(bytes(16), 16) });
+
 /** The area with AVX's component, the upper halves of the YMM registers. More may follow, where CPUID leaf 0xD says. */
 export const xstate = struct('_xstate', {
   fpstate,
   xstateHdr: xstateHeader,
-  ymmh: struct('_ymmh_state', { ymmhSpace: array(bytes(16), 16) }),
+  ymmh: ymmhState,
 });

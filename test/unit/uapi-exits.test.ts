@@ -260,6 +260,7 @@ describe('a decoded exit', () => {
       'RISCV_CSR',
       'LOONGARCH_IOCSR',
       'ARM_SEA',
+      'ARM_LDST64B',
     ]);
   });
 
