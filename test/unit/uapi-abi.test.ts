@@ -1,185 +1,133 @@
-import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { beforeAll, describe, expect, it } from 'vitest';
+/** What src/uapi claims of the kernel's ABI, held against headers: recorded ones, the host's, and the lab kernels'. */
+import { readFileSync } from 'node:fs';
+import { beforeAll, describe, expect, it as test } from 'vitest';
 import { kernelHeaders } from '../../src/lab/index.ts';
-import { type Constant, constants, members, structs } from './abi/names.ts';
-
-// What src/uapi claims of the kernel's ABI, held against what g++ makes of the kernel's headers.
-
-const compiler = spawnSync('g++', ['--version']).status === 0;
-const labHeaders = process.env.VMEXIT_KERNEL_HEADERS ?? kernelHeaders();
-
-/** Merged after 6.12, so in no header of the lab's kernel. */
-const NEWER_THAN_6_12 = [
-  'Cap.ARM_WRITABLE_IMP_ID_REGS',
-  'Cap.ARM_EL2',
-  'Cap.ARM_EL2_E2H0',
-  'Cap.RISCV_MP_STATE_RESET',
-  'Cap.ARM_CACHEABLE_PFNMAP_SUPPORTED',
-  'Cap.GUEST_MEMFD_FLAGS',
-  'Cap.ARM_SEA_TO_USER',
-  'Cap.S390_USER_OPEREXEC',
-  'Cap.S390_KEYOP',
-  'Cap.S390_VSIE_ESAMODE',
-  'Exit.TDX',
-  'Exit.ARM_SEA',
-  'Exit.SNP_REQ_CERTS',
-  'GuestMemfdFlag.MMAP',
-  'GuestMemfdFlag.INIT_SHARED',
-  'SystemEvent.TDX_FATAL',
-  'Vector.CP',
-  'Vector.HV',
-  'Vector.VC',
-  'Vector.SX',
-  'VmType.TDX',
-];
-
-/** The arms of kvm_run for these exits, and what is in them. */
-const isNewerField = (name: string) => /^(kvm_exit_snp_req_certs|kvm_run\.(tdx|snp_req_certs))\b/.test(name);
+import { pmuMaskedEntry, RegType, regId } from '../../src/uapi/index.ts';
+import { type Comparison, compare, describeOtherwise } from '../uapi/compare.ts';
+import { type Facts, isField, isMacro, isStruct, parse } from '../uapi/facts.ts';
+import { RECORDED } from '../uapi/fixture.ts';
+import { noHeaderTools, readHeaders } from '../uapi/headers.ts';
+import { leftOut } from '../uapi/left-out.ts';
 
 /** In no released kernel. */
 const PROPOSALS = [
-  'MemFlag.USERFAULT',
-  'MemoryFaultFlag.USERFAULT',
+  'KVM_MEM_USERFAULT',
+  'KVM_MEMORY_EXIT_FLAG_USERFAULT',
   'kvm_userspace_memory_region2.userfault_bitmap',
 ];
 
-/** By name: a constant's value, a struct's size, a field's offset and size. */
-type Answers = Map<string, readonly number[]>;
+/** Those that took bytes of what was padding behind them. */
+const GROWN = ['kvm_svm_nested_state_hdr', 'kvm_nested_state.hdr.svm'];
 
-/** What src/uapi says, in the same form. */
-const claims: Answers = new Map();
-for (const type of structs()) {
-  claims.set(type.name, [type.size]);
-  for (const { path, offset, size } of members(type)) {
-    claims.set(`${type.name}.${path}`, [offset, size]);
-  }
-}
-const typeNames = new Set(structs().map((type) => type.name));
-for (const { label, value } of constants()) claims.set(label, [value]);
+const recorded = parse(readFileSync(RECORDED, 'utf8'));
+const unknownNames = ({ unknown }: Comparison) => unknown.map(({ name }) => name).sort();
 
-function rows(): string {
-  const constantRow = ({ label, macro, expression }: Constant) =>
-    `#ifdef ${macro}\nCONSTANT("${label}", ${expression})\n#endif`;
-  const types = structs().flatMap((type) => [
-    `TYPE(${type.name})`,
-    ...members(type).map(({ path }) => `FIELD(${type.name}, ${path})`),
-  ]);
-  return [...types, ...constants().map(constantRow)].join('\n');
-}
+describe(`the ABI tables against ${recorded.of}, as recorded`, () => {
+  const compared = compare(recorded.facts);
 
-function run(command: string, args: string[]): string {
-  const { status, stdout, stderr, error } = spawnSync(command, args, { encoding: 'utf8' });
-  if (error) throw error;
-  if (status !== 0) throw new Error(`${command} exited with ${status}:\n${stderr}`);
-  return stdout;
-}
+  test('have every macro, ioctl, struct and field of KVM, or a reason why not', () => {
+    const names = [...recorded.facts.keys()];
+    expect(names.filter((name) => isMacro(name) && /^KVM_/.test(name)).length).toBeGreaterThan(700);
+    expect(names.filter(isStruct).length).toBeGreaterThan(90);
+    expect(names.filter(isField).length).toBeGreaterThan(600);
+    expect(compared.lacking).toEqual([]);
+  });
 
-/** Compiles and runs the probe against the system's headers, or those in a folder. */
-function ask(headers?: string): Answers {
-  const folder = mkdtempSync(join(tmpdir(), 'vmexit-abi-'));
-  try {
-    writeFileSync(join(folder, 'rows.inc'), rows());
-    const probe = join(folder, 'probe');
-    const source = fileURLToPath(new URL('./abi/probe.cc', import.meta.url));
-    run('g++', ['-std=c++20', ...(headers ? ['-isystem', headers] : []), `-I${folder}`, source, '-o', probe]);
-    const lines = run(probe, []).trim().split('\n');
-    return new Map(
-      lines.map((line) => {
-        const [name, ...values] = line.split(' ');
-        return [name!, values.map(Number)];
-      }),
+  test('give each of them the values, sizes and offsets that they have there', () => {
+    expect(compared.otherwise.map(describeOtherwise)).toEqual([]);
+  });
+
+  test('have nothing else but proposals', () => {
+    expect(unknownNames(compared)).toEqual([...PROPOSALS].sort());
+  });
+
+  test('leave out only what is there', () => {
+    const names = [...recorded.facts.keys()];
+    const idle = leftOut.filter(
+      ({ names: pattern, older }) => !older && !names.some((name) => pattern.test(name)),
     );
-  } finally {
-    rmSync(folder, { recursive: true });
-  }
-}
-
-/** The macros that a header defines, by what the preprocessor says. */
-const macros = (headers?: string): string[] =>
-  run('g++', [
-    '-xc++',
-    '-dM',
-    '-E',
-    ...(headers ? ['-isystem', headers] : []),
-    '-include',
-    'linux/kvm.h',
-    '/dev/null',
-  ])
-    .split('\n')
-    .map((line) => line.split(' ')[1] ?? '');
-
-function agrees(answers: Answers, wanted: (name: string) => boolean) {
-  const names = [...claims.keys()].filter((name) => wanted(name) && answers.has(name));
-  expect(names.length).toBeGreaterThan(0);
-  const pick = (values: (name: string) => readonly number[]) =>
-    Object.fromEntries(names.map((name) => [name, values(name)]));
-  expect(pick((name) => claims.get(name)!)).toEqual(pick((name) => answers.get(name)!));
-}
-
-const isField = (name: string) => typeNames.has(name.split('.')[0]!);
-
-function suite(headers: string | undefined, missingAllowed: readonly string[] | 'any') {
-  let answers: Answers;
-  let missing: string[];
-  beforeAll(() => {
-    answers = ask(headers);
-    missing = [...claims.keys()].filter((name) => !answers.has(name));
+    expect(idle.map(({ why }) => why)).toEqual([]);
   });
 
-  it('gives every struct the size and every field the offset and size that the compiler gives it', () => {
-    agrees(answers, isField);
+  test('would be seen to lack what a kernel has more, and to have otherwise what it has otherwise', () => {
+    const changed: Facts = new Map([
+      ...recorded.facts,
+      ['KVM_CAP_OF_TOMORROW', [999n]],
+      ['kvm_regs.of_tomorrow', [144n, 8n]],
+      ['KVM_EXIT_HLT', [6n]],
+      ['kvm_regs.rip', [0n, 8n]],
+    ]);
+    const { lacking, otherwise } = compare(changed);
+    expect(lacking).toEqual(['KVM_CAP_OF_TOMORROW', 'kvm_regs.of_tomorrow']);
+    expect(otherwise.map(describeOtherwise)).toEqual([
+      'KVM_EXIT_HLT is 5 in Exit.HLT and 6 in the headers',
+      'kvm_regs.rip is 8 bytes at 128 in its table and 8 bytes at 0 in the headers',
+    ]);
   });
-
-  it('gives every constant the value that the header gives it', () => {
-    agrees(answers, (name) => !isField(name) && !name.startsWith('KVM_'));
-  });
-
-  it('gives every ioctl the request number that the header gives it', () => {
-    agrees(answers, (name) => name.startsWith('KVM_'));
-  });
-
-  it('has every capability and every exit reason that the header defines', () => {
-    const known = new Set(constants().map(({ macro }) => macro));
-    const defined = macros(headers).filter((name) => /^KVM_(CAP|EXIT)_/.test(name));
-    expect(defined.length).toBeGreaterThan(200);
-    expect(defined.filter((name) => !known.has(name))).toEqual([]);
-  });
-
-  if (missingAllowed === 'any') {
-    it('checks also what is newer than the header', (context) => {
-      if (missing.length > 0) context.skip(`${missing.length} names are not in it: ${missing.join(' ')}`);
-    });
-  } else {
-    it('finds every name in the header but those that are listed as newer', () => {
-      expect(missing.filter((name) => !isNewerField(name)).sort()).toEqual([...missingAllowed].sort());
-    });
-  }
-}
-
-describe.skipIf(!compiler)("the ABI tables against the system's <linux/kvm.h> (needs g++)", () => {
-  suite(undefined, 'any');
 });
 
-const lab = compiler && labHeaders !== undefined && existsSync(join(labHeaders, 'linux/kvm.h'));
-describe.skipIf(!lab)(
-  "the ABI tables against the lab kernel's headers (needs g++ and a built lab kernel)",
-  () => {
-    suite(labHeaders, [...NEWER_THAN_6_12, ...PROPOSALS]);
-  },
-);
-
-const proposed = compiler ? kernelHeaders('userfault') : undefined;
-describe.skipIf(!proposed)(
-  "the proposals in the ABI tables against the lab's kernel that has them (needs both)",
-  () => {
-    it('have the values, offsets and sizes of its header', () => {
-      const answers = ask(proposed);
-      const values = (of: Answers) => PROPOSALS.map((name) => [name, of.get(name)]);
-      expect(values(claims)).toEqual(values(answers));
+/** Headers that may be older than the tables, and newer than what is recorded. */
+function suite(why: string | undefined, folders: () => readonly string[]) {
+  let compared: Comparison;
+  beforeAll(() => {
+    if (why === undefined) compared = compare(readHeaders(folders()));
+  });
+  const it = (sentence: string, shows: () => void) =>
+    test(sentence, (context) => {
+      context.skip(why !== undefined, why);
+      shows();
     });
-  },
-);
+
+  it('have every macro, ioctl, struct and field of KVM, or a reason why not', () => {
+    expect(compared.lacking).toEqual([]);
+  });
+
+  it('give each of them the values, sizes and offsets that they have there, but for what has grown since', () => {
+    const grown = ({ name, values, header }: Comparison['otherwise'][number]) =>
+      GROWN.includes(name) && header.at(-1)! < values.at(-1)!;
+    // Linux 6.1's KVM_ASYNC_PF_VEC_MASK needs a macro that userspace has not.
+    const otherwise = compared.otherwise.filter(
+      (difference) => !grown(difference) && difference.header.length > 0,
+    );
+    expect(otherwise.map(describeOtherwise)).toEqual([]);
+  });
+
+  it('have nothing else but what the recorded headers have too', () => {
+    const unknown = unknownNames(compared);
+    expect(unknown.filter((name) => !recorded.facts.has(name) && !PROPOSALS.includes(name))).toEqual([]);
+  });
+}
+
+describe("the ABI tables against the system's <linux/kvm.h>", () => {
+  suite(noHeaderTools, () => []);
+});
+
+describe("the ABI tables against the lab kernel's headers", () => {
+  const headers = process.env.VMEXIT_KERNEL_HEADERS ?? kernelHeaders();
+  suite(noHeaderTools ?? (headers === undefined ? "the lab's kernel is not built" : undefined), () => [
+    headers!,
+  ]);
+});
+
+describe("the proposals in the ABI tables against the lab's kernel that has them", () => {
+  const headers = kernelHeaders('userfault');
+  test('have the values, offsets and sizes of its header', (context) => {
+    context.skip(noHeaderTools !== undefined, noHeaderTools);
+    context.skip(headers === undefined, "the lab's kernel `userfault` is not built");
+    const facts = readHeaders([headers!]);
+    expect(PROPOSALS.filter((name) => !facts.has(name))).toEqual([]);
+    const { otherwise } = compare(facts);
+    expect(otherwise.filter(({ name }) => PROPOSALS.includes(name)).map(describeOtherwise)).toEqual([]);
+  });
+});
+
+describe('what macros with arguments make', () => {
+  test('is made by functions: the ids of registers, and PMU events with masks', () => {
+    // KVM_X86_REG_MSR(MSR_IA32_TSC), KVM_X86_REG_KVM(KVM_REG_GUEST_SSP)
+    expect(regId(RegType.MSR, 0x10)).toBe(0x2030_0002_0000_0010n);
+    expect(regId(RegType.MSR, 0xc000_0080)).toBe(0x2030_0002_c000_0080n);
+    expect(regId(RegType.KVM, 0)).toBe(0x2030_0003_0000_0000n);
+    // KVM_PMU_ENCODE_MASKED_ENTRY(0x1c4, 0xff, 0x20, true)
+    expect(pmuMaskedEntry(0x1c4, 0xff, 0x20, true)).toBe(0xff80_0001_0000_20c4n);
+  });
+});
