@@ -1,12 +1,13 @@
 /** The command: `node scripts/uapi.mjs`. */
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { parseArgs } from 'node:util';
 import { type Comparison, compare, describeOtherwise } from './compare.ts';
 import { debianHeaders } from './debian.ts';
-import { format, parse } from './facts.ts';
-import { RECORDED } from './fixture.ts';
+import { DOCUMENT, documentOf } from './document.ts';
+import { format } from './facts.ts';
+import { RECORDED, readRecorded } from './fixture.ts';
 import { readHeaders } from './headers.ts';
 
 const USAGE = `Holds the tables of src/uapi against a kernel's headers, and prints what they lack or have otherwise.
@@ -20,12 +21,16 @@ const USAGE = `Holds the tables of src/uapi against a kernel's headers, and prin
       Downloads Debian's newest linux-libc-dev of the suite (trixie-backports) from the mirror of this machine's own apt
       sources, unpacks it into a temporary folder, and records its facts for the tests.
 
+  node scripts/uapi.mjs --document
+      Makes docs/kvm-api.md of the tables. Needs no compiler.
+
   --newer    also names what the tables have and the headers do not
 `;
 
 const options = {
   recorded: { type: 'boolean' },
   record: { type: 'boolean' },
+  document: { type: 'boolean' },
   suite: { type: 'string', default: 'trixie-backports' },
   newer: { type: 'boolean' },
   help: { type: 'boolean' },
@@ -39,10 +44,15 @@ export async function main(args: string[]): Promise<number> {
       process.stdout.write(USAGE);
       return 0;
     }
-    const modes = [values.recorded, values.record, positionals.length > 0].filter(Boolean).length;
-    if (modes !== 1) throw new Error('give either HEADER_DIR, --recorded or --record; --help says more');
-    if (values.record) return record(values.suite);
-    const facts = values.recorded ? parse(readFileSync(RECORDED, 'utf8')).facts : readHeaders(positionals);
+    const { record, recorded, document } = values;
+    if ([recorded, record, document, positionals.length > 0].filter(Boolean).length !== 1)
+      throw new Error('give either HEADER_DIR, --recorded, --record or --document; --help says more');
+    if (record) return recordSuite(values.suite);
+    if (document) {
+      writeFileSync(DOCUMENT, documentOf(readRecorded()));
+      return 0;
+    }
+    const facts = recorded ? readRecorded().facts : readHeaders(positionals);
     return report(compare(facts), values.newer ?? false);
   } catch (error) {
     process.stderr.write(`uapi: ${(error as Error).message}\n`);
@@ -50,7 +60,7 @@ export async function main(args: string[]): Promise<number> {
   }
 }
 
-function record(suite: string): number {
+function recordSuite(suite: string): number {
   const folder = mkdtempSync(join(tmpdir(), 'vmexit-uapi-'));
   try {
     const { of, folders } = debianHeaders(suite, folder);

@@ -1,11 +1,10 @@
 /** What src/uapi claims of the kernel's ABI, held against headers: recorded ones, the host's, and the lab kernels'. */
-import { readFileSync } from 'node:fs';
 import { beforeAll, describe, expect, it as test } from 'vitest';
 import { kernelHeaders } from '../../src/lab/index.ts';
 import { pmuMaskedEntry, RegType, regId } from '../../src/uapi/index.ts';
 import { type Comparison, compare, describeOtherwise } from '../uapi/compare.ts';
-import { type Facts, isField, isMacro, isStruct, parse } from '../uapi/facts.ts';
-import { RECORDED } from '../uapi/fixture.ts';
+import { type Facts, isField, isMacro, isStruct } from '../uapi/facts.ts';
+import { readRecorded } from '../uapi/fixture.ts';
 import { noHeaderTools, readHeaders } from '../uapi/headers.ts';
 import { leftOut } from '../uapi/left-out.ts';
 
@@ -19,7 +18,7 @@ const PROPOSALS = [
 /** Those that took bytes of what was padding behind them. */
 const GROWN = ['kvm_svm_nested_state_hdr', 'kvm_nested_state.hdr.svm'];
 
-const recorded = parse(readFileSync(RECORDED, 'utf8'));
+const recorded = readRecorded();
 const unknownNames = ({ unknown }: Comparison) => unknown.map(({ name }) => name).sort();
 
 describe(`the ABI tables against ${recorded.of}, as recorded`, () => {

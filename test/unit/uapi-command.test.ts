@@ -1,9 +1,11 @@
 /** `node scripts/uapi.mjs`: what a contributor is told of a kernel's headers. */
-import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
 import { main } from '../uapi/cli.ts';
+import { DOCUMENT, documentOf } from '../uapi/document.ts';
+import { readRecorded } from '../uapi/fixture.ts';
 import { noHeaderTools } from '../uapi/headers.ts';
 
 let folder: string;
@@ -42,6 +44,12 @@ describe('uapi.mjs', () => {
 
   it('finds nothing to say of the recorded headers', async () => {
     expect(await run('--recorded')).toMatchObject({ status: 0, err: '' });
+  });
+
+  it('makes the document that is in docs/', () => {
+    const made = documentOf(readRecorded());
+    expect(readFileSync(DOCUMENT, 'utf8'), 'run: node scripts/uapi.mjs --document').toBe(made);
+    expect(made).toContain('| KVM_SET_CPUID2 | vcpu |  | `vcpu.setCpuid2()` | KVM, simulator |');
   });
 
   it('names what headers have and the tables have not, through nameless structs and unions', async (context) => {

@@ -71,7 +71,7 @@ export const StatsUnit = {
   SECONDS: 0x20,
   /** Clock cycles. */
   CYCLES: 0x30,
-  /** 0 or 1 (since 6.0). */
+  /** 0 or 1. */
   BOOLEAN: 0x40,
   /** The bits of the unit. */
   MASK: 0xf0,

@@ -16,7 +16,7 @@ export const XenHvmConfigFlag = {
   EVTCHN_SEND: 1 << 5,
   /** The attribute RUNSTATE_UPDATE_FLAG (since 6.2). */
   RUNSTATE_UPDATE_FLAG: 1 << 6,
-  /** Xen's clock is never told to be stable (since 6.7). */
+  /** Xen's clock is never told to be stable (since 6.8). */
   PVCLOCK_TSC_UNSTABLE: 1 << 7,
   /** The attributes SHARED_INFO_HVA and VCPU_INFO_HVA (since 6.9). */
   SHARED_INFO_HVA: 1 << 8,

@@ -1,0 +1,180 @@
+/** docs/kvm-api.md, made from the tables, and from what the sources and suites name. */
+import { readdirSync, readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { Exit, exitRows, type Ioctl, ioctls, leftOutIoctls } from '../../src/uapi/index.ts';
+import type { Recorded } from './facts.ts';
+import { leftOut } from './left-out.ts';
+
+const root = fileURLToPath(new URL('../../', import.meta.url));
+export const DOCUMENT = join(root, 'docs/kvm-api.md');
+const read = (path: string): string => readFileSync(join(root, path), 'utf8');
+const filesOf = (folder: string): string[] =>
+  readdirSync(join(root, folder)).filter((name) => name.endsWith('.ts'));
+
+/** The first kernel whose x86 has the ioctl, where that is 4.18 or later: Node runs on none before. */
+const since: Readonly<Record<string, string>> = {
+  KVM_GET_NESTED_STATE: '4.19',
+  KVM_SET_NESTED_STATE: '4.19',
+  KVM_CLEAR_DIRTY_LOG: '5.0',
+  KVM_GET_SUPPORTED_HV_CPUID: '5.0',
+  KVM_SET_PMU_EVENT_FILTER: '5.3',
+  KVM_X86_SET_MSR_FILTER: '5.10',
+  KVM_RESET_DIRTY_RINGS: '5.11',
+  KVM_XEN_HVM_GET_ATTR: '5.12',
+  KVM_XEN_HVM_SET_ATTR: '5.12',
+  KVM_XEN_VCPU_GET_ATTR: '5.12',
+  KVM_XEN_VCPU_SET_ATTR: '5.12',
+  KVM_GET_SREGS2: '5.14',
+  KVM_SET_SREGS2: '5.14',
+  KVM_GET_STATS_FD: '5.14',
+  KVM_GET_XSAVE2: '5.17',
+  KVM_XEN_HVM_EVTCHN_SEND: '5.19',
+  KVM_SET_USER_MEMORY_REGION2: '6.8',
+  KVM_SET_MEMORY_ATTRIBUTES: '6.8',
+  KVM_CREATE_GUEST_MEMFD: '6.8',
+  KVM_PRE_FAULT_MEMORY: '6.11',
+  KVM_GET_ONE_REG: '6.18',
+  KVM_SET_ONE_REG: '6.18',
+  KVM_GET_REG_LIST: '6.18',
+};
+
+/** Where the name of an ioctl stands in something private, or in the addon. */
+const within: Readonly<Record<string, readonly string[]>> = {
+  KVM_RUN: ['vcpu.run()'],
+  KVM_GET_VCPU_MMAP_SIZE: ['vm.createVcpu()'],
+};
+
+/** What is a call of its own to a backend, and no ioctl there. */
+const ownCalls = ['KVM_RUN', 'KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_REGION2'];
+
+/** By ioctl, the public methods whose bodies name it. */
+function methods(): Map<string, string[]> {
+  const found = new Map<string, string[]>(Object.entries(within).map(([name, list]) => [name, [...list]]));
+  for (const [file, object] of [
+    ['hypervisor', 'hv'],
+    ['vm', 'vm'],
+    ['vcpu', 'vcpu'],
+  ] as const) {
+    let method: string | undefined;
+    for (const line of read(`src/hypervisor/${file}.ts`).split('\n')) {
+      const [, name] = /^ {2}(?:async )?(#?\w+)(?:<.*?>)?\(/.exec(line) ?? [];
+      if (name !== undefined) method = name.startsWith('#') ? undefined : name;
+      for (const [, ioctl] of line.matchAll(/\bioctls\.(KVM_\w+)/g)) {
+        const list = found.get(ioctl!) ?? [];
+        const own = `${object}.${method}()`;
+        if (method !== undefined && !list.includes(own)) found.set(ioctl!, [...list, own]);
+      }
+    }
+  }
+  return found;
+}
+
+/** The ioctls that the simulator answers: those that its tables of handlers have. */
+const simulated = (): Set<string> =>
+  new Set(
+    ['system', 'vm', 'vcpu-ioctls'].flatMap((file) =>
+      Array.from(read(`src/sim/kernel/${file}.ts`).matchAll(/^ {2}(KVM_\w+)[:(,]/gm), ([, name]) => name!),
+    ),
+  );
+
+/** The suites that call one of the methods. */
+function suites(calls: readonly string[]): string[] {
+  const names = calls.map((call) => call.replace(/^\w+\./, '').replace('()', ''));
+  const called = new RegExp(`\\.(${names.join('|')})\\(`);
+  return filesOf('test/conformance')
+    .filter((file) => file.endsWith('.test.ts') && called.test(read(`test/conformance/${file}`)))
+    .map((file) => file.replace('.test.ts', ''));
+}
+
+const code = (texts: readonly string[]): string => texts.map((text) => `\`${text}\``).join(', ');
+const table = (heads: readonly string[], rows: readonly (readonly string[])[]): string =>
+  [heads, heads.map(() => '---'), ...rows].map((row) => `| ${row.join(' | ')} |`).join('\n');
+
+const MAX_SUITES = 3;
+
+function ioctlRows(): string[][] {
+  const issuedBy = methods();
+  const sim = simulated();
+  for (const name of ownCalls) sim.add(name);
+  const rows: Ioctl[] = Object.values(ioctls).filter(({ name }) => !(name in leftOutIoctls));
+  return rows.map(({ name, on }) => {
+    const calls = issuedBy.get(name) ?? [];
+    const where = [calls.length > 0 && 'KVM', sim.has(name) && 'simulator'].filter(Boolean).join(', ');
+    const shown = calls.length > 0 ? suites(calls) : [];
+    const more = shown.length > MAX_SUITES ? ` and ${shown.length - MAX_SUITES} more` : '';
+    return [
+      name,
+      on.join(', '),
+      since[name] ?? '',
+      code(calls) || '-',
+      where || 'layout only',
+      shown.slice(0, MAX_SUITES).join(', ') + more || '-',
+    ];
+  });
+}
+
+/** Those with an accessor that reads them in place, and takes the answer. */
+const live: Readonly<Record<string, string>> = {
+  IO: 'vcpu.io',
+  MMIO: 'vcpu.mmio',
+  HYPERCALL: 'vcpu.hypercall',
+  MEMORY_FAULT: 'vcpu.memoryFault',
+  MEMORY_POISONED: 'vcpu.memoryFault',
+};
+
+function exitRowsOf(): string[][] {
+  return Object.entries(Exit)
+    .filter(([name]) => name in exitRows)
+    .map(([name, number]) => [
+      `\`Exit.${name}\``,
+      String(number),
+      'arm' in exitRows[name as keyof typeof exitRows] || name === 'SET_TPR' ? '`vcpu.exit`' : '-',
+      live[name] === undefined ? '-' : `\`${live[name]}\``,
+    ]);
+}
+
+/** The text of the document, for the headers that the tables are held against. */
+export function documentOf({ of, facts }: Recorded): string {
+  const names = [...facts.keys()];
+  const count = (pattern: RegExp) => names.filter((name) => pattern.test(name) && !/\W/.test(name)).length;
+  const reasons = leftOut
+    .filter(({ older, why }) => !older && !Object.values(leftOutIoctls).includes(why))
+    .map(({ names: pattern, why }) => {
+      const all = names.filter((name) => pattern.test(name));
+      // A struct's fields are not counted beside it.
+      const whole = all.filter((name) => !name.includes('.'));
+      const [first, ...more] = whole.length > 0 ? whole : all;
+      return [more.length > 0 ? `${first} and ${more.length} more` : first!, why];
+    });
+  return `# The API of KVM, as vmexit has it
+
+<!-- Made by: node scripts/uapi.mjs --document -->
+
+What of x86's KVM API vmexit knows, issues and tests. Made from the tables in \`src/uapi\`; a test says when it is not up to
+date. The tables are held against the headers of ${of}, which have ${count(/^KVM_CAP_/)}
+capabilities and ${count(/^kvm_/)} structs, those of other architectures among them.
+
+## Ioctls
+
+"On" is the file descriptor; "since" the first kernel that has it on x86, empty where that is older than 4.18. "KVM" is a
+host's and the lab's. "Layout only": the number and the struct are held against the headers, and no method issues it.
+The last column has the suites of \`test/conformance\` that call the method; they run on each backend that can.
+
+${table(['ioctl', 'on', 'since', 'method', 'where', 'suites'], ioctlRows())}
+
+## Ioctls that are left out
+
+${table(['ioctl', 'why'], Object.entries(leftOutIoctls))}
+
+## Exits
+
+What KVM_RUN can come back with on x86. Negative numbers are errnos, not exit reasons.
+
+${table(['exit', 'number', 'fields', 'live'], exitRowsOf())}
+
+## Names that are left out
+
+${table(['names', 'why'], reasons)}
+`;
+}
