@@ -399,7 +399,11 @@ export class Vcpu implements Disposable {
   nmi(): void {
     this.#fd.call(ioctls.KVM_NMI);
   }
-  /** KVM_SMI: a system-management interrupt (KVM_CAP_X86_SMM). @throws KvmError ENOTTY where there is no SMM */
+  /**
+   * KVM_SMI: a system-management interrupt (KVM_CAP_X86_SMM). The guest is then in address space 1 of the VM: without a slot
+   * there with its handler's memory, the next run() is a KvmError EIO, and the VM is of no more use.
+   * @throws KvmError ENOTTY where there is no SMM
+   */
   smi(): void {
     this.#fd.call(ioctls.KVM_SMI);
   }

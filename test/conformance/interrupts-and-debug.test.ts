@@ -1,10 +1,9 @@
 /** Events that the VMM brings into the guest, and what it sees of the guest's steps (api.rst, the ioctls named). */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor, placeIdt } from '../../src/index.ts';
+import { Exit, type Hypervisor } from '../../src/index.ts';
 import { GuestDebug, MpState, Vector, viewOf } from '../../src/uapi/index.ts';
-import { guest } from '../../src/vmm/guest.ts';
-import { Selector } from '../../src/vmm/modes.ts';
 import { Agent, breakAt, Layout } from '../support/agent.ts';
+import { handled, installHandlers } from '../support/handlers.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { errnoOf, expectOutcome, runTo } from '../support/run.ts';
 import * as code from '../support/snippets.ts';
@@ -12,28 +11,6 @@ import { conformance } from '../support/suite.ts';
 
 const VECTOR = 0x40;
 const NMI = 2;
-const HANDLER_PORT = 0xf1;
-const IDT = Layout.free;
-const HANDLERS = Layout.free + 0x1000;
-const HANDLER_SIZE = 16;
-
-/** Says its vector, which stands in the second byte, and returns. */
-const handler = guest(
-  64,
-  `
- b0 00 e6 f1 48 cf | mov al, 0; out 0xf1, al; iretq
-`,
-);
-
-function installHandlers({ ram, vcpu }: Agent): void {
-  const gates = Array.from({ length: 256 }, (_, vector) => {
-    const offset = HANDLERS + vector * HANDLER_SIZE;
-    ram.write(offset, handler.code);
-    ram.write(offset + 1, Uint8Array.of(vector));
-    return { offset, selector: Selector.CODE64 };
-  });
-  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, gates) });
-}
 
 function withAgent(hv: Hypervisor, use: (agent: Agent) => void): void {
   using agent = Agent.boot(hv);
@@ -45,13 +22,6 @@ function withHandlers(hv: Hypervisor, use: (agent: Agent) => void): void {
     installHandlers(agent);
     use(agent);
   });
-}
-
-/** The vector whose handler the last run ended in. */
-function handled({ vcpu }: Agent): number {
-  expectOutcome(vcpu, Exit.IO);
-  expect(vcpu.io.port).toBe(HANDLER_PORT);
-  return vcpu.io.value;
 }
 
 /** Debug exits: an instruction's address, and DR6 (SDM volume 3, 18.2.3) without the bits that are always set. */

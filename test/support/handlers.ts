@@ -1,0 +1,37 @@
+/** An IDT for the agent in which every vector's handler tells the VMM its number by an OUT. */
+import { expect } from 'vitest';
+import { Exit, placeIdt } from '../../src/index.ts';
+import { guest } from '../../src/vmm/guest.ts';
+import { Selector } from '../../src/vmm/modes.ts';
+import { type Agent, Layout } from './agent.ts';
+import { expectOutcome } from './run.ts';
+
+const HANDLER_PORT = 0xf1;
+const IDT = Layout.free;
+const HANDLERS = Layout.free + 0x1000;
+const HANDLER_SIZE = 16;
+
+/** Says its vector, which stands in the second byte, and returns. */
+const handler = guest(
+  64,
+  `
+ b0 00 e6 f1 48 cf | mov al, 0; out 0xf1, al; iretq
+`,
+);
+
+export function installHandlers({ ram, vcpu }: Agent): void {
+  const gates = Array.from({ length: 256 }, (_, vector) => {
+    const offset = HANDLERS + vector * HANDLER_SIZE;
+    ram.write(offset, handler.code);
+    ram.write(offset + 1, Uint8Array.of(vector));
+    return { offset, selector: Selector.CODE64 };
+  });
+  vcpu.changeSregs({ idt: placeIdt({ memory: ram, address: IDT }, 64, gates) });
+}
+
+/** The vector whose handler the last run ended in. */
+export function handled({ vcpu }: Agent): number {
+  expectOutcome(vcpu, Exit.IO);
+  expect(vcpu.io.port).toBe(HANDLER_PORT);
+  return vcpu.io.value;
+}
