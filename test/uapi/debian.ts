@@ -1,5 +1,5 @@
 /** Debian's linux-libc-dev of a suite, downloaded by apt and unpacked into a folder: nothing is installed. */
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdirSync, readdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
@@ -50,11 +50,14 @@ export function debianHeaders(suite: string, folder: string): DebianHeaders {
     'Dir::Cache': inside('cache'),
     'APT::Sandbox::User': 'root',
   }).flatMap(([key, value]) => ['-o', `${key}=${value}`]);
-  const apt = (...args: string[]) =>
-    execFileSync('apt-get', [...options, '--quiet=2', ...args], {
+  const apt = (...args: string[]) => {
+    const { status, error } = spawnSync('apt-get', [...options, '--quiet=2', ...args], {
       cwd: folder,
       stdio: ['ignore', 'ignore', 'inherit'],
     });
+    if (error) throw error;
+    if (status !== 0) throw new Error(`apt-get ${args.join(' ')} has failed for the suite ${suite}`);
+  };
   apt('update');
   apt('download', PACKAGE);
   const file = readdirSync(folder).find((name) => name.endsWith('.deb'));
