@@ -102,6 +102,7 @@ describe('pages from an HTTP server', () => {
 
   const changed: readonly [what: string, headers: Headers, says: RegExp][] = [
     ['ETag', { etag: '"2"' }, /has changed: its etag was "1" and is "2" now/],
+    ['ETag that there was', { etag: undefined }, /its etag was "1", and it has none now/],
     ['length', range(PAGE, 2 * PAGE - 1, bytes.length + 1), /its length was 32768 and is 32769 now/],
   ];
   it.each(changed)(
@@ -117,4 +118,30 @@ describe('pages from an HTTP server', () => {
       await expect(source.read(1, 1)).rejects.toThrow(/has changed/);
     },
   );
+
+  it('are not waited for when a body goes on behind them: no more is taken than shows it', async () => {
+    const closed = new Promise<void>((resolve) => {
+      server = createServer((_, response) => {
+        response.writeHead(206, range(0, PAGE - 1)).on('close', resolve);
+        const more = () => response.write(bytes, (error) => error ?? more());
+        more();
+      });
+    });
+    await new Promise<void>((resolve) => server!.listen(0, '127.0.0.1', resolve));
+    const source = openHttp({ url: `http://127.0.0.1:${(server!.address() as AddressInfo).port}/` }, PAGES);
+    expect((await source.read(0, 1)).length).toBe(PAGE + 1); // which checked() refuses
+    await closed;
+  });
+
+  it('are refused with the reason when the server cannot be reached, or goes away', async () => {
+    const source = await sourceOf(() => ({ headers: { 'content-length': `${PAGE + 1}` } }));
+    const cut = source.read(0, 1);
+    setTimeout(() => server!.closeAllConnections(), 200);
+    await expect(cut).rejects.toMatchObject({
+      code: 'ERR_KVM_SOURCE',
+      message: expect.stringMatching(/^http:.* cannot be read: (?!terminated)./),
+    });
+    server!.close();
+    await expect(source.read(0, 1)).rejects.toThrow(/^http:.* cannot be read: .*ECONNREFUSED/);
+  });
 });

@@ -15,6 +15,18 @@ function contentRange(response: Response): { from: number; last: number; length:
   return from === undefined ? undefined : { from: Number(from), last: Number(last), length: Number(length) };
 }
 
+/** The body; of one that goes on behind `most` bytes no more than shows that. */
+async function bodyOf({ body }: Response, most: number): Promise<Uint8Array> {
+  const parts: Uint8Array[] = [];
+  let size = 0;
+  for await (const part of body ?? []) {
+    parts.push(part);
+    size += part.length;
+    if (size > most) break;
+  }
+  return Buffer.concat(parts).subarray(0, most + 1);
+}
+
 /** @throws VmexitError ERR_KVM_SOURCE from read(), for each answer that is not the bytes that were asked for */
 export function openHttp(
   { url, offset = 0 }: { readonly url: string; readonly offset?: number },
@@ -44,6 +56,9 @@ export function openHttp(
       const value = headers.get(name);
       if (value !== null) version.set(name, value);
     }
+    // A 206 has the ETag that a 200 would have (RFC 9110, 15.3.7): without it nobody knows of which version it is.
+    if (known.has('etag') && !version.has('etag'))
+      throw sourceError(`${url} has changed: its etag was ${known.get('etag')}, and it has none now`);
     for (const [name, value] of version) {
       const before = known.get(name) ?? value;
       if (before !== value)
@@ -52,18 +67,31 @@ export function openHttp(
     }
   }
 
+  /** What fetch() says of a failure is in its cause. */
+  async function reached<T>(answer: () => Promise<T>): Promise<T> {
+    try {
+      return await answer();
+    } catch (error) {
+      const { cause = error } = error as { readonly cause?: unknown };
+      throw sourceError(
+        `${url} cannot be read: ${(cause as Error).message || (cause as { code?: string }).code}`,
+        { cause },
+      );
+    }
+  }
+
   return {
     async read(first, count) {
       const from = offset + first * PAGE;
       const headers = { range: `bytes=${from}-${from + count * PAGE - 1}` };
-      const response = await fetch(url, { headers, signal: stopped.signal });
+      const response = await reached(() => fetch(url, { headers, signal: stopped.signal }));
       try {
         check(response, from, count * PAGE);
       } catch (error) {
         await response.body?.cancel();
         throw error;
       }
-      return new Uint8Array(await response.arrayBuffer());
+      return await reached(() => bodyOf(response, count * PAGE));
     },
     close: () => stopped.abort(),
   };
