@@ -245,3 +245,9 @@ export class GuestMemory implements Disposable {
     return new GuestMemory(backend, handle, length);
   }
 }
+
+/** The argument if it is guest memory. */
+export function guestMemory(name: string, value: GuestMemory): GuestMemory {
+  if (!(value instanceof GuestMemory)) throw wrongType(name, value, 'guest memory, from Vm.allocate()');
+  return value;
+}

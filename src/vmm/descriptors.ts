@@ -1,7 +1,7 @@
 /** Segment descriptors, gates, and the tables that have them (SDM volume 3, 3.4.5, 3.5 and 6.11 to 6.14). */
 import { integer, object } from '../hypervisor/args.ts';
-import { outOfRange } from '../hypervisor/errors.ts';
-import type { GuestMemory } from '../hypervisor/guest-memory.ts';
+import { outOfRange, wrongType } from '../hypervisor/errors.ts';
+import { type GuestMemory, guestMemory } from '../hypervisor/guest-memory.ts';
 import { type Value, viewOf } from '../uapi/layout.ts';
 import type { kvm_segment } from '../uapi/x86.ts';
 
@@ -119,6 +119,19 @@ export const descriptor = {
   },
 } as const;
 
+/** The most that a field of a segment holds beside its base. */
+const fields = { limit: FLAT, type: 15, s: 1, dpl: 3, present: 1, avl: 1, l: 1, db: 1, g: 1 } as const;
+
+function checked(name: string, segment: SegmentRegister): SegmentRegister {
+  const { base } = object(name, segment);
+  if (typeof base !== 'bigint') throw wrongType(`${name}.base`, base, 'a bigint, as descriptor gives it');
+  const found = Object.entries(fields).map(([field, most]) => [
+    field,
+    integer(`${name}.${field}`, segment[field as keyof typeof fields], most),
+  ]);
+  return { ...segment, ...Object.fromEntries(found) };
+}
+
 /** A descriptor as it lies in a table. */
 function encode({ base, limit, type, s, dpl, present, avl, l, db, g }: SegmentRegister): bigint {
   const units = BigInt(g === 1 ? Math.floor(limit / GRANULE) : limit);
@@ -140,11 +153,6 @@ function encode({ base, limit, type, s, dpl, present, avl, l, db, g }: SegmentRe
 const address = (name: string, value: number | bigint): bigint =>
   BigInt.asUintN(64, typeof value === 'bigint' ? value : BigInt(integer(name, value)));
 
-/** Quadwords in guest memory. */
-function write(memory: GuestMemory, at: number, words: readonly bigint[]): void {
-  memory.write(at, new Uint8Array(BigUint64Array.from(words).buffer));
-}
-
 /** Where in guest memory a table goes. */
 export interface TablePlace {
   /** Guest memory. */
@@ -157,18 +165,22 @@ export interface TablePlace {
   readonly linear?: number | bigint;
 }
 
-function offsetIn({ memory, address, base = 0 }: TablePlace, size: number): number {
-  integer('base', base);
-  integer('address', address);
-  if (address < base || address + size > base + memory.size)
-    throw outOfRange('address', address, `with ${size} bytes of the memory from there on`);
-  return address - base;
+/** Writes it. @returns its linear address */
+function put(place: TablePlace, bytes: Uint8Array): bigint {
+  const memory = guestMemory('memory', object('place', place).memory);
+  const base = integer('base', place.base ?? 0);
+  const at = integer('address', place.address);
+  const linear = address('linear', place.linear ?? at);
+  if (at < base || at + bytes.length > base + memory.size)
+    throw outOfRange('address', at, `with ${bytes.length} bytes of the memory from there on`);
+  memory.write(at - base, bytes);
+  return linear;
 }
-const linearOf = ({ address: physical, linear = physical }: TablePlace): bigint => address('linear', linear);
-const tableRegister = (place: TablePlace, size: number): DescriptorTable => ({
-  base: linearOf(place),
-  limit: size - 1,
-});
+/** Quadwords. */
+function putTable(place: TablePlace, words: readonly bigint[]): DescriptorTable {
+  const bytes = new Uint8Array(BigUint64Array.from(words).buffer);
+  return { base: put(place, bytes), limit: bytes.length - 1 };
+}
 
 /** A descriptor table as its register holds it. */
 export interface DescriptorTable {
@@ -189,7 +201,7 @@ export interface Gdt<Name extends string> {
 /**
  * Writes a global descriptor table: the null descriptor, and then these, in their order, from selector 8 on. A segment of
  * the system's (`tss`, `ldt`) takes two places where the table has 64-bit code, as long mode has it.
- * @throws RangeError ERR_KVM_INVALID_ARG when it does not lie in the memory. Nothing is written then
+ * @throws TypeError, RangeError ERR_KVM_INVALID_ARG, also when it does not lie in the memory. Nothing is written then
  * @example
  * ```ts
  * import { descriptor, Machine, openHypervisor, placeGdt } from 'vmexit';
@@ -218,16 +230,16 @@ export function placeGdt<Name extends string>(
   segments: { readonly [K in Name]: SegmentRegister },
 ): Gdt<Name> {
   const entries = Object.entries<SegmentRegister>(object('segments', segments));
-  const long = entries.some(([, { s, l }]) => s === 1 && l === 1);
+  const long = entries.some(([, segment]) => segment?.s === 1 && segment.l === 1);
   const words = [0n];
-  const found = entries.map(([name, segment]) => {
+  const found = entries.map(([name, given]) => {
+    const segment = checked(name, given);
     const selector = words.length * 8 + (segment.s === 1 ? segment.dpl : 0);
     words.push(encode(segment));
     if (long && segment.s === 0) words.push(segment.base >> 32n);
     return [name, { ...segment, selector }];
   });
-  write(place.memory, offsetIn(place, words.length * 8), words);
-  return { table: tableRegister(place, words.length * 8), segments: Object.fromEntries(found) };
+  return { table: putTable(place, words), segments: Object.fromEntries(found) };
 }
 
 /** Where an exception or an interrupt goes. */
@@ -286,8 +298,7 @@ export function placeIdt(
     const at = integer('vector', Number(vector), VECTORS - 1) * perGate;
     words.splice(at, perGate, ...encodeGate(`gates[${vector}]`, gate, bits));
   }
-  write(place.memory, offsetIn(place, words.length * 8), words);
-  return tableRegister(place, words.length * 8);
+  return putTable(place, words);
 }
 
 /** The stacks that a TSS names. */
@@ -328,6 +339,5 @@ export function placeTss(place: TablePlace, options: TssOptions): SegmentRegiste
   }
   // At the limit: there is none.
   view.setUint16(Tss64.ioMap, bytes.length, true);
-  place.memory.write(offsetIn(place, bytes.length), bytes);
-  return descriptor.tss({ bits, base: linearOf(place) });
+  return descriptor.tss({ bits, base: put(place, bytes) });
 }

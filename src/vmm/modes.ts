@@ -1,9 +1,9 @@
 /** What a vCPU needs to begin in a mode: tables in guest memory, and the registers that turn it on. */
 
-import { object } from '../hypervisor/args.ts';
-import { outOfRange } from '../hypervisor/errors.ts';
-import type { GuestMemory } from '../hypervisor/guest-memory.ts';
-import type { Vcpu } from '../hypervisor/vcpu.ts';
+import { integer, object } from '../hypervisor/args.ts';
+import { outOfRange, wrongType } from '../hypervisor/errors.ts';
+import { type GuestMemory, guestMemory } from '../hypervisor/guest-memory.ts';
+import { Vcpu } from '../hypervisor/vcpu.ts';
 import { descriptor, placeGdt, type SegmentRegister } from './descriptors.ts';
 import { PageTables } from './page-tables.ts';
 
@@ -41,7 +41,8 @@ export const Selector = {
 } as const;
 
 /** Bytes that enterLongMode() writes: a GDT, and page tables for `identity` bytes. */
-export const tablesSize = (identity = 4 * GIB): number => (3 + Math.ceil(identity / GIB)) * PAGE;
+export const tablesSize = (identity = 4 * GIB): number =>
+  (3 + Math.ceil(integer('identity', identity) / GIB)) * PAGE;
 
 /** A GDT with one segment of code and one of data; all registers that it loads. */
 function flatSegments(memory: GuestMemory, bits: 32 | 64, { tables, base = 0 }: ProtectedModeOptions) {
@@ -58,7 +59,14 @@ const registers = (cs: SegmentRegister, data: SegmentRegister) => ({
   ss: data,
 });
 
-function checkTables(memory: GuestMemory, { tables, base = 0 }: ProtectedModeOptions, size: number): void {
+function checkVcpu(vcpu: Vcpu): void {
+  if (!(vcpu instanceof Vcpu)) throw wrongType('vcpu', vcpu, 'a vCPU, from Vm.createVcpu()');
+}
+
+function checkTables(memory: GuestMemory, options: ProtectedModeOptions, size: number): void {
+  const base = integer('base', options.base ?? 0);
+  const tables = integer('tables', options.tables);
+  guestMemory('memory', memory);
   if (tables % PAGE !== 0 || tables < base || tables + size > base + memory.size)
     throw outOfRange('tables', tables, `page-aligned, with ${size} bytes of the memory from there on`);
 }
@@ -70,13 +78,16 @@ function checkTables(memory: GuestMemory, { tables, base = 0 }: ProtectedModeOpt
  * @throws KvmError EINVAL without one; RangeError ERR_KVM_INVALID_ARG when the tables do not fit in the memory
  */
 export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongModeOptions): void {
-  const { tables, base = 0, identity = 4 * GIB } = object('options', options);
-  if (identity % LARGE_PAGE !== 0 || identity <= 0 || identity > 512 * GIB) {
+  checkVcpu(vcpu);
+  const { tables } = object('options', options);
+  const identity = integer('identity', options.identity ?? 4 * GIB);
+  if (identity % LARGE_PAGE !== 0 || identity === 0 || identity > 512 * GIB) {
     throw outOfRange('identity', identity, 'a multiple of 2 MiB above 0 and up to 512 GiB');
   }
   checkTables(memory, options, tablesSize(identity));
+  const size = tablesSize(identity) - PAGE;
+  const paging = new PageTables(memory, { ...options, at: Number(tables) + PAGE, size });
   const segments = flatSegments(memory, 64, options);
-  const paging = new PageTables(memory, { at: tables + PAGE, size: tablesSize(identity) - PAGE, base });
   paging.map({ linear: 0, size: identity, pageSize: LARGE_PAGE, user: true });
   vcpu.changeSregs({
     cr0: CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP | CR0.PG,
@@ -93,6 +104,7 @@ export function enterLongMode(vcpu: Vcpu, memory: GuestMemory, options: LongMode
  * @throws RangeError ERR_KVM_INVALID_ARG when the GDT does not fit in the memory
  */
 export function enterProtectedMode(vcpu: Vcpu, memory: GuestMemory, options: ProtectedModeOptions): void {
+  checkVcpu(vcpu);
   checkTables(memory, object('options', options), PAGE);
   vcpu.changeSregs({
     cr0: CR0.PE | CR0.MP | CR0.ET | CR0.NE | CR0.WP,
@@ -148,9 +160,11 @@ export function enterUserMode(
   vcpu: Vcpu,
   segments: { readonly code: SegmentRegister; readonly data: SegmentRegister },
 ): void {
+  checkVcpu(vcpu);
   const { code, data } = object('segments', segments);
-  for (const [name, { dpl, selector }] of Object.entries({ code, data })) {
-    if (dpl !== 3 || (selector & 3) !== 3)
+  for (const [name, segment] of Object.entries({ code, data })) {
+    const { dpl, selector } = object(name, segment);
+    if (dpl !== 3 || integer(`${name}.selector`, selector, 0xffff) % 4 !== 3)
       throw outOfRange(
         `${name}.dpl`,
         dpl,
@@ -160,8 +174,13 @@ export function enterUserMode(
   vcpu.changeSregs(registers(code, data));
 }
 
-/** Puts the vCPU in real mode at `segment:0`, all data segments at the same base. rip is the caller's. */
+/**
+ * Puts the vCPU in real mode at `segment:0`, all data segments at the same base. rip is the caller's.
+ * @throws TypeError, RangeError ERR_KVM_INVALID_ARG
+ */
 export function enterRealMode(vcpu: Vcpu, segmentSelector = 0): void {
-  const at = { base: BigInt(segmentSelector * 16), selector: segmentSelector };
+  checkVcpu(vcpu);
+  const selector = integer('segmentSelector', segmentSelector, 0xffff);
+  const at = { base: BigInt(selector * 16), selector };
   vcpu.changeSregs({ cs: at, ds: at, es: at, ss: at });
 }

@@ -1,7 +1,7 @@
 /** Page tables of 4-level paging in guest memory (SDM volume 3, 4.5). */
 import { integer, object, PAGE_SIZE as PAGE, pages } from '../hypervisor/args.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
-import type { GuestMemory } from '../hypervisor/guest-memory.ts';
+import { type GuestMemory, guestMemory } from '../hypervisor/guest-memory.ts';
 import { viewOf } from '../uapi/layout.ts';
 
 const Entry = { PRESENT: 1n, WRITABLE: 2n, USER: 4n, LARGE: 1n << 7n, NX: 1n << 63n } as const;
@@ -71,11 +71,14 @@ export class PageTables {
 
   /** @throws RangeError ERR_KVM_INVALID_ARG when there is no room for one table. Nothing is written then */
   constructor(memory: GuestMemory, options: PageTablesOptions) {
-    const { at, base = 0 } = object('options', options);
-    this.#memory = memory;
-    this.#base = pages('base', base);
-    this.#at = pages('at', at, base + memory.size - PAGE, base);
-    this.#limit = at + pages('size', options.size ?? base + memory.size - at, base + memory.size - at, PAGE);
+    const { base: from = 0 } = object('options', options);
+    this.#memory = guestMemory('memory', memory);
+    const base = pages('base', from);
+    const at = pages('at', options.at, base + memory.size - PAGE, base);
+    const room = base + memory.size - at;
+    this.#base = base;
+    this.#at = at;
+    this.#limit = at + pages('size', options.size ?? room, room, PAGE);
     this.#next = at;
     this.#table();
   }
@@ -101,9 +104,15 @@ export class PageTables {
     if (depth === undefined)
       throw outOfRange('pageSize', pageSize, `one of ${Object.keys(depths).join(', ')}`);
     const linear = linearAddress(mapping.linear);
-    if (BigInt.asUintN(64, BigInt.asIntN(48, linear)) !== linear || linear % BigInt(pageSize) !== 0n)
-      throw outOfRange('linear', mapping.linear, `canonical, and a multiple of ${pageSize}`);
-    const size = integer('size', mapping.size ?? pageSize, 2 ** 48, pageSize);
+    if (linear % BigInt(pageSize) !== 0n)
+      throw outOfRange('linear', mapping.linear, `a multiple of ${pageSize}`);
+    // To the end of the half of the address space that it is in.
+    const size = integer(
+      'size',
+      mapping.size ?? pageSize,
+      2 ** 47 - Number(BigInt.asUintN(47, linear)),
+      pageSize,
+    );
     const physical = integer('physical', mapping.physical ?? Number(linear), 2 ** 52 - size);
     for (const [name, bytes] of [['physical', physical] as const, ['size', size] as const])
       if (bytes % pageSize !== 0) throw outOfRange(name, bytes, `a multiple of ${pageSize}`);
@@ -186,8 +195,11 @@ export class PageTables {
 }
 
 /** Negative bigints are their two's complement. */
-const linearAddress = (linear: number | bigint): bigint =>
-  BigInt.asUintN(64, typeof linear === 'bigint' ? linear : BigInt(integer('linear', linear)));
+function linearAddress(linear: number | bigint): bigint {
+  const address = BigInt.asUintN(64, typeof linear === 'bigint' ? linear : BigInt(integer('linear', linear)));
+  if (BigInt.asUintN(64, BigInt.asIntN(48, address)) === address) return address;
+  throw outOfRange('linear', linear, 'canonical: bits 63 to 47 alike');
+}
 
 const indexOf = (linear: bigint, depth: number): number =>
   Number((linear >> BigInt(shiftAt(depth))) & BigInt(ENTRIES - 1));

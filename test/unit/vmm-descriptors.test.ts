@@ -2,6 +2,7 @@ import { afterAll, describe, expect, it } from 'vitest';
 import {
   descriptor,
   enterProtectedMode,
+  enterRealMode,
   enterUserMode,
   Machine,
   openHypervisor,
@@ -105,6 +106,7 @@ describe('page tables', () => {
 const place = { memory, address: 0 };
 const tables = () => new PageTables(memory, { at: 0x1_0000, size: 0x4000 });
 const gate = { offset: 0, selector: 8 };
+const data = descriptor.data();
 const bad: readonly [what: string, call: () => unknown, says: RegExp][] = [
   [
     'a size of code that there is not',
@@ -167,6 +169,21 @@ const bad: readonly [what: string, call: () => unknown, says: RegExp][] = [
     },
     /where no page of 2097152 bytes is mapped/,
   ],
+  [
+    'pages beyond the lower half of the address space',
+    () => tables().map({ linear: 2n ** 47n - 4096n, size: 0x2000 }),
+    /size is 0x2000/,
+  ],
+  [
+    'pages beyond the last address',
+    () => tables().map({ linear: 2n ** 64n - 4096n, physical: 0, size: 0x2000 }),
+    /size is 0x2000/,
+  ],
+  [
+    'a field that a descriptor has no room for',
+    () => placeGdt(place, { a: { ...data, type: 16 } }),
+    /a\.type is 16/,
+  ],
   ['a GDT beyond the memory', () => enterProtectedMode(vcpu, memory, { tables: MIB }), /tables is/],
   [
     'segments of privilege 0 for privilege 3',
@@ -178,4 +195,34 @@ it.each(bad)('refuses %s, with an error that says so', (_what, call, says) => {
   expect(call).toThrow(
     expect.objectContaining({ code: 'ERR_KVM_INVALID_ARG', message: expect.stringMatching(says) }),
   );
+});
+
+// biome-ignore lint/suspicious/noExplicitAny: wrong on purpose.
+const wrongCalls: readonly (readonly [what: string, call: (wrong: any) => unknown])[] = [
+  ['place', (wrong) => placeGdt(wrong, {})],
+  ['memory of a place', (wrong) => placeIdt({ ...place, memory: wrong }, 64, {})],
+  ['memory of tables', (wrong) => new PageTables(wrong, { at: 0 })],
+  ['memory of a mode', (wrong) => enterProtectedMode(vcpu, wrong, { tables: 0 })],
+  ['segment', (wrong) => placeGdt(place, { wrong })],
+  ['code segment', (wrong) => enterUserMode(vcpu, { code: wrong, data })],
+  ['vCPU', (wrong) => enterProtectedMode(wrong, memory, { tables: 0 })],
+  ['vCPU to put in real mode', (wrong) => enterRealMode(wrong)],
+];
+it.each(wrongCalls)('refuses what is no %s', (_what, call) => {
+  for (const wrong of [undefined, null, 8, {}])
+    expect(() => call(wrong), String(wrong)).toThrow(
+      expect.objectContaining({ code: 'ERR_KVM_INVALID_ARG' }),
+    );
+});
+
+it('writes no table whose linear address it refuses', () => {
+  const before = memory.read(place.address, 64);
+  for (const write of [
+    (at: typeof place & { linear: number }) => placeGdt(at, { data }),
+    (at: typeof place & { linear: number }) => placeIdt(at, 32, { 0: { offset: 0x1234, selector: 8 } }),
+    (at: typeof place & { linear: number }) => placeTss(at, { stack: 0x1234 }),
+  ]) {
+    expect(() => write({ ...place, linear: 1.5 })).toThrow(/linear is 1\.5/);
+    expect(memory.read(place.address, 64)).toEqual(before);
+  }
 });
