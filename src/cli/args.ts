@@ -44,10 +44,13 @@ function parseOrExplain(argv: string[], options: Options) {
   try {
     return parseArgs({ args, options, allowPositionals: true, strict: true });
   } catch (error) {
-    const [, option] =
-      /^Option '(?:-\w, )?(--[\w-]+)[^']*' argument is ambiguous/.exec((error as Error).message) ?? [];
-    if (option !== undefined)
-      throw new UsageError(`${option} needs a value; one that begins with '-' goes behind '='`);
+    const [, option, why] =
+      /^Option '(?:-\w, )?(--[\w-]+)[^']*' argument (is ambiguous|missing)/.exec((error as Error).message) ??
+      [];
+    if (option !== undefined) {
+      const how = why === 'missing' ? '' : "; one that begins with '-' goes behind '='";
+      throw new UsageError(`${option} needs a value${how}`);
+    }
     // Node's advice about '--' after the first sentence helps nobody here.
     const [sentence] = (error as Error).message.split('. ');
     throw new UsageError(sentence!);

@@ -15,8 +15,10 @@ interface Format {
 const QEMU = 'qemu-system-x86_64';
 /** Of a text or a table this much is looked at. */
 const LOOKED_AT = 4096;
-/** So many bytes of code are hardly ever all printable. */
-const LEAST_TEXT = 32;
+/** So many bytes of code are hardly ever all printable: neither HLT nor a jump backwards is. */
+const LEAST_TEXT = 8;
+/** Of UTF-16: no instruction begins so. */
+const BYTE_ORDER_MARKS = ['\xff\xfe', '\xfe\xff'];
 
 const bytesOf = (magic: string) => Array.from(magic, (c) => c.charCodeAt(0));
 
@@ -52,6 +54,7 @@ const isFirmware = (file: Bytes): boolean =>
     has(file, 40, '_FVH'));
 
 function isText(file: Bytes): boolean {
+  if (BYTE_ORDER_MARKS.some((mark) => has(file, 0, mark))) return true;
   const head = file.subarray(0, LOOKED_AT);
   const printable = (byte: number) => (byte >= 0x20 && byte !== 0x7f) || (byte >= 0x09 && byte <= 0x0d);
   if (head.length < LEAST_TEXT || !head.every(printable)) return false;

@@ -50,7 +50,7 @@ describe('vmexit', () => {
   it.each([
     [probe, ['x'], /^'x' is one argument too many$/],
     [probe, ['--require', 'flying'], /there is no feature 'flying'; there is real-mode, .*private-memory/],
-    [probe, ['--require'], /^Option '--require <value>' argument missing/],
+    [probe, ['--require'], /^--require needs a value$/],
     [probe, ['--backend', 'xen'], /^--backend is 'xen'; it must be auto or kvm or sim$/],
     [run, [], /^<guest> is missing$/],
     [run, ['a', 'b'], /^'b' is one argument too many$/],
@@ -59,6 +59,7 @@ describe('vmexit', () => {
     [run, ['a', '--timeout', '0'], /^--timeout is '0'; it must be a number of seconds above 0$/],
     [run, ['a', '--timeout', '1s'], /^--timeout is '1s'/],
     [run, ['a', '--timeout', '-1'], /^--timeout is '-1'; it must be a number of seconds above 0$/],
+    [run, ['a', '--timeout'], /^--timeout needs a value$/],
     [run, ['a', '--trace', '--json'], /^--trace needs a value; one that begins with '-' goes behind '='$/],
     [run, ['a', '--mode', 'virtual'], /^--mode is 'virtual'; it must be real or long$/],
     [run, ['a', '--at', '7c00h'], /^--at is '7c00h'; it must be an address such as 0x7c00$/],

@@ -54,6 +54,8 @@ const known: readonly [what: string, file: Uint8Array, name: string, says: RegEx
   ['a program for macOS', file(0x100, { 0: '\xcf\xfa\xed\xfe' }), 'g', /macOS/],
   ['WebAssembly', file(0x100, { 0: '\0asm' }), 'g', /WebAssembly/],
   ['a script', Buffer.from('#!/bin/sh\n'), 'g', /script/],
+  ['a line of source', Buffer.from('int main(){}\n'), 'g', /text.*compile/],
+  ['source in UTF-16', Buffer.from('\ufeffhlt\n', 'utf16le'), 'g', /text.*compile/],
   ['C source', Buffer.from('/* für alle */ int main(void) { return 0; }\n'), 'g', /text.*compile/],
   ['a .COM program', file(3, { 0: '\xb4\x4c\xcd' }), 'HELLO.COM', /\.COM program .*--at 0x100/],
 ];
