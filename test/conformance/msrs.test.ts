@@ -244,4 +244,14 @@ conformance('model-specific registers', ({ needs }) => {
     }
     expect([...found].map(([index, answer]) => `0x${index.toString(16)} ${answer.join(' ')}`)).toEqual([]);
   });
+  needs('msrs-of-amd-6.12')(
+    "userspace's SYSENTER_ESP and SYSENTER_EIP have 32 bits, as legacy mode reads them",
+    (hv) => {
+      using agent = boot(hv);
+      for (const index of [0x175, 0x176]) {
+        expect(agent.vcpu.setMsrs([{ index, data: 0x1_0000_0005n }])).toBe(1);
+        expect(agent.vcpu.getMsrs([index])[0]?.data).toBe(5n);
+      }
+    },
+  );
 });

@@ -121,7 +121,10 @@ const base = (index: number, segment: number): [number, Row] => [
   },
 ];
 
-/** Intel's refuse what is not canonical; what is KVM's own to set is made so (arch/x86/kvm/x86.c, __kvm_set_msr). */
+/**
+ * Intel's refuse what is not canonical; what is KVM's own to set is made so (arch/x86/kvm/x86.c, __kvm_set_msr), and for a
+ * guest that knows itself on AMD's, where only legacy mode has SYSENTER, cut to 32 bits (svm/svm.c, svm_set_msr).
+ */
 const entry = (index: number): [number, Row] => [
   index,
   {
@@ -129,7 +132,11 @@ const entry = (index: number): [number, Row] => [
     read: (cpu) => cpu.msrs.get(index) ?? 0n,
     write(cpu, value, host) {
       if (!host && cpu.vendor === 'intel' && !canonical(value)) return false;
-      cpu.msrs.set(index, BigInt.asUintN(64, BigInt.asIntN(48, value)));
+      const kept = BigInt.asUintN(64, BigInt.asIntN(48, value));
+      cpu.msrs.set(
+        index,
+        host && features(cpu.cpuid).vendor === 'amd' && cpu.vendor === 'amd' ? low32(kept) : kept,
+      );
       return true;
     },
   },
