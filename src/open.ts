@@ -59,6 +59,7 @@ export function openHypervisor(options: OpenOptions = {}): Hypervisor {
       throw outOfRange('needs', need, `among ${Object.keys(features).join(', ')}`);
   }
   if (device !== undefined && typeof device !== 'string') throw wrongType('device', device, 'a path');
+  if (device === '') throw outOfRange('device', device, 'a path');
   if (simulated !== undefined) object('simulated', simulated);
 
   if (backend === 'kvm') return openKvm(needs, device);

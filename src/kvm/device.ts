@@ -72,12 +72,15 @@ const closed: Explain = (device, { node, root, env }) => {
   const group = nameOf(node.gid, root, 'group');
   const owner = nameOf(node.uid, root, 'passwd') ?? `user ${node.uid}`;
   const is = `it is ${owner}'s, group ${group ?? node.gid}, mode ${node.mode.toString(8).padStart(4, '0')}`;
+  const give = `chgrp kvm ${device}; chmod 0660 ${device} (a udev rule keeps it), or run as its owner`;
   const helps =
     (node.mode & GROUP_RW) !== GROUP_RW
-      ? `its group may not either: chgrp kvm ${device}; chmod 0660 ${device} (a udev rule keeps it), or run as its owner`
-      : group === undefined
-        ? `its group has no name here, as in a container: docker run --group-add ${node.gid}`
-        : `join its group (usermod -aG ${group} USER, then log in again)`;
+      ? `its group may not either: ${give}`
+      : node.gid === 0
+        ? `nobody should join that group: ${give}`
+        : group === undefined
+          ? `its group has no name here, as in a container: docker run --group-add ${node.gid}`
+          : `join its group (usermod -aG ${group} USER, then log in again)`;
   const hint = onCi(env, `sudo chmod 0666 ${device} as a step before`);
   return ['permission', `${device} may not be opened by this user: ${is}; ${helps}${hint}`];
 };

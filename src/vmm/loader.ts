@@ -52,6 +52,7 @@ const unreadable: { readonly [code: string]: string } = {
  * ```
  */
 export function loadGuest(path: string, options: LoadOptions = {}): GuestImage {
+  if (path === '') throw badGuest("''", 'is no path');
   return guestIn(readFile(path, options.most ?? Number.MAX_SAFE_INTEGER), path, options);
 }
 

@@ -53,6 +53,15 @@ describe('a device that may not be opened', () => {
     );
   });
 
+  it("asks nobody to join root's group", () => {
+    expect(denied({ gid: 0 })).toEqual(
+      says(
+        "it is root's, group root, mode 0660; nobody should join that group: chgrp kvm /dev/kvm; chmod 0660 /dev/kvm " +
+          '(a udev rule keeps it), or run as its owner',
+      ),
+    );
+  });
+
   it('gives the number where the group has no name, as in a container', () => {
     expect(denied({ uid: 7, gid: 993 })).toEqual(
       says(

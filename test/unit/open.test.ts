@@ -30,6 +30,7 @@ describe("backend 'auto'", () => {
     using hv = openHypervisor({ device: NOWHERE });
     expect(hv.backend).toBe('sim');
     expect(hv.fallback).toMatch(/^\/nonexistent\/kvm does not exist: \S/);
+    expect(() => openHypervisor({ device: '' })).toThrow(RangeError);
   });
 
   const others = { 'another device': () => '/dev/null', 'a file': () => scratch.file('kvm', '') };

@@ -297,6 +297,7 @@ describe('a file', () => {
   });
 
   it.each([
+    ['without a name', () => '', {}, /^'' is no path$/],
     ['that is missing', () => join(folder, 'nothing'), {}, /nothing does not exist$/],
     ['that is empty', () => file('empty', ''), {}, /empty: there is nothing to run/],
     ['that is a folder', () => folder, {}, /is a folder/],
