@@ -22,9 +22,9 @@ export default defineConfig({
     pool: 'forks',
     testTimeout: TEST_MS,
     hookTimeout: TEST_MS,
-    // Files share a process, and what a module holds: loading all of them once per file took a third of the time, and in the lab,
-    // where the processor is emulated, longer than the tests.
-    isolate: false,
+    // In the lab the processor is emulated: loading the modules once per file would take longer than the tests. So files
+    // share a process there, and what a module of test/support holds.
+    isolate: !inLab,
     fileParallelism: !inLab,
     // By default one processor would be left alone.
     maxWorkers: inLab ? 1 : availableParallelism(),
