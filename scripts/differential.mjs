@@ -1,22 +1,4 @@
 // Runs test/differential, which is TypeScript: --help says how.
-import { dirname, resolve } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { createViteServer } from 'vitest/node';
+import { runMain } from './run-typescript.mjs';
 
-const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const server = await createViteServer({
-  root,
-  configFile: false,
-  logLevel: 'warn',
-  appType: 'custom',
-  // Node 20 does not parse `using`.
-  oxc: { target: 'es2022' },
-  server: { middlewareMode: true, watch: null, hmr: false, ws: false },
-  optimizeDeps: { noDiscovery: true },
-});
-try {
-  const { main } = await server.ssrLoadModule('/test/differential/cli.ts');
-  process.exitCode = await main(process.argv.slice(2));
-} finally {
-  await server.close();
-}
+await runMain('/test/differential/cli.ts');
