@@ -126,6 +126,7 @@ async function typedoc(folder, modules, compilerOptions, out) {
     disableSources: true,
     disableGit: true,
     excludePrivate: true,
+    excludeProtected: true,
     skipErrorChecking: true,
     sort: ['source-order'],
     // Of a page, and of a class.
@@ -161,8 +162,19 @@ async function typedoc(folder, modules, compilerOptions, out) {
   const project = await app.convert();
   if (project === undefined || app.logger.hasErrors()) throw new Error('TypeDoc failed');
   listWords(project.getReflectionsByKind(ReflectionKind.TypeAlias));
+  hideParts(project);
   await app.generateOutputs(project);
   if (app.logger.hasErrors() || app.logger.hasWarnings()) throw new Error('TypeDoc failed');
+}
+
+/** A class that no entry exports is a part of another one's text, and no name for a reader. */
+function hideParts(project) {
+  const isPart = (type) => type?.reflection === undefined && /^Vm|^Vcpu/.test(type?.name);
+  for (const reflection of Object.values(project.reflections)) {
+    for (const relation of ['inheritedFrom', 'overwrites'])
+      if (isPart(reflection[relation])) delete reflection[relation];
+    if (reflection.extendedTypes?.every(isPart)) delete reflection.typeHierarchy;
+  }
 }
 
 /** What each word of a union means, which the plugin leaves out. */

@@ -15,7 +15,7 @@ import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
 import { bitmapPages, UserfaultBitmap } from './userfault-bitmap.ts';
 import { Userfaultfd } from './userfaultfd.ts';
-import type { CpuidEntry } from './vcpu.ts';
+import type { CpuidEntry } from './vcpu-state.ts';
 import { Vm } from './vm.ts';
 
 /**

@@ -18,16 +18,17 @@ export { type Range, RangeMap, type ValueRange } from './ranges.ts';
 export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
-export {
-  type CpuidEntry,
-  type DebugRegs,
-  type Msr,
-  type Regs,
-  type Sregs,
-  type Sregs2,
-  type Translation,
-  Vcpu,
-  type VcpuEvents,
-} from './vcpu.ts';
-export { type MemoryAttributes, type MemoryRegion, type MemoryRegion2, Vm, type VmSetup } from './vm.ts';
+export { Vcpu } from './vcpu.ts';
+export type {
+  CpuidEntry,
+  DebugRegs,
+  Msr,
+  Regs,
+  Sregs,
+  Sregs2,
+  Translation,
+  VcpuEvents,
+} from './vcpu-state.ts';
+export { Vm, type VmSetup } from './vm.ts';
+export type { MemoryAttributes, MemoryRegion, MemoryRegion2 } from './vm-memory.ts';
 export { type FxsaveArea, Xfeature, XsaveArea } from './xsave-area.ts';

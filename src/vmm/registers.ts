@@ -1,5 +1,6 @@
 /** A vCPU's registers as people read them. */
-import type { Regs, Sregs, Vcpu } from '../hypervisor/vcpu.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
+import type { Regs, Sregs } from '../hypervisor/vcpu-state.ts';
 
 const GENERAL = [
   ['rax', 'rbx', 'rcx', 'rdx'],

@@ -137,8 +137,20 @@ export function exported(root: string, path: string): Documented[] {
       yield { name: `${name}.${key}`, at: place(module, child), doc, text };
       yield* members(`${name}.${key}`, module, child);
     }
+    yield* inherited(name, module, node);
+  }
+
+  /** A class may be written in parts, each a class of a file of its own that is not exported. */
+  function* inherited(name: string, module: Module, { superClass }: Node): Generator<Documented> {
+    if (superClass?.type !== 'Identifier' || !isImported(module, superClass.name)) return;
+    for (const part of named(module, undefined, superClass.name))
+      for (const member of members(name, part.module, part.node))
+        if (member.name !== `${name}.constructor`) yield member;
   }
 }
+
+const isImported = ({ body }: Module, name: string): boolean =>
+  body.some(({ specifiers }) => specifiers?.some(({ local }: Node) => local?.name === name));
 
 /** The other half of an accessor, and the other signatures of a function: one docstring serves all. */
 const siblings = (node: Node, parent: Node): Node[] =>
@@ -177,7 +189,7 @@ function childrenOf(node: Node): Node[] {
 
 const isPublic = (member: Node): boolean =>
   member.key?.type !== 'PrivateIdentifier' &&
-  member.accessibility !== 'private' &&
+  (member.accessibility ?? 'public') === 'public' &&
   member.type !== 'StaticBlock';
 
 /** What tells the arms of a union apart says itself what it is: `readonly kind: 'file'`. */

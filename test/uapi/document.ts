@@ -51,18 +51,16 @@ const ownCalls = ['KVM_RUN', 'KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_
 /** By ioctl, the public methods whose bodies name it. */
 function methods(): Map<string, string[]> {
   const found = new Map<string, string[]>(Object.entries(within).map(([name, list]) => [name, [...list]]));
-  for (const [file, object] of [
-    ['hypervisor', 'hv'],
-    ['vm', 'vm'],
-    ['vcpu', 'vcpu'],
-  ] as const) {
+  for (const file of filesOf('src/hypervisor')) {
+    const [, object] = /^(hypervisor|vm|vcpu)\b/.exec(file) ?? [];
+    if (object === undefined) continue;
     let method: string | undefined;
-    for (const line of read(`src/hypervisor/${file}.ts`).split('\n')) {
+    for (const line of read(`src/hypervisor/${file}`).split('\n')) {
       const [, name] = /^ {2}(?:async )?(#?\w+)(?:<.*?>)?\(/.exec(line) ?? [];
       if (name !== undefined) method = name.startsWith('#') ? undefined : name;
       for (const [, ioctl] of line.matchAll(/\bioctls\.(KVM_\w+)/g)) {
         const list = found.get(ioctl!) ?? [];
-        const own = `${object}.${method}()`;
+        const own = `${object === 'hypervisor' ? 'hv' : object}.${method}()`;
         if (method !== undefined && !list.includes(own)) found.set(ioctl!, [...list, own]);
       }
     }

@@ -1,5 +1,5 @@
 /** Which processor features a guest was told of and a host lacks. */
-import type { CpuidEntry } from '../../hypervisor/vcpu.ts';
+import type { CpuidEntry } from '../../hypervisor/vcpu-state.ts';
 import { KvmCpuid } from '../../uapi/constants.ts';
 
 type Register = 'eax' | 'ebx' | 'ecx' | 'edx';
