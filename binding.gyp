@@ -7,8 +7,10 @@
         "native/handle.cc",
         "native/ioctls.cc",
         "native/memory.cc",
+        "native/references.cc",
         "native/run.cc",
         "native/syscalls.cc",
+        "native/table.cc",
         "native/userfaultfd.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],

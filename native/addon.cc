@@ -5,6 +5,7 @@
 #include "ioctls.h"
 #include "memory.h"
 #include "run.h"
+#include "table.h"
 #include "userfaultfd.h"
 
 namespace {
@@ -17,8 +18,6 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"open", vmexit::Open},
       {"ioctl", vmexit::Ioctl},
       {"create", vmexit::Create},
-      {"setMemoryRegion", vmexit::SetMemoryRegion},
-      {"dirtyLog", vmexit::DirtyLog},
       {"requests", vmexit::Requests},
       {"allocate", vmexit::Allocate},
       {"reserve", vmexit::Reserve},

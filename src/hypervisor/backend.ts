@@ -9,6 +9,20 @@ import type { DialectName } from '../uapi/dialects.ts';
 /** A file descriptor or a mapping of the backend's: opaque, used only with the backend that made it. */
 export type Handle = { readonly __handle: unique symbol };
 
+/** Guest memory, from an offset on. */
+export interface Place {
+  /** Guest RAM, or a reservation where an ioctl takes one. */
+  readonly memory: Handle;
+  /** Bytes from its beginning. */
+  readonly offset: number;
+}
+
+/**
+ * What a backend puts into an argument where the kernel's struct has a pointer or a file descriptor; null for none. Of
+ * bytes the kernel sees a copy, and what it writes is copied back.
+ */
+export type Reference = Handle | Place | Uint8Array | null;
+
 /** `kvm`: the kernel's KVM. `sim`: the simulator. */
 export type BackendName = 'kvm' | 'sim';
 
@@ -100,7 +114,8 @@ export interface Observer {
 /**
  * Where a call can fail, it gives a negated errno instead of its result. `request` is the full number of the ioctl;
  * `argument` is a number where the kernel takes an integer and the struct's bytes where it takes a pointer, into
- * which the kernel's answer is written.
+ * which the kernel's answer is written; `references` are what the struct refers to, in the order of the row's
+ * `references`, and those at its end that are null may be left out.
  */
 export interface Backend {
   /** Which backend this is. */
@@ -110,29 +125,19 @@ export interface Backend {
   /** Opens the KVM device. @throws UnavailableError */
   open(): Handle;
   /** ioctl(2) on a handle. Gives what the kernel returns: 0 or more, or a negated errno. */
-  ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
-  /** An ioctl that returns a file descriptor. */
-  create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
-  /**
-   * Both region ioctls; userspace_addr, guest_memfd and userfault_bitmap are filled in from the handles. The bitmap,
-   * that of KVM_MEM_USERFAULT, is guest RAM with a bit for each page of the slot.
-   */
-  setMemoryRegion(
-    vm: Handle,
+  ioctl(
+    handle: Handle,
     request: number,
-    region: Uint8Array,
-    memory: Handle | null,
-    memoryOffset: number,
-    guestMemfd: Handle | null,
-    bitmap: Handle | null,
+    argument?: number | bigint | Uint8Array,
+    references?: readonly Reference[],
   ): number;
-
-  /**
-   * KVM_GET_DIRTY_LOG, its pointer filled in; without it there is no log. @param slot its address space in the upper 16
-   * bits @param bitmap a bit for each page of the slot, in whole words of 64
-   */
-  dirtyLog?(vm: Handle, slot: number, bitmap: Uint8Array): number;
-
+  /** An ioctl that makes a file descriptor; 0 where it has succeeded and made none (KVM_CREATE_DEVICE_TEST). */
+  create(
+    handle: Handle,
+    request: number,
+    argument: number | bigint | Uint8Array,
+    references?: readonly Reference[],
+  ): Handle | number;
   /** Guest RAM, zero, untouched until used. */
   allocate(size: number): Handle | number;
   /** Address space with nothing behind it, for a slot without backing. */

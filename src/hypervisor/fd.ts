@@ -1,8 +1,8 @@
 /** One open file descriptor of a backend, and the ways in which a row of the ioctl table is issued on it. */
-import type { ArrayRow, Ioctl, SizedRow, StructRow } from '../uapi/ioctls.ts';
+import type { ArrayRow, Ioctl, PointersRow, SizedRow, StructRow } from '../uapi/ioctls.ts';
 import { type Input, type Struct, type Value, viewOf } from '../uapi/layout.ts';
 import type { Integer } from './args.ts';
-import { type Backend, type BackendName, type Handle, isHandle } from './backend.ts';
+import { type Backend, type BackendName, type Handle, isHandle, type Reference } from './backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
 import { remedy } from './remedies.ts';
 
@@ -75,6 +75,20 @@ export class Fd {
     });
   }
 
+  /** Writes a struct with what it refers to, in the order of the row; gives the kernel's result. */
+  refer<T extends PointersRow>(
+    row: T,
+    value: Input<Value<T['struct']>>,
+    references: readonly Reference[],
+  ): number {
+    return lend(row.struct.size, (data, view) => {
+      encode(row, view, value);
+      const result = this.backend.ioctl(this.handle, row.request, data, references);
+      if (result < 0) throw failed(result, row, data, this.backend.name);
+      return result;
+    });
+  }
+
   /** Reads by one row and writes by the other what it read, with the given fields changed. */
   change<T extends StructRow>(from: StructRow, to: T, value: Input<Value<T['struct']>>): void {
     lend(to.struct.size, (data, view) => {
@@ -144,7 +158,11 @@ export function lend<R>(size: number, use: (data: Uint8Array<ArrayBuffer>, view:
   }
 }
 
-function encode<T extends StructRow>(row: T, view: DataView, value: Input<Value<T['struct']>>): void {
+function encode<T extends StructRow | PointersRow>(
+  row: T,
+  view: DataView,
+  value: Input<Value<T['struct']>>,
+): void {
   if ('fields' in row.struct && (typeof value !== 'object' || value === null)) {
     throw wrongType(row.name, value, `an object with fields of struct ${(row.struct as Struct).name}`);
   }

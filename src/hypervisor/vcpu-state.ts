@@ -238,7 +238,7 @@ export abstract class VcpuState {
   }
   /** KVM_ENABLE_CAP for this vCPU. @throws KvmError EINVAL for a capability that cannot be enabled for one */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
-    this.fd.write(ioctls.KVM_ENABLE_CAP, cap);
+    this.fd.refer(ioctls.KVM_ENABLE_CAP, cap, []);
   }
 
   /**

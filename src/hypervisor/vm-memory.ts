@@ -1,14 +1,13 @@
 /** A VM's memory: its slots, their attributes, and which pages were written. */
 import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
 import { dialects } from '../uapi/dialects.ts';
-import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { size64, viewOf } from '../uapi/layout.ts';
 import { kvm_create_guest_memfd, kvm_enc_region, kvm_memory_attributes } from '../uapi/structs.ts';
 import { integer, object, PAGE_SIZE, roundUp, u32 } from './args.ts';
 import { type Handle, isHandle } from './backend.ts';
 import { KvmError, wrongType } from './errors.ts';
-import { Fd, failed, lend } from './fd.ts';
+import { Fd, failed } from './fd.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { GuestMemory, KEEP_SIZE, PUNCH_HOLE } from './guest-memory.ts';
 import { MemoryMap } from './memory-map.ts';
@@ -163,27 +162,19 @@ export abstract class VmMemory {
 
     if (userfaultBitmap) fitsSlot(userfaultBitmap, size);
     const fields = { slot: slot + addressSpace * 0x1_0000, flags, guestPhysAddr: start, memorySize: size };
-    const backend = this.fd.backend;
-    const vm = this.fd.handle;
+    const { backend } = this.fd;
     const hollow = memory || size === 0 ? undefined : reserve(this.fd, size);
+    const behind = memory?.handle ?? hollow;
+    const place = behind === undefined ? null : { memory: behind, offset: memoryOffset };
+    const bits = userfaultBitmap && { memory: userfaultBitmap.memory.handle, offset: 0 };
     try {
-      lend(row.struct.size, (argument, view) => {
-        const second = row === ioctls.KVM_SET_USER_MEMORY_REGION2;
-        row.struct.encodeInto(view, second ? { ...fields, guestMemfdOffset } : fields);
-        const memoryHandle = memory?.handle ?? hollow ?? null;
-        const fd = guestMemfd?.fd.handle ?? null;
-        const bits = userfaultBitmap?.memory.handle ?? null;
-        const result = backend.setMemoryRegion(
-          vm,
-          row.request,
-          argument,
-          memoryHandle,
-          memoryOffset,
-          fd,
-          bits,
-        );
-        if (result < 0) throw failed(result, row, argument, backend.name);
-      });
+      if (row === ioctls.KVM_SET_USER_MEMORY_REGION2)
+        this.fd.refer(row, { ...fields, guestMemfdOffset }, [
+          place,
+          guestMemfd?.fd.handle ?? null,
+          bits ?? null,
+        ]);
+      else this.fd.refer(row, fields, [place]);
     } finally {
       // The slot keeps what it uses.
       if (hollow) backend.close(hollow);
@@ -214,9 +205,7 @@ export abstract class VmMemory {
     const id = integer('slot', slot, 0xffff) + integer('addressSpace', addressSpace, 0xffff) * 0x1_0000;
     const { start, end } = this.memoryMap.slotById(slot, addressSpace) ?? { start: 0, end: 0 };
     const bitmap = new Uint8Array(roundUp((end - start) / PAGE_SIZE, 64) / 8);
-    const { backend, handle } = this.fd;
-    const result = backend.dirtyLog?.(handle, id, bitmap) ?? -Errno.ENOTTY;
-    if (result < 0) throw failed(result, ioctls.KVM_GET_DIRTY_LOG, slot, backend.name);
+    this.fd.refer(ioctls.KVM_GET_DIRTY_LOG, { slot: id }, [bitmap]);
     return bitmap;
   }
 

@@ -62,7 +62,7 @@ export class Vm extends VmInterrupts implements Disposable {
    * @throws KvmError EINVAL for a capability that cannot be enabled, or not with these arguments
    */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
-    this.fd.write(ioctls.KVM_ENABLE_CAP, cap);
+    this.fd.refer(ioctls.KVM_ENABLE_CAP, cap, []);
     this.#caps.set(Number(cap.cap ?? 0), { ...cap });
   }
 

@@ -26,8 +26,6 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     },
     ioctl: native.ioctl,
     create: native.create,
-    setMemoryRegion: native.setMemoryRegion,
-    dirtyLog: native.dirtyLog,
     allocate: native.allocate,
     reserve: native.reserve,
     mapGuestMemfd: native.mapGuestMemfd,

@@ -1,8 +1,21 @@
 /** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
 import { existsSync, readFileSync } from 'node:fs';
-import type { Handle, UserfaultfdToken } from '../hypervisor/backend.ts';
+import type { Handle, Reference, UserfaultfdToken } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
 import { packageRequire, packageRoot, setupCommand } from '../package.ts';
+
+/** What a row of the addon's table refers to. */
+export interface NativeReference {
+  readonly name: string;
+  /** 0 a file descriptor, 1 a place in memory, 2 bytes. */
+  readonly is: number;
+  /** Of bytes: 1 the kernel reads them, 2 it writes them. */
+  readonly way: number;
+  /** Of handles, as in `on`; 32 memory, 64 a reservation, 256 an eventfd. */
+  readonly kinds: number;
+  /** Of the field in the struct. */
+  readonly offset: number;
+}
 
 /** A row of the addon's own table. */
 export interface NativeRow {
@@ -10,7 +23,7 @@ export interface NativeRow {
   readonly request: number;
   /** Bits: 1 system, 2 VM, 4 vCPU, 8 guest_memfd, 16 device. */
   readonly on: number;
-  /** 0 none, 1 integer, 2 struct, 3 array, 4 sized, 5 memory region. */
+  /** 0 none, 1 integer, 2 struct, 3 array, 4 sized. */
   readonly arg: number;
   /** The kind of fd that it returns, as in `on`; 0 for none. */
   readonly makes: number;
@@ -18,6 +31,8 @@ export interface NativeRow {
   readonly count: number;
   readonly element: number;
   readonly max: number;
+  /** In the order in which they are given. */
+  readonly references: readonly NativeReference[];
 }
 
 /** Results are handles, or values from 0, or negated errnos. Wrong arguments throw a TypeError. */
@@ -25,18 +40,18 @@ export interface Native {
   /** The file that it was loaded from; `bindings` puts it there. */
   readonly path: string;
   open(path: string): Handle | number;
-  ioctl(handle: Handle, request: number, argument?: number | bigint | Uint8Array): number;
-  create(handle: Handle, request: number, argument: number | bigint | Uint8Array): Handle | number;
-  setMemoryRegion(
-    vm: Handle,
+  ioctl(
+    handle: Handle,
     request: number,
-    region: Uint8Array,
-    memory: Handle | null,
-    memoryOffset: number,
-    guestMemfd: Handle | null,
-    bitmap: Handle | null,
+    argument?: number | bigint | Uint8Array,
+    references?: readonly Reference[],
   ): number;
-  dirtyLog(vm: Handle, slot: number, bitmap: Uint8Array): number;
+  create(
+    handle: Handle,
+    request: number,
+    argument: number | bigint | Uint8Array,
+    references?: readonly Reference[],
+  ): Handle | number;
   requests(): NativeRow[];
   allocate(size: number): Handle | number;
   reserve(size: number): Handle | number;

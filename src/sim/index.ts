@@ -7,14 +7,11 @@
  * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
  * private pages come by populate().
  */
-import type { Backend, Handle, MemoryToken, Observer } from '../hypervisor/backend.ts';
+import type { Backend, Handle, MemoryToken, Observer, Reference } from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
-import { ioctls } from '../uapi/ioctls.ts';
-import { viewOf } from '../uapi/layout.ts';
-import { kvm_userspace_memory_region, kvm_userspace_memory_region2 } from '../uapi/structs.ts';
 import { Arena, PAGE } from './arena.ts';
-import type { Argument, Table } from './kernel/dispatch.ts';
+import { type Argument, type Given, PlaceOf, type Table } from './kernel/dispatch.ts';
 import { Host, type SimOptions } from './kernel/host.ts';
 import { systemCreates, systemIoctls } from './kernel/system.ts';
 import { KvmVcpu } from './kernel/vcpu.ts';
@@ -24,7 +21,6 @@ import { GuestMemfdFile } from './memory/guest-memfd.ts';
 import { checkFallocate, Falloc, Mapping } from './memory/host-memory.ts';
 import { RamFile } from './memory/ram.ts';
 import { SharedFile } from './memory/sharing.ts';
-import type { Region } from './memory/slots.ts';
 
 export type { SimOptions, SimulatedHost } from './kernel/host.ts';
 export { type KickTable, makeKickTable } from './kernel/kicks.ts';
@@ -103,6 +99,16 @@ function as<T extends Opened>(type: Class<T>, handle: Handle, name: string): T {
   throw wrongType(name, handle, 'a handle of another kind');
 }
 
+/** @throws VmexitError ERR_KVM_CLOSED, TypeError, RangeError ERR_KVM_INVALID_ARG */
+function given(reference: Reference): Given {
+  if (reference === null || reference instanceof Uint8Array) return reference;
+  if (!('memory' in reference)) return open(reference, 'reference');
+  const { memory, offset } = reference;
+  if (!Number.isSafeInteger(offset) || offset < 0)
+    throw outOfRange('offset', offset, 'a whole number from 0');
+  return new PlaceOf(open(memory, 'memory'), offset);
+}
+
 // biome-ignore lint/suspicious/noExplicitAny: each table serves its own class.
 const tables: readonly (readonly [Class<Opened>, Table<any>, Table<any, any>?])[] = [
   [Host, systemIoctls, systemCreates],
@@ -122,66 +128,28 @@ class Simulator implements SimBackend {
 
   readonly open = (): Handle => wrap(this.#host);
 
-  readonly ioctl = (handle: Handle, request: number, argument?: Argument): number => {
+  readonly ioctl = (
+    handle: Handle,
+    request: number,
+    argument?: Argument,
+    references?: readonly Reference[],
+  ): number => {
     const object = open(handle);
     const table = tables.find(([type]) => object instanceof type)?.[1];
-    return table?.call(object, request, argument) ?? -Errno.ENOTTY;
+    return table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
   };
 
-  readonly create = (handle: Handle, request: number, argument: Argument): Handle | number => {
+  readonly create = (
+    handle: Handle,
+    request: number,
+    argument: Argument,
+    references?: readonly Reference[],
+  ): Handle | number => {
     const object = open(handle);
     const table = tables.find(([type]) => object instanceof type)?.[2];
-    const made: Opened | number = table?.call(object, request, argument) ?? -Errno.ENOTTY;
+    const made: Opened | number =
+      table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
     return typeof made === 'number' ? made : wrap(made);
-  };
-
-  readonly setMemoryRegion = (
-    vm: Handle,
-    request: number,
-    region: Uint8Array,
-    memory: Handle | null,
-    memoryOffset: number,
-    guestMemfd: Handle | null,
-    bitmap: Handle | null,
-  ): number => {
-    const second = request === ioctls.KVM_SET_USER_MEMORY_REGION2.request;
-    if (!second && request !== ioctls.KVM_SET_USER_MEMORY_REGION.request) {
-      throw wrongType('request', request, 'KVM_SET_USER_MEMORY_REGION or KVM_SET_USER_MEMORY_REGION2');
-    }
-    const { size, fields } = second ? kvm_userspace_memory_region2 : kvm_userspace_memory_region;
-    if (region.length !== size) throw wrongType("the region's length", region.length, `${size}`);
-    const { memory: vmMemory } = as(KvmVm, vm, 'vm');
-    const mapping = memory === null ? undefined : as(Mapping, memory, 'memory');
-    if (mapping?.file instanceof SharedFile) {
-      throw wrongType('memory', memory, "of this thread's own: a simulated processor reaches one arena");
-    }
-    const view = viewOf(region);
-    const bytes = view.getBigUint64(fields.memorySize.offset, true);
-    if (mapping === undefined ? bytes > 0n : BigInt(memoryOffset) + bytes > BigInt(mapping.size)) {
-      throw wrongType('the slot', bytes, 'within memory, or a reservation');
-    }
-    const file = guestMemfd === null ? undefined : open(guestMemfd, 'guestMemfd');
-    const bits = bitmap === null ? undefined : as(Mapping, bitmap, 'bitmap');
-    if (bits !== undefined && (bits.base === undefined || bytes / BigInt(PAGE) > BigInt(bits.size) * 8n)) {
-      throw wrongType('bitmap', bitmap, "memory of this thread's own with a bit for each page of the slot");
-    }
-    const flags = view.getUint32(fields.flags.offset, true);
-    // KVM_SET_USER_MEMORY_REGION_V1_FLAGS: dirty logging and READONLY.
-    if (!second && (flags & ~V1_FLAGS) !== 0) return -Errno.EINVAL;
-    const given: Region = {
-      slot: view.getUint32(fields.slot.offset, true),
-      flags,
-      start: view.getBigUint64(fields.guestPhysAddr.offset, true),
-      size: bytes,
-      mapping,
-      mappingOffset: memoryOffset,
-      guestMemfd: file === undefined || file instanceof GuestMemfdFile ? file : 'other',
-      guestMemfdOffset: second
-        ? view.getBigUint64(kvm_userspace_memory_region2.fields.guestMemfdOffset.offset, true)
-        : 0n,
-      userfaultBitmap: bits,
-    };
-    return vmMemory.setRegion(given);
   };
 
   readonly allocate = (size: number): Handle | number => {
@@ -302,6 +270,5 @@ class Simulator implements SimBackend {
   };
 }
 
-const V1_FLAGS = 0b11;
 /** What one memory can have, in bytes. */
 const MAX_MEMORY = 2 ** 32;

@@ -75,12 +75,14 @@ export interface SizedRow<S extends AnyStruct = AnyStruct> extends Row {
   readonly cap: Cap;
 }
 
-/** A struct that holds pointers or fds: its caller gives handles, and the addon fills them in. */
+/** A struct that holds pointers or file descriptors: its caller gives what they stand for, and the backend fills them in. */
 export interface PointersRow<S extends AnyStruct = AnyStruct> extends Row {
   /** It takes a struct with pointers or file descriptors in it. */
   readonly kind: 'pointers';
   /** The layout of what the argument points to. */
   readonly struct: S;
+  /** What the struct refers to, by its fields' names, in the order in which it is given to a backend. */
+  readonly references: readonly string[];
 }
 
 /** A row of `ioctls`; `kind` says how its argument travels. */
@@ -180,6 +182,7 @@ const pointers = <S extends AnyStruct>(
   dir: Direction,
   number: number,
   type: S,
+  references: readonly string[],
   encoded: Direction = dir,
 ): Nameless<PointersRow<S>> => ({
   kind: 'pointers',
@@ -188,6 +191,7 @@ const pointers = <S extends AnyStruct>(
   dir,
   returns: 'value',
   struct: type,
+  references,
 });
 
 const returningFd = <R extends { returns: Row['returns'] }>(row: R): R => ({ ...row, returns: 'fd' });
@@ -234,12 +238,18 @@ export const ioctls = table({
 
   // A VM
   KVM_CREATE_VCPU: integer(['vm'], 0x41, 'fd'),
-  KVM_GET_DIRTY_LOG: pointers(['vm'], 'write', 0x42, g.kvm_dirty_log),
+  KVM_GET_DIRTY_LOG: pointers(['vm'], 'write', 0x42, g.kvm_dirty_log, ['dirtyBitmap']),
   KVM_SET_NR_MMU_PAGES: integer(['vm'], 0x44),
-  KVM_SET_USER_MEMORY_REGION: pointers(['vm'], 'write', 0x46, g.kvm_userspace_memory_region),
+  KVM_SET_USER_MEMORY_REGION: pointers(['vm'], 'write', 0x46, g.kvm_userspace_memory_region, [
+    'userspaceAddr',
+  ]),
   KVM_SET_TSS_ADDR: integer(['vm'], 0x47),
   KVM_SET_IDENTITY_MAP_ADDR: write(['vm'], 0x48, size64),
-  KVM_SET_USER_MEMORY_REGION2: pointers(['vm'], 'write', 0x49, g.kvm_userspace_memory_region2),
+  KVM_SET_USER_MEMORY_REGION2: pointers(['vm'], 'write', 0x49, g.kvm_userspace_memory_region2, [
+    'userspaceAddr',
+    'guestMemfd',
+    'userfaultBitmap',
+  ]),
   KVM_CREATE_IRQCHIP: none(['vm'], 0x60),
   KVM_IRQ_LINE: write(['vm'], 0x61, g.kvm_irq_level),
   KVM_GET_IRQCHIP: readwrite(['vm'], 0x62, x86.kvm_irqchip),
@@ -260,11 +270,11 @@ export const ioctls = table({
     MAX_ROUTES,
   ),
   KVM_REINJECT_CONTROL: write(['vm'], 0x71, x86.kvm_reinject_control, 'none'),
-  KVM_IRQFD: pointers(['vm'], 'write', 0x76, g.kvm_irqfd),
+  KVM_IRQFD: pointers(['vm'], 'write', 0x76, g.kvm_irqfd, ['fd', 'resamplefd']),
   KVM_CREATE_PIT2: write(['vm'], 0x77, g.kvm_pit_config),
   KVM_SET_BOOT_CPU_ID: integer(['vm'], 0x78),
-  KVM_IOEVENTFD: pointers(['vm'], 'write', 0x79, g.kvm_ioeventfd),
-  KVM_XEN_HVM_CONFIG: pointers(['vm'], 'write', 0x7a, xen.kvm_xen_hvm_config),
+  KVM_IOEVENTFD: pointers(['vm'], 'write', 0x79, g.kvm_ioeventfd, ['fd']),
+  KVM_XEN_HVM_CONFIG: pointers(['vm'], 'write', 0x7a, xen.kvm_xen_hvm_config, ['blobAddr32', 'blobAddr64']),
   KVM_SET_CLOCK: write(['vm'], 0x7b, g.kvm_clock_data),
   KVM_GET_CLOCK: read(['vm'], 0x7c, g.kvm_clock_data),
   KVM_GET_PIT2: read(['vm'], 0x9f, x86.kvm_pit_state2),
@@ -279,19 +289,28 @@ export const ioctls = table({
     'nevents',
     MAX_PMU_EVENTS,
   ),
-  KVM_MEMORY_ENCRYPT_OP: { ...pointers(['vm', 'vcpu'], 'readwrite', 0xba, kvm_sev_cmd), request: ENCRYPT_OP },
-  KVM_MEMORY_ENCRYPT_REG_REGION: pointers(['vm'], 'write', 0xbb, g.kvm_enc_region, 'read'),
-  KVM_MEMORY_ENCRYPT_UNREG_REGION: pointers(['vm'], 'write', 0xbc, g.kvm_enc_region, 'read'),
-  KVM_HYPERV_EVENTFD: pointers(['vm'], 'write', 0xbd, xen.kvm_hyperv_eventfd),
-  KVM_CLEAR_DIRTY_LOG: pointers(['vm'], 'readwrite', 0xc0, g.kvm_clear_dirty_log),
-  KVM_X86_SET_MSR_FILTER: pointers(['vm'], 'write', 0xc6, x86.kvm_msr_filter),
+  KVM_MEMORY_ENCRYPT_OP: {
+    ...pointers(['vm', 'vcpu'], 'readwrite', 0xba, kvm_sev_cmd, []),
+    request: ENCRYPT_OP,
+  },
+  KVM_MEMORY_ENCRYPT_REG_REGION: pointers(['vm'], 'write', 0xbb, g.kvm_enc_region, ['addr'], 'read'),
+  KVM_MEMORY_ENCRYPT_UNREG_REGION: pointers(['vm'], 'write', 0xbc, g.kvm_enc_region, ['addr'], 'read'),
+  KVM_HYPERV_EVENTFD: pointers(['vm'], 'write', 0xbd, xen.kvm_hyperv_eventfd, ['fd']),
+  KVM_CLEAR_DIRTY_LOG: pointers(['vm'], 'readwrite', 0xc0, g.kvm_clear_dirty_log, ['dirtyBitmap']),
+  KVM_X86_SET_MSR_FILTER: pointers(
+    ['vm'],
+    'write',
+    0xc6,
+    x86.kvm_msr_filter,
+    Array<string>(16).fill('bitmap'),
+  ),
   KVM_RESET_DIRTY_RINGS: none(['vm'], 0xc7),
   KVM_XEN_HVM_GET_ATTR: readwrite(['vm'], 0xc8, xen.kvm_xen_hvm_attr),
-  KVM_XEN_HVM_SET_ATTR: pointers(['vm'], 'write', 0xc9, xen.kvm_xen_hvm_attr),
+  KVM_XEN_HVM_SET_ATTR: pointers(['vm'], 'write', 0xc9, xen.kvm_xen_hvm_attr, []),
   KVM_XEN_HVM_EVTCHN_SEND: write(['vm'], 0xd0, g.kvm_irq_routing_xen_evtchn),
   KVM_SET_MEMORY_ATTRIBUTES: write(['vm'], 0xd2, g.kvm_memory_attributes),
   KVM_CREATE_GUEST_MEMFD: returningFd(write(['vm'], 0xd4, g.kvm_create_guest_memfd, 'readwrite')),
-  KVM_CREATE_DEVICE: pointers(['vm'], 'readwrite', 0xe0, g.kvm_create_device),
+  KVM_CREATE_DEVICE: returningFd(readwrite(['vm'], 0xe0, g.kvm_create_device)),
 
   // A vCPU
   KVM_RUN: none(['vcpu'], 0x80),
@@ -313,7 +332,7 @@ export const ioctls = table({
   ),
   /** Returns how many it wrote; the first it could not ends it. */
   KVM_SET_MSRS: list(['vcpu'], 'write', 0x89, x86.kvm_msrs, x86.kvm_msr_entry, 'nmsrs', MAX_MSRS),
-  KVM_SET_SIGNAL_MASK: pointers(['vcpu'], 'write', 0x8b, g.kvm_signal_mask),
+  KVM_SET_SIGNAL_MASK: pointers(['vcpu'], 'write', 0x8b, g.kvm_signal_mask, []),
   KVM_GET_FPU: read(['vcpu'], 0x8c, x86.kvm_fpu),
   KVM_SET_FPU: write(['vcpu'], 0x8d, x86.kvm_fpu),
   KVM_GET_LAPIC: read(['vcpu'], 0x8e, x86.kvm_lapic_state),
@@ -334,13 +353,14 @@ export const ioctls = table({
   KVM_SET_DEBUGREGS: write(['vcpu'], 0xa2, x86.kvm_debugregs),
   KVM_SET_TSC_KHZ: integer(['vcpu', 'vm'], 0xa2),
   KVM_GET_TSC_KHZ: none(['vcpu', 'vm'], 0xa3),
-  KVM_ENABLE_CAP: write(['vm', 'vcpu'], 0xa3, g.kvm_enable_cap),
+  /** `evmcsVersion` with HYPERV_ENLIGHTENED_VMCS alone, `sourceVm` with VM_COPY_ENC_CONTEXT_FROM and VM_MOVE_ENC_CONTEXT_FROM. */
+  KVM_ENABLE_CAP: pointers(['vm', 'vcpu'], 'write', 0xa3, g.kvm_enable_cap, ['evmcsVersion', 'sourceVm']),
   KVM_GET_XSAVE: read(['vcpu'], 0xa4, x86.kvm_xsave),
   KVM_SET_XSAVE: sized(['vcpu'], 'write', 0xa5, x86.kvm_xsave, Cap.XSAVE2),
   KVM_GET_XCRS: read(['vcpu'], 0xa6, x86.kvm_xcrs),
   KVM_SET_XCRS: write(['vcpu'], 0xa7, x86.kvm_xcrs),
-  KVM_GET_ONE_REG: pointers(['vcpu'], 'write', 0xab, g.kvm_one_reg),
-  KVM_SET_ONE_REG: pointers(['vcpu'], 'write', 0xac, g.kvm_one_reg),
+  KVM_GET_ONE_REG: pointers(['vcpu'], 'write', 0xab, g.kvm_one_reg, ['addr']),
+  KVM_SET_ONE_REG: pointers(['vcpu'], 'write', 0xac, g.kvm_one_reg, ['addr']),
   KVM_KVMCLOCK_CTRL: none(['vcpu'], 0xad),
   KVM_GET_REG_LIST: list(['vcpu'], 'readwrite', 0xb0, g.kvm_reg_list, u64, 'n', MAX_INDICES),
   KVM_SMI: none(['vcpu'], 0xb7),
@@ -348,7 +368,7 @@ export const ioctls = table({
   KVM_SET_NESTED_STATE: sized(['vcpu'], 'write', 0xbf, x86.kvm_nested_state, Cap.NESTED_STATE),
   KVM_GET_SUPPORTED_HV_CPUID: cpuid(['system', 'vcpu'], 'readwrite', 0xc1),
   KVM_XEN_VCPU_GET_ATTR: readwrite(['vcpu'], 0xca, xen.kvm_xen_vcpu_attr),
-  KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr),
+  KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr, []),
   KVM_GET_SREGS2: read(['vcpu'], 0xcc, x86.kvm_sregs2),
   KVM_SET_SREGS2: write(['vcpu'], 0xcd, x86.kvm_sregs2),
   KVM_GET_XSAVE2: sized(['vcpu'], 'read', 0xcf, x86.kvm_xsave, Cap.XSAVE2),
@@ -356,9 +376,13 @@ export const ioctls = table({
 
   // Both, and devices
   KVM_GET_STATS_FD: none(['vm', 'vcpu'], 0xce, 'fd'),
-  KVM_SET_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe1, g.kvm_device_attr),
-  KVM_GET_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe2, g.kvm_device_attr),
-  KVM_HAS_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe3, g.kvm_device_attr),
+  KVM_SET_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe1, g.kvm_device_attr, [
+    'addr',
+  ]),
+  KVM_GET_DEVICE_ATTR: pointers(['system', 'vm', 'vcpu', 'device'], 'write', 0xe2, g.kvm_device_attr, [
+    'addr',
+  ]),
+  KVM_HAS_DEVICE_ATTR: write(['system', 'vm', 'vcpu', 'device'], 0xe3, g.kvm_device_attr),
 });
 
 /** The ioctls of x86 that no method issues and none will, by the kernel's names, with the reason. */

@@ -48,9 +48,11 @@ const open = {
   memory: [],
   reservation: [],
   userfaultfd: [],
+  device: [],
+  eventfd: [],
   functions: [],
 };
-const kinds = ['system', 'vm', 'vcpu', 'gmem', 'memory', 'reservation', 'userfaultfd'];
+const kinds = Object.keys(open).filter((kind) => kind !== 'functions');
 /** Of the only memory whose pages may be missing: nobody else gets it, for who touches it waits for ever. */
 let paged;
 const closedHandles = [];
@@ -88,7 +90,7 @@ function furnish() {
   for (let i = 0; i < ram.length; i += 1 + below(8)) ram[i] = below(256);
   const region = new Uint8Array(32);
   new DataView(region.buffer).setBigUint64(16, BigInt(ram.length), true);
-  native.setMemoryRegion(vm, request('KVM_SET_USER_MEMORY_REGION'), region, memory, 0, null, null);
+  native.ioctl(vm, request('KVM_SET_USER_MEMORY_REGION'), region, [{ memory, offset: 0 }]);
   const vcpu = keep('vcpu', native.create(vm, request('KVM_CREATE_VCPU'), 0));
   if (vcpu !== undefined) {
     startAtZero(vcpu);
@@ -172,8 +174,19 @@ const EINTR = -4;
 const ETIME = -62;
 
 const names = [...Object.keys(native), 'run'];
-const deep = ['ioctl', 'ioctl', 'ioctl', 'create', 'setMemoryRegion', 'run'];
-const kindOf = { 1: 'system', 2: 'vm', 4: 'vcpu', 8: 'gmem' };
+const deep = ['ioctl', 'ioctl', 'ioctl', 'create', 'run'];
+/** enum Kind of native/handle.h. */
+const kindOf = {
+  1: 'system',
+  2: 'vm',
+  4: 'vcpu',
+  8: 'gmem',
+  16: 'device',
+  32: 'memory',
+  64: 'reservation',
+  128: 'userfaultfd',
+  256: 'eventfd',
+};
 const handleFor = (on) => {
   const suitable = Object.keys(kindOf).filter((bit) => (on & bit) !== 0 && open[kindOf[bit]].length > 0);
   return suitable.length > 0 ? choice(open[kindOf[choice(suitable)]]) : anyHandle();
@@ -192,6 +205,25 @@ function argumentFor({ arg, request, element }) {
   return list;
 }
 
+const making = rows.filter(({ makes }) => makes !== 0);
+const referring = rows.filter(({ references }) => references.length > 0);
+
+/** Of the right kind for the row; now and then of another, missing, or bytes of another length. */
+function referenceFor({ is, kinds }) {
+  if (chance(0.2)) return choice([null, undefined, anyHandle(), value()]);
+  if (is === 2) return bytes(choice([0, 1, 2, 4, 8, 16, 64, 4096, 65_536, 65_537]));
+  const handle = handleFor(kinds);
+  return is === 0 ? handle : { memory: handle, offset: choice([0, 0, 0, PAGE, 1, 15 * PAGE, 2 ** 40]) };
+}
+
+function callOf(wanted) {
+  const call = [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
+  if (wanted.references.length === 0 && chance(0.9)) return call;
+  const references = wanted.references.map(referenceFor);
+  if (chance(0.1)) references.push(value());
+  return [...call, references];
+}
+
 /** A memory, an offset into it, and bytes: of JS's, or of guest memory too. */
 const copied = () => {
   const array = chance(0.2) ? own() : choice(arrays)(choice(sizes));
@@ -205,25 +237,8 @@ const plausible = {
   open: () => [
     choice(['/dev/kvm', '/dev/null', '/dev/zero', '/', '/nonexistent', '/dev/kvm\0', 'x'.repeat(5000)]),
   ],
-  ioctl: () => {
-    const wanted = choice(rows);
-    return [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
-  },
-  create: () => {
-    const wanted = row(
-      choice(['KVM_CREATE_VM', 'KVM_CREATE_VCPU', 'KVM_CREATE_VCPU', 'KVM_CREATE_GUEST_MEMFD']),
-    );
-    return [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
-  },
-  setMemoryRegion: () => {
-    const wanted = row(choice(['KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_REGION2']));
-    const memory = chance(0.8) ? choice([...open.memory, ...open.reservation, null]) : null;
-    const gmem = chance(0.5) ? choice([...open.gmem, null]) : null;
-    const bitmap = chance(0.5) ? choice([...open.memory, ...open.reservation, null]) : null;
-    const offset = choice([0, 0, 4096, 1, 65_536]);
-    return [handleFor(2), wanted.request, argumentFor(wanted), memory, offset, gmem, bitmap];
-  },
-  dirtyLog: () => [choice(open.vm), choice([0, 0, 0, 1, 65_536]), bytes(choice([0, 1, 8, 64]))],
+  ioctl: () => callOf(choice(chance(0.3) ? referring : rows)),
+  create: () => callOf(choice(making)),
   requests: () => [],
   allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],
   reserve: () => [choice([4096, 8192, 65_536, 2 ** 32, 2 ** 46])],
@@ -338,8 +353,7 @@ function call(name) {
 
 function keepCreated([, wanted], result) {
   if (!isExternal(result)) return;
-  const name = rows.find((other) => other.request === Number(wanted)).name;
-  keep({ KVM_CREATE_VM: 'vm', KVM_CREATE_VCPU: 'vcpu', KVM_CREATE_GUEST_MEMFD: 'gmem' }[name], result);
+  keep(kindOf[rows.find((other) => other.request === Number(wanted)).makes], result);
 }
 
 function keepMemory(result) {

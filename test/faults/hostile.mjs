@@ -70,7 +70,7 @@ await main({
     const codes = [
       codeOf(() => native.ioctl(vm, requests.KVM_SET_MEMORY_ATTRIBUTES, all)),
       codeOf(() => native.create(vm, requests.KVM_CREATE_GUEST_MEMFD, all)),
-      codeOf(() => native.setMemoryRegion(vm, requests.KVM_SET_USER_MEMORY_REGION, all, null, 0, null, null)),
+      codeOf(() => native.ioctl(vm, requests.KVM_SET_USER_MEMORY_REGION, all, [null])),
     ];
     return { codes, maxRssMiB: process.resourceUsage().maxRSS / 1024 };
   },

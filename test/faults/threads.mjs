@@ -212,15 +212,9 @@ const scenarios = {
     const region = new DataView(new ArrayBuffer(32));
     region.setBigUint64(8, 0xffff_0000n, true); // where the reset vector is
     region.setBigUint64(16, 0x1_0000n, true);
-    other.setMemoryRegion(
-      vm,
-      requests.KVM_SET_USER_MEMORY_REGION,
-      new Uint8Array(region.buffer),
-      ram,
-      0,
-      null,
-      null,
-    );
+    other.ioctl(vm, requests.KVM_SET_USER_MEMORY_REGION, new Uint8Array(region.buffer), [
+      { memory: ram, offset: 0 },
+    ]);
     const run = other.runner(other.create(vm, requests.KVM_CREATE_VCPU, 0));
     return { codes, deadlines: [exitName(vcpu.run(20)), run(20), exitName(vcpu.run(20)), run(20)] };
   },

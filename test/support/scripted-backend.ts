@@ -49,9 +49,6 @@ export class ScriptedBackend implements Backend {
       this.#handle(request === ioctls.KVM_CREATE_VCPU.request ? PAGES : 0)
     );
   }
-  setMemoryRegion(_: Handle, request: number, region: Uint8Array): number {
-    return this.ioctl(_, request, region);
-  }
   allocate(size: number): Handle {
     return this.#handle(size);
   }

@@ -33,8 +33,8 @@ export class Tap implements Disposable {
         opened.push(handle);
         return handle;
       },
-      create: (handle, request, argument) => {
-        const made = backend.create(handle, request, argument);
+      create: (handle, request, argument, references) => {
+        const made = backend.create(handle, request, argument, references);
         if (typeof made !== 'number') this.#made.set(request, made);
         return made;
       },
@@ -68,8 +68,9 @@ export class Tap implements Disposable {
     const row = file === undefined ? ioctls.KVM_SET_USER_MEMORY_REGION : ioctls.KVM_SET_USER_MEMORY_REGION2;
     const vm = this.handle(ioctls.KVM_CREATE_VM);
     const region = rawStruct(row.struct, values);
-    const backing = [memory.handle, 0, file ?? null, null] as const;
-    return answerOf(this.backend.setMemoryRegion(vm, row.request, region, ...backing));
+    const place = { memory: memory.handle, offset: 0 };
+    const references = file === undefined ? [place] : [place, file];
+    return answerOf(this.backend.ioctl(vm, row.request, region, references));
   }
 
   /** A guest_memfd of the last VM made, closed at once. */

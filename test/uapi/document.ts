@@ -46,7 +46,7 @@ const within: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** What is a call of its own to a backend, and no ioctl there. */
-const ownCalls = ['KVM_RUN', 'KVM_SET_USER_MEMORY_REGION', 'KVM_SET_USER_MEMORY_REGION2'];
+const ownCalls = ['KVM_RUN'];
 
 /** By ioctl, the public methods whose bodies name it. */
 function methods(): Map<string, string[]> {

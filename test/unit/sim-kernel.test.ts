@@ -1,6 +1,6 @@
 /** The simulated kernel at the waist: handles, requests and arguments, what lives how long, and state in and out. */
 import { describe, expect, it } from 'vitest';
-import { type Handle, isHandle } from '../../src/hypervisor/backend.ts';
+import { type Handle, isHandle, type Reference } from '../../src/hypervisor/backend.ts';
 import { Exit, Hypervisor, openHypervisor, type Vcpu, type Vm } from '../../src/index.ts';
 import { simulator } from '../../src/open.ts';
 import { Errno, ioctls, kvm_userspace_memory_region2, MemFlag, viewOf } from '../../src/uapi/index.ts';
@@ -71,17 +71,29 @@ describe('requests', () => {
     const region = kvm_userspace_memory_region2.encode({ memorySize: 2 * PAGE });
     const { request } = ioctls.KVM_SET_USER_MEMORY_REGION2;
     const memory = made(backend.allocate(PAGE));
-    expect(() => backend.setMemoryRegion(vm, request, region, memory, 0, null, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region, null, 0, null, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region, vcpu, 0, null, null)).toThrow(invalid);
-    expect(() => backend.setMemoryRegion(vm, request, region.subarray(1), memory, 0, null, null)).toThrow(
-      invalid,
-    );
-    expect(() => backend.setMemoryRegion(vm, 0, region, memory, 0, null, null)).toThrow(invalid);
+    const set = (references: readonly unknown[], bytes = region) =>
+      backend.ioctl(vm, request, bytes, references as Reference[]);
+    for (const wrong of [
+      [{ memory, offset: 0 }],
+      [null],
+      [],
+      [{ memory: vcpu, offset: 0 }],
+      [memory],
+      [region],
+    ])
+      expect(() => set(wrong)).toThrow(invalid);
+    const half = kvm_userspace_memory_region2.encode({ memorySize: PAGE });
+    const place = { memory, offset: 0 };
+    for (const offset of [1, -1, 0.5, 2 ** 60])
+      expect(() => set([{ memory, offset }], half)).toThrow(invalid);
+    expect(() => set([place], half.subarray(1))).toThrow(invalid);
+    expect(() => set([place, null, null, null], half)).toThrow(invalid);
+    expect(() => set([place, place], half)).toThrow(invalid);
+    expect(() => backend.ioctl(vm, ioctls.KVM_SET_TSS_ADDR.request, 0, [null])).toThrow(invalid);
     const reserved = made(backend.reserve(PAGE));
-    for (const bitmap of [vcpu, reserved]) {
-      expect(() => backend.setMemoryRegion(vm, request, region, memory, 0, null, bitmap)).toThrow(invalid);
-    }
+    for (const bitmap of [vcpu, reserved])
+      expect(() => set([place, null, { memory: bitmap, offset: 0 }], half)).toThrow(invalid);
+    expect(set([place], half)).toBe(0);
     backend.close(memory);
   });
 

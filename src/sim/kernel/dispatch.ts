@@ -17,6 +17,20 @@ import { type Input, type Struct, type Type, type Value, viewOf } from '../../ua
 
 export type Argument = number | bigint | Uint8Array | undefined;
 
+/** What a handle stands for, from an offset on. */
+export class PlaceOf {
+  readonly object: object;
+  readonly offset: number;
+
+  constructor(object: object, offset: number) {
+    this.object = object;
+    this.offset = offset;
+  }
+}
+
+/** A reference of a struct, with what its handle stands for. */
+export type Given = null | Uint8Array | PlaceOf | object;
+
 /** What a pointer to a struct points to. */
 export class StructArgument<T extends Type = Type> {
   readonly bytes: Uint8Array;
@@ -88,28 +102,37 @@ export type ArgumentOf<R> = R extends StructRow<infer T> | PointersRow<infer T>
         : undefined;
 
 export type Handlers<On, Result = number> = {
-  readonly [N in IoctlName]?: (on: On, argument: ArgumentOf<(typeof ioctls)[N]>) => Result;
+  readonly [N in IoctlName]?: (
+    on: On,
+    argument: ArgumentOf<(typeof ioctls)[N]>,
+    given: readonly Given[],
+  ) => Result;
 };
+
+type Handler<On, Result> = (on: On, argument: never, given: readonly Given[]) => Result;
 
 /** Handlers of one kind of fd, by request. */
 export class Table<On, Result = number> {
-  readonly #rows: ReadonlyMap<number, readonly [Ioctl, (on: On, argument: never) => Result]>;
+  readonly #rows: ReadonlyMap<number, readonly [Ioctl, Handler<On, Result>]>;
 
   constructor(handlers: Handlers<On, Result>) {
     this.#rows = new Map(
       Object.entries(handlers).map(([name, handler]) => {
         const row: Ioctl = ioctls[name as IoctlName];
-        return [row.request, [row, handler as (on: On, argument: never) => Result]];
+        return [row.request, [row, handler as Handler<On, Result>]];
       }),
     );
   }
 
   /** -ENOTTY for what is not there, as a kernel gives that does not know it. */
-  call(on: On, request: number, argument: Argument): Result | number {
+  call(on: On, request: number, argument: Argument, given: readonly Given[] = []): Result | number {
     const found = this.#rows.get(request);
     if (found === undefined) return -Errno.ENOTTY;
     const [row, handler] = found;
-    return handler(on, argumentFor(row, argument) as never);
+    const most = row.kind === 'pointers' ? row.references.length : 0;
+    if (given.length > most)
+      throw wrongType(`${row.name}: the number of references`, given.length, `at most ${most}`);
+    return handler(on, argumentFor(row, argument) as never, given);
   }
 }
 

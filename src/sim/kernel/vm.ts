@@ -18,6 +18,7 @@ import {
 } from './capabilities.ts';
 import { type Handlers, type StructArgument, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
+import { setRegion, setRegion2 } from './regions.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
 
 /** In use by its fd and by its vCPUs. */
@@ -86,7 +87,7 @@ function setMemoryAttributes(vm: KvmVm, argument: StructArgument<typeof kvm_memo
 }
 
 /** The ninth version's way to convert: guest-physical regions are registered as private. */
-const setRegion =
+const registerRegion =
   (attributes: number) =>
   (vm: KvmVm, argument: StructArgument<typeof kvm_enc_region>): number => {
     if (vm.host.dialect.truth !== 'regions') return -Errno.ENOTTY;
@@ -125,12 +126,14 @@ const handlers: Handlers<KvmVm> = {
     const { cap, flags, args } = argument.value;
     return enableVmCap(vm, cap, flags, args[0]!);
   },
+  KVM_SET_USER_MEMORY_REGION: setRegion,
+  KVM_SET_USER_MEMORY_REGION2: setRegion2,
   KVM_SET_MEMORY_ATTRIBUTES: setMemoryAttributes,
   KVM_SET_TSS_ADDR: (_, address) => (address > MAX_TSS ? -Errno.EINVAL : 0),
   KVM_SET_IDENTITY_MAP_ADDR: (vm) => (vm.vcpuIds.size > 0 ? -Errno.EINVAL : 0),
   KVM_GET_TSC_KHZ: () => TSC_KHZ,
-  KVM_MEMORY_ENCRYPT_REG_REGION: setRegion(MemoryAttribute.PRIVATE),
-  KVM_MEMORY_ENCRYPT_UNREG_REGION: setRegion(0),
+  KVM_MEMORY_ENCRYPT_REG_REGION: registerRegion(MemoryAttribute.PRIVATE),
+  KVM_MEMORY_ENCRYPT_UNREG_REGION: registerRegion(0),
 };
 
 export const vmIoctls = new Table(handlers);

@@ -1,0 +1,131 @@
+#include "references.h"
+
+#include <errno.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace vmexit {
+
+namespace {
+
+// More than any row has: a longer list is a mistake, and is not to be copied.
+constexpr uint32_t kMost = 64;
+constexpr size_t kRoom = 64 << 10;
+
+bool Refuse(Napi::Env env, const char* name, const Reference& row, const std::string& reason) {
+  Invalid(env, std::string(name) + ": " + row.name + " " + reason);
+  return false;
+}
+
+void Put(uint8_t* field, uint8_t size, uint64_t value) { memcpy(field, &value, size); }
+
+bool Nothing(const Napi::Value& value) { return value.IsEmpty() || value.IsNull() || value.IsUndefined(); }
+
+}  // namespace
+
+bool Resolved::Collect(Napi::Env env, const char* name, Napi::Value given) {
+  if (given.IsUndefined()) return true;
+  const auto refuse = [&](const char* reason) {
+    if (!env.IsExceptionPending()) Invalid(env, std::string(name) + ": " + reason);
+    return false;
+  };
+  uint32_t count = 0;
+  if (!given.IsArray() || napi_get_array_length(env, given, &count) != napi_ok)
+    return refuse("references must be an array");
+  if (count > kMost) return refuse("there are at most 64 references");
+  items_.resize(count);
+  for (uint32_t i = 0; i < count; i++) {
+    napi_value value = nullptr;
+    if (napi_get_element(env, given, i, &value) != napi_ok) return refuse("a reference cannot be read");
+    Item& item = items_[i];
+    item.value = Napi::Value(env, value);
+    if (!item.value.IsObject() || item.value.IsTypedArray() || item.value.IsExternal()) continue;
+    napi_value memory = nullptr;
+    napi_value offset = nullptr;
+    if (napi_get_named_property(env, value, "memory", &memory) != napi_ok ||
+        napi_get_named_property(env, value, "offset", &offset) != napi_ok)
+      return refuse("a reference cannot be read");
+    item.place = true;
+    item.value = Napi::Value(env, memory);
+    if (!ToU64(env, Napi::Value(env, offset), "offset", &item.offset)) return false;
+  }
+  return true;
+}
+
+bool Resolved::Fill(Napi::Env env, const char* name, const Reference* rows, size_t count, const Handle& on,
+                    uint8_t* argument, int* error) {
+  size_t next = 0;
+  for (const Reference* row = rows; row < rows + count; row++) {
+    for (uint32_t i = 0; i < row->repeat; i++, next++) {
+      if (next >= items_.size()) items_.emplace_back();
+      if (!FillOne(env, name, *row, &items_[next], on, argument + i * row->stride, error)) return false;
+    }
+  }
+  if (next >= items_.size()) return true;
+  Invalid(env, std::string(name) + " has " + std::to_string(next) + " references");
+  return false;
+}
+
+bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, Item* item, const Handle& on,
+                       uint8_t* argument, int* error) {
+  uint8_t* const field = argument + row.offset;
+  const bool given = !Nothing(item->value);
+  if (row.applies && !row.applies(argument)) {
+    return !given || Refuse(env, name, row, "is no reference in this argument");
+  }
+  if (row.is == Reference::kFd) {
+    if (item->place) return Refuse(env, name, row, "is a file descriptor, and no place in memory");
+    Handle* handle = given ? Unwrap(env, item->value, row.kinds, row.name) : nullptr;
+    if (given && !handle) return false;
+    Put(field, row.size, given ? static_cast<uint64_t>(static_cast<int64_t>(handle->fd)) : ~uint64_t{0});
+    return true;
+  }
+  const int64_t length = row.length(on, argument);
+  if (length < 0 && length != kUnknownLength) {
+    *error = static_cast<int>(-length);
+    return false;
+  }
+  if (!given) {
+    Put(field, row.size, 0);
+    return !row.required || length == 0 || Refuse(env, name, row, "is missing");
+  }
+  if (row.is == Reference::kPlace) {
+    Handle* memory = Unwrap(env, item->value, row.kinds, row.name);
+    if (!memory) return false;
+    item->mapping = memory->mapping;
+    if (item->offset > item->mapping->size ||
+        static_cast<uint64_t>(length) > item->mapping->size - item->offset)
+      return Refuse(env, name, row, "reaches beyond its memory");
+    Put(field, row.size, reinterpret_cast<uint64_t>(item->mapping->data) + item->offset);
+    return true;
+  }
+  if (item->place || !item->value.IsTypedArray() ||
+      item->value.As<Napi::TypedArray>().TypedArrayType() != napi_uint8_array)
+    return Refuse(env, name, row, "must be a Uint8Array");
+  auto array = item->value.As<Napi::Uint8Array>();
+  // Another thread could write it between the copy and the copy back.
+  if (!array.ArrayBuffer().IsArrayBuffer()) return Refuse(env, name, row, "must not be shared");
+  const size_t bytes = array.ByteLength();
+  const size_t wanted = length == kUnknownLength ? bytes : static_cast<size_t>(length);
+  if (length == kUnknownLength ? bytes > kRoom : row.way & Reference::kIn && bytes != wanted)
+    return Refuse(env, name, row,
+                  length == kUnknownLength ? "has more than 65536 bytes"
+                                           : "must have " + std::to_string(wanted) + " bytes");
+  item->bytes.resize(length == kUnknownLength ? kRoom : wanted);
+  if (row.way & Reference::kIn && bytes > 0) memcpy(item->bytes.data(), array.Data(), bytes);
+  item->out = row.way & Reference::kOut;
+  Put(field, row.size, reinterpret_cast<uint64_t>(item->bytes.data()));
+  return true;
+}
+
+void Resolved::CopyOut() {
+  for (const Item& item : items_) {
+    if (!item.out) continue;
+    auto array = item.value.As<Napi::Uint8Array>();
+    const size_t size = std::min(array.ByteLength(), item.bytes.size());
+    if (size > 0) memcpy(array.Data(), item.bytes.data(), size);
+  }
+}
+
+}  // namespace vmexit
