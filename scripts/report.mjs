@@ -18,10 +18,10 @@ export function readReport(path) {
   }
   const failures = report.testResults.flatMap(({ name, status, message, assertionResults }) => {
     const file = relative(process.cwd(), name);
-    if (status === 'failed' && assertionResults.length === 0) return [`${file}: ${firstLine(message)}`];
+    if (status === 'failed' && assertionResults.length === 0) return [`${file}: ${inALine(message)}`];
     return assertionResults
       .filter((test) => test.status === 'failed')
-      .map((test) => `${file}: ${test.fullName}: ${firstLine(test.failureMessages[0])}`);
+      .map((test) => `${file}: ${test.fullName}: ${inALine(test.failureMessages[0])}`);
   });
   return {
     passed: report.numPassedTests,
@@ -31,7 +31,14 @@ export function readReport(path) {
   };
 }
 
-const firstLine = (text = '') => text.trim().split('\n')[0].slice(0, 300);
+/** A message without the stack of the test's own process. */
+const inALine = (text = '') =>
+  text
+    .trim()
+    .split('\n')
+    .filter((line) => line.trim() !== '' && !/^\s+at /.test(line))
+    .join(' | ')
+    .slice(0, 1200);
 
 export const describeCounts = ({ passed, failed, skipped }) =>
   `${passed} passed, ${failed} failed, ${skipped} skipped`;

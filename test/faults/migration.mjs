@@ -92,6 +92,7 @@ async function receive(hv) {
   const { loop, steps: made } = loopOf(vcpus[0], [pager], step);
   try {
     const { reason } = await loop.run({ timeoutMs: LIMIT_MS });
+    tell('ran', { reason, steps: made(), present: pager.report.present });
     await pager.complete;
     const { present, pages, byCause, strategy, state } = pager.report;
     const report = { present, pages, byCause, strategy, state };

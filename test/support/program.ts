@@ -1,5 +1,6 @@
 /** A program in a process of its own. What waits for its words ends with it, and then says what it had printed. */
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
+import { readdirSync, readFileSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { onTestFinished } from 'vitest';
 import { PROGRAM_MS } from './limits.ts';
@@ -11,6 +12,8 @@ export interface Ended {
   readonly signal: NodeJS.Signals | undefined;
   readonly stdout: string;
   readonly stderr: string;
+  /** Where its threads stood when its time was over and it was killed. */
+  readonly hung?: string | undefined;
 }
 
 export interface ProgramOptions {
@@ -30,15 +33,19 @@ export class Program {
   readonly end: Promise<Ended>;
   readonly child: ChildProcessByStdio<null, Readable, Readable>;
   #ended: Ended | undefined;
+  #hung: string | undefined;
   /** Called whenever something was printed, and at the end. */
   readonly #listeners = new Set<() => void>();
 
   /** Starts it, within a test: with that it is killed. */
   constructor(args: readonly string[], options: ProgramOptions = {}) {
     const { command = process.execPath, env = process.env, cwd, limitMs = PROGRAM_MS } = options;
-    // A vCPU in KVM_RUN minds no other signal.
-    const limits = { timeout: limitMs, killSignal: 'SIGKILL' } as const;
-    this.child = spawn(command, args, { env, cwd, ...limits, stdio: ['ignore', 'pipe', 'pipe'] });
+    this.child = spawn(command, args, { env, cwd, stdio: ['ignore', 'pipe', 'pipe'] });
+    const watchdog = setTimeout(() => {
+      this.#hung = `after ${limitMs} ms its threads stood in ${stacksOf(this.child.pid)}`;
+      // A vCPU in KVM_RUN minds no other signal.
+      this.child.kill('SIGKILL');
+    }, limitMs).unref();
     onTestFinished(() => {
       this.child.kill('SIGKILL');
     });
@@ -51,8 +58,10 @@ export class Program {
     this.end = new Promise((resolve, reject) => {
       this.child.on('error', reject);
       this.child.on('close', (status, signal) => {
+        clearTimeout(watchdog);
         const { stdout, stderr } = this;
-        this.#ended = { status: status ?? undefined, signal: signal ?? undefined, stdout, stderr };
+        const how = { status: status ?? undefined, signal: signal ?? undefined };
+        this.#ended = { ...how, stdout, stderr, hung: this.#hung };
         resolve(this.#ended);
         this.#tell();
       });
@@ -89,5 +98,22 @@ export class Program {
   }
 }
 
-export const describeEnd = ({ status, signal, stdout, stderr }: Ended): string =>
-  `${signal ?? `status ${status}`}\nstdout: ${stdout}\nstderr: ${stderr}`;
+export const describeEnd = ({ status, signal, stdout, stderr, hung }: Ended): string =>
+  `${signal ?? `status ${status}`}${hung === undefined ? '' : `; ${hung}`}\nstdout: ${stdout}\nstderr: ${stderr}`;
+
+/** The innermost functions of the kernel that each of its threads is in; only root may know. */
+function stacksOf(pid: number | undefined): string {
+  const tasks = `/proc/${pid}/task`;
+  try {
+    const stacks = readdirSync(tasks).map((tid) => {
+      const name = readFileSync(`${tasks}/${tid}/comm`, 'latin1').trim();
+      const functions = readFileSync(`${tasks}/${tid}/stack`, 'latin1').match(/\w+(?=\+0x)/g) ?? [
+        'user mode',
+      ];
+      return `${name}: ${functions.slice(0, 5).join(' < ')}`;
+    });
+    return [...new Set(stacks)].join(', ');
+  } catch (error) {
+    return `what cannot be known (${(error as Error).message})`;
+  }
+}
