@@ -27,7 +27,9 @@ bool Nothing(const Napi::Value& value) { return value.IsEmpty() || value.IsNull(
 bool Resolved::Collect(Napi::Env env, const char* name, Napi::Value given) {
   if (given.IsUndefined()) return true;
   const auto refuse = [&](const char* reason) {
-    if (!env.IsExceptionPending()) Invalid(env, std::string(name) + ": " + reason);
+    napi_value thrown = nullptr;
+    napi_get_and_clear_last_exception(env, &thrown);  // a getter's own
+    Invalid(env, std::string(name) + ": " + reason);
     return false;
   };
   uint32_t count = 0;
@@ -74,6 +76,9 @@ bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, It
   if (row.applies && !row.applies(argument)) {
     return !given || Refuse(env, name, row, "is no reference in this argument");
   }
+  static constexpr uint8_t kZero[8] = {};
+  if (memcmp(field, kZero, row.size) != 0)
+    return Refuse(env, name, row, "is filled in from the references, and must be 0 in the argument");
   if (row.is == Reference::kFd) {
     if (item->place) return Refuse(env, name, row, "is a file descriptor, and no place in memory");
     Handle* handle = given ? Unwrap(env, item->value, row.kinds, row.name) : nullptr;

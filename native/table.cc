@@ -371,6 +371,7 @@ Napi::Value Requests(const Napi::CallbackInfo& info) {
         auto described = Napi::Object::New(env);
         described["name"] = Napi::String::New(env, reference->name);
         described["is"] = Napi::Number::New(env, static_cast<int>(reference->is));
+        described["size"] = Napi::Number::New(env, reference->size);
         described["way"] = Napi::Number::New(env, reference->way);
         described["kinds"] = Napi::Number::New(env, reference->kinds);
         described["offset"] = Napi::Number::New(env, reference->offset + i * reference->stride);

@@ -1,5 +1,6 @@
 /** The one place that chooses a backend. */
 import { getEnvironmentData, setEnvironmentData, threadId } from 'node:worker_threads';
+import { connectDiagnostics } from './diagnostics.ts';
 import { object } from './hypervisor/args.ts';
 import type { BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
@@ -50,6 +51,7 @@ export interface OpenOptions {
  * ```
  */
 export function openHypervisor(options: OpenOptions = {}): Hypervisor {
+  connectDiagnostics();
   const { backend = 'auto', needs = [], device, simulated } = object('options', options);
   if (backend !== 'auto' && backend !== 'kvm' && backend !== 'sim')
     throw outOfRange('backend', backend, "'auto', 'kvm' or 'sim'");

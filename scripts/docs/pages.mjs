@@ -67,7 +67,7 @@ export const pages = [
     page: 'backend',
     title: 'Backends',
     about: 'What is under the hypervisor: for tests that put something in between, and for observers.',
-    files: [/^hypervisor\/backend$/],
+    files: [/^hypervisor\/(backend|diagnostics)$/],
   },
   {
     page: 'simulator',

@@ -3,6 +3,7 @@ import type { ArrayRow, Ioctl, PointersRow, SizedRow, StructRow } from '../uapi/
 import { type Input, type Struct, type Value, viewOf } from '../uapi/layout.ts';
 import type { Integer } from './args.ts';
 import { type Backend, type BackendName, type Handle, isHandle, type Reference } from './backend.ts';
+import { diagnostics } from './diagnostics.ts';
 import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
 import { remedy } from './remedies.ts';
 
@@ -13,13 +14,18 @@ const E2BIG = -7;
 export class Fd {
   readonly backend: Backend;
   readonly #what: string;
+  readonly #label: string;
   #handle: Handle | undefined;
 
-  /** @param what how errors name it, as in `this vCPU was closed` */
-  constructor(backend: Backend, handle: Handle, what: string) {
+  /**
+   * @param what how errors name it, as in `this vCPU was closed`
+   * @param label how it is told from others of its kind, as in `vCPU 0`
+   */
+  constructor(backend: Backend, handle: Handle, what: string, label = what) {
     this.backend = backend;
     this.#handle = handle;
     this.#what = what;
+    this.#label = label;
   }
 
   get closed(): boolean {
@@ -38,16 +44,35 @@ export class Fd {
     this.#handle = undefined;
   }
 
+  /** Any ioctl as the backend has it: gives the kernel's result, or a negated errno. */
+  issue(row: Ioctl, argument?: Integer | Uint8Array, references?: readonly Reference[]): number {
+    const { handle } = this;
+    if (!diagnostics.ioctl.hasSubscribers)
+      return this.backend.ioctl(handle, row.request, argument, references);
+    const begun = performance.now();
+    const result = this.backend.ioctl(handle, row.request, argument, references);
+    this.#tell(row, argument, result, begun);
+    return result;
+  }
+
+  #tell(row: Ioctl, argument: Integer | Uint8Array | undefined, result: number, begun: number): void {
+    const us = (performance.now() - begun) * 1000;
+    const { name } = row;
+    diagnostics.ioctl.publish({ name, on: this.#label, argument: decoded(row, argument), result, us });
+  }
+
   /** Any ioctl with its raw argument. @throws KvmError with the errno, and a remedy where one is known */
-  call(row: Ioctl, argument?: Integer | Uint8Array): number {
-    const result = this.backend.ioctl(this.handle, row.request, argument);
+  call(row: Ioctl, argument?: Integer | Uint8Array, references?: readonly Reference[]): number {
+    const result = this.issue(row, argument, references);
     if (result < 0) throw failed(result, row, argument, this.backend.name);
     return result;
   }
 
-  /** An ioctl that returns a file descriptor. */
-  create(row: Ioctl, argument: Integer | Uint8Array): Handle {
-    const result = this.backend.create(this.handle, row.request, argument);
+  /** An ioctl that makes a file descriptor. */
+  create(row: Ioctl, argument: Integer | Uint8Array, references?: readonly Reference[]): Handle {
+    const begun = diagnostics.ioctl.hasSubscribers ? performance.now() : undefined;
+    const result = this.backend.create(this.handle, row.request, argument, references);
+    if (begun !== undefined) this.#tell(row, argument, isHandle(result) ? 0 : result, begun);
     if (!isHandle(result)) throw failed(result, row, argument, this.backend.name);
     return result;
   }
@@ -83,9 +108,7 @@ export class Fd {
   ): number {
     return lend(row.struct.size, (data, view) => {
       encode(row, view, value);
-      const result = this.backend.ioctl(this.handle, row.request, data, references);
-      if (result < 0) throw failed(result, row, data, this.backend.name);
-      return result;
+      return this.call(row, data, references);
     });
   }
 
@@ -103,7 +126,7 @@ export class Fd {
     let count = FIRST_GUESS;
     for (;;) {
       const data = listOf(row, [], count);
-      const result = this.backend.ioctl(this.handle, row.request, data);
+      const result = this.issue(row, data);
       const found = countIn(row, data);
       if (result >= 0) return elementsIn(row, data, found);
       if (result !== E2BIG || count >= row.max) throw failed(result, row, data, this.backend.name);
@@ -190,6 +213,17 @@ function elementsIn<T extends ArrayRow>(row: T, data: Uint8Array, count: number)
     row.element.get(view, row.struct.size + i * row.element.size),
   );
 }
+
+/** An argument as a person reads it. */
+function decoded(row: Ioctl, argument: Integer | Uint8Array | undefined): unknown {
+  if (!(argument instanceof Uint8Array)) return argument;
+  if (row.kind === 'array')
+    return elementsIn(row, argument, Math.min(countIn(row, argument), roomIn(row, argument)));
+  if (row.kind === 'struct' || row.kind === 'pointers') return row.struct.get(viewOf(argument), 0);
+  return argument.slice();
+}
+const roomIn = (row: ArrayRow, data: Uint8Array): number =>
+  Math.floor((data.length - row.struct.size) / row.element.size);
 
 /** The error of a failed ioctl, with what can be told about its argument. */
 export const failed = (

@@ -1,10 +1,12 @@
 /** Private memory: a guest_memfd, whose pages the guest can be given and the host cannot see. */
 import { GuestMemfdFlag } from '../uapi/constants.ts';
+import { flagNames } from '../uapi/text.ts';
 import { integer } from './args.ts';
 import { isHandle } from './backend.ts';
 import { KvmError, VmexitError } from './errors.ts';
 import type { Fd } from './fd.ts';
 import { GuestMemory, KEEP_SIZE, PUNCH_HOLE } from './guest-memory.ts';
+import { type Inspect, inspect, inUnits, shown, text } from './inspect.ts';
 
 /**
  * A guest_memfd (KVM_CREATE_GUEST_MEMFD, since 6.8). There is no `bytes`: only one made with MMAP and INIT_SHARED
@@ -89,6 +91,16 @@ export class GuestMemfd implements Disposable {
    */
   close(): void {
     this.fd.close();
+  }
+
+  /** What Node shows of it in a terminal: its size and flags. */
+  [inspect](depth: number, options: unknown, nodes: Inspect): string {
+    const fields = {
+      size: text(inUnits(this.size)),
+      flags: text(flagNames(GuestMemfdFlag, this.flags)),
+      ...(this.closed && { closed: true }),
+    };
+    return shown('GuestMemfd', fields, depth, options, nodes);
   }
 
   /** As close(): for `using`. */

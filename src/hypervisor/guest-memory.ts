@@ -3,6 +3,7 @@ import { Errno } from '../uapi/errno.ts';
 import { integer, pages } from './args.ts';
 import { type Backend, type Handle, isHandle, type MemoryToken } from './backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
+import { type Inspect, inspect, inUnits, shown, text } from './inspect.ts';
 import { Userfaultfd } from './userfaultfd.ts';
 
 /** FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE (fallocate(2)). */
@@ -222,6 +223,16 @@ export class GuestMemory implements Disposable {
     if (this.#handle === undefined) return;
     this.#backend.close(this.#handle);
     this.#handle = undefined;
+  }
+
+  /** What Node shows of it in a terminal: its size, and nothing of its bytes. */
+  [inspect](depth: number, options: unknown, nodes: Inspect): string {
+    const fields = {
+      size: text(inUnits(this.size)),
+      ...(this.#kind === 'guest_memfd' && { of: text('a guest_memfd') }),
+      ...(this.closed && { closed: true }),
+    };
+    return shown('GuestMemory', fields, depth, options, nodes);
   }
 
   /** As close(): for `using`. */

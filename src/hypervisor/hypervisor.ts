@@ -13,6 +13,7 @@ import {
 import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
+import { type Inspect, inspect, shown } from './inspect.ts';
 import { bitmapPages, UserfaultBitmap } from './userfault-bitmap.ts';
 import { Userfaultfd } from './userfaultfd.ts';
 import type { CpuidEntry } from './vcpu-state.ts';
@@ -33,7 +34,7 @@ export class Hypervisor implements Disposable {
   constructor(backend: Backend, fallback?: string) {
     this.backend = backend.name;
     this.fallback = fallback;
-    this.#fd = new Fd(backend, backend.open(), 'hypervisor');
+    this.#fd = new Fd(backend, backend.open(), 'hypervisor', 'KVM');
   }
 
   /** Whether close() was called. */
@@ -148,6 +149,13 @@ export class Hypervisor implements Disposable {
     const remedy =
       'a vCPU that this thread can reach: import vmexit before the worker is started, where it is started';
     throw outOfRange('kickId', kickId, remedy);
+  }
+
+  /** What Node shows of it in a terminal: its backend, and why it is not the other one. */
+  [inspect](depth: number, options: unknown, nodes: Inspect): string {
+    const { backend, fallback, closed } = this;
+    const fields = { backend, ...(fallback !== undefined && { fallback }), ...(closed && { closed }) };
+    return shown('Hypervisor', fields, depth, options, nodes);
   }
 
   /** Idempotent. VMs stay open. */

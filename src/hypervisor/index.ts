@@ -9,6 +9,13 @@ export type {
   SecondStageEvent,
   UserfaultfdToken,
 } from './backend.ts';
+export {
+  type Diagnostics,
+  type DiagnosticsChannel,
+  type ExitMessage,
+  type IoctlMessage,
+  tellDiagnostics,
+} from './diagnostics.ts';
 export * from './errors.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, GuestMemory, MAX_MEMORY } from './guest-memory.ts';

@@ -3,8 +3,10 @@
  * attributes or slots back, so this is the only place that knows.
  */
 import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
+import { flagNames, hex } from '../uapi/text.ts';
 import type { GuestMemfd } from './guest-memfd.ts';
 import type { GuestMemory } from './guest-memory.ts';
+import { inUnits } from './inspect.ts';
 import { type Range, RangeMap } from './ranges.ts';
 import type { UserfaultBitmap } from './userfault-bitmap.ts';
 
@@ -26,6 +28,14 @@ export interface Slot extends Range {
   readonly guestMemfdOffset: number;
   /** Its bitmap for KVM_MEM_USERFAULT (a proposal), if it has one. */
   readonly userfaultBitmap: UserfaultBitmap | undefined;
+}
+
+/** `0: [0x100000, +0x10000) 64 KiB, GUEST_MEMFD` */
+export function describeSlot(slot: Slot): string {
+  const size = slot.end - slot.start;
+  const space = slot.addressSpace === 0 ? '' : ` of address space ${slot.addressSpace}`;
+  const flags = slot.flags === 0 ? '' : `, ${flagNames(MemFlag, slot.flags)}`;
+  return `${slot.slot}${space}: ${hex.range(slot.start, size)} ${inUnits(size)}${flags}`;
 }
 
 /** A part of a range that lies in one slot, or in none. */

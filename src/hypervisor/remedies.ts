@@ -8,6 +8,7 @@ import type { IoctlName } from '../uapi/ioctls.ts';
 import { type Value, viewOf } from '../uapi/layout.ts';
 import {
   kvm_create_guest_memfd,
+  kvm_dirty_log,
   kvm_memory_attributes,
   kvm_pre_fault_memory,
   kvm_userspace_memory_region2,
@@ -150,7 +151,10 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
     ENOTTY: () => 'this kernel is older than 6.8; use setUserMemoryRegion()',
   },
   KVM_GET_DIRTY_LOG: {
-    ENOENT: (slot) => `slot ${slot} is not there, or is not set with MemFlag.LOG_DIRTY_PAGES`,
+    ENOENT: firstOf(
+      (data) => kvm_dirty_log.get(viewOf(data), 0),
+      [[() => true, ({ slot }) => `slot ${slot} is not there, or is not set with MemFlag.LOG_DIRTY_PAGES`]],
+    ),
   },
   KVM_SET_MEMORY_ATTRIBUTES: { EINVAL: attributesInvalid, ENOTTY: wantsSwProtected },
   KVM_CREATE_GUEST_MEMFD: {

@@ -1,13 +1,15 @@
 /** A virtual processor: run it, and see why it stopped. */
 import { type Dialect, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
-import { Exit } from '../uapi/exit.ts';
-import { decodeExit, type KvmExit } from '../uapi/exits.ts';
+import { Exit, exitName } from '../uapi/exit.ts';
+import { decodeExit, describeExit, type KvmExit } from '../uapi/exits.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { object } from './args.ts';
 import type { Observer } from './backend.ts';
+import { diagnostics } from './diagnostics.ts';
 import { closed, UnavailableError, VmexitError } from './errors.ts';
 import { type Fd, failed } from './fd.ts';
+import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { RunPage } from './run-page.ts';
 import { VcpuState } from './vcpu-state.ts';
 
@@ -30,7 +32,7 @@ export class Vcpu extends VcpuState implements Disposable {
   /** The ABI of memory faults. What it says is given in mainline's words. */
   readonly #dialect: Dialect;
   readonly #run: (timeoutMs?: number) => number;
-  #outcome: number = Exit.UNKNOWN;
+  #outcome: number | undefined;
 
   /** Made by Vm.createVcpu(). */
   constructor(fd: Fd, id: number, checkExtension: (cap: number) => number) {
@@ -112,8 +114,21 @@ export class Vcpu extends VcpuState implements Disposable {
    */
   run(timeoutMs?: number): number {
     if (this.fd.closed) throw closed('vCPU');
+    if (diagnostics.exit.hasSubscribers) return this.#runTold(timeoutMs);
     // Node-API is slow to find that an argument is undefined.
-    const result = timeoutMs === undefined ? this.#run() : this.#run(timeoutMs);
+    return this.#conclude(timeoutMs === undefined ? this.#run() : this.#run(timeoutMs));
+  }
+
+  #runTold(timeoutMs: number | undefined): number {
+    const begun = performance.now();
+    const result = this.#run(timeoutMs);
+    const us = (performance.now() - begun) * 1000;
+    const outcome = this.#conclude(result);
+    diagnostics.exit.publish({ vcpu: this.id, exit: this.exit, us });
+    return outcome;
+  }
+
+  #conclude(result: number): number {
     // Whatever the page says, these are what they are.
     if (result === Exit.INTERRUPTED || (result >= 0 && result !== this.#dialect.signal.exitReason)) {
       this.#outcome = result;
@@ -138,12 +153,12 @@ export class Vcpu extends VcpuState implements Disposable {
 
   /** What the last run() gave. */
   get outcome(): number {
-    return this.#outcome;
+    return this.#outcome ?? Exit.UNKNOWN;
   }
 
   /** The last run's exit as an object of its own, with every field that its reason has. Allocates. */
   get exit(): KvmExit {
-    return decodeExit(this.#outcome, this.#page.view, this.#dialect);
+    return decodeExit(this.outcome, this.#page.view, this.#dialect);
   }
 
   /**
@@ -199,6 +214,14 @@ export class Vcpu extends VcpuState implements Disposable {
     const { backend, handle } = this.fd;
     if (backend.observe === undefined) throw new UnavailableError('feature', CANNOT_OBSERVE);
     backend.observe(handle, observer);
+  }
+
+  /** What Node shows of it in a terminal: its number and its last exit. No ioctl is made for it. */
+  [inspect](depth: number, options: unknown, nodes: Inspect): string {
+    if (this.fd.closed) return `Vcpu { id: ${this.id}, closed }`;
+    const ran = this.#outcome !== undefined;
+    const exit = ran ? text(`${exitName(this.outcome)}: ${describeExit(this.exit)}`) : text('none');
+    return shown('Vcpu', { id: this.id, exit }, depth, options, nodes);
   }
 
   /** Idempotent. */

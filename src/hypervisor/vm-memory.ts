@@ -230,8 +230,7 @@ export abstract class VmMemory {
     size64.set(view, ATTRIBUTES.address.offset, address);
     size64.set(view, ATTRIBUTES.size.offset, size);
     size64.set(view, ATTRIBUTES.attributes.offset, attributes);
-    const request = ioctls.KVM_SET_MEMORY_ATTRIBUTES.request;
-    const result = this.fd.backend.ioctl(this.fd.handle, request, this.#attributes);
+    const result = this.fd.issue(ioctls.KVM_SET_MEMORY_ATTRIBUTES, this.#attributes);
     if (result === 0) this.memoryMap.recordAttributes(address, address + size, attributes);
     return result;
   }
@@ -255,8 +254,7 @@ export abstract class VmMemory {
   #registerRegion(addr: number, size: number, attributes: number): number {
     const toPrivate = (attributes & MemoryAttribute.PRIVATE) !== 0;
     const row = toPrivate ? ioctls.KVM_MEMORY_ENCRYPT_REG_REGION : ioctls.KVM_MEMORY_ENCRYPT_UNREG_REGION;
-    const region = kvm_enc_region.encode({ addr, size });
-    return this.fd.backend.ioctl(this.fd.handle, row.request, region);
+    return this.fd.issue(row, kvm_enc_region.encode({ addr, size }));
   }
 
   #allocate(address: number, size: number, attributes: number): number {

@@ -1,11 +1,18 @@
 /** A virtual machine: its memory, its vCPUs, its capabilities. One thread owns it. */
+import { MemoryAttribute, VmType } from '../uapi/constants.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
 import type { kvm_clock_data, kvm_enable_cap } from '../uapi/structs.ts';
+import { hex, nameOf } from '../uapi/text.ts';
 import { u32 } from './args.ts';
 import { Fd } from './fd.ts';
+import { type Inspect, inspect, shown, text } from './inspect.ts';
+import { describeSlot } from './memory-map.ts';
 import { Vcpu } from './vcpu.ts';
 import { VmInterrupts } from './vm-interrupts.ts';
+
+/** Guest-physical addresses have at most 52 bits (SDM volume 3, 4.1.4). */
+const MAX_ADDRESS = 2 ** 52;
 
 /** What was done to a VM that the kernel cannot be asked for: with MemoryMap, what it takes to make another like it. */
 export interface VmSetup {
@@ -73,7 +80,7 @@ export class Vm extends VmInterrupts implements Disposable {
    */
   createVcpu(id = 0): Vcpu {
     const handle = this.fd.create(ioctls.KVM_CREATE_VCPU, u32('id', id));
-    const fd = new Fd(this.fd.backend, handle, 'vCPU');
+    const fd = new Fd(this.fd.backend, handle, 'vCPU', `vCPU ${id}`);
     return new Vcpu(fd, id, (cap) => this.checkExtension(cap));
   }
 
@@ -103,6 +110,24 @@ export class Vm extends VmInterrupts implements Disposable {
   /** KVM_SET_CLOCK. @throws KvmError as getClock(); EINVAL for flags that cannot be set */
   setClock(clock: Input<Value<typeof kvm_clock_data>>): void {
     this.fd.write(ioctls.KVM_SET_CLOCK, clock);
+  }
+
+  /** What Node shows of it in a terminal: its type, its slots, and which memory is private. */
+  [inspect](depth: number, options: unknown, nodes: Inspect): string {
+    if (this.closed) return 'Vm { closed }';
+    const { slots, otherSlots } = this.memoryMap;
+    const ranges = [...this.memoryMap.attributesWithin(0, MAX_ADDRESS)].filter(
+      ({ value }) => (value & MemoryAttribute.PRIVATE) !== 0,
+    );
+    const fields = {
+      type: text(nameOf(VmType, this.type)),
+      slots: [...slots, ...otherSlots].map((slot) => text(describeSlot(slot))),
+      ...(ranges.length > 0 && {
+        private: ranges.map(({ start, end }) => text(hex.range(start, end - start))),
+      }),
+      ...(this.devices.length > 0 && { devices: this.devices.map(text) }),
+    };
+    return shown('Vm', fields, depth, options, nodes);
   }
 
   /** Idempotent. Its vCPUs and guest_memfds stay open, and the kernel keeps the VM until they are closed too. */

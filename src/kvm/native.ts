@@ -13,8 +13,9 @@ export interface NativeReference {
   readonly way: number;
   /** Of handles, as in `on`; 32 memory, 64 a reservation, 256 an eventfd. */
   readonly kinds: number;
-  /** Of the field in the struct. */
+  /** Where the field is in the struct, and how many bytes it has. */
   readonly offset: number;
+  readonly size: number;
 }
 
 /** A row of the addon's own table. */

@@ -231,12 +231,20 @@ export function decodeExit(outcome: number, page: DataView, dialect = dialects.m
   const found = rowOf.get(outcome);
   if (!found) {
     const raw = exitArms.padding.get(page, EXIT_OFFSET);
-    return { reason: 'OTHER', outcome, runFlags, name: exitName(outcome), raw };
+    return shown({ reason: 'OTHER', outcome, runFlags, name: exitName(outcome), raw });
   }
   const [reason, { arm, decode }] = found;
   const fields = arm === exitArms.memoryFault ? dialect.decode(page) : decode(page);
-  return { reason, outcome, runFlags, ...fields } as KvmExit;
+  return shown({ reason, outcome, runFlags, ...fields } as KvmExit);
 }
+
+/** What Node shows of an exit in a terminal: a sentence, for its numbers mean nothing in decimal. */
+const sentence = {
+  [Symbol.for('nodejs.util.inspect.custom')](this: KvmExit): string {
+    return `${this.reason} { ${describeExit(this)} }`;
+  },
+};
+const shown = (exit: KvmExit): KvmExit => Object.assign(Object.create(sentence), exit);
 
 /** One line: `MMIO write of 8 bytes at 0xfee00000: 0100000000000000`. Unknown flags and numbers are shown in hex. */
 export function describeExit(exit: KvmExit): string {

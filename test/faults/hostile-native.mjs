@@ -219,6 +219,7 @@ function referenceFor({ is, kinds }) {
 function callOf(wanted) {
   const call = [handleFor(wanted.on), wanted.request, argumentFor(wanted)];
   if (wanted.references.length === 0 && chance(0.9)) return call;
+  for (const { offset, size } of wanted.references) if (chance(0.95)) call[2].fill(0, offset, offset + size);
   const references = wanted.references.map(referenceFor);
   if (chance(0.1)) references.push(value());
   return [...call, references];
