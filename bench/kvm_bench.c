@@ -87,6 +87,22 @@ static double pio(long count, int immediate) {
   return elapsed / count;
 }
 
+static double registers(long count, unsigned long request) {
+  struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+  struct kvm_regs regs;
+  need(ioctl(v.vcpu, KVM_GET_REGS, &regs) == 0, "KVM_GET_REGS");
+  uint64_t sum = 0;
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    if (ioctl(v.vcpu, request, &regs) != 0) exit(1);
+    sum += regs.rip;
+  }
+  const double elapsed = now() - start;
+  sink = sum;
+  shut(&v);
+  return elapsed / count;
+}
+
 static int ascending(const void* a, const void* b) {
   const double x = *(const double*)a, y = *(const double*)b;
   return (x > y) - (x < y);
@@ -155,8 +171,10 @@ int main(int argc, char** argv) {
   if (count > 0 && !strcmp(mode, "open")) ns = first_exit(count);
   if (count > 0 && !strcmp(mode, "convert-4k")) ns = convert(count, 1);
   if (count > 0 && !strcmp(mode, "convert-2m")) ns = convert(count, 512);
+  if (count > 0 && !strcmp(mode, "get-regs")) ns = registers(count, KVM_GET_REGS);
+  if (count > 0 && !strcmp(mode, "set-regs")) ns = registers(count, KVM_SET_REGS);
   if (ns < 0) {
-    fprintf(stderr, "usage: kvm_bench pio|immediate|open|convert-4k|convert-2m COUNT\n");
+    fprintf(stderr, "usage: kvm_bench pio|immediate|open|convert-4k|convert-2m|get-regs|set-regs COUNT\n");
     return 2;
   }
   printf("%.1f\n", ns);

@@ -12,6 +12,7 @@ import {
 } from '../dist/index.js';
 import { Cap, Hypercall } from '../dist/uapi/index.js';
 import { benches as paging } from './paging.mjs';
+import { benches as registers } from './registers.mjs';
 import { benches as restore } from './restore.mjs';
 import { compile, expect, MIB, main, median, nanoseconds, resident } from './support.mjs';
 
@@ -150,6 +151,7 @@ const benches = {
     target: { ratio: 1 / 0.95 },
     needs: ['private-memory', 'map-gpa-range'],
   },
+  ...registers,
   ...paging,
   ...restore,
   memory: { what: 'what 1 GiB of guest memory that nobody has touched takes of the host' },

@@ -18,6 +18,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"open", vmexit::Open},
       {"ioctl", vmexit::Ioctl},
       {"create", vmexit::Create},
+      {"prepare", vmexit::Prepare},
       {"requests", vmexit::Requests},
       {"allocate", vmexit::Allocate},
       {"reserve", vmexit::Reserve},

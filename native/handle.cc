@@ -49,6 +49,7 @@ void Handle::CloseFd() {
   if (faults) faults->Unwatch();
   if (fd >= 0) close(fd);
   fd = -1;
+  if (live) *live = -1;
 }
 
 Napi::Value Wrap(Napi::Env env, std::unique_ptr<Handle> handle) {
@@ -98,6 +99,19 @@ void OutOfRange(Napi::Env env, const std::string& message) {
   napi_throw_range_error(env, "ERR_KVM_INVALID_ARG", message.c_str());
 }
 
+Napi::ArrayBuffer ViewOf(Napi::Env env, const std::shared_ptr<Mapping>& mapping,
+                         std::shared_ptr<Mapping>** view) {
+  *view = new std::shared_ptr<Mapping>(mapping);
+  auto buffer = Napi::ArrayBuffer::New(env, mapping->data, mapping->size, ReleaseView, *view);
+  if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
+    delete *view;
+    return buffer;
+  }
+  buffer.AddFinalizer([](Napi::Env, std::shared_ptr<Addresses>* addresses) { delete addresses; },
+                      new std::shared_ptr<Addresses>(mapping->addresses));
+  return buffer;
+}
+
 Napi::Value Buffer(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* handle = Unwrap(env, info[0], kMemory | kVcpu, "memory");
@@ -107,14 +121,9 @@ Napi::Value Buffer(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   if (!handle->buffer.IsEmpty()) return handle->buffer.Value();
-  auto* view = new std::shared_ptr<Mapping>(handle->mapping);
-  auto buffer = Napi::ArrayBuffer::New(env, handle->mapping->data, handle->mapping->size, ReleaseView, view);
-  if (buffer.IsEmpty()) {  // Electron forbids external buffers: napi_no_external_buffers_allowed is pending
-    delete view;
-    return env.Undefined();
-  }
-  buffer.AddFinalizer([](Napi::Env, std::shared_ptr<Addresses>* addresses) { delete addresses; },
-                      new std::shared_ptr<Addresses>(handle->mapping->addresses));
+  std::shared_ptr<Mapping>* view = nullptr;
+  auto buffer = ViewOf(env, handle->mapping, &view);
+  if (buffer.IsEmpty()) return env.Undefined();
   handle->buffer = Napi::Reference<Napi::ArrayBuffer>::New(buffer, 1);
   handle->view = view;
   return buffer;

@@ -69,6 +69,7 @@ struct Handle {
   std::shared_ptr<Mapping> mapping;    // memory, userfaultfd: guest RAM; vCPU: kvm_run
   std::shared_ptr<Slots> slots;        // VM and its vCPUs
   std::shared_ptr<RunState> run;       // vCPU
+  std::shared_ptr<int> live;           // the fd, or -1 once it is closed: for calls that were prepared
   std::unique_ptr<Userfaults> faults;  // userfaultfd
   Napi::Reference<Napi::ArrayBuffer> buffer;
   std::shared_ptr<Mapping>* view = nullptr;  // what `buffer` holds; valid while that is not detached
@@ -95,6 +96,10 @@ void OutOfRange(Napi::Env env, const std::string& message);
 
 inline Napi::Value Errno(Napi::Env env, int error) { return Napi::Number::New(env, -error); }
 
+// An ArrayBuffer over the mapping, which keeps it. `view` is what it holds. Empty, with a JS exception
+// pending, where a runtime forbids such buffers.
+Napi::ArrayBuffer ViewOf(Napi::Env env, const std::shared_ptr<Mapping>& mapping,
+                         std::shared_ptr<Mapping>** view);
 // The ArrayBuffer over the handle's mapping, made once. A view of it keeps the memory mapped.
 Napi::Value Buffer(const Napi::CallbackInfo& info);
 Napi::Value Close(const Napi::CallbackInfo& info);

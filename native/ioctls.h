@@ -16,5 +16,8 @@ Napi::Value Ioctl(const Napi::CallbackInfo& info);
 // create(handle, request, argument, references?) -> handle | -errno, for requests that make a file
 // descriptor.
 Napi::Value Create(const Napi::CallbackInfo& info);
+// prepare(handle, request) -> { buffer, issue() } | -errno: the ioctl with its argument in place, for structs
+// that refer to nothing. It gives EBADF once the handle is closed.
+Napi::Value Prepare(const Napi::CallbackInfo& info);
 
 }  // namespace vmexit

@@ -23,6 +23,14 @@ export interface Place {
  */
 export type Reference = Handle | Place | Uint8Array | null;
 
+/** An ioctl that is made again and again: its argument stays where it is. */
+export interface Prepared {
+  /** The argument: what the kernel reads and writes. As large as the struct. */
+  readonly bytes: Uint8Array;
+  /** The kernel's result, or a negated errno: EBADF once the handle is closed. */
+  issue(): number;
+}
+
 /** `kvm`: the kernel's KVM. `sim`: the simulator. */
 export type BackendName = 'kvm' | 'sim';
 
@@ -138,6 +146,9 @@ export interface Backend {
     argument: number | bigint | Uint8Array,
     references?: readonly Reference[],
   ): Handle | number;
+  /** An ioctl whose struct refers to nothing, made ready: where that is cheaper than ioctl(). Or a negated errno. */
+  prepare?(handle: Handle, request: number): Prepared | number;
+
   /** Guest RAM, zero, untouched until used. */
   allocate(size: number): Handle | number;
   /** Address space with nothing behind it, for a slot without backing. */

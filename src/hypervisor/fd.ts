@@ -11,11 +11,25 @@ import { remedy } from './remedies.ts';
 const FIRST_GUESS = 128;
 const E2BIG = -7;
 
+/** An ioctl that is made again and again, with its argument in place. */
+interface InPlace {
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  /** The argument as words of 64 bits. */
+  readonly words: BigUint64Array;
+  /** The kernel's result, or a negated errno. */
+  issue(): number;
+  /** A value is being written to it, by code of a caller maybe. */
+  busy: boolean;
+}
+
 export class Fd {
   readonly backend: Backend;
   readonly #what: string;
   readonly #label: string;
   #handle: Handle | undefined;
+  /** Undefined for what was used once; false where it cannot be had. */
+  readonly #inPlace = new Map<Ioctl, InPlace | false | undefined>();
 
   /**
    * @param what how errors name it, as in `this vCPU was closed`
@@ -41,7 +55,31 @@ export class Fd {
   close(): void {
     if (this.#handle === undefined) return;
     this.backend.close(this.#handle);
+    this.#inPlace.clear();
     this.#handle = undefined;
+  }
+
+  /** The ioctl with its argument in place, from its second use on: undefined for the first, and where there is none. */
+  #placeFor(row: StructRow): InPlace | undefined {
+    const place = this.#inPlace.get(row);
+    if (place === undefined) this.#prepare(row);
+    else if (place && !place.busy && this.#handle !== undefined && !diagnostics.ioctl.hasSubscribers)
+      return place;
+    return undefined;
+  }
+  #prepare(row: StructRow): void {
+    if (!this.#inPlace.has(row)) {
+      this.#inPlace.set(row, undefined);
+      return;
+    }
+    const prepared = this.backend.prepare?.(this.handle, row.request) ?? E2BIG;
+    if (typeof prepared === 'number') {
+      this.#inPlace.set(row, false);
+      return;
+    }
+    const { bytes, issue } = prepared;
+    const words = new BigUint64Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 3);
+    this.#inPlace.set(row, { bytes, view: viewOf(bytes), words, issue, busy: false });
   }
 
   /** Any ioctl as the backend has it: gives the kernel's result, or a negated errno. */
@@ -77,14 +115,45 @@ export class Fd {
     return result;
   }
 
-  read<T extends StructRow>(row: T): Value<T['struct']> {
+  /** @param decode a faster way than the layout's, where there is one */
+  read<T extends StructRow>(
+    row: T,
+    decode?: (words: BigUint64Array) => Value<T['struct']>,
+  ): Value<T['struct']> {
+    const place = row.dir === 'read' ? this.#placeFor(row) : undefined;
+    if (place !== undefined) {
+      const result = place.issue();
+      if (result < 0) throw failed(result, row, place.bytes, this.backend.name);
+      return decode?.(place.words) ?? row.struct.get(place.view, 0);
+    }
     return lend(row.struct.size, (data, view) => {
       this.call(row, data);
       return row.struct.get(view, 0);
     });
   }
 
-  write<T extends StructRow>(row: T, value: Input<Value<T['struct']>>): number {
+  /** @param put a faster way than the layout's, where there is one; it gives whether it could */
+  write<T extends StructRow>(
+    row: T,
+    value: Input<Value<T['struct']>>,
+    put?: (words: BigUint64Array, value: Input<Value<T['struct']>>) => boolean,
+  ): number {
+    const place = this.#placeFor(row);
+    if (place !== undefined) {
+      place.busy = true;
+      try {
+        if (put?.(place.words, value) !== true) {
+          place.bytes.fill(0);
+          encode(row, place.view, value);
+        }
+        this.handle; // a getter of the caller's may have closed it
+        const result = place.issue();
+        if (result < 0) throw failed(result, row, place.bytes, this.backend.name);
+        return result;
+      } finally {
+        place.busy = false;
+      }
+    }
     return lend(row.struct.size, (data, view) => {
       encode(row, view, value);
       return this.call(row, data);

@@ -18,6 +18,7 @@ import type {
 import { type Integer, integer, u32 } from './args.ts';
 import { wrongType } from './errors.ts';
 import type { Fd } from './fd.ts';
+import { readRegs, writeRegs } from './regs.ts';
 
 /** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
 export type Regs = Value<typeof kvm_regs>;
@@ -52,7 +53,7 @@ export abstract class VcpuState {
 
   /** KVM_GET_REGS. */
   getRegs(): Regs {
-    return this.fd.read(ioctls.KVM_GET_REGS);
+    return this.fd.read(ioctls.KVM_GET_REGS, readRegs);
   }
   /**
    * KVM_SET_REGS. All of them: a register that is left out becomes 0. Cancels a pending exception. After an exit, call
@@ -60,7 +61,7 @@ export abstract class VcpuState {
    * @throws TypeError, RangeError ERR_KVM_INVALID_ARG, which names the field
    */
   setRegs(regs: Input<Regs>): void {
-    this.fd.write(ioctls.KVM_SET_REGS, regs);
+    this.fd.write(ioctls.KVM_SET_REGS, regs, writeRegs);
   }
   /** KVM_GET_SREGS. */
   getSregs(): Sregs {

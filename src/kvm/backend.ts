@@ -26,6 +26,11 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     },
     ioctl: native.ioctl,
     create: native.create,
+    prepare(handle, request) {
+      const prepared = native.prepare(handle, request);
+      if (typeof prepared === 'number') return prepared;
+      return { bytes: new Uint8Array(prepared.buffer), issue: prepared.issue };
+    },
     allocate: native.allocate,
     reserve: native.reserve,
     mapGuestMemfd: native.mapGuestMemfd,

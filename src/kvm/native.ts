@@ -53,6 +53,7 @@ export interface Native {
     argument: number | bigint | Uint8Array,
     references?: readonly Reference[],
   ): Handle | number;
+  prepare(handle: Handle, request: number): { buffer: ArrayBuffer; issue(): number } | number;
   requests(): NativeRow[];
   allocate(size: number): Handle | number;
   reserve(size: number): Handle | number;

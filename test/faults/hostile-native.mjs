@@ -173,7 +173,7 @@ let runs = 0;
 const EINTR = -4;
 const ETIME = -62;
 
-const names = [...Object.keys(native), 'run'];
+const names = [...Object.keys(native), 'run', 'issue'];
 const deep = ['ioctl', 'ioctl', 'ioctl', 'create', 'run'];
 /** enum Kind of native/handle.h. */
 const kindOf = {
@@ -240,6 +240,10 @@ const plausible = {
   ],
   ioctl: () => callOf(choice(chance(0.3) ? referring : rows)),
   create: () => callOf(choice(making)),
+  prepare: () => {
+    const wanted = choice(rows);
+    return [handleFor(wanted.on), wanted.request];
+  },
   requests: () => [],
   allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],
   reserve: () => [choice([4096, 8192, 65_536, 2 ** 32, 2 ** 46])],
@@ -293,6 +297,7 @@ const plausible = {
   wakePages: () => [choice(open.userfaultfd), choice(pageOffsets), choice(pageOffsets)],
   readFaults: () => [choice(open.userfaultfd)],
   watchFaults: () => [choice(open.userfaultfd), choice([undefined, () => {}])],
+  issue: () => [],
   run: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
 };
 
@@ -331,7 +336,7 @@ function call(name) {
   if (style < 6 && style > 2) args[below(args.length + 1)] = value();
   args = args.slice();
   tame(name, args);
-  const target = name === 'run' ? choice(open.functions)?.run : native[name];
+  const target = { run: choice(open.functions)?.run, issue: choice(prepared)?.() }[name] ?? native[name];
   if (target === undefined) return;
   if (log !== undefined) writeSync(log, describe(name, args), 0);
 
@@ -340,6 +345,7 @@ function call(name) {
     : Reflect.apply(target, chance(0.1) ? value() : native, args);
   if (name === 'ioctl' && result >= 0) accepted.add(rows.find((other) => other.request === args[1]).name);
   if (name === 'run' && (result >= 0 || result === EINTR || result === ETIME)) runs++;
+  if (name === 'prepare') keepPrepared(args[1], result);
   if (name === 'open') keep('system', result);
   if (name === 'create') keepCreated(args, result);
   if (name === 'allocate' || name === 'openMemory' || name === 'mapGuestMemfd') keepMemory(result);
@@ -350,6 +356,22 @@ function call(name) {
   if (name === 'runner' && typeof result === 'function')
     open.functions.push({ run: result, id: native.kickId(args[0]) });
   if (name === 'close') forgetClosed(args[0]);
+}
+
+/** Ioctls that were made ready; their bytes are filled with anything, and now and then taken away. */
+const prepared = [];
+function keepPrepared(wanted, made) {
+  // The kernel would be busy for minutes: see tame().
+  if (typeof made !== 'object' || made === null || Number(wanted) === request('KVM_SET_MEMORY_ATTRIBUTES'))
+    return;
+  const { buffer, issue } = made;
+  let bytes = new Uint8Array(buffer);
+  prepared.push(() => {
+    if (chance(0.05)) bytes = new Uint8Array(structuredClone(bytes.buffer, { transfer: [bytes.buffer] }));
+    for (let i = 0; i < bytes.length; i += 1 + below(16)) bytes[i] = choice([0, 1, below(256)]);
+    return issue;
+  });
+  if (prepared.length > 16) prepared.shift();
 }
 
 function keepCreated([, wanted], result) {
