@@ -17,6 +17,7 @@ export {
   tellDiagnostics,
 } from './diagnostics.ts';
 export * from './errors.ts';
+export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
 export { Hypervisor } from './hypervisor.ts';

@@ -10,6 +10,7 @@ import type { Value } from '../uapi/layout.ts';
 import { size64, u8, u16, u32, u64, viewOf } from '../uapi/layout.ts';
 import { kvm_sync_regs } from '../uapi/x86.ts';
 import { closed, outOfRange } from './errors.ts';
+import { type ExitArms, exitArmsOf } from './exit-arms.ts';
 
 const head = kvm_run.fields;
 const at = <F extends Record<string, { offset: number }>>(arm: { fields: F }): { [K in keyof F]: number } =>
@@ -234,6 +235,7 @@ export class RunPage {
   readonly #view: DataView;
   readonly #bytes: Uint8Array;
   #open = true;
+  #arms: ExitArms | undefined;
 
   /** The fields of Exit.IO. */
   readonly io: IoExit;
@@ -280,6 +282,16 @@ export class RunPage {
   get bytes(): Uint8Array {
     if (!this.#open) throw closed('vCPU');
     return this.#bytes;
+  }
+
+  /**
+   * Every arm of the exit union by its name in `exitArms` of `vmexit/uapi`, in place: `arms.tprAccess.rip` after
+   * Exit.TPR_ACCESS, `arms.systemEvent.type` after Exit.SYSTEM_EVENT. Which one holds follows from the outcome of the run;
+   * only what KVM takes an answer from can be written. A number above 32 bits is a bigint; a list is a copy.
+   */
+  get arms(): ExitArms {
+    this.#arms ??= exitArmsOf(this);
+    return this.#arms;
   }
 
   /** Called by Vcpu.close(): the page is unmapped then. */

@@ -8,6 +8,7 @@ import { object } from './args.ts';
 import type { Observer } from './backend.ts';
 import { diagnostics } from './diagnostics.ts';
 import { closed, UnavailableError, VmexitError } from './errors.ts';
+import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { RunPage } from './run-page.ts';
@@ -63,6 +64,39 @@ export class Vcpu extends VcpuState implements Disposable {
   /** The call after Exit.HYPERCALL, in place. Set `ret` before the guest runs on. */
   get hypercall() {
     return this.#page.hypercall;
+  }
+  /**
+   * The access after Exit.X86_RDMSR or X86_WRMSR (KVM_CAP_X86_USER_SPACE_MSR, since 5.10), in place: `index`, `reason`
+   * (MsrExitReason bits), and `data`, which a WRMSR gives and a RDMSR waits for: set it, or set `error` to 1, and the guest
+   * gets #GP(0) instead. KVM begins with `error` 0 and `data` of a RDMSR 0.
+   */
+  get msr(): ExitArms['msr'] {
+    return this.#page.arms.msr;
+  }
+  /**
+   * What Hyper-V's guest asked after Exit.HYPERV, in place: by `type` (HypervExit) `synic`, `hcall` or `syndbg` holds.
+   * Set `hcall.result` or `syndbg.status`.
+   */
+  get hyperv(): ExitArms['hyperv'] {
+    return this.#page.arms.hyperv;
+  }
+  /** The hypercall of a Xen guest after Exit.XEN, in place. Set `hcall.result`, which the guest receives in RAX. */
+  get xen(): ExitArms['xen'] {
+    return this.#page.arms.xen;
+  }
+  /**
+   * The TDVMCALL after Exit.TDX (since 6.16), in place: by `nr`, the call's leaf, `getQuote` (0x10002),
+   * `getTdvmcallInfo` (0x10000) or `setupEventNotify` (0x10004) holds. Set `unknown.ret`, which is where each of them has its own. Only hardware with TDX shows it.
+   */
+  get tdx(): ExitArms['tdx'] {
+    return this.#page.arms.tdx;
+  }
+  /**
+   * The request for certificates after Exit.SNP_REQ_CERTS, in place. Set `ret`: 0, or a positive errno (ENOSPC, EAGAIN,
+   * EIO). Only hardware with SEV-SNP shows it.
+   */
+  get snpReqCerts(): ExitArms['snpReqCerts'] {
+    return this.#page.arms.snpReqCerts;
   }
   /** Registers that run() copies out and in without an ioctl (KVM_CAP_SYNC_REGS, since 4.17). */
   get syncRegs() {

@@ -150,7 +150,15 @@ export const exitRows = {
   MEMORY_FAULT: memoryFault('memory fault'),
   TDX: row(
     exitArms.tdx,
-    ({ flags, nr, unknown: { ret, data } }) => ({ flags, nr, ret, data }),
+    ({ flags, nr, unknown: { ret, data }, getQuote, getTdvmcallInfo, setupEventNotify }) => ({
+      flags,
+      nr,
+      ret,
+      data,
+      ...(nr === BigInt(tdvmcalls.GET_QUOTE) && { getQuote }),
+      ...(nr === BigInt(tdvmcalls.GET_TD_VM_CALL_INFO) && { getTdvmcallInfo }),
+      ...(nr === BigInt(tdvmcalls.SETUP_EVENT_NOTIFY) && { setupEventNotify }),
+    }),
     (e) => `TDX call ${nameOf(tdvmcalls, e.nr)}${dataWords(e.data)}${unknownFlags(e.flags)}`,
   ),
   SNP_REQ_CERTS: row(
@@ -208,7 +216,7 @@ export type RawExit = {
  * | `NOTIFY` | `flags`, `contextInvalid` |
  * | `HYPERV` | `type`, and by it `synic`, `hcall` or `syndbg` |
  * | `XEN` | `type`, and `hcall` |
- * | `TDX` | `flags`, `nr`, `ret`, `data` |
+ * | `TDX` | `flags`, `nr`, `ret`, `data`, and by `nr` (0x10002, 0x10000, 0x10004) `getQuote`, `getTdvmcallInfo` or `setupEventNotify` |
  * | `SNP_REQ_CERTS` | `gpa`, `npages`, `ret` |
  * | `OTHER` | `name`, `raw`: an exit of another architecture, or newer than this version |
  * | any other | none |

@@ -207,7 +207,13 @@ const cases: Case[] = [
   [
     'TDX',
     (p) => p.u64(32, 0n, 0x1_0002n, 0n, 0x8000n, 0x1000n, 0n, 0n, 0n),
-    { flags: 0n, nr: 0x1_0002n, ret: 0n, data: [0x8000n, 0x1000n, 0n, 0n, 0n] },
+    {
+      flags: 0n,
+      nr: 0x1_0002n,
+      ret: 0n,
+      data: [0x8000n, 0x1000n, 0n, 0n, 0n],
+      getQuote: { ret: 0n, gpa: 0x8000n, size: 0x1000n },
+    },
     'TDX call GET_QUOTE, data 0x8000 0x1000 0x0 0x0 0x0',
   ],
   [

@@ -17,7 +17,7 @@ import { Memory } from './memory.ts';
 import { CR0, protectedMode, Unmodelled } from './mode.ts';
 import { type Mode, Modes } from './modes.ts';
 import { walk } from './paging.ts';
-import { Access, type SecondStage, type Stop } from './processor.ts';
+import { Access, type MsrPolicy, type SecondStage, type Stop } from './processor.ts';
 import { CpuState, Flag, State } from './state.ts';
 import type { Unit } from './unit.ts';
 
@@ -85,6 +85,7 @@ export class Cpu {
   readonly stage: SecondStage;
   readonly vendor: 'intel' | 'amd';
   readonly choice: GuestChoice | undefined;
+  readonly msrPolicy: MsrPolicy;
 
   /** ES CS SS DS FS GS. A base is mirrored in the state: change it with loadSegment() or call changed(). */
   readonly segments: Segment[] = [
@@ -151,13 +152,19 @@ export class Cpu {
   constructor(
     arena: Arena,
     stage: SecondStage,
-    options: { vendor: 'intel' | 'amd'; decoder: Decoder; choice?: GuestChoice | undefined },
+    options: {
+      vendor: 'intel' | 'amd';
+      decoder: Decoder;
+      choice?: GuestChoice | undefined;
+      msrPolicy?: MsrPolicy;
+    },
   ) {
     this.arena = arena;
     this.state = new CpuState(arena);
     this.stage = stage;
     this.vendor = options.vendor;
     this.choice = options.choice;
+    this.msrPolicy = options.msrPolicy ?? EVERY_MSR;
     this.decoder = options.decoder;
     this.memory = new Memory(this);
     this.code = new Code(this);
@@ -462,6 +469,8 @@ export class Cpu {
     }
   }
 }
+
+const EVERY_MSR: MsrPolicy = { exits: 0, allows: () => true };
 
 const FAULTED: Stop = { kind: 'fault' };
 

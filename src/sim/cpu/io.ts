@@ -30,6 +30,7 @@ export class IoLog {
   gpa = 0;
   access: Access = Access.READ;
 
+  /** Nothing of the instruction was answered yet. */
   get empty(): boolean {
     return this.#answers.length === 0;
   }
@@ -97,6 +98,11 @@ export class IoLog {
     const stop: Stop = { kind: 'io', write: true, port, size, count: data.length / size, data };
     if (string) this.writes.push(stop);
     else this.#ask(stop);
+  }
+  /** A failed RDMSR or WRMSR: gives what RDMSR reads. */
+  msr(write: boolean, index: number, data: bigint, reason: number): bigint {
+    this.demand('alone');
+    return this.#ask({ kind: 'msr', write, index, data, reason }) as bigint;
   }
   /** VMCALL and VMMCALL: gives what RAX becomes. */
   hypercall(number: bigint, args: readonly bigint[], longMode: boolean): bigint {

@@ -1,5 +1,5 @@
 /** Model-specific registers: RDMSR and WRMSR, and what KVM_GET_MSRS and KVM_SET_MSRS see. */
-
+import { MsrExitReason } from '../../uapi/constants.ts';
 import type { Cpu } from './cpu.ts';
 import { type Feature, features, has } from './cpuid.ts';
 import { raise, Vector } from './fault.ts';
@@ -62,8 +62,8 @@ export const Msr = {
 interface Row {
   /** Undefined where it cannot be read. */
   readonly read: (cpu: Cpu) => bigint | undefined;
-  /** False refuses the value: #GP(0), or the end of KVM_SET_MSRS. */
-  readonly write: (cpu: Cpu, value: bigint, host: boolean) => boolean;
+  /** False refuses the value: #GP(0), or the end of KVM_SET_MSRS. Undefined where it cannot be written. */
+  readonly write: ((cpu: Cpu, value: bigint, host: boolean) => boolean) | undefined;
   readonly vendor?: 'intel' | 'amd';
   /** Without one of them in CPUID the guest has no such register. */
   readonly needs?: readonly Feature[];
@@ -76,7 +76,6 @@ interface Row {
 
 type Check = (value: bigint, cpu: Cpu, host: boolean) => boolean;
 const any: Check = () => true;
-const none: Check = () => false;
 const zero: Check = (value) => value === 0n;
 const hosts: Check = (_value, _cpu, host) => host;
 const isCanonical: Check = (value) => canonical(value);
@@ -99,11 +98,11 @@ const listed = { listed: true } as const;
 const constant = (
   index: number,
   value: bigint | undefined,
-  accepts: Check = none,
+  accepts?: Check,
   rest: Partial<Row> = {},
 ): [number, Row] => [
   index,
-  { read: () => value, write: (cpu, data, host) => accepts(data, cpu, host), ...rest },
+  { read: () => value, write: accepts && ((cpu, data, host) => accepts(data, cpu, host)), ...rest },
 ];
 const range = (first: number, count: number, row: (index: number) => [number, Row]): [number, Row][] =>
   Array.from({ length: count }, (_, i) => row(first + i));
@@ -325,16 +324,16 @@ const rows = new Map<number, Row>([
   stored(Msr.AMD_VM_HSAVE_PA, writeHsavePa),
   plain(Msr.AMD_VM_CR, (value) => (value & ~VM_CR_BITS) === 0n, { vendor: 'amd' }),
   constant(Msr.AMD_VM_IGNNE, undefined, any, { vendor: 'amd' }),
-  constant(Msr.AMD_IC_CFG, 0n, none, { vendor: 'amd' }),
+  constant(Msr.AMD_IC_CFG, 0n, undefined, { vendor: 'amd' }),
   // A guest may make LFENCE serializing, which it is.
   plain(Msr.AMD_DE_CFG, (value) => (value & ~2n) === 0n, { vendor: 'amd', listed: true }),
   ...stubs.flatMap(([first, last, reads, writes]) =>
-    range(first, last - first + 1, (index) => constant(index, reads, { any, zero, none }[writes])),
+    range(first, last - first + 1, (index) => constant(index, reads, { any, zero, none: undefined }[writes])),
   ),
 ]);
 
 /** SEV, SEV-ES and SEV-SNP are on (APM volume 2, 15.34.10): in VMs whose guests have a C-bit, and not writable. */
-const sevStatus: Row = { read: () => 7n, write: () => false };
+const sevStatus: Row = { read: () => 7n, write: undefined };
 
 function rowOf(cpu: Cpu, index: number, host: boolean): Row | undefined {
   if (index === Msr.AMD_SEV_STATUS && cpu.choice?.set === 'private') return sevStatus;
@@ -356,25 +355,82 @@ export function readMsr(cpu: Cpu, index: number, host = false): bigint | undefin
 
 /** WRMSR and KVM_SET_MSRS: false where there is no such register or it refuses the value. Call cpu.changed() after. */
 export function writeMsr(cpu: Cpu, index: number, value: bigint, host = false): boolean {
-  return rowOf(cpu, index, host)?.write(cpu, value, host) ?? false;
+  return rowOf(cpu, index, host)?.write?.(cpu, value, host) ?? false;
 }
 
 /** The registers of KVM_GET_MSR_INDEX_LIST. */
 export const msrIndexList = (vendor: 'intel' | 'amd'): number[] =>
   [...rows].filter(([, row]) => row.listed && (row.vendor ?? vendor) === vendor).map(([index]) => index);
 
+/** What the processor does without KVM, as long as the guest may (svm.c, direct_access_msrs; vmx.c, vmx_possible_passthrough_msrs). */
+const unseen: Readonly<Record<'intel' | 'amd', readonly number[]>> = {
+  amd: [
+    Msr.STAR,
+    Msr.LSTAR,
+    Msr.CSTAR,
+    Msr.FMASK,
+    Msr.FS_BASE,
+    Msr.GS_BASE,
+    Msr.KERNEL_GS_BASE,
+    Msr.SYSENTER_CS,
+  ],
+  intel: [Msr.FS_BASE, Msr.GS_BASE, Msr.KERNEL_GS_BASE, Msr.SYSENTER_CS, Msr.SYSENTER_ESP, Msr.SYSENTER_EIP],
+};
+
+/** MSRs that KVM knows and the guest's CPUID has no feature for; from and to of the last branch, which nobody writes. */
+const { INVAL, UNKNOWN } = MsrExitReason;
+const exceptions: readonly (readonly [first: number, last: number, accesses: 'rw' | 'w', reason: number])[] =
+  [
+    [0x48, 0x48, 'rw', INVAL], // SPEC_CTRL
+    [0x49, 0x49, 'w', INVAL], // PRED_CMD
+    [0x10a, 0x10b, 'w', INVAL], // ARCH_CAPABILITIES, FLUSH_CMD
+    [0x1c4, 0x1c5, 'rw', INVAL], // XFD, XFD_ERR
+    [Msr.LAST_BRANCH_FROM, Msr.LAST_BRANCH_FROM + 3, 'w', UNKNOWN],
+    [0x210, 0x26f, 'rw', INVAL], // what MTRRs there could be
+    [0x345, 0x345, 'rw', INVAL], // PERF_CAPABILITIES
+    [0xc000_0104, 0xc000_0104, 'rw', INVAL], // AMD64_TSC_RATIO
+    [0xc001_0140, 0xc001_0141, 'rw', INVAL], // AMD64_OSVW
+  ];
+
+/** Why KVM tells of a failed access (x86.c, kvm_msr_reason): it knows no such register, or refuses what is asked of it. */
+function reasonOf(cpu: Cpu, index: number, write: boolean): number {
+  const found = exceptions.find(
+    ([first, last, accesses]) => index >= first && index <= last && (write || accesses === 'rw'),
+  );
+  if (found !== undefined) return found[3];
+  const row = rowOf(cpu, index, true);
+  const known = write ? row?.write !== undefined : row?.read(cpu) !== undefined;
+  return known ? INVAL : UNKNOWN;
+}
+
+/** RDMSR, which has no `value`, and WRMSR: gives what is read. Userspace's answer stands, whatever has changed since. */
+function access(cpu: Cpu, value?: bigint): bigint {
+  privileged(cpu);
+  const index = Number(low32(cpu.state.gpr(RCX)));
+  const { io, msrPolicy } = cpu;
+  const write = value !== undefined;
+  let reason = 0;
+  if (io.empty) {
+    const allowed = msrPolicy.allows(index, write);
+    if (allowed) {
+      const read = write ? (writeMsr(cpu, index, value) ? value : undefined) : readMsr(cpu, index);
+      if (read !== undefined) return read;
+    }
+    reason = allowed ? reasonOf(cpu, index, write) : MsrExitReason.FILTER;
+    const seen = !allowed || !unseen[cpu.vendor].includes(index);
+    if (!seen || (msrPolicy.exits & reason) === 0) raise(Vector.GP, 0);
+  }
+  return io.msr(write, index, value ?? 0n, reason);
+}
+
 export const modelSpecificRegistersEnding: Helpers = {
   rdmsr(cpu) {
-    privileged(cpu);
-    const value = readMsr(cpu, Number(low32(cpu.state.gpr(RCX))));
-    if (value === undefined) raise(Vector.GP, 0);
+    const value = access(cpu);
     cpu.state.setGpr(RAX, low32(value));
     cpu.state.setGpr(RDX, value >> 32n);
   },
   wrmsr(cpu) {
-    privileged(cpu);
     const { state } = cpu;
-    const value = low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n);
-    if (!writeMsr(cpu, Number(low32(state.gpr(RCX))), value)) raise(Vector.GP, 0);
+    access(cpu, low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n));
   },
 };

@@ -24,6 +24,14 @@ export interface SecondStage {
   sharedPage(gpa: number, access: Access): number;
 }
 
+/** What a VM asks of its guests' RDMSR and WRMSR. */
+export interface MsrPolicy {
+  /** The failures that stop the processor, as MsrExitReason bits; for others the guest gets #GP(0). */
+  readonly exits: number;
+  /** Whether the guest may access the register at all. */
+  allows(index: number, write: boolean): boolean;
+}
+
 /** Why the processor does not go on. `rip` is where KVM leaves it for each. */
 export type Stop =
   /** Memory-mapped or port I/O in the middle of an instruction: answered by finish(). */
@@ -42,6 +50,14 @@ export type Stop =
       readonly args: readonly bigint[];
       readonly longMode: boolean;
     }
+  /** RDMSR or WRMSR that has failed, and whose failure somebody wants: `reason` is a MsrExitReason bit. */
+  | {
+      readonly kind: 'msr';
+      readonly write: boolean;
+      readonly index: number;
+      readonly data: bigint;
+      readonly reason: number;
+    }
   /** The second stage gave FAULT: the instruction has not happened. */
   | { readonly kind: 'fault' }
   | { readonly kind: 'halt' }
@@ -59,7 +75,7 @@ export type Stop =
       readonly dr6: bigint;
       readonly dr7: bigint;
     }
-  /** MSR accesses that userspace wants to see, and what the model cannot do. */
+  /** What the model cannot do. */
   | { readonly kind: 'internal-error'; readonly suberror: number; readonly data: readonly bigint[] }
   /** Its time slice is over: look at kicks and the deadline, then go on. */
   | { readonly kind: 'slice' };

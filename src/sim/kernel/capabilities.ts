@@ -71,6 +71,7 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   SREGS2: 1,
   EXIT_HYPERCALL: EXIT_HYPERCALLS,
   XSAVE2: kvm_xsave.size,
+  X86_USER_SPACE_MSR: 1,
   DISABLE_QUIRKS2: QUIRKS,
   USER_MEMORY2: 1,
   MEMORY_FAULT_INFO: mainline(1),
@@ -108,6 +109,7 @@ const enablers: { readonly [cap: number]: (vm: KvmVm, argument: bigint) => numbe
     if (bits !== 0n) vm.memory.zapsAll = false; // a quirk that is off stays so
     return 0;
   },
+  [Cap.X86_USER_SPACE_MSR]: (vm, reasons) => vm.msrPolicy.enable(reasons),
   [Cap.EXCEPTION_PAYLOAD]: (vm, on) => {
     vm.exceptionPayload = on !== 0n;
     return 0;

@@ -14,6 +14,7 @@ import type { Failure } from '../memory/vm-memory.ts';
 export const MMAP_SIZE = 3 * PAGE;
 const PIO_DATA = PIO_PAGE_OFFSET * PAGE;
 const MMIO_DATA = EXIT_OFFSET + exitArms.mmio.fields.data.offset;
+const MSR = exitArms.msr.fields;
 const HYPERCALL_RET = EXIT_OFFSET + exitArms.hypercall.fields.ret.offset;
 
 const head = kvm_run.fields;
@@ -47,6 +48,10 @@ const writers: Writers = {
   hypercall(run, { number, args, longMode }) {
     run.arm(exitArms.hypercall, { nr: number, args: args.slice(0, 6), flags: longMode ? 1 : 0 });
     return Exit.HYPERCALL;
+  },
+  msr(run, { write, index, data, reason }) {
+    run.arm(exitArms.msr, { error: 0, pad: new Uint8Array(7), reason, index, data });
+    return write ? Exit.X86_WRMSR : Exit.X86_RDMSR;
   },
   halt: () => Exit.HLT,
   'lower-priority': () => Exit.SET_TPR,
@@ -115,9 +120,15 @@ export class KvmRun {
     return errno ?? result;
   }
 
-  /** What userspace answers to a stop: the bytes that were read, or what a hypercall gives. */
+  /** Whether userspace refuses the access to an MSR: any value of kvm_run.msr.error but 0. */
+  get msrRefused(): boolean {
+    return this.#view.getUint8(EXIT_OFFSET + MSR.error.offset) !== 0;
+  }
+
+  /** What userspace answers to a stop: the bytes that were read, or what a hypercall or RDMSR gives. */
   answer(stop: Stop): Uint8Array | bigint {
     if (stop.kind === 'hypercall') return this.#view.getBigUint64(HYPERCALL_RET, true);
+    if (stop.kind === 'msr') return this.#view.getBigUint64(EXIT_OFFSET + MSR.data.offset, true);
     const at = stop.kind === 'io' ? PIO_DATA : MMIO_DATA;
     const size = stop.kind === 'io' || stop.kind === 'mmio' ? stop.data.length : 0;
     return this.bytes.slice(at, at + size);

@@ -1,5 +1,5 @@
 /** KVM_RUN (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run and vcpu_run). */
-import { InternalError, SyncRegs } from '../../uapi/constants.ts';
+import { InternalError, SyncRegs, Vector } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import type { Value } from '../../uapi/layout.ts';
@@ -125,6 +125,7 @@ export class Runner {
     const stop = this.#pending;
     if (stop === undefined) return undefined;
     this.#pending = undefined;
+    if (stop.kind === 'msr' && run.msrRefused) return this.#refuseMsr();
     const answer = run.answer(stop);
     const next = this.#finish(
       stop,
@@ -132,6 +133,16 @@ export class Runner {
     );
     cpu.changed();
     return next === undefined ? undefined : this.#stopped(next);
+  }
+
+  /** complete_fast_msr_access() with an error: #GP(0) at the instruction, or where userspace has set rip since. */
+  #refuseMsr(): undefined {
+    const { cpu } = this.#vcpu;
+    cpu.abandon();
+    this.#before = undefined;
+    cpu.exception = { vector: Vector.GP, errorCode: 0, payload: undefined };
+    this.#vcpu.exceptionPending = true;
+    return undefined;
   }
 
   /**
@@ -145,6 +156,11 @@ export class Runner {
     const before = this.#before;
     if (before === undefined) return cpu.finish(answer);
     const set = getRegs(cpu);
+    // kvm_skip_emulated_instruction(): past the instruction, wherever rip was set.
+    if (stop.kind === 'msr') {
+      set.rip = before.rip;
+      setRegs(cpu, set);
+    }
     const moved = set.rip !== before.rip;
     // complete_fast_pio_out() and _in() find another instruction there, and leave it.
     if (stop.kind === 'io' && moved && cpu.waitsAlone) {
@@ -191,7 +207,7 @@ export class Runner {
       if (stop.kind === 'slice') return undefined;
       if (stop.kind === 'fault') return this.#vcpu.failed || run.get('exitReason');
       if (stop.kind !== 'hypercall') {
-        if (stop.kind === 'io' || stop.kind === 'mmio') this.#pending = stop;
+        if (stop.kind === 'io' || stop.kind === 'mmio' || stop.kind === 'msr') this.#pending = stop;
         // #DB of a HLT that was stepped, #UD of what KVM cannot emulate.
         const queues =
           stop.kind === 'halt' ||

@@ -55,7 +55,12 @@ export class KvmVcpu {
     this.id = id;
     this.kick = kick;
     const { host, choice } = vm;
-    this.cpu = new Cpu(host.arena, this.#stage(), { vendor: host.vendor, decoder: host.decoder, choice });
+    this.cpu = new Cpu(host.arena, this.#stage(), {
+      vendor: host.vendor,
+      decoder: host.decoder,
+      choice,
+      msrPolicy: vm.msrPolicy,
+    });
     this.cpu.code.tier = host.tier;
     this.runner = new Runner(this);
     vm.memory.translators.add(this.cpu);

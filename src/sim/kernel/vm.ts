@@ -19,6 +19,7 @@ import {
 import { type Handlers, type StructArgument, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
 import { setRegion, setRegion2 } from './regions.ts';
+import { VmMsrPolicy } from './msr-policy.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
 
 /** In use by its fd and by its vCPUs. */
@@ -31,6 +32,7 @@ export class KvmVm extends Counted {
   readonly choice: GuestChoice | undefined;
   /** The hypercalls that end KVM_RUN (KVM_CAP_EXIT_HYPERCALL). */
   exitHypercalls = 0;
+  readonly msrPolicy = new VmMsrPolicy();
   /** KVM_CAP_EXCEPTION_PAYLOAD: pending exceptions are told apart from injected ones. */
   exceptionPayload = false;
   /** Numbers are given once: a vCPU lives as long as its VM. */
