@@ -9,6 +9,7 @@
         "native/memory.cc",
         "native/references.cc",
         "native/run.cc",
+        "native/stats.cc",
         "native/syscalls.cc",
         "native/table.cc",
         "native/userfaultfd.cc"

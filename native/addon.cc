@@ -5,6 +5,7 @@
 #include "ioctls.h"
 #include "memory.h"
 #include "run.h"
+#include "stats.h"
 #include "table.h"
 #include "userfaultfd.h"
 
@@ -44,6 +45,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"wakePages", vmexit::WakePages},
       {"readFaults", vmexit::ReadFaults},
       {"watchFaults", vmexit::WatchFaults},
+      {"readStats", vmexit::ReadStats},
   };
   for (const auto& function : kFunctions) {
     exports.Set(function.name, Napi::Function::New(env, function.call, function.name));

@@ -21,6 +21,7 @@ enum Kind : uint32_t {
   kReservation = 64,  // address space with nothing behind it: a slot without backing
   kUserfaultfd = 128,
   kEventFd = 256,
+  kStats = 512,
 };
 
 // A part of the process's address space. Invariant: something is mapped at all of it for as long as the

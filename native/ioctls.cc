@@ -25,7 +25,7 @@ bool Refuse(Napi::Env env, const Row& row, const std::string& reason) {
 
 // The most bytes that a request's argument can have.
 size_t Most(const Row& row) {
-  return row.arg == Arg::kSized ? kXsaveMost : _IOC_SIZE(row.request) + row.max * row.element;
+  return row.arg == Arg::kSized ? row.most : _IOC_SIZE(row.request) + row.max * row.element;
 }
 
 // A Uint8Array's bytes, copied: what is checked must be what the kernel reads.
@@ -51,6 +51,13 @@ void CopyOut(Napi::Value value, const std::vector<uint8_t>& bytes) {
   memcpy(array.Data(), bytes.data(), std::min(bytes.size(), array.ByteLength()));
 }
 
+// The count that the kernel will believe.
+uint64_t CountIn(const Row& row, const std::vector<uint8_t>& bytes) {
+  uint64_t count = 0;
+  memcpy(&count, bytes.data() + row.count_offset, row.count_size);
+  return count;
+}
+
 // The size that the kernel will read or write must lie inside the copy.
 bool SizeFits(Napi::Env env, const Row& row, const std::vector<uint8_t>& bytes) {
   const size_t fixed = _IOC_SIZE(row.request);
@@ -59,12 +66,16 @@ bool SizeFits(Napi::Env env, const Row& row, const std::vector<uint8_t>& bytes) 
            Refuse(env, row, "argument must have " + std::to_string(fixed) + " bytes");
   }
   if (row.arg == Arg::kSized) {
-    return (bytes.size() >= kXsaveLeast && bytes.size() <= kXsaveMost) ||
-           Refuse(env, row, "argument must have 4096 to 65536 bytes");
+    if (bytes.size() < row.least || bytes.size() > row.most) {
+      return Refuse(
+          env, row,
+          "argument must have " + std::to_string(row.least) + " to " + std::to_string(row.most) + " bytes");
+    }
+    return CountIn(row, bytes) <= bytes.size() ||
+           Refuse(env, row, "the size in the struct is above that of the argument");
   }
   if (bytes.size() < fixed) return Refuse(env, row, "argument is shorter than its header");
-  uint32_t count = 0;
-  memcpy(&count, bytes.data() + row.count_offset, sizeof(count));
+  const uint64_t count = CountIn(row, bytes);
   if (count > row.max) return Refuse(env, row, "at most " + std::to_string(row.max) + " elements");
   return bytes.size() == fixed + count * row.element ||
          Refuse(env, row,
@@ -94,7 +105,7 @@ bool Call(const Napi::CallbackInfo& info, const Row& row, Handle* handle, Resolv
   }
   std::vector<uint8_t> bytes;
   if (!CopyIn(env, row, info[2], &bytes) || !SizeFits(env, row, bytes)) return false;
-  if (row.arg == Arg::kSized) bytes.resize(kXsaveMost);
+  if (row.arg == Arg::kSized) bytes.resize(row.most);
   // JS gets its own bytes back: no pointer and no file descriptor of this process.
   std::vector<uint8_t> filled;
   if (row.reference_count > 0) {

@@ -13,6 +13,14 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kMaxCpuidEntries = 256;  // KVM_MAX_CPUID_ENTRIES
 constexpr uint32_t kMaxMsrEntries = 4096;   // above MAX_IO_MSRS (256), which the kernel answers with E2BIG
+constexpr uint32_t kMaxRegs = 1024;         // of KVM_GET_REG_LIST; on x86 there is a handful
+
+// KVM reads or writes as much as the guest's XCR0 needs (KVM_CAP_XSAVE2), whatever size the request names.
+// All of XCR0's components together take less than 16 KiB (SDM volume 1, 13.5).
+constexpr size_t kXsaveLeast = 4096;
+constexpr size_t kXsaveMost = 64 << 10;
+// A header and two VMCS12s, or a VMCB12.
+constexpr size_t kNestedMost = 16 << 10;
 
 // KVM reads and writes bitmaps in whole words of 64.
 constexpr int64_t BitmapBytes(uint64_t bits) {
@@ -244,13 +252,20 @@ constexpr Reference kEnableCap[] = {
   {                               \
 #name, name, on, Arg::kStruct \
   }
-#define ARRAY(name, on, header, count, element, max)                                     \
-  {                                                                                      \
-#name, name, on, Arg::kArray, kSystem, offsetof(header, count), sizeof(element), max \
+#define ARRAY(name_, on_, header, count, element_, max_)                               \
+  {                                                                                    \
+    .name = #name_, .request = name_, .on = on_, .arg = Arg::kArray,                   \
+    .count_offset = offsetof(header, count), .element = sizeof(element_), .max = max_, \
+    .count_size = sizeof(header::count)                                                \
   }
-#define SIZED(name, on)          \
-  {                              \
-#name, name, on, Arg::kSized \
+#define SIZED(name_, on_, least_, most_) \
+  { .name = #name_, .request = name_, .on = on_, .arg = Arg::kSized, .least = least_, .most = most_ }
+// Its own field says how many bytes it has.
+#define COUNTED(name_, on_, header, count, most_)                                                          \
+  {                                                                                                        \
+    .name = #name_, .request = name_, .on = on_, .arg = Arg::kSized,                                       \
+    .count_offset = offsetof(header, count), .count_size = sizeof(header::count), .least = sizeof(header), \
+    .most = most_                                                                                          \
   }
 #define MAKES(name, on, arg, kind)  \
   {                                 \
@@ -270,6 +285,8 @@ constexpr Row kRows[] = {
     MAKES(KVM_CREATE_VM, kSystem, kInteger, kVm),
     INTEGER(KVM_CHECK_EXTENSION, kSystem | kVm),
     NONE(KVM_GET_VCPU_MMAP_SIZE, kSystem),
+    STRUCT(KVM_X86_GET_MCE_CAP_SUPPORTED, kSystem),
+    ARRAY(KVM_GET_SUPPORTED_HV_CPUID, kSystem | kVcpu, kvm_cpuid2, nent, kvm_cpuid_entry2, kMaxCpuidEntries),
     ARRAY(KVM_GET_SUPPORTED_CPUID, kSystem, kvm_cpuid2, nent, kvm_cpuid_entry2, kMaxCpuidEntries),
     ARRAY(KVM_GET_EMULATED_CPUID, kSystem, kvm_cpuid2, nent, kvm_cpuid_entry2, kMaxCpuidEntries),
     ARRAY(KVM_GET_MSR_INDEX_LIST, kSystem, kvm_msr_list, nmsrs, __u32, kMaxMsrEntries),
@@ -290,6 +307,9 @@ constexpr Row kRows[] = {
     STRUCT(KVM_SIGNAL_MSI, kVm),
     STRUCT(KVM_GET_CLOCK, kVm),
     STRUCT(KVM_SET_CLOCK, kVm),
+    STRUCT(KVM_REGISTER_COALESCED_MMIO, kVm),
+    STRUCT(KVM_UNREGISTER_COALESCED_MMIO, kVm),
+    MAKES(KVM_GET_STATS_FD, kVm | kVcpu, kNone, kStats),
     REFERS(KVM_IRQFD, kVm, kIrqfd),
     REFERS(KVM_IOEVENTFD, kVm, kIoeventfd),
     REFERS(KVM_HYPERV_EVENTFD, kVm, kHypervEventfd),
@@ -323,8 +343,15 @@ constexpr Row kRows[] = {
     STRUCT(KVM_GET_FPU, kVcpu),
     STRUCT(KVM_SET_FPU, kVcpu),
     STRUCT(KVM_GET_XSAVE, kVcpu),
-    SIZED(KVM_GET_XSAVE2, kVcpu),
-    SIZED(KVM_SET_XSAVE, kVcpu),
+    SIZED(KVM_GET_XSAVE2, kVcpu, kXsaveLeast, kXsaveMost),
+    SIZED(KVM_SET_XSAVE, kVcpu, kXsaveLeast, kXsaveMost),
+    COUNTED(KVM_GET_NESTED_STATE, kVcpu, kvm_nested_state, size, kNestedMost),
+    COUNTED(KVM_SET_NESTED_STATE, kVcpu, kvm_nested_state, size, kNestedMost),
+    STRUCT(KVM_TPR_ACCESS_REPORTING, kVcpu),
+    STRUCT(KVM_SET_VAPIC_ADDR, kVcpu),
+    STRUCT(KVM_X86_SETUP_MCE, kVcpu),
+    STRUCT(KVM_X86_SET_MCE, kVcpu),
+    ARRAY(KVM_GET_REG_LIST, kVcpu, kvm_reg_list, n, __u64, kMaxRegs),
     STRUCT(KVM_GET_XCRS, kVcpu),
     STRUCT(KVM_SET_XCRS, kVcpu),
     STRUCT(KVM_GET_LAPIC, kVcpu),
@@ -363,6 +390,9 @@ Napi::Value Requests(const Napi::CallbackInfo& info) {
     object["count"] = Napi::Number::New(env, static_cast<double>(row.count_offset));
     object["element"] = Napi::Number::New(env, static_cast<double>(row.element));
     object["max"] = Napi::Number::New(env, row.max);
+    object["countSize"] = Napi::Number::New(env, static_cast<double>(row.count_size));
+    object["least"] = Napi::Number::New(env, static_cast<double>(row.least));
+    object["most"] = Napi::Number::New(env, static_cast<double>(row.most));
     auto references = Napi::Array::New(env);
     uint32_t next = 0;
     for (const Reference* reference = row.references; reference < row.references + row.reference_count;

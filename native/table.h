@@ -27,12 +27,12 @@ struct Row {
   void (*done)(Handle* on, const uint8_t* argument, const Resolved& references) = nullptr;
   // Where in the struct the fd comes out that it makes; else it is what ioctl(2) returns.
   int fd_offset = -1;
+  // Bytes of the count: 4 or 8. One in a kSized struct says how many bytes that has; 0 where there is none.
+  size_t count_size = 0;
+  // kSized: how many bytes the struct can have.
+  size_t least = 0;
+  size_t most = 0;
 };
-
-// kSized: KVM reads or writes as much as the guest's XCR0 needs (KVM_CAP_XSAVE2), whatever size the request
-// names. All of XCR0's components together take less than 16 KiB (SDM volume 1, 13.5).
-constexpr size_t kXsaveLeast = 4096;
-constexpr size_t kXsaveMost = 64 << 10;
 
 // nullptr for a request that is not in the table.
 const Row* Find(unsigned long request);

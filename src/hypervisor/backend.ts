@@ -149,6 +149,8 @@ export interface Backend {
   /** An ioctl whose struct refers to nothing, made ready: where that is cheaper than ioctl(). Or a negated errno. */
   prepare?(handle: Handle, request: number): Prepared | number;
 
+  /** pread(2) of what KVM_GET_STATS_FD gave: bytes that were read, or a negated errno. Where there is such a thing. */
+  readStats?(stats: Handle, offset: number, bytes: Uint8Array): number;
   /** Guest RAM, zero, untouched until used. */
   allocate(size: number): Handle | number;
   /** Address space with nothing behind it, for a slot without backing. */

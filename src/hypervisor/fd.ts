@@ -218,7 +218,8 @@ export class Fd {
 
   /** The bytes of a struct whose size a capability tells. */
   readSized(row: SizedRow, size: number): Uint8Array<ArrayBuffer> {
-    const data = new Uint8Array(Math.max(size, row.struct.size));
+    const data = new Uint8Array(Math.max(size, row.least));
+    if (row.count !== undefined) row.struct.set(viewOf(data), 0, { [row.count]: data.length });
     this.call(row, data);
     return data;
   }

@@ -85,6 +85,21 @@ export class Hypervisor implements Disposable {
   getEmulatedCpuid(): CpuidEntry[] {
     return this.#fd.readList(ioctls.KVM_GET_EMULATED_CPUID);
   }
+  /**
+   * KVM_GET_SUPPORTED_HV_CPUID on /dev/kvm (KVM_CAP_SYS_HYPERV_CPUID, since 5.11): the leaves by which a guest sees
+   * Hyper-V, to be given to Vcpu.setCpuid2() with the others.
+   * @throws KvmError ENOTTY in the simulator
+   */
+  getSupportedHvCpuid(): CpuidEntry[] {
+    return this.#fd.readList(ioctls.KVM_GET_SUPPORTED_HV_CPUID);
+  }
+  /**
+   * KVM_X86_GET_MCE_CAP_SUPPORTED: the bits of IA32_MCG_CAP that Vcpu.setupMce() may set, and in the low eight the most banks.
+   * @throws KvmError ENOTTY in the simulator
+   */
+  getMceCapSupported(): bigint {
+    return this.#fd.read(ioctls.KVM_X86_GET_MCE_CAP_SUPPORTED);
+  }
   /** KVM_GET_MSR_INDEX_LIST: the MSRs that a snapshot needs. */
   getMsrIndexList(): number[] {
     return this.#fd.readList(ioctls.KVM_GET_MSR_INDEX_LIST);

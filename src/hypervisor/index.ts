@@ -16,6 +16,7 @@ export {
   type IoctlMessage,
   tellDiagnostics,
 } from './diagnostics.ts';
+export { type CoalescedAccess, CoalescedRing } from './coalesced-ring.ts';
 export * from './errors.ts';
 export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';
@@ -24,6 +25,7 @@ export { Hypervisor } from './hypervisor.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
 export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
+export { type Statistic, Stats } from './stats.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
 export { Vcpu } from './vcpu.ts';

@@ -13,12 +13,14 @@ import type {
   kvm_sregs,
   kvm_sregs2,
   kvm_vcpu_events,
+  kvm_x86_mce,
   kvm_xcrs,
 } from '../uapi/x86.ts';
 import { type Integer, integer, u32 } from './args.ts';
-import { wrongType } from './errors.ts';
+import { outOfRange, wrongType } from './errors.ts';
 import type { Fd } from './fd.ts';
 import { readRegs, writeRegs } from './regs.ts';
+import { type Stats, statsOf } from './stats.ts';
 
 /** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
 export type Regs = Value<typeof kvm_regs>;
@@ -44,11 +46,11 @@ export type Msr = {
 /** The part of a Vcpu that is about its state. */
 export abstract class VcpuState {
   protected readonly fd: Fd;
-  readonly #checkExtension: (cap: number) => number;
+  protected readonly checkExtension: (cap: number) => number;
 
   constructor(fd: Fd, checkExtension: (cap: number) => number) {
     this.fd = fd;
-    this.#checkExtension = checkExtension;
+    this.checkExtension = checkExtension;
   }
 
   /** KVM_GET_REGS. */
@@ -93,7 +95,7 @@ export abstract class VcpuState {
   }
   /** KVM_GET_XSAVE2 where KVM has it (since 5.17), else KVM_GET_XSAVE: the area's bytes, for an XsaveArea. */
   getXsave(): Uint8Array<ArrayBuffer> {
-    const size = this.#checkExtension(Cap.XSAVE2);
+    const size = this.checkExtension(Cap.XSAVE2);
     if (size > 0) return this.fd.readSized(ioctls.KVM_GET_XSAVE2, size);
     const area = new Uint8Array(ioctls.KVM_GET_XSAVE.struct.size);
     this.fd.call(ioctls.KVM_GET_XSAVE, area);
@@ -115,6 +117,31 @@ export abstract class VcpuState {
   /** KVM_SET_XCRS. @throws KvmError EINVAL for state components that this host does not have */
   setXcrs(xcrs: Input<Value<typeof kvm_xcrs>>): void {
     this.fd.write(ioctls.KVM_SET_XCRS, xcrs);
+  }
+  /**
+   * KVM_GET_NESTED_STATE (since 4.20): what KVM knows of this vCPU's own guest, where it is a hypervisor: a
+   * kvm_nested_state (`vmexit/uapi`) and what follows it, as bytes.
+   * @throws KvmError EINVAL where the host does not nest, ENOTTY in the simulator
+   */
+  getNestedState(): Uint8Array<ArrayBuffer> {
+    const row = ioctls.KVM_GET_NESTED_STATE;
+    const data = this.fd.readSized(row, this.checkExtension(Cap.NESTED_STATE));
+    return data.slice(0, row.struct.decode(data).size);
+  }
+  /**
+   * KVM_SET_NESTED_STATE (since 4.20). After setCpuid2(), setSregs() and setMsrs(), which decide what a nested guest may have.
+   * @param state what getNestedState() gave
+   * @throws KvmError EINVAL for a state that this vCPU cannot be in, or of the other vendor; TypeError, RangeError
+   *   ERR_KVM_INVALID_ARG for bytes that are no such state
+   */
+  setNestedState(state: Uint8Array): void {
+    const row = ioctls.KVM_SET_NESTED_STATE;
+    if (!(state instanceof Uint8Array)) throw wrongType('state', state, 'a Uint8Array from getNestedState()');
+    if (state.length < row.least || state.length > row.most)
+      throw outOfRange("state's length", state.length, `${row.least} to ${row.most} bytes`);
+    const { size } = row.struct.decode(state);
+    if (size > state.length) throw outOfRange('state.size', size, `at most the ${state.length} bytes given`);
+    this.fd.call(row, state);
   }
   /** KVM_GET_LAPIC. @throws KvmError EINVAL without an in-kernel interrupt controller, ENOTTY in the simulator */
   getLapic(): Value<typeof kvm_lapic_state> {
@@ -217,6 +244,57 @@ export abstract class VcpuState {
    */
   smi(): void {
     this.fd.call(ioctls.KVM_SMI);
+  }
+  /**
+   * KVM_X86_SETUP_MCE: what IA32_MCG_CAP tells the guest of its banks of machine-check registers, whose contents it clears.
+   * @param mcgCap 64 bits: the number of banks, 1 to 32, in the low eight, and bits of Hypervisor.getMceCapSupported()
+   * @throws KvmError EINVAL for others; ENOTTY in the simulator
+   */
+  setupMce(mcgCap: Integer): void {
+    this.fd.write(ioctls.KVM_X86_SETUP_MCE, mcgCap);
+  }
+  /**
+   * KVM_X86_SET_MCE: a machine check in bank `bank`. One with MCI_STATUS_UC is #MC for the guest, or a triple fault where
+   * the guest has CR4.MCE 0 or is in another (SDM volume 3, 16.3). One without is only logged in the bank.
+   * @param mce `status` has MCI_STATUS_VAL (bit 63); what is left out becomes 0
+   * @throws KvmError EINVAL for a bank that there is not, and without MCI_STATUS_VAL; ENOTTY in the simulator
+   */
+  setMce(mce: Input<Value<typeof kvm_x86_mce>>): void {
+    this.fd.write(ioctls.KVM_X86_SET_MCE, mce);
+  }
+  /**
+   * KVM_TPR_ACCESS_REPORTING: whether an access of the guest's to the task priority register of the local APIC ends run()
+   * with Exit.TPR_ACCESS. Only Intel's processors without virtual TPR know of such accesses.
+   * @returns whether it was on
+   * @throws KvmError EINVAL without an in-kernel interrupt controller, ENOTTY in the simulator
+   */
+  tprAccessReporting(enabled: boolean): boolean {
+    const request = { enabled: enabled ? 1 : 0 };
+    return this.fd.exchange(ioctls.KVM_TPR_ACCESS_REPORTING, request).enabled !== 0;
+  }
+  /**
+   * KVM_SET_VAPIC_ADDR: four bytes of guest memory in which KVM keeps the task priority and what waits below it, for a guest
+   * whose accesses to the APIC are patched to go there.
+   * @param address guest-physical, in bytes; 0 ends it
+   * @throws KvmError EINVAL without an in-kernel interrupt controller, and where no slot is; ENOTTY in the simulator
+   */
+  setVapicAddr(address: Integer): void {
+    this.fd.write(ioctls.KVM_SET_VAPIC_ADDR, { vapicAddr: address });
+  }
+  /**
+   * KVM_GET_SUPPORTED_HV_CPUID for this vCPU (since 5.0; since 5.11 see Hypervisor.getSupportedHvCpuid()): it tells of
+   * enlightened VMCSs only where they are enabled.
+   * @throws KvmError ENOTTY in the simulator
+   */
+  getSupportedHvCpuid(): CpuidEntry[] {
+    return this.fd.readList(ioctls.KVM_GET_SUPPORTED_HV_CPUID);
+  }
+  /**
+   * KVM_GET_STATS_FD (since 5.14): this vCPU's statistics. Close what it gives, or use `using`.
+   * @throws KvmError ENOTTY in the simulator
+   */
+  getStatsFd(): Stats {
+    return statsOf(this.fd);
   }
   /** KVM_GET_TSC_KHZ: the rate of the guest's time-stamp counter, in kHz. */
   getTscKhz(): number {

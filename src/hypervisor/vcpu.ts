@@ -1,4 +1,5 @@
 /** A virtual processor: run it, and see why it stopped. */
+import { Cap } from '../uapi/cap.ts';
 import { type Dialect, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { Exit, exitName } from '../uapi/exit.ts';
@@ -7,6 +8,7 @@ import { ioctls } from '../uapi/ioctls.ts';
 import { object } from './args.ts';
 import type { Observer } from './backend.ts';
 import { diagnostics } from './diagnostics.ts';
+import { CoalescedRing } from './coalesced-ring.ts';
 import { closed, UnavailableError, VmexitError } from './errors.ts';
 import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
@@ -34,6 +36,7 @@ export class Vcpu extends VcpuState implements Disposable {
   readonly #dialect: Dialect;
   readonly #run: (timeoutMs?: number) => number;
   #outcome: number | undefined;
+  #ring: CoalescedRing | undefined;
 
   /** Made by Vm.createVcpu(). */
   constructor(fd: Fd, id: number, checkExtension: (cap: number) => number) {
@@ -101,6 +104,20 @@ export class Vcpu extends VcpuState implements Disposable {
   /** Registers that run() copies out and in without an ioctl (KVM_CAP_SYNC_REGS, since 4.17). */
   get syncRegs() {
     return this.#page.syncRegs;
+  }
+
+  /**
+   * The ring of coalesced writes in this vCPU's mapping, which is the VM's: see Vm.registerCoalescedMmio().
+   * @throws UnavailableError where KVM_CAP_COALESCED_MMIO is 0, as in the simulator
+   */
+  get coalescedRing(): CoalescedRing {
+    if (this.#ring === undefined) {
+      const page = this.checkExtension(Cap.COALESCED_MMIO);
+      if (page === 0)
+        throw new UnavailableError('feature', 'no writes are coalesced here: KVM_CAP_COALESCED_MMIO is 0');
+      this.#ring = new CoalescedRing(this.#page, page);
+    }
+    return this.#ring;
   }
 
   /** Whether close() was called. */

@@ -2,12 +2,13 @@
 import { MemoryAttribute, VmType } from '../uapi/constants.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
-import type { kvm_clock_data, kvm_enable_cap } from '../uapi/structs.ts';
 import { hex, nameOf } from '../uapi/text.ts';
 import { u32 } from './args.ts';
 import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
+import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
+import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
 import { VmInterrupts } from './vm-interrupts.ts';
 
@@ -103,11 +104,54 @@ export class Vm extends VmInterrupts implements Disposable {
     this.#identityMapAddress = address;
   }
 
-  /** KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. @throws KvmError ENOTTY in the simulator, which has none */
+  /**
+   * KVM_GET_TSC_KHZ at VM scope (since 5.16): the rate of the time-stamp counter that new vCPUs
+   * begin with, in kHz.
+   */
+  getTscKhz(): number {
+    return this.fd.call(ioctls.KVM_GET_TSC_KHZ);
+  }
+  /**
+   * KVM_SET_TSC_KHZ at VM scope (since 5.16): before the first vCPU.
+   * @param khz thousands of cycles a second; 0 is the host's own rate
+   * @throws KvmError EINVAL once there is a vCPU, and for a rate that cannot be had; ENOTTY in the simulator
+   */
+  setTscKhz(khz: number): void {
+    this.fd.call(ioctls.KVM_SET_TSC_KHZ, u32('khz', khz));
+  }
+  /**
+   * KVM_GET_STATS_FD (since 5.14): this VM's statistics. Close what it gives, or use `using`.
+   * @throws KvmError ENOTTY in the simulator
+   */
+  getStatsFd(): Stats {
+    return statsOf(this.fd);
+  }
+  /**
+   * KVM_REGISTER_COALESCED_MMIO: writes to the zone wait in Vcpu.coalescedRing instead of ending run(); reads still end it.
+   * @param zone `addr` and `size` in bytes, guest-physical; or ports, with `pio` 1 (KVM_CAP_COALESCED_PIO, since 4.19)
+   * @throws KvmError EINVAL for another `pio`, ENOSPC; ENOTTY in the simulator
+   */
+  registerCoalescedMmio(zone: Input<Value<typeof kvm_coalesced_mmio_zone>>): void {
+    this.fd.write(ioctls.KVM_REGISTER_COALESCED_MMIO, zone);
+  }
+  /** KVM_UNREGISTER_COALESCED_MMIO: of each zone in which this one lies. What is in the ring stays. @throws as for registering */
+  unregisterCoalescedMmio(zone: Input<Value<typeof kvm_coalesced_mmio_zone>>): void {
+    this.fd.write(ioctls.KVM_UNREGISTER_COALESCED_MMIO, zone);
+  }
+
+  /**
+   * KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. `flags` (ClockFlag) says what else was read at the same instant (since
+   * 5.16): `realtime`, the host's CLOCK_REALTIME in nanoseconds, and `hostTsc`.
+   * @throws KvmError ENOTTY in the simulator, which has none
+   */
   getClock(): Value<typeof kvm_clock_data> {
     return this.fd.read(ioctls.KVM_GET_CLOCK);
   }
-  /** KVM_SET_CLOCK. @throws KvmError as getClock(); EINVAL for flags that cannot be set */
+  /**
+   * KVM_SET_CLOCK. With ClockFlag.REALTIME in `flags` (since 5.16) it goes on from `clock` by as much as CLOCK_REALTIME is
+   * ahead of `realtime` now: the time in which the guest was saved counts.
+   * @throws KvmError as getClock(); EINVAL for flags that cannot be set
+   */
   setClock(clock: Input<Value<typeof kvm_clock_data>>): void {
     this.fd.write(ioctls.KVM_SET_CLOCK, clock);
   }

@@ -31,6 +31,7 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
       if (typeof prepared === 'number') return prepared;
       return { bytes: new Uint8Array(prepared.buffer), issue: prepared.issue };
     },
+    readStats: native.readStats,
     allocate: native.allocate,
     reserve: native.reserve,
     mapGuestMemfd: native.mapGuestMemfd,

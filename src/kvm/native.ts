@@ -22,7 +22,7 @@ export interface NativeReference {
 export interface NativeRow {
   readonly name: string;
   readonly request: number;
-  /** Bits: 1 system, 2 VM, 4 vCPU, 8 guest_memfd, 16 device. */
+  /** Bits: 1 system, 2 VM, 4 vCPU, 8 guest_memfd, 16 device, 512 statistics. */
   readonly on: number;
   /** 0 none, 1 integer, 2 struct, 3 array, 4 sized. */
   readonly arg: number;
@@ -32,6 +32,11 @@ export interface NativeRow {
   readonly count: number;
   readonly element: number;
   readonly max: number;
+  /** Bytes of the count, of an array, or of a struct that says its own size; 0 where there is none. */
+  readonly countSize: number;
+  /** Of a sized struct: how many bytes it can have. */
+  readonly least: number;
+  readonly most: number;
   /** In the order in which they are given. */
   readonly references: readonly NativeReference[];
 }
@@ -79,6 +84,7 @@ export interface Native {
   wakePages(userfaultfd: Handle, offset: number, size: number): number;
   readFaults(userfaultfd: Handle): number[] | number;
   watchFaults(userfaultfd: Handle, callback: (() => void) | undefined): number;
+  readStats(stats: Handle, offset: number, bytes: Uint8Array): number;
 }
 
 let loaded: Native | undefined;

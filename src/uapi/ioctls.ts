@@ -65,7 +65,7 @@ export interface ArrayRow<S extends AnyStruct = AnyStruct, E extends AnyType = A
   readonly max: number;
 }
 
-/** A struct of as many bytes as KVM_CHECK_EXTENSION(`cap`) says, and never fewer than the struct itself. */
+/** A struct of as many bytes as KVM_CHECK_EXTENSION(`cap`) says, and never fewer than `least`. */
 export interface SizedRow<S extends AnyStruct = AnyStruct> extends Row {
   /** It takes a struct whose size the kernel tells. */
   readonly kind: 'sized';
@@ -73,6 +73,11 @@ export interface SizedRow<S extends AnyStruct = AnyStruct> extends Row {
   readonly struct: S;
   /** The capability that tells its size in bytes. */
   readonly cap: Cap;
+  /** The fewest bytes that it can have, and the most. */
+  readonly least: number;
+  readonly most: number;
+  /** The struct's field that says how many it has: never more than the argument's. Undefined where it has none. */
+  readonly count: (keyof S['fields'] & string) | undefined;
 }
 
 /** A struct that holds pointers or file descriptors: its caller gives what they stand for, and the backend fills them in. */
@@ -167,8 +172,13 @@ const sized = <S extends AnyStruct>(
   number: number,
   type: S,
   cap: Cap,
+  most: number,
+  count?: keyof S['fields'] & string,
 ): Nameless<SizedRow<S>> => ({
   kind: 'sized',
+  least: type.size,
+  most,
+  count,
   on,
   request: ioc(dir, number, type.size),
   dir,
@@ -208,6 +218,10 @@ const MAX_MSRS = 256;
 const MAX_ROUTES = 4096;
 const MAX_PMU_EVENTS = 300;
 const MAX_INDICES = 1024;
+
+// All components of XCR0 take less than 16 KiB (SDM volume 1, 13.5); a nested guest has two VMCS12s at most.
+const MAX_XSAVE = 65_536;
+const MAX_NESTED = 16_384;
 
 /** Numbered by the size of a pointer. kvm_sev_cmd and kvm_tdx_cmd, of which the VM's type says one, have the same. */
 const ENCRYPT_OP = ioc('readwrite', 0xba, 8);
@@ -356,7 +370,7 @@ export const ioctls = table({
   /** `evmcsVersion` with HYPERV_ENLIGHTENED_VMCS alone, `sourceVm` with VM_COPY_ENC_CONTEXT_FROM and VM_MOVE_ENC_CONTEXT_FROM. */
   KVM_ENABLE_CAP: pointers(['vm', 'vcpu'], 'write', 0xa3, g.kvm_enable_cap, ['evmcsVersion', 'sourceVm']),
   KVM_GET_XSAVE: read(['vcpu'], 0xa4, x86.kvm_xsave),
-  KVM_SET_XSAVE: sized(['vcpu'], 'write', 0xa5, x86.kvm_xsave, Cap.XSAVE2),
+  KVM_SET_XSAVE: sized(['vcpu'], 'write', 0xa5, x86.kvm_xsave, Cap.XSAVE2, MAX_XSAVE),
   KVM_GET_XCRS: read(['vcpu'], 0xa6, x86.kvm_xcrs),
   KVM_SET_XCRS: write(['vcpu'], 0xa7, x86.kvm_xcrs),
   KVM_GET_ONE_REG: pointers(['vcpu'], 'write', 0xab, g.kvm_one_reg, ['addr']),
@@ -364,14 +378,30 @@ export const ioctls = table({
   KVM_KVMCLOCK_CTRL: none(['vcpu'], 0xad),
   KVM_GET_REG_LIST: list(['vcpu'], 'readwrite', 0xb0, g.kvm_reg_list, u64, 'n', MAX_INDICES),
   KVM_SMI: none(['vcpu'], 0xb7),
-  KVM_GET_NESTED_STATE: sized(['vcpu'], 'readwrite', 0xbe, x86.kvm_nested_state, Cap.NESTED_STATE),
-  KVM_SET_NESTED_STATE: sized(['vcpu'], 'write', 0xbf, x86.kvm_nested_state, Cap.NESTED_STATE),
+  KVM_GET_NESTED_STATE: sized(
+    ['vcpu'],
+    'readwrite',
+    0xbe,
+    x86.kvm_nested_state,
+    Cap.NESTED_STATE,
+    MAX_NESTED,
+    'size',
+  ),
+  KVM_SET_NESTED_STATE: sized(
+    ['vcpu'],
+    'write',
+    0xbf,
+    x86.kvm_nested_state,
+    Cap.NESTED_STATE,
+    MAX_NESTED,
+    'size',
+  ),
   KVM_GET_SUPPORTED_HV_CPUID: cpuid(['system', 'vcpu'], 'readwrite', 0xc1),
   KVM_XEN_VCPU_GET_ATTR: readwrite(['vcpu'], 0xca, xen.kvm_xen_vcpu_attr),
   KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr, []),
   KVM_GET_SREGS2: read(['vcpu'], 0xcc, x86.kvm_sregs2),
   KVM_SET_SREGS2: write(['vcpu'], 0xcd, x86.kvm_sregs2),
-  KVM_GET_XSAVE2: sized(['vcpu'], 'read', 0xcf, x86.kvm_xsave, Cap.XSAVE2),
+  KVM_GET_XSAVE2: sized(['vcpu'], 'read', 0xcf, x86.kvm_xsave, Cap.XSAVE2, MAX_XSAVE),
   KVM_PRE_FAULT_MEMORY: readwrite(['vcpu'], 0xd5, g.kvm_pre_fault_memory),
 
   // Both, and devices

@@ -50,6 +50,7 @@ const open = {
   userfaultfd: [],
   device: [],
   eventfd: [],
+  stats: [],
   functions: [],
 };
 const kinds = Object.keys(open).filter((kind) => kind !== 'functions');
@@ -186,22 +187,35 @@ const kindOf = {
   64: 'reservation',
   128: 'userfaultfd',
   256: 'eventfd',
+  512: 'stats',
 };
 const handleFor = (on) => {
   const suitable = Object.keys(kindOf).filter((bit) => (on & bit) !== 0 && open[kindOf[bit]].length > 0);
   return suitable.length > 0 ? choice(open[kindOf[choice(suitable)]]) : anyHandle();
 };
 
+/** Of a size that the row allows, and mostly with the truth about it in the struct. */
+function sized(least, most, at, countSize) {
+  const area = bytes(choice([least, least + 4096, most, most + 1, least - 1]));
+  if (countSize > 0 && area.length >= least)
+    new DataView(area.buffer).setUint32(at, chance(0.8) ? area.length : below(2 ** 32), true);
+  return area;
+}
+
 /** An argument of the right shape for the row, with any contents. */
-function argumentFor({ arg, request, element }) {
+function argumentFor({ arg, request, element, least, most, count: at, countSize }) {
   const fixed = (request >>> 16) & 0x3fff;
   if (arg === 0) return undefined;
   if (arg === 1) return chance(0.5) ? below(300) : choice(numbers);
-  if (arg === 4) return bytes(choice([4096, 8192, 65_536]));
+  if (arg === 4) return sized(least, most, at, countSize);
   if (arg !== 3) return bytes(fixed);
   const count = choice([0, 1, 2, 3, 16, 128, 256, 257, 4096]);
   const list = bytes(fixed + count * element);
-  if (fixed + count * element >= 4) new DataView(list.buffer).setUint32(0, count, true);
+  if (list.length >= at + countSize) {
+    new DataView(list.buffer).setUint32(at, count, true);
+    // The upper half of a count of 64 bits, which the kernel believes as well.
+    if (countSize > 4) new DataView(list.buffer).setUint32(at + 4, chance(0.3) ? 1 : 0, true);
+  }
   return list;
 }
 
@@ -244,6 +258,11 @@ const plausible = {
     const wanted = choice(rows);
     return [handleFor(wanted.on), wanted.request];
   },
+  readStats: () => [
+    choice([...open.stats, ...open.vm]),
+    choice([0, 0, 24, 2 ** 31, 2 ** 53 - 1]),
+    bytes(choice([0, 24, 4096])),
+  ],
   requests: () => [],
   allocate: () => [choice([4096, 8192, 65_536, BIG, 2 ** 32])],
   reserve: () => [choice([4096, 8192, 65_536, 2 ** 32, 2 ** 46])],

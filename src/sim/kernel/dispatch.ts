@@ -56,6 +56,12 @@ export class StructArgument<T extends Type = Type> {
   }
 }
 
+/** What a struct says of its own length. */
+function countIn(struct: Struct, name: string, view: DataView): number {
+  const { offset, type } = struct.fields[name]!;
+  return Number(type.get(view, offset));
+}
+
 /** A head that counts, and elements. */
 export class ListArgument<E extends Type = Type> {
   readonly count: number;
@@ -65,8 +71,7 @@ export class ListArgument<E extends Type = Type> {
   constructor(row: ArrayRow, bytes: Uint8Array) {
     this.#row = row;
     this.#view = viewOf(bytes);
-    const field = row.struct.fields[row.count]!;
-    this.count = Number(field.type.get(this.#view, field.offset));
+    this.count = countIn(row.struct, row.count, this.#view);
   }
   at(index: number): Value<E> {
     return this.#row.element.get(
@@ -136,9 +141,6 @@ export class Table<On, Result = number> {
   }
 }
 
-/** XSAVE areas have 4096 to 65536 bytes. */
-const SIZED = { least: 4096, most: 65_536 } as const;
-
 function argumentFor(row: Ioctl, argument: Argument): unknown {
   if (row.kind === 'none') return undefined;
   if (row.kind === 'integer') return integerOf(row.name, argument);
@@ -149,8 +151,12 @@ function argumentFor(row: Ioctl, argument: Argument): unknown {
     throw wrongType(`${row.name}: the argument's length`, argument.length, `${size}`);
   }
   if (row.kind === 'sized') {
-    if (argument.length >= SIZED.least && argument.length <= SIZED.most) return argument;
-    throw wrongType(`${row.name}: the argument's length`, argument.length, `${SIZED.least} to ${SIZED.most}`);
+    const { least, most } = row;
+    if (argument.length < least || argument.length > most)
+      throw wrongType(`${row.name}: the argument's length`, argument.length, `${least} to ${most}`);
+    const size = row.count === undefined ? 0 : countIn(row.struct, row.count, viewOf(argument));
+    if (size <= argument.length) return argument;
+    throw wrongType(`${row.name}: ${row.count}`, size, `at most the argument's ${argument.length}`);
   }
   const list = argument.length >= row.struct.size ? new ListArgument(row, argument) : undefined;
   if (list !== undefined && argument.length === row.struct.size + list.count * row.element.size) return list;
