@@ -188,7 +188,8 @@ constexpr Reference kMsrFilter[] = {
      .stride = sizeof(kvm_msr_filter_range),
      .length = [](const Handle&, const uint8_t* argument) -> int64_t {
        return BitmapBytes(As<kvm_msr_filter_range>(argument + offsetof(kvm_msr_filter, ranges)).nmsrs);
-     }},
+     },
+     .required = true},
 };
 
 // KVM_REG_SIZE_MASK and _SHIFT: the id says how many bytes the register has.

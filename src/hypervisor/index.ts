@@ -23,6 +23,7 @@ export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
 export { Hypervisor } from './hypervisor.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
+export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
 export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
 export { type Statistic, Stats } from './stats.ts';

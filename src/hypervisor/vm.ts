@@ -8,6 +8,7 @@ import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
 import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
+import { type MsrFilterOptions, setMsrFilter } from './msr-filter.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
 import { VmInterrupts } from './vm-interrupts.ts';
@@ -23,6 +24,8 @@ export interface VmSetup {
   readonly tssAddress: number | undefined;
   /** What setIdentityMapAddr() was given, if it was called. */
   readonly identityMapAddress: number | undefined;
+  /** Some MSRs are denied to its guests: what setMsrFilter() was given last. */
+  readonly msrFilter: boolean;
   /** The kernel has interrupt controllers or a timer of this VM's. */
   readonly devices: readonly ('irqchip' | 'pit')[];
 }
@@ -37,6 +40,7 @@ export class Vm extends VmInterrupts implements Disposable {
   readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();
   #tssAddress: number | undefined;
   #identityMapAddress: number | undefined;
+  #filtered = false;
 
   /** Made by Hypervisor.createVm(). */
   constructor(fd: Fd, type: number) {
@@ -56,6 +60,7 @@ export class Vm extends VmInterrupts implements Disposable {
       tssAddress: this.#tssAddress,
       identityMapAddress: this.#identityMapAddress,
       devices: this.devices,
+      msrFilter: this.#filtered,
     };
   }
 
@@ -125,6 +130,19 @@ export class Vm extends VmInterrupts implements Disposable {
    */
   getStatsFd(): Stats {
     return statsOf(this.fd);
+  }
+  /**
+   * KVM_X86_SET_MSR_FILTER (KVM_CAP_X86_MSR_FILTER, since 5.10): which MSRs the VM's guests may read and write. An access that
+   * is denied is #GP(0) for the guest, or Exit.X86_RDMSR or X86_WRMSR with reason FILTER where KVM_CAP_X86_USER_SPACE_MSR
+   * asks for that. It takes the place of the last one; `{}` allows everything. It does not concern x2APIC's registers (0x800
+   * to 0x8ff), nor what the VMM reads and writes.
+   * @throws KvmError EINVAL for unknown flags, a range without any, and DEFAULT_DENY without ranges; TypeError, RangeError
+   *   ERR_KVM_INVALID_ARG, which names the range
+   */
+  setMsrFilter(filter: MsrFilterOptions): void {
+    setMsrFilter(this.fd, filter);
+    const { flags = 0, ranges = [] } = filter;
+    this.#filtered = Number(flags) !== 0 || ranges.length > 0;
   }
   /**
    * KVM_REGISTER_COALESCED_MMIO: writes to the zone wait in Vcpu.coalescedRing instead of ending run(); reads still end it.

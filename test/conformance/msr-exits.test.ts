@@ -1,7 +1,7 @@
 /** RDMSR and WRMSR that userspace answers (api.rst, KVM_CAP_X86_USER_SPACE_MSR; x86.c, kvm_msr_user_space). */
 import { expect } from 'vitest';
 import { Cap, Exit, type Hypervisor, type Vm } from '../../src/index.ts';
-import { MsrExitReason, Vector } from '../../src/uapi/index.ts';
+import { MsrExitReason, MsrFilter, Vector } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { handled, installHandlers } from '../support/handlers.ts';
@@ -31,6 +31,7 @@ const { INVAL, UNKNOWN, FILTER } = MsrExitReason;
 /** An MSR that nobody has (the kernel's own selftest takes it too). */
 const NONE = 0x474f_4f00;
 const MSR_PAT = 0x277;
+const MSR_LSTAR = 0xc000_0082;
 /** No memory type has number 2. */
 const BAD_PAT = 0x0202_0202_0202_0202n;
 const VALUE = 0x1122_3344_5566_7788n;
@@ -130,6 +131,98 @@ conformance('MSR exits', ({ it }) => {
     const after = vcpu.getRegs();
     expect(after).toMatchObject({ rax: VALUE & 0xffff_ffffn, rdx: VALUE >> 32n, rsi: 0x51n, rcx: 1n });
     expect(after.rip).toBe(BigInt(Layout.snippet + 2));
+  });
+
+  it('a filter denies what its bitmap has no bit for, reads and writes apart', (hv) => {
+    using agent = boot(hv, 0);
+    const { vcpu, vm } = agent;
+    const pat = vcpu.getMsrs([MSR_PAT])[0]!.data;
+    // Of 0x276 to 0x279 all but 0x277 may be written.
+    const range = { base: MSR_PAT - 1, nmsrs: 4, bitmap: Uint8Array.of(0b1101) };
+    vm.setMsrFilter({ ranges: [{ ...range, flags: MsrFilter.WRITE }] });
+    read(agent, MSR_PAT);
+    expect(agent.answer).toBe(pat);
+    write(agent, MSR_PAT, 0n);
+    expect(handled(agent)).toBe(Vector.GP);
+    vm.setMsrFilter({ ranges: [{ ...range, flags: MsrFilter.READ }] });
+    expect(agent.begin('hlt')).toBe(Exit.HLT);
+    write(agent, MSR_PAT, 0x0606_0606_0606_0606n);
+    expect(agent.answered).toBe(true);
+    expect(vcpu.getMsrs([MSR_PAT])[0]?.data).toBe(0x0606_0606_0606_0606n);
+    read(agent, MSR_PAT);
+    expect(handled(agent)).toBe(Vector.GP);
+  });
+
+  it('a filter that denies by default allows what a range allows, and what is denied is an exit', (hv) => {
+    using agent = boot(hv, FILTER);
+    const { vcpu, vm } = agent;
+    const both = MsrFilter.READ | MsrFilter.WRITE;
+    vm.setMsrFilter({
+      flags: MsrFilter.DEFAULT_DENY,
+      ranges: [
+        { flags: both, base: MSR_PAT, nmsrs: 1, bitmap: Uint8Array.of(1) },
+        { flags: both, base: MSR_PAT, nmsrs: 1, bitmap: Uint8Array.of(0) },
+      ],
+    });
+    read(agent, MSR_PAT);
+    expect(agent.answered).toBe(true);
+    // The processor has it without KVM, as long as the filter allows it.
+    read(agent, MSR_LSTAR);
+    expectOutcome(vcpu, Exit.X86_RDMSR);
+    expect([vcpu.msr.index, vcpu.msr.reason]).toEqual([MSR_LSTAR, FILTER]);
+    vcpu.msr.data = VALUE;
+    expect(agent.resume()).toBe(VALUE);
+    write(agent, MSR_LSTAR, 0x1000n);
+    expectOutcome(vcpu, Exit.X86_WRMSR);
+    expect([vcpu.msr.reason, vcpu.msr.data]).toEqual([FILTER, 0x1000n]);
+    agent.resume();
+    expect(vcpu.getMsrs([MSR_LSTAR])[0]?.data).toBe(0n);
+    vm.setMsrFilter({});
+    write(agent, MSR_LSTAR, 0x1000n);
+    expect(agent.answered).toBe(true);
+    expect(vcpu.getMsrs([MSR_LSTAR])[0]?.data).toBe(0x1000n);
+  });
+
+  it('a filter that denies an unknown MSR is told as FILTER, and an answer stands when the filter is gone', (hv) => {
+    using agent = boot(hv, FILTER | UNKNOWN);
+    const { vcpu, vm } = agent;
+    vm.setMsrFilter({
+      ranges: [{ flags: MsrFilter.READ, base: MSR_PAT, nmsrs: 1, bitmap: new Uint8Array(1) }],
+    });
+    read(agent, NONE);
+    expect(vcpu.msr.reason).toBe(UNKNOWN);
+    agent.resume();
+    read(agent, MSR_PAT);
+    expect([vcpu.msr.index, vcpu.msr.reason]).toEqual([MSR_PAT, FILTER]);
+    vm.setMsrFilter({});
+    vcpu.msr.data = VALUE;
+    expect(agent.resume()).toBe(VALUE);
+  });
+
+  it('a filter that KVM does not know is refused, and the last one stays', (hv) => {
+    using agent = boot(hv, 0);
+    const { vm } = agent;
+    expect(vm.checkExtension(Cap.X86_MSR_FILTER)).toBe(1);
+    const range = { flags: MsrFilter.READ, base: MSR_PAT, nmsrs: 1, bitmap: new Uint8Array(1) };
+    vm.setMsrFilter({ ranges: [range] });
+    for (const filter of [
+      { flags: 2 },
+      { flags: MsrFilter.DEFAULT_DENY },
+      { flags: MsrFilter.DEFAULT_DENY, ranges: [{ ...range, nmsrs: 0 }] },
+      { ranges: [{ ...range, flags: 0 }] },
+      { ranges: [{ ...range, flags: 4 }] },
+    ])
+      expect(
+        errnoOf(() => vm.setMsrFilter(filter)),
+        JSON.stringify(filter),
+      ).toBe('EINVAL');
+    read(agent, MSR_PAT);
+    expect(handled(agent)).toBe(Vector.GP);
+    const given = (filter: object) => () => vm.setMsrFilter(filter);
+    expect(given({ ranges: [{ ...range, nmsrs: 9 }] })).toThrow(/ranges\[0\]\.bitmap's length/);
+    expect(given({ ranges: [{ ...range, nmsrs: 12_289 }] })).toThrow(/ranges\[0\]\.nmsrs/);
+    expect(given({ ranges: [{ ...range, bitmap: [1] }] })).toThrow(TypeError);
+    expect(given({ ranges: Array(17).fill(range) })).toThrow(/at most 16/);
   });
 
   it('KVM_CAP_X86_USER_SPACE_MSR takes the reasons that there are, and no other', (hv) => {

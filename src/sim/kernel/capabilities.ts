@@ -72,6 +72,7 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   EXIT_HYPERCALL: EXIT_HYPERCALLS,
   XSAVE2: kvm_xsave.size,
   X86_USER_SPACE_MSR: 1,
+  X86_MSR_FILTER: 1,
   DISABLE_QUIRKS2: QUIRKS,
   USER_MEMORY2: 1,
   MEMORY_FAULT_INFO: mainline(1),

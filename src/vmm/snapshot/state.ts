@@ -154,6 +154,7 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
     if ((flags & MemFlag.USERFAULT) !== 0 || memory?.demand !== undefined)
       throw notSavable(`pages of slot ${slot} may not have arrived yet: wait until the pager is complete`);
   }
+  if (vm.setup.msrFilter) throw notSavable('the VM has a filter of MSRs, which no snapshot has');
   const [device] = vm.setup.devices;
   if (device !== undefined)
     throw notSavable(`the VM has a ${device} in the kernel, whose state no snapshot has`);
