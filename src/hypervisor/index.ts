@@ -9,6 +9,7 @@ export type {
   SecondStageEvent,
   UserfaultfdToken,
 } from './backend.ts';
+export { type CoalescedAccess, CoalescedRing } from './coalesced-ring.ts';
 export {
   type Diagnostics,
   type DiagnosticsChannel,
@@ -16,7 +17,6 @@ export {
   type IoctlMessage,
   tellDiagnostics,
 } from './diagnostics.ts';
-export { type CoalescedAccess, CoalescedRing } from './coalesced-ring.ts';
 export * from './errors.ts';
 export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';

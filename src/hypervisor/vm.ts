@@ -2,12 +2,12 @@
 import { MemoryAttribute, VmType } from '../uapi/constants.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
+import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
 import { hex, nameOf } from '../uapi/text.ts';
 import { u32 } from './args.ts';
 import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
-import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
 import { type MsrFilterOptions, setMsrFilter } from './msr-filter.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
