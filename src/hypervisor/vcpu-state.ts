@@ -119,7 +119,7 @@ export abstract class VcpuState {
     this.fd.write(ioctls.KVM_SET_XCRS, xcrs);
   }
   /**
-   * KVM_GET_NESTED_STATE (since 4.20): what KVM knows of this vCPU's own guest, where it is a hypervisor: a
+   * KVM_GET_NESTED_STATE (since 4.19, on AMD's processors 5.8): what KVM knows of this vCPU's own guest, where it is a hypervisor: a
    * kvm_nested_state (`vmexit/uapi`) and what follows it, as bytes.
    * @throws KvmError EINVAL where the host does not nest, ENOTTY in the simulator
    */
@@ -129,7 +129,7 @@ export abstract class VcpuState {
     return data.slice(0, row.struct.decode(data).size);
   }
   /**
-   * KVM_SET_NESTED_STATE (since 4.20). After setCpuid2(), setSregs() and setMsrs(), which decide what a nested guest may have.
+   * KVM_SET_NESTED_STATE (since 4.19, on AMD's processors 5.8). After setCpuid2(), setSregs() and setMsrs(), which decide what a nested guest may have.
    * @param state what getNestedState() gave
    * @throws KvmError EINVAL for a state that this vCPU cannot be in, or of the other vendor; TypeError, RangeError
    *   ERR_KVM_INVALID_ARG for bytes that are no such state

@@ -137,6 +137,10 @@ export class RestoredMachine implements Disposable {
   }
 
   #createVcpu(hv: Hypervisor, saved: VcpuState, cpuid: readonly CpuidEntry[] | undefined): Vcpu {
+    if (saved.nested !== null && this.vm.checkExtension(Cap.NESTED_STATE) === 0)
+      throw unfit(
+        `the guest is a hypervisor itself, and ${hv.backend === 'sim' ? 'the simulator has' : "this host's KVM has"} no nested guests: go on where it was saved`,
+      );
     const vcpu = this.#open(this.vm.createVcpu(saved.id));
     const wanted = cpuid ?? unpackAll(kvm_cpuid_entry2, saved.cpuid);
     // KVM tells the guest more than KVM_GET_SUPPORTED_CPUID on some hosts: what a vCPU has then is supported too.
@@ -181,6 +185,8 @@ export class RestoredMachine implements Disposable {
     vcpu.setXsave(this.#xsave(saved.xsave));
     vcpu.setDebugRegs(unpack(kvm_debugregs, saved.debugRegs));
     this.#setMsrs(vcpu, unpackAll(kvm_msr_entry, saved.msrs));
+    // What it may be follows from EFER, CR4 and the MSRs; the registers so far are then the nested guest's.
+    if (saved.nested !== null) vcpu.setNestedState(fromHex(saved.nested));
     vcpu.setVcpuEvents(unpack(kvm_vcpu_events, saved.events));
   }
 

@@ -111,6 +111,8 @@ const vcpu = record({
   debugRegs: hex(kvm_debugregs),
   mpState: u32,
   tscKhz: u32,
+  /** What KVM_GET_NESTED_STATE gives, of a guest that is a hypervisor. */
+  nested: orNull(hex()),
 });
 
 const machine = record({
@@ -158,6 +160,17 @@ export type MachineState = Checked<typeof machine>;
 export type VcpuState = MachineState['vcpus'][number];
 export type SlotState = MachineState['vm']['slots'][number];
 
+/** Before `nested` was there, no guest that is a hypervisor was saved. */
+function withNested(value: unknown): unknown {
+  const { vcpus } = (value ?? {}) as { vcpus?: unknown };
+  if (!Array.isArray(vcpus)) return value;
+  const isObject = (one: unknown) => typeof one === 'object' && one !== null;
+  return {
+    ...(value as object),
+    vcpus: vcpus.map((one) => (isObject(one) ? { nested: null, ...one } : one)),
+  };
+}
+
 /**
  * The state in what JSON.parse() gave.
  * @throws VmexitError ERR_KVM_SNAPSHOT that names what is wrong, and another version by its number
@@ -170,7 +183,7 @@ export function parseState(value: unknown): MachineState {
       `the machine's state is of version ${version}, and this vmexit knows version ${STATE_VERSION}: use the one that saved it`,
     );
   }
-  const state = machine(value, '');
+  const state = machine(withNested(value), '');
   const { memories, guestMemfds, slots, attributes } = state.vm;
   for (const [i, { memory, memoryOffset, guestMemfd, guestMemfdOffset, size }] of slots.entries()) {
     const within = (sizes: readonly number[], index: number | null, offset: number) =>

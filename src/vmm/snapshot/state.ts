@@ -1,6 +1,6 @@
 /**
  * A machine's state as plain data: all that its guest could notice but the contents of its memory. Not in it: what is
- * the VMM's own, such as KVM_SET_GUEST_DEBUG, an interrupt window that was asked for, and MSR filters.
+ * the VMM's own, such as KVM_SET_GUEST_DEBUG, and an interrupt window that was asked for.
  */
 
 import { VmexitError } from '../../hypervisor/errors.ts';
@@ -10,7 +10,7 @@ import type { Slot } from '../../hypervisor/memory-map.ts';
 import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { Cap } from '../../uapi/cap.ts';
-import { MemFlag, MemoryAttribute } from '../../uapi/constants.ts';
+import { MemFlag, MemoryAttribute, RunFlag } from '../../uapi/constants.ts';
 import { exitName } from '../../uapi/exit.ts';
 import type { Value } from '../../uapi/layout.ts';
 import {
@@ -68,7 +68,8 @@ const EFER_SVME = 1n << 12n;
  * else changes, and the machine may run on.
  * @param vcpus all that the VM has
  * @throws VmexitError ERR_KVM_NOT_SAVABLE for a VM with private pages (the range is named: the host cannot read them),
- *   pages that have not arrived, interrupt controllers in the kernel, or a guest that is a hypervisor; KvmError
+ *   pages that have not arrived, interrupt controllers in the kernel, or a guest that is a
+ *   hypervisor where KVM does not tell of its guest; KvmError
  */
 export function captureState(
   hv: Hypervisor,
@@ -163,10 +164,7 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
 function vcpuState(vm: Vm, vcpu: Vcpu, msrs: readonly number[]): VcpuState {
   const two = vm.checkExtension(Cap.SREGS2) > 0;
   const sregs = two ? vcpu.getSregs2() : vcpu.getSregs();
-  if ((sregs.cr4 & CR4_VMXE) !== 0n || (sregs.efer & EFER_SVME) !== 0n)
-    throw notSavable(
-      `the guest of vCPU ${vcpu.id} is a hypervisor itself (CR4.VMXE, EFER.SVME), which no snapshot knows`,
-    );
+  const nested = nestedState(vm, vcpu, (sregs.cr4 & CR4_VMXE) !== 0n || (sregs.efer & EFER_SVME) !== 0n);
   const xcrs = vm.checkExtension(Cap.XCRS) > 0 ? vcpu.getXcrs() : undefined;
   const { values, unreadable } = readMsrs(vcpu, msrs);
   const xsave = vcpu.getXsave();
@@ -184,7 +182,19 @@ function vcpuState(vm: Vm, vcpu: Vcpu, msrs: readonly number[]): VcpuState {
     debugRegs: pack(kvm_debugregs, vcpu.getDebugRegs()),
     mpState: vcpu.getMpState(),
     tscKhz: vcpu.getTscKhz(),
+    nested,
   };
+}
+
+/** In its own guest the registers may be that guest's, which need not be a hypervisor itself. */
+function nestedState(vm: Vm, vcpu: Vcpu, isHypervisor: boolean): string | null {
+  const known = vm.checkExtension(Cap.NESTED_STATE) > 0;
+  if (!known && isHypervisor)
+    throw notSavable(
+      `the guest of vCPU ${vcpu.id} is a hypervisor itself (CR4.VMXE, EFER.SVME), and KVM does not tell of its guest here (KVM_CAP_NESTED_STATE is 0)`,
+    );
+  if (!known || (!isHypervisor && (vcpu.raw.flags & RunFlag.GUEST_MODE) === 0)) return null;
+  return toHex(vcpu.getNestedState());
 }
 
 /** What one KVM_GET_MSRS takes at most (arch/x86/kvm/x86.c, MAX_IO_MSRS). */
