@@ -1,8 +1,8 @@
 /** Which MSRs a VM's guests may access: KVM_X86_SET_MSR_FILTER with its bitmaps. */
-import { ioctls } from '../uapi/ioctls.ts';
+import type { Input, Value } from '../uapi/layout.ts';
+import type { kvm_msr_filter } from '../uapi/x86.ts';
 import { integer, object, u32 } from './args.ts';
 import { outOfRange, wrongType } from './errors.ts';
-import type { Fd } from './fd.ts';
 
 /** KVM_MSR_FILTER_MAX_RANGES, and KVM_MSR_FILTER_MAX_BITMAP_SIZE in bits. */
 const MAX_RANGES = 16;
@@ -44,8 +44,11 @@ function wordsOf(name: string, bitmap: unknown, bits: number): Uint8Array | null
   return words;
 }
 
-/** Sets the filter of a VM. */
-export function setMsrFilter(vm: Fd, filter: MsrFilterOptions): void {
+/** A filter as KVM takes it: the struct, and the bitmaps that it refers to. */
+export function msrFilter(filter: MsrFilterOptions): {
+  readonly fields: Input<Value<typeof kvm_msr_filter>>;
+  readonly bitmaps: readonly (Uint8Array | null)[];
+} {
   const { flags = 0, ranges = [] } = object('filter', filter);
   if (!Array.isArray(ranges)) throw wrongType('filter.ranges', ranges, 'an array');
   if (ranges.length > MAX_RANGES)
@@ -60,9 +63,8 @@ export function setMsrFilter(vm: Fd, filter: MsrFilterOptions): void {
     };
     return { fields, bitmap: wordsOf(`${name}.bitmap`, bitmap, fields.nmsrs) };
   });
-  vm.refer(
-    ioctls.KVM_X86_SET_MSR_FILTER,
-    { flags: u32('filter.flags', flags), ranges: parts.map(({ fields }) => fields) },
-    parts.map(({ bitmap }) => bitmap),
-  );
+  return {
+    fields: { flags: u32('filter.flags', flags), ranges: parts.map(({ fields }) => fields) },
+    bitmaps: parts.map(({ bitmap }) => bitmap),
+  };
 }

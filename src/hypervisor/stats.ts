@@ -1,6 +1,6 @@
 /** KVM's statistics of a VM or a vCPU: what KVM_GET_STATS_FD gives, read and put into words. */
 import { StatsBase, StatsType, StatsUnit } from '../uapi/constants.ts';
-import { ioctls } from '../uapi/ioctls.ts';
+import type { ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
 import { kvm_stats_desc, kvm_stats_header } from '../uapi/structs.ts';
 import { KvmError, UnavailableError } from './errors.ts';
@@ -112,8 +112,8 @@ export class Stats implements Disposable {
 }
 
 /** The statistics of a VM or a vCPU. */
-export function statsOf(of: Fd): Stats {
-  const fd = new Fd(of.backend, of.create(ioctls.KVM_GET_STATS_FD, 0), 'Stats');
+export function statsOf(of: Fd, row: typeof ioctls.KVM_GET_STATS_FD): Stats {
+  const fd = new Fd(of.backend, of.create(row, 0), 'Stats');
   try {
     return new Stats(fd);
   } catch (error) {

@@ -254,10 +254,10 @@ export abstract class VcpuState {
     this.fd.write(ioctls.KVM_X86_SETUP_MCE, mcgCap);
   }
   /**
-   * KVM_X86_SET_MCE: a machine check in bank `bank`. One with MCI_STATUS_UC is #MC for the guest, or a triple fault where
+   * KVM_X86_SET_MCE: a machine check in bank `bank`. One that is uncorrected (bit 61 of `status`) is #MC for the guest, or a triple fault where
    * the guest has CR4.MCE 0 or is in another (SDM volume 3, 16.3). One without is only logged in the bank.
-   * @param mce `status` has MCI_STATUS_VAL (bit 63); what is left out becomes 0
-   * @throws KvmError EINVAL for a bank that there is not, and without MCI_STATUS_VAL; ENOTTY in the simulator
+   * @param mce `status` has its valid bit (63); what is left out becomes 0
+   * @throws KvmError EINVAL for a bank that there is not, and without the valid bit; ENOTTY in the simulator
    */
   setMce(mce: Input<Value<typeof kvm_x86_mce>>): void {
     this.fd.write(ioctls.KVM_X86_SET_MCE, mce);
@@ -294,7 +294,7 @@ export abstract class VcpuState {
    * @throws KvmError ENOTTY in the simulator
    */
   getStatsFd(): Stats {
-    return statsOf(this.fd);
+    return statsOf(this.fd, ioctls.KVM_GET_STATS_FD);
   }
   /** KVM_GET_TSC_KHZ: the rate of the guest's time-stamp counter, in kHz. */
   getTscKhz(): number {

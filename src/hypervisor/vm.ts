@@ -8,7 +8,7 @@ import { u32 } from './args.ts';
 import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
-import { type MsrFilterOptions, setMsrFilter } from './msr-filter.ts';
+import { type MsrFilterOptions, msrFilter } from './msr-filter.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
 import { VmInterrupts } from './vm-interrupts.ts';
@@ -129,7 +129,7 @@ export class Vm extends VmInterrupts implements Disposable {
    * @throws KvmError ENOTTY in the simulator
    */
   getStatsFd(): Stats {
-    return statsOf(this.fd);
+    return statsOf(this.fd, ioctls.KVM_GET_STATS_FD);
   }
   /**
    * KVM_X86_SET_MSR_FILTER (KVM_CAP_X86_MSR_FILTER, since 5.10): which MSRs the VM's guests may read and write. An access that
@@ -140,9 +140,9 @@ export class Vm extends VmInterrupts implements Disposable {
    *   ERR_KVM_INVALID_ARG, which names the range
    */
   setMsrFilter(filter: MsrFilterOptions): void {
-    setMsrFilter(this.fd, filter);
-    const { flags = 0, ranges = [] } = filter;
-    this.#filtered = Number(flags) !== 0 || ranges.length > 0;
+    const { fields, bitmaps } = msrFilter(filter);
+    this.fd.refer(ioctls.KVM_X86_SET_MSR_FILTER, fields, bitmaps);
+    this.#filtered = Number(fields.flags) !== 0 || bitmaps.length > 0;
   }
   /**
    * KVM_REGISTER_COALESCED_MMIO: writes to the zone wait in Vcpu.coalescedRing instead of ending run(); reads still end it.
@@ -159,14 +159,14 @@ export class Vm extends VmInterrupts implements Disposable {
 
   /**
    * KVM_GET_CLOCK: the guest's kvmclock, in nanoseconds. `flags` (ClockFlag) says what else was read at the same instant (since
-   * 5.16): `realtime`, the host's CLOCK_REALTIME in nanoseconds, and `hostTsc`.
+   * 5.16): `realtime`, the host's time of day in nanoseconds since 1970, and `hostTsc`.
    * @throws KvmError ENOTTY in the simulator, which has none
    */
   getClock(): Value<typeof kvm_clock_data> {
     return this.fd.read(ioctls.KVM_GET_CLOCK);
   }
   /**
-   * KVM_SET_CLOCK. With ClockFlag.REALTIME in `flags` (since 5.16) it goes on from `clock` by as much as CLOCK_REALTIME is
+   * KVM_SET_CLOCK. With ClockFlag.REALTIME in `flags` (since 5.16) it goes on from `clock` by as much as the host's time of day is
    * ahead of `realtime` now: the time in which the guest was saved counts.
    * @throws KvmError as getClock(); EINVAL for flags that cannot be set
    */

@@ -73,8 +73,9 @@ export interface SizedRow<S extends AnyStruct = AnyStruct> extends Row {
   readonly struct: S;
   /** The capability that tells its size in bytes. */
   readonly cap: Cap;
-  /** The fewest bytes that it can have, and the most. */
+  /** The fewest bytes that it can have. */
   readonly least: number;
+  /** The most bytes that it can have. */
   readonly most: number;
   /** The struct's field that says how many it has: never more than the argument's. Undefined where it has none. */
   readonly count: (keyof S['fields'] & string) | undefined;
