@@ -3,6 +3,7 @@ import { expect } from 'vitest';
 import { Cap, Exit, type Hypervisor, type Vm } from '../../src/index.ts';
 import { MsrExitReason, MsrFilter, Vector } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
+import { captureState } from '../../src/vmm/snapshot/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { handled, installHandlers } from '../support/handlers.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
@@ -223,6 +224,18 @@ conformance('MSR exits', ({ it }) => {
     expect(given({ ranges: [{ ...range, nmsrs: 12_289 }] })).toThrow(/ranges\[0\]\.nmsrs/);
     expect(given({ ranges: [{ ...range, bitmap: [1] }] })).toThrow(TypeError);
     expect(given({ ranges: Array(17).fill(range) })).toThrow(/at most 16/);
+  });
+
+  it('a VM with a filter is not saved without it', (hv) => {
+    using agent = boot(hv, 0);
+    const { vcpu, vm } = agent;
+    const save = () => captureState(hv, vm, [vcpu]);
+    vm.setMsrFilter({
+      ranges: [{ flags: MsrFilter.READ, base: MSR_PAT, nmsrs: 1, bitmap: new Uint8Array(1) }],
+    });
+    expect(save).toThrow(/a filter of MSRs/);
+    vm.setMsrFilter({});
+    expect(save().state.vcpus.length).toBe(1);
   });
 
   it('KVM_CAP_X86_USER_SPACE_MSR takes the reasons that there are, and no other', (hv) => {
