@@ -25,6 +25,7 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"reserve", vmexit::Reserve},
       {"openMemory", vmexit::OpenMemory},
       {"mapGuestMemfd", vmexit::MapGuestMemfd},
+      {"mapDirtyRing", vmexit::MapDirtyRing},
       {"inode", vmexit::Inode},
       {"fallocate", vmexit::Fallocate},
       {"seek", vmexit::Seek},

@@ -114,7 +114,7 @@ Napi::ArrayBuffer ViewOf(Napi::Env env, const std::shared_ptr<Mapping>& mapping,
 
 Napi::Value Buffer(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
-  Handle* handle = Unwrap(env, info[0], kMemory | kVcpu, "memory");
+  Handle* handle = Unwrap(env, info[0], kMemory | kVcpu | kRing, "memory");
   if (!handle) return env.Undefined();
   if (!handle->mapping) {
     Invalid(env, "memory has no host view");

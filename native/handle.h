@@ -22,6 +22,7 @@ enum Kind : uint32_t {
   kUserfaultfd = 128,
   kEventFd = 256,
   kStats = 512,
+  kRing = 1024,  // a vCPU's ring of dirty pages
 };
 
 // A part of the process's address space. Invariant: something is mapped at all of it for as long as the
@@ -67,7 +68,8 @@ struct Handle {
   bool closed = false;
   uint64_t flags = 0;                  // guest_memfd: the flags that it was made with
   uint64_t size = 0;                   // guest_memfd, memory, userfaultfd: bytes
-  std::shared_ptr<Mapping> mapping;    // memory, userfaultfd: guest RAM; vCPU: kvm_run
+  uint64_t ring = 0;                   // VM and its vCPUs: bytes of a vCPU's ring of dirty pages
+  std::shared_ptr<Mapping> mapping;    // memory, userfaultfd: guest RAM; vCPU: kvm_run; ring
   std::shared_ptr<Slots> slots;        // VM and its vCPUs
   std::shared_ptr<RunState> run;       // vCPU
   std::shared_ptr<int> live;           // the fd, or -1 once it is closed: for calls that were prepared

@@ -224,6 +224,7 @@ Napi::Value Create(const Napi::CallbackInfo& info) {
     if (!mapping) return Errno(env, errno);
     handle->mapping = mapping;
     handle->slots = parent->slots;
+    handle->ring = parent->ring;
     handle->run = std::make_shared<RunState>(fd, mapping, parent->slots);
   } else if (row->makes == kGmem) {
     kvm_create_guest_memfd gmem;

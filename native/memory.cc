@@ -77,8 +77,8 @@ Copy ToCopy(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-std::shared_ptr<Mapping> Map(size_t size, int protection, int flags, int fd) {
-  void* data = mmap(nullptr, size, protection, flags, fd, 0);
+std::shared_ptr<Mapping> Map(size_t size, int protection, int flags, int fd, off_t offset) {
+  void* data = mmap(nullptr, size, protection, flags, fd, offset);
   return data == MAP_FAILED ? nullptr : std::make_shared<Mapping>(data, size);
 }
 
@@ -137,6 +137,23 @@ Napi::Value MapGuestMemfd(const Napi::CallbackInfo& info) {
   auto mapping = Map(gmem->size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, gmem->fd);
   if (!mapping) return Errno(env, errno);
   return WrapMemory(env, -1, gmem->size, std::move(mapping));
+}
+
+// The vCPU's file has any size for mmap(2), and a touch beyond the ring is a SIGBUS: the size is the one that
+// the capability was enabled with.
+Napi::Value MapDirtyRing(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
+  if (!vcpu) return env.Undefined();
+  if (vcpu->ring == 0) return Errno(env, ENXIO);
+  auto mapping =
+      Map(vcpu->ring, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * kPage);
+  if (!mapping) return Errno(env, errno);
+  auto handle = std::make_unique<Handle>();
+  handle->kind = kRing;
+  handle->size = vcpu->ring;
+  handle->mapping = std::move(mapping);
+  return Wrap(env, std::move(handle));
 }
 
 Napi::Value Inode(const Napi::CallbackInfo& info) {

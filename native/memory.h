@@ -13,6 +13,9 @@ Napi::Value Reserve(const Napi::CallbackInfo& info);
 Napi::Value OpenMemory(const Napi::CallbackInfo& info);
 // mapGuestMemfd(gmem) -> handle | -errno: the host's view of a guest_memfd made with MMAP and INIT_SHARED.
 Napi::Value MapGuestMemfd(const Napi::CallbackInfo& info);
+// mapDirtyRing(vcpu) -> handle | -errno: the ring of dirty pages that KVM_CAP_DIRTY_LOG_RING has given the
+// vCPU.
+Napi::Value MapDirtyRing(const Napi::CallbackInfo& info);
 // inode(handle) -> number: tells a reused fd number from the file that it once was.
 Napi::Value Inode(const Napi::CallbackInfo& info);
 // write(memory, offset, bytes), read(memory, offset, into): copies, for what is not worth a view of it all.
@@ -26,6 +29,6 @@ Napi::Value Seek(const Napi::CallbackInfo& info);
 Napi::Value Madvise(const Napi::CallbackInfo& info);
 
 // mmap as a Mapping; an empty pointer with errno set when it fails.
-std::shared_ptr<Mapping> Map(size_t size, int protection, int flags, int fd);
+std::shared_ptr<Mapping> Map(size_t size, int protection, int flags, int fd, off_t offset = 0);
 
 }  // namespace vmexit

@@ -241,6 +241,13 @@ constexpr Reference kEnableCap[] = {
      .applies = Enables<KVM_CAP_VM_COPY_ENC_CONTEXT_FROM, KVM_CAP_VM_MOVE_ENC_CONTEXT_FROM>},
 };
 
+// What mapDirtyRing() needs to know of a VM. KVM takes 32 bits of the size, and enables rings once.
+void NoteRing(Handle* handle, const uint8_t* argument, const Resolved&) {
+  const bool rings = Enables<KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL>(argument);
+  if (handle->kind == kVm && rings)
+    handle->ring = static_cast<uint32_t>(As<kvm_enable_cap>(argument).args[0]);
+}
+
 #define NONE(name, on) \
   {                    \
 #name, name, on    \
@@ -297,6 +304,7 @@ constexpr Row kRows[] = {
     MAKES(KVM_CREATE_GUEST_MEMFD, kVm, kStruct, kGmem),
     REFERS(KVM_GET_DIRTY_LOG, kVm, kDirtyLog),
     REFERS(KVM_CLEAR_DIRTY_LOG, kVm, kClearDirtyLog),
+    NONE(KVM_RESET_DIRTY_RINGS, kVm),
     REFERS_DONE(KVM_SET_USER_MEMORY_REGION, kVm, kRegion, KeepSlot),
     REFERS_DONE(KVM_SET_USER_MEMORY_REGION2, kVm, kRegion2, KeepSlot2),
     STRUCT(KVM_SET_MEMORY_ATTRIBUTES, kVm),
@@ -319,7 +327,7 @@ constexpr Row kRows[] = {
     REFERS(KVM_MEMORY_ENCRYPT_UNREG_REGION, kVm, kEncRegion),
     {"KVM_CREATE_DEVICE", KVM_CREATE_DEVICE, kVm, Arg::kStruct, kDevice, 0, 0, 0, nullptr, 0, nullptr,
      offsetof(kvm_create_device, fd)},
-    REFERS(KVM_ENABLE_CAP, kVm | kVcpu, kEnableCap),
+    REFERS_DONE(KVM_ENABLE_CAP, kVm | kVcpu, kEnableCap, NoteRing),
     REFERS(KVM_SET_DEVICE_ATTR, kSystem | kVm | kVcpu | kDevice, kSetAttr),
     REFERS(KVM_GET_DEVICE_ATTR, kSystem | kVm | kVcpu | kDevice, kGetAttr),
     STRUCT(KVM_HAS_DEVICE_ATTR, kSystem | kVm | kVcpu | kDevice),

@@ -16,7 +16,7 @@ export const pages = [
     page: 'memory',
     title: 'Guest memory',
     about: 'Memory that host and guest share, private memory, and what a VM has where.',
-    files: [/^hypervisor\/(guest-|memory-map|ranges|userfault)/],
+    files: [/^hypervisor\/(guest-|memory-map|ranges|userfault|dirty-ring)/, /^vmm\/dirty-pages$/],
   },
   {
     page: 'guests',

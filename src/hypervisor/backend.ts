@@ -157,11 +157,16 @@ export interface Backend {
   reserve(size: number): Handle | number;
   /** Maps a guest_memfd made with MMAP (mmap(2), MAP_SHARED). */
   mapGuestMemfd(guestMemfd: Handle): Handle | number;
+  /**
+   * The vCPU's ring of dirty pages (mmap(2) of the vCPU at KVM_DIRTY_LOG_PAGE_OFFSET), of the size that
+   * KVM_CAP_DIRTY_LOG_RING was enabled with; -ENXIO without one.
+   */
+  mapDirtyRing(vcpu: Handle): Handle | number;
   /** Names guest RAM so that another thread of this process can open it with openMemory(). */
   share(memory: Handle): MemoryToken;
   /** Guest RAM that another thread shares, mapped for this one; -ESTALE or -EBADF when it was closed. */
   openMemory(token: MemoryToken): Handle | number;
-  /** Guest RAM, or a vCPU's kvm_run with the pages after it. Of length 0 once the handle is closed. */
+  /** Guest RAM, a vCPU's kvm_run with the pages after it, or its ring. Of length 0 once the handle is closed. */
   bytes(handle: Handle): Uint8Array;
   /** Copies between guest RAM, from the offset on, and bytes of JS's, in a range that lies inside the memory. */
   write(memory: Handle, offset: number, bytes: Uint8Array): void;

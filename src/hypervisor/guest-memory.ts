@@ -14,6 +14,9 @@ export const KEEP_SIZE = 0x01;
 /** Of lseek(2). */
 const Seek = { DATA: 3, HOLE: 4 } as const;
 
+/** Of madvise(2): as discard(). */
+const MADV_REMOVE = 9;
+
 const discardRemedies: { readonly [errno: number]: string } = {
   [Errno.EBUSY]: "some of these pages are on their way from a pager's source, which does not answer",
 };
@@ -29,7 +32,12 @@ export interface Demand {
   bring(offset: number, size: number): void;
   /** Pages that have not come stay zeroes from now on. False when one of them is on its way and does not arrive. */
   forget(offset: number, size: number): boolean;
+  /** Marks what has come since it was asked last: GuestMemory.markDirty(). */
+  tell(): void;
 }
+
+/** Who is told which bytes of a memory were written here, by whom KVM knows nothing of. */
+export type DirtyListener = (offset: number, size: number) => void;
 
 /**
  * Memory that host and guest both see: a memfd, mapped once (in the simulator, a part of its own memory).
@@ -39,12 +47,19 @@ export class GuestMemory implements Disposable {
   /** Bytes. */
   readonly size: number;
   readonly #backend: Backend;
-  readonly #kind: 'ram' | 'guest_memfd';
+  readonly #kind: 'ram' | 'guest_memfd' | 'opened';
   #bytes: Uint8Array | undefined;
   #handle: Handle | undefined;
+  #listeners: Set<DirtyListener> | undefined;
+  #exposed = false;
 
   /** Made by Vm.allocate(), Hypervisor.openMemory() and GuestMemfd.map(). */
-  constructor(backend: Backend, handle: Handle, size: number, kind: 'ram' | 'guest_memfd' = 'ram') {
+  constructor(
+    backend: Backend,
+    handle: Handle,
+    size: number,
+    kind: 'ram' | 'guest_memfd' | 'opened' = 'ram',
+  ) {
     this.#backend = backend;
     this.#handle = handle;
     this.#kind = kind;
@@ -55,10 +70,12 @@ export class GuestMemory implements Disposable {
    * The memory itself, not a copy: what the guest writes is there at once. Untouched pages cost nothing. The first use
    * makes the view, and V8 takes one of 64 MiB or more as a reason to collect garbage (milliseconds); write() and
    * read() need none.
+   * Who writes there while DirtyPages keeps account says so: markDirty().
    * @throws VmexitError ERR_KVM_CLOSED. A view taken before close() has length 0 after it.
    */
   get bytes(): Uint8Array {
     const handle = this.handle;
+    this.#exposed = true;
     this.#bytes ??= this.#backend.bytes(handle);
     return this.#bytes;
   }
@@ -78,11 +95,51 @@ export class GuestMemory implements Disposable {
     const handle = this.handle;
     if (bytes.length > 0) this.demand?.bring(from, bytes.length);
     this.#backend.write(handle, from, bytes);
+    this.#mark(from, bytes.length);
   }
 
   /** As write(), unchecked, to pages that a pager brings with it. */
   place(offset: number, bytes: Uint8Array): void {
     this.#backend.write(this.handle, offset, bytes);
+    this.#mark(offset, bytes.length);
+  }
+
+  /**
+   * Says that bytes were written by a way that nobody sees: a view (`bytes`), another thread, a device with direct access.
+   * write(), discard() and a pager mark by themselves, and KVM logs what the guest does. DirtyPages is told.
+   * @param offset bytes, from 0
+   * @param size bytes, up to the end of the memory
+   * @throws TypeError, RangeError ERR_KVM_INVALID_ARG
+   */
+  markDirty(offset: number, size: number): void {
+    const from = integer('offset', offset, this.size);
+    this.#mark(from, integer('size', size, this.size - from));
+  }
+  #mark(offset: number, size: number): void {
+    if (this.#listeners === undefined || size === 0) return;
+    for (const listener of this.#listeners) listener(offset, size);
+  }
+
+  /**
+   * Tells of what is written here from now on, but by the guest: see markDirty(). DirtyPages is built on it.
+   * @returns what ends it
+   */
+  onDirty(listener: DirtyListener): () => void {
+    if (typeof listener !== 'function') throw wrongType('listener', listener, 'a function');
+    this.#listeners ??= new Set();
+    const listeners = this.#listeners.add(listener);
+    return () => {
+      listeners.delete(listener);
+      if (listeners.size === 0 && this.#listeners === listeners) this.#listeners = undefined;
+    };
+  }
+
+  /**
+   * Whether somebody may write to it unseen: `bytes` or share() was used. What it holds then is known only to who trusts
+   * them to call markDirty().
+   */
+  get exposed(): boolean {
+    return this.#exposed || this.#kind !== 'ram';
   }
 
   /**
@@ -168,7 +225,9 @@ export class GuestMemory implements Disposable {
   tryDiscard(offset: number, size: number): number {
     // First: what arrived after the hole is made would fill it again.
     if (this.demand?.forget(offset, size) === false) return -Errno.EBUSY;
-    return this.#backend.fallocate(this.handle, PUNCH_HOLE, offset, size);
+    const result = this.#backend.fallocate(this.handle, PUNCH_HOLE, offset, size);
+    if (result === 0) this.#mark(offset, size);
+    return result;
   }
 
   /**
@@ -182,6 +241,7 @@ export class GuestMemory implements Disposable {
     const length = pages('size', size ?? this.size - from, this.size - from);
     const result = this.#backend.madvise(this.handle, advice, from, length);
     if (result < 0) throw new KvmError(result, 'madvise');
+    if (advice === MADV_REMOVE) this.#mark(from, length);
   }
 
   /**
@@ -200,11 +260,13 @@ export class GuestMemory implements Disposable {
   /**
    * A token that another thread of this process gives to Hypervisor.openMemory(). The memory must stay open until
    * it has.
+   * @param isMarked what that thread writes is told here, by markDirty()
    */
-  share(): MemoryToken {
+  share(isMarked = false): MemoryToken {
     if (this.#kind === 'guest_memfd') {
       throw outOfRange('share(): the memory', 'a view of a guest_memfd', 'made by Vm.allocate()');
     }
+    if (!isMarked) this.#exposed = true;
     return this.#backend.share(this.handle);
   }
 
@@ -215,7 +277,9 @@ export class GuestMemory implements Disposable {
    *   to it), ENOSYS without CONFIG_USERFAULTFD and in the simulator, EBUSY when there is one already
    */
   userfaultfd(): Userfaultfd {
-    return Userfaultfd.create(this.#backend, this.handle, this.size);
+    return Userfaultfd.create(this.#backend, this.handle, this.size, (offset, size) =>
+      this.#mark(offset, size),
+    );
   }
 
   /** Idempotent. Views become empty; a slot that uses the memory keeps it until the slot or the VM is gone. */

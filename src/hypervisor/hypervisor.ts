@@ -127,7 +127,7 @@ export class Hypervisor implements Disposable {
     integer('token.inode', token.inode);
     const memory = this.#fd.backend.openMemory(token);
     if (!isHandle(memory)) throw new KvmError(memory, 'mmap', undefined, 'the shared memory was closed');
-    return new GuestMemory(this.#fd.backend, memory, this.#fd.backend.bytes(memory).byteLength);
+    return new GuestMemory(this.#fd.backend, memory, this.#fd.backend.bytes(memory).byteLength, 'opened');
   }
 
   /**

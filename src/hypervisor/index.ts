@@ -17,10 +17,11 @@ export {
   type IoctlMessage,
   tellDiagnostics,
 } from './diagnostics.ts';
+export { DirtyRing } from './dirty-ring.ts';
 export * from './errors.ts';
 export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';
-export { type Demand, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
+export { type Demand, type DirtyListener, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
 export { Hypervisor } from './hypervisor.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';

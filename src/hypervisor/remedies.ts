@@ -8,7 +8,6 @@ import type { IoctlName } from '../uapi/ioctls.ts';
 import { type Value, viewOf } from '../uapi/layout.ts';
 import {
   kvm_create_guest_memfd,
-  kvm_dirty_log,
   kvm_memory_attributes,
   kvm_pre_fault_memory,
   kvm_userspace_memory_region2,
@@ -131,6 +130,15 @@ const noIrqchip: Explain = () =>
 const wantsSwProtected: Explain = () =>
   'this KVM has no memory attributes; they need a kernel with CONFIG_KVM_SW_PROTECTED_VM, SEV-SNP or TDX';
 
+/** Of the ioctls about a slot's log: both structs begin with its number. */
+const noLog: { readonly [errno: string]: Explain } = {
+  ENOENT: (data) => {
+    const slot = data instanceof Uint8Array ? viewOf(data).getUint16(0, true) : data;
+    return `slot ${slot} is not there, or is not set with MemFlag.LOG_DIRTY_PAGES`;
+  },
+  ENXIO: () => 'this VM has rings instead of logs: Vcpu.dirtyRing',
+};
+
 const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain } } = {
   KVM_CREATE_VM: {
     EINVAL: (type) =>
@@ -150,11 +158,14 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
     EBADF: () => 'flags has GUEST_MEMFD: give a guestMemfd',
     ENOTTY: () => 'this kernel is older than 6.8; use setUserMemoryRegion()',
   },
-  KVM_GET_DIRTY_LOG: {
-    ENOENT: firstOf(
-      (data) => kvm_dirty_log.get(viewOf(data), 0),
-      [[() => true, ({ slot }) => `slot ${slot} is not there, or is not set with MemFlag.LOG_DIRTY_PAGES`]],
-    ),
+  KVM_GET_DIRTY_LOG: noLog,
+  KVM_CLEAR_DIRTY_LOG: {
+    ...noLog,
+    EINVAL: () =>
+      'first and count are multiples of 64 (count may also reach the end of the slot), within the slot',
+  },
+  KVM_RESET_DIRTY_RINGS: {
+    EINVAL: () => 'this VM has no rings: enable Cap.DIRTY_LOG_RING_ACQ_REL before its first vCPU',
   },
   KVM_SET_MEMORY_ATTRIBUTES: { EINVAL: attributesInvalid, ENOTTY: wantsSwProtected },
   KVM_CREATE_GUEST_MEMFD: {
@@ -234,7 +245,6 @@ const notSimulated: { readonly [R in IoctlName]?: string } = {
   KVM_SET_CLOCK: noClock,
   KVM_KVMCLOCK_CTRL: noClock,
   KVM_SET_TSC_KHZ: 'the time-stamp counter of the simulator counts instructions',
-  KVM_GET_DIRTY_LOG: 'the simulator keeps no log of dirty pages',
   KVM_SMI: 'the simulator has no system-management mode',
 };
 

@@ -47,13 +47,20 @@ export class Userfaultfd implements Disposable {
   readonly size: number;
   readonly #calls: Userfaults;
   readonly #backend: Backend;
+  readonly #mark: ((offset: number, size: number) => void) | undefined;
   #handle: Handle | undefined;
 
   /** Made by GuestMemory.userfaultfd() and Hypervisor.openUserfaultfd(). */
-  private constructor(backend: Backend, handle: Handle, size: number) {
+  private constructor(
+    backend: Backend,
+    handle: Handle,
+    size: number,
+    mark?: (offset: number, size: number) => void,
+  ) {
     this.#backend = backend;
     this.#calls = calls(backend);
     this.#handle = handle;
+    this.#mark = mark;
     this.size = size;
   }
 
@@ -80,7 +87,9 @@ export class Userfaultfd implements Disposable {
     const from = pages('offset', offset, this.size - PAGE_SIZE);
     if (!(bytes instanceof Uint8Array)) throw wrongType('bytes', bytes, 'a Uint8Array');
     pages("bytes' length", bytes.length, this.size - from, PAGE_SIZE);
-    return this.#calls.fill(this.#open, from, bytes);
+    const result = this.#calls.fill(this.#open, from, bytes);
+    this.#mark?.(from, bytes.length);
+    return result;
   }
 
   /**
@@ -159,10 +168,15 @@ export class Userfaultfd implements Disposable {
   }
 
   /** What GuestMemory.userfaultfd() calls. @throws KvmError as that says */
-  static create(backend: Backend, memory: Handle, size: number): Userfaultfd {
+  static create(
+    backend: Backend,
+    memory: Handle,
+    size: number,
+    mark: (offset: number, size: number) => void,
+  ): Userfaultfd {
     const handle = calls(backend).create(memory);
     if (!isHandle(handle)) throw refused(handle);
-    return new Userfaultfd(backend, handle, size);
+    return new Userfaultfd(backend, handle, size, mark);
   }
 
   /** What Hypervisor.openUserfaultfd() calls. @throws KvmError as that says */

@@ -9,6 +9,7 @@ import { object } from './args.ts';
 import type { Observer } from './backend.ts';
 import { CoalescedRing } from './coalesced-ring.ts';
 import { diagnostics } from './diagnostics.ts';
+import { DirtyRing } from './dirty-ring.ts';
 import { closed, UnavailableError, VmexitError } from './errors.ts';
 import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
@@ -36,7 +37,8 @@ export class Vcpu extends VcpuState implements Disposable {
   readonly #dialect: Dialect;
   readonly #run: (timeoutMs?: number) => number;
   #outcome: number | undefined;
-  #ring: CoalescedRing | undefined;
+  #coalesced: CoalescedRing | undefined;
+  #ring: DirtyRing | undefined;
 
   /** Made by Vm.createVcpu(). */
   constructor(fd: Fd, id: number, checkExtension: (cap: number) => number) {
@@ -111,12 +113,22 @@ export class Vcpu extends VcpuState implements Disposable {
    * @throws UnavailableError where KVM_CAP_COALESCED_MMIO is 0, as in the simulator
    */
   get coalescedRing(): CoalescedRing {
-    if (this.#ring === undefined) {
+    if (this.#coalesced === undefined) {
       const page = this.checkExtension(Cap.COALESCED_MMIO);
       if (page === 0)
         throw new UnavailableError('feature', 'no writes are coalesced here: KVM_CAP_COALESCED_MMIO is 0');
-      this.#ring = new CoalescedRing(this.#page, page);
+      this.#coalesced = new CoalescedRing(this.#page, page);
     }
+    return this.#coalesced;
+  }
+
+  /**
+   * The pages that this vCPU has written, where its VM has rings (Cap.DIRTY_LOG_RING_ACQ_REL); undefined where it has none.
+   * @throws KvmError with the errno of mmap(2); VmexitError ERR_KVM_CLOSED
+   */
+  get dirtyRing(): DirtyRing | undefined {
+    const { backend, handle } = this.fd;
+    this.#ring ??= DirtyRing.of(backend, handle);
     return this.#ring;
   }
 
@@ -278,6 +290,7 @@ export class Vcpu extends VcpuState implements Disposable {
   /** Idempotent. */
   close(): void {
     this.#page.close();
+    this.#ring?.close();
     this.fd.close();
   }
 

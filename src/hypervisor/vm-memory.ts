@@ -199,7 +199,7 @@ export abstract class VmMemory {
    * @param slot the slot's number
    * @param addressSpace 0, or 1 for SMM
    * @returns a bit for each page, the lowest of the first byte for the slot's first page; in whole words of 64 bits
-   * @throws KvmError ENOENT where there is no such slot or it has no log, ENOTTY in the simulator
+   * @throws KvmError ENOENT where there is no such slot or it has no log, ENXIO in a VM with rings
    */
   getDirtyLog(slot: number, addressSpace = 0): Uint8Array<ArrayBuffer> {
     const id = integer('slot', slot, 0xffff) + integer('addressSpace', addressSpace, 0xffff) * 0x1_0000;
@@ -207,6 +207,45 @@ export abstract class VmMemory {
     const bitmap = new Uint8Array(roundUp((end - start) / PAGE_SIZE, 64) / 8);
     this.fd.refer(ioctls.KVM_GET_DIRTY_LOG, { slot: id }, [bitmap]);
     return bitmap;
+  }
+
+  /**
+   * KVM_CLEAR_DIRTY_LOG (since 5.0): takes pages out of a slot's log and write-protects them again. With
+   * Cap.MANUAL_DIRTY_LOG_PROTECT2 it is this that does so, a part at a time, and getDirtyLog() only reads.
+   * @param slot the slot's number
+   * @param bitmap a bit for each page from `first` on, as getDirtyLog() gives them: those that are set are cleared
+   * @param part `first` is a multiple of 64 (0 without it), and `count` one too unless it reaches the slot's end (without it
+   *   as many as the bitmap and the slot have from there on); pages both. `addressSpace` is 0, or 1 for SMM
+   * @throws RangeError ERR_KVM_INVALID_ARG for a bitmap with fewer bits than `count`; KvmError ENOENT where there is no such
+   *   slot or it has no log, ENXIO in a VM with rings, EINVAL for a part that is not one of the slot
+   */
+  clearDirtyLog(
+    slot: number,
+    bitmap: Uint8Array,
+    part: { readonly first?: number; readonly count?: number; readonly addressSpace?: number } = {},
+  ): void {
+    const { first, count, addressSpace = 0 } = object('part', part);
+    const id = integer('slot', slot, 0xffff) + integer('addressSpace', addressSpace, 0xffff) * 0x1_0000;
+    if (!(bitmap instanceof Uint8Array)) throw wrongType('bitmap', bitmap, 'a Uint8Array');
+    const { start, end } = this.memoryMap.slotById(slot, addressSpace) ?? { start: 0, end: 0 };
+    const firstPage = integer('first', first ?? 0);
+    const rest = Math.max((end - start) / PAGE_SIZE - firstPage, 0);
+    const numPages = u32('count', count ?? Math.min(bitmap.length * 8, rest));
+    // The kernel reads whole words of 64 bits.
+    const bits = new Uint8Array(roundUp(numPages, 64) / 8);
+    integer("count: the bitmap's bytes", Math.ceil(numPages / 8), bitmap.length);
+    bits.set(bitmap.subarray(0, bits.length));
+    this.fd.refer(ioctls.KVM_CLEAR_DIRTY_LOG, { slot: id, firstPage, numPages }, [bits]);
+  }
+
+  /**
+   * KVM_RESET_DIRTY_RINGS (since 5.11): write-protects the pages that were taken from the vCPUs' rings by
+   * DirtyRing.harvest(), and gives their entries back to the kernel.
+   * @returns how many there were
+   * @throws KvmError EINVAL for a VM without rings (Cap.DIRTY_LOG_RING_ACQ_REL)
+   */
+  resetDirtyRings(): number {
+    return this.fd.call(ioctls.KVM_RESET_DIRTY_RINGS);
   }
 
   /**

@@ -35,6 +35,7 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
     allocate: native.allocate,
     reserve: native.reserve,
     mapGuestMemfd: native.mapGuestMemfd,
+    mapDirtyRing: native.mapDirtyRing,
     share(memory): MemoryToken {
       const inode = native.inode(memory);
       if (inode < 0) throw new KvmError(inode, 'fstat');

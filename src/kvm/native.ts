@@ -64,6 +64,7 @@ export interface Native {
   reserve(size: number): Handle | number;
   openMemory(fd: number, inode: number): Handle | number;
   mapGuestMemfd(guestMemfd: Handle): Handle | number;
+  mapDirtyRing(vcpu: Handle): Handle | number;
   inode(handle: Handle): number;
   fallocate(handle: Handle, mode: number, offset: number, size: number): number;
   seek(memory: Handle, offset: number, whence: number): number;

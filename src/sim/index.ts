@@ -17,6 +17,7 @@ import { systemCreates, systemIoctls } from './kernel/system.ts';
 import { KvmVcpu } from './kernel/vcpu.ts';
 import { vcpuIoctls } from './kernel/vcpu-ioctls.ts';
 import { KvmVm, vmCreates, vmIoctls } from './kernel/vm.ts';
+import { DirtyRing } from './memory/dirty.ts';
 import { GuestMemfdFile } from './memory/guest-memfd.ts';
 import { checkFallocate, Falloc, Mapping } from './memory/host-memory.ts';
 import { RamFile } from './memory/ram.ts';
@@ -26,7 +27,7 @@ export type { SimOptions, SimulatedHost } from './kernel/host.ts';
 export { type KickTable, makeKickTable } from './kernel/kicks.ts';
 
 /** What a handle stands for: /dev/kvm is the host itself. */
-type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping;
+type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping | DirtyRing;
 
 class OpenHandle {
   readonly object: Opened;
@@ -74,7 +75,7 @@ const forgotten = new FinalizationRegistry<Opened>(release);
 
 function release(object: Opened): void {
   if (object instanceof KvmVcpu) object.close();
-  else if (!(object instanceof Host)) object.release();
+  else if ('release' in object) object.release();
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: a class of any constructor.
@@ -170,6 +171,11 @@ class Simulator implements SimBackend {
     return file.base === undefined ? -Errno.ENOMEM : wrap(new Mapping(file.retain(), file.size));
   };
 
+  readonly mapDirtyRing = (vcpu: Handle): Handle | number => {
+    const { ring } = as(KvmVcpu, vcpu, 'vcpu');
+    return ring === undefined ? -Errno.ENXIO : wrap(ring);
+  };
+
   readonly share = (memory: Handle): MemoryToken => {
     const { file } = as(Mapping, memory, 'memory');
     if (!(file instanceof RamFile)) throw wrongType('memory', memory, 'guest memory that allocate() gave');
@@ -188,6 +194,7 @@ class Simulator implements SimBackend {
     if (opened instanceof OpenHandle && opened.closed) return new Uint8Array(0);
     const object = open(handle);
     if (object instanceof KvmVcpu) return object.run.bytes;
+    if (object instanceof DirtyRing) return object.bytes;
     if (object instanceof Mapping) {
       const { file, base, size } = object;
       if (file instanceof SharedFile) return file.bytes;

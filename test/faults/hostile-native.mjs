@@ -272,6 +272,7 @@ const plausible = {
     return [chance(0.8) ? native.fd(memory) : below(64), chance(0.8) ? native.inode(memory) : below(2 ** 32)];
   },
   mapGuestMemfd: () => [choice(open.gmem)],
+  mapDirtyRing: () => [choice(open.vcpu)],
   inode: () => [choice([...open.memory, ...open.gmem])],
   fallocate: () => [
     choice([...open.memory, ...open.gmem]),

@@ -59,6 +59,10 @@ const others = {
     hv.checkExtension(CAP_TEST_PRIVATE_ACCESS) > 0
       ? undefined
       : "only the lab's kernel `userfault` has the stand-in for guests that choose (lab/kernel/patches)",
+  'dirty-ring': (hv) =>
+    hv.checkExtension(Cap.DIRTY_LOG_RING_ACQ_REL) > 0
+      ? undefined
+      : 'KVM_CAP_DIRTY_LOG_RING_ACQ_REL is 0 (since 6.1)',
   'slot-zap-quirk'(hv) {
     using vm = hv.createVm();
     return (vm.checkExtension(Cap.DISABLE_QUIRKS2) & Quirk.SLOT_ZAP_ALL) !== 0

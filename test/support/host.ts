@@ -29,13 +29,7 @@ const beyondLab: readonly Condition[] = [
 ];
 const isWholeLab = inLab && process.env.VMEXIT_LAB_PARAMETERS === undefined;
 /** What the simulator does not model, on any host. Everything else it must have. */
-const beyondSim: readonly Condition[] = [
-  'irqchip',
-  'dirty-log',
-  'userfaultfd',
-  'files',
-  'test-private-access',
-];
+const beyondSim: readonly Condition[] = ['irqchip', 'userfaultfd', 'files', 'test-private-access'];
 
 const mayLack = (backend: BackendName, condition: Condition): boolean =>
   backend === 'sim' ? beyondSim.includes(condition) : !isWholeLab || beyondLab.includes(condition);

@@ -55,6 +55,9 @@ export class ScriptedBackend implements Backend {
   reserve(): Handle {
     return this.#handle();
   }
+  mapDirtyRing(): number {
+    return -Errno.ENXIO;
+  }
   mapGuestMemfd(): Handle {
     return this.#handle();
   }

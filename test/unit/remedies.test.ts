@@ -55,11 +55,6 @@ describe('what the simulator has not got', () => {
     ['getLapic()', () => void vcpu.getLapic(), /no interrupt controllers/],
     ['getClock()', () => void vm.getClock(), /no kvmclock/],
     ['setTscKhz()', () => vcpu.setTscKhz(1000), /counts instructions/],
-    [
-      'getDirtyLog()',
-      () => void vm.getDirtyLog(0),
-      /^KVM_GET_DIRTY_LOG failed with ENOTTY: the simulator keeps no log/,
-    ],
     ['smi()', () => vcpu.smi(), /no system-management mode/],
   ])('%s says so', (_, call, says) => {
     expect(message(call)).toMatch(says);

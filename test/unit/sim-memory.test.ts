@@ -47,7 +47,7 @@ class Parts {
       choosing,
       faultSize,
     });
-    this.memory.translators.add({ flushSecondStage: () => this.flushes++ });
+    this.memory.translators.add({ flushSecondStage: () => this.flushes++, flushWrites: () => {} });
     const sharing = new Sharing(this.arena, () => 1);
     this.ram = new Mapping(RamFile.create(this.arena, sharing, size)!, size);
     this.secret = new GuestMemfdFile(this.arena, this, size, 0, dialect === 'rfc');

@@ -457,6 +457,9 @@ export class Cpu {
   flushSecondStage(start: number, end: number): void {
     if (this.memory.tlb.flushPhysical(start, end)) this.code.flush();
   }
+  flushWrites(): void {
+    this.memory.tlb.flushWrites();
+  }
 
   /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
   translate(linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {

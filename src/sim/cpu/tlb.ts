@@ -97,7 +97,7 @@ export class Tlb {
     }
     this.#refused = undefined;
   }
-  /** Forgets the translations for writing: pages have got code in them. */
+  /** Forgets the translations for writing: pages have got code in them, or are read-only now. */
   flushWrites(): void {
     for (const user of [false, true]) {
       const start = this.#cpu.state.base + tableFor(user, true);

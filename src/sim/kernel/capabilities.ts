@@ -6,6 +6,7 @@ import { Cap } from '../../uapi/cap.ts';
 import { Hypercall, MemoryAttribute, Quirk, SyncRegs, VmType } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { kvm_xsave } from '../../uapi/x86.ts';
+import { MANUAL_OPTIONS, MAX_RING_BYTES } from '../memory/dirty.ts';
 import { MAX_SLOTS } from '../memory/slots.ts';
 import { hasXsave } from './cpuid.ts';
 import type { Host } from './host.ts';
@@ -68,6 +69,8 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   IMMEDIATE_EXIT: 1,
   GET_MSR_FEATURES: 1,
   EXCEPTION_PAYLOAD: 1,
+  MANUAL_DIRTY_LOG_PROTECT2: MANUAL_OPTIONS,
+  DIRTY_LOG_RING: MAX_RING_BYTES,
   SREGS2: 1,
   EXIT_HYPERCALL: EXIT_HYPERCALLS,
   XSAVE2: kvm_xsave.size,
@@ -75,6 +78,7 @@ const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   X86_MSR_FILTER: 1,
   DISABLE_QUIRKS2: QUIRKS,
   USER_MEMORY2: 1,
+  DIRTY_LOG_RING_ACQ_REL: MAX_RING_BYTES,
   MEMORY_FAULT_INFO: mainline(1),
   MEMORY_ATTRIBUTES: ({ dialect }, vm) =>
     dialect.truth === 'attributes' && (vm === undefined || vm.hasPrivate) ? MemoryAttribute.PRIVATE : 0,
@@ -111,6 +115,7 @@ const enablers: { readonly [cap: number]: (vm: KvmVm, argument: bigint) => numbe
     return 0;
   },
   [Cap.X86_USER_SPACE_MSR]: (vm, reasons) => vm.msrPolicy.enable(reasons),
+  [Cap.MANUAL_DIRTY_LOG_PROTECT2]: (vm, options) => vm.memory.dirty.setManual(options),
   [Cap.EXCEPTION_PAYLOAD]: (vm, on) => {
     vm.exceptionPayload = on !== 0n;
     return 0;
@@ -118,6 +123,9 @@ const enablers: { readonly [cap: number]: (vm: KvmVm, argument: bigint) => numbe
 };
 
 export function enableVmCap(vm: KvmVm, cap: number, flags: number, argument: bigint): number {
+  // The generic part of KVM does not look at these two's flags.
+  if (cap === Cap.DIRTY_LOG_RING || cap === Cap.DIRTY_LOG_RING_ACQ_REL)
+    return vm.memory.dirty.enableRing(argument, vm.vcpuIds.size > 0);
   if (flags !== 0) return -Errno.EINVAL;
   return enablers[cap]?.(vm, argument) ?? -Errno.EINVAL;
 }

@@ -1,7 +1,9 @@
-/** Both ioctls that make memory slots: what they refer to, checked as the addon checks it. */
+/** The ioctls about memory slots that refer to something: checked as the addon checks it. */
 import { wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import {
+  type kvm_clear_dirty_log,
+  type kvm_dirty_log,
   type kvm_userspace_memory_region,
   kvm_userspace_memory_region2 as second,
 } from '../../uapi/structs.ts';
@@ -69,3 +71,29 @@ export const setRegion2 = (
   argument: StructArgument<typeof second>,
   given: readonly Given[],
 ): number => vm.memory.setRegion(regionOf(argument, given));
+
+/** KVM_GET_DIRTY_LOG: what the kernel writes is copied as far as the array reaches. */
+export function getDirtyLog(
+  vm: KvmVm,
+  argument: StructArgument<typeof kvm_dirty_log>,
+  [bitmap]: readonly Given[],
+): number {
+  const log = vm.memory.getDirtyLog(argument.value.slot);
+  if (typeof log === 'number') return log;
+  bitmapOf(bitmap).set(log.subarray(0, (bitmap as Uint8Array).length));
+  return 0;
+}
+
+export function clearDirtyLog(
+  vm: KvmVm,
+  argument: StructArgument<typeof kvm_clear_dirty_log>,
+  [bitmap]: readonly Given[],
+): number {
+  const { slot, firstPage, numPages } = argument.value;
+  return vm.memory.clearDirtyLog(slot, Number(firstPage), numPages, bitmapOf(bitmap));
+}
+
+function bitmapOf(given: Given | undefined): Uint8Array {
+  if (given instanceof Uint8Array) return given;
+  throw wrongType('dirtyBitmap', given, 'a Uint8Array');
+}

@@ -189,6 +189,11 @@ export class Runner {
     const { cpu, run, kick } = this.#vcpu;
     run.set('exitReason', Exit.UNKNOWN);
     for (;;) {
+      // kvm_dirty_ring_check_request(): until userspace has made room.
+      if (this.#vcpu.ring?.isSoftFull) {
+        run.set('exitReason', Exit.DIRTY_RING_FULL);
+        return Exit.DIRTY_RING_FULL;
+      }
       const stop = cpu.run(SLICE);
       const end = stop.kind === 'slice' ? undefined : this.#stopped(stop);
       if (end !== undefined) return end;

@@ -35,7 +35,7 @@ function preFault(vcpu: KvmVcpu, argument: StructArgument<typeof kvm_pre_fault_m
 
 function preFaultPage(vcpu: KvmVcpu, gpa: number): number {
   const { memory, host } = vcpu.vm;
-  const found = memory.preFault(gpa);
+  const found = memory.preFault(gpa, vcpu.ring);
   if (typeof found === 'number') return found === MMIO ? -Errno.ENOENT : 0;
   return vcpu.run.tellFault(found, host.dialect);
 }

@@ -1,9 +1,11 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
 import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
+import { Exit } from '../../uapi/exit.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
 import { type Access, FAULT, type SecondStage } from '../cpu/processor.ts';
+import { DirtyRing } from '../memory/dirty.ts';
 import type { KickWord } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
 import { secondStageEvent } from './observe.ts';
@@ -45,6 +47,8 @@ export class KvmVcpu {
   hasRun = false;
   /** What KVM_RUN returns where the second stage gave FAULT: a negated errno, or 0. */
   failed = 0;
+  /** KVM_CAP_DIRTY_LOG_RING. */
+  readonly ring: DirtyRing | undefined;
   #open = true;
   /** In KVM_RUN, whose file stays until it returns, whatever an observer does. */
   #running = false;
@@ -61,6 +65,11 @@ export class KvmVcpu {
       choice,
       msrPolicy: vm.msrPolicy,
     });
+    const { ringBytes, rings } = vm.memory.dirty;
+    if (ringBytes !== 0) {
+      this.ring = new DirtyRing(ringBytes);
+      rings.push(this.ring);
+    }
     this.cpu.code.tier = host.tier;
     this.runner = new Runner(this);
     vm.memory.translators.add(this.cpu);
@@ -85,18 +94,27 @@ export class KvmVcpu {
     return {
       page: (gpa: number, access: Access, wants: boolean | undefined): number => {
         const { mapped } = memory;
-        const found = memory.access(pageOf(gpa), access, wants);
+        const pushed = this.ring?.pushed;
+        const found = memory.access(pageOf(gpa), access, wants, this.ring);
         // Not of MMIO, whose exit tells as much.
         const { observer } = this.cpu;
         if (observer?.secondStage !== undefined && (memory.mapped > mapped || typeof found !== 'number'))
           aside(() => observer.secondStage!(secondStageEvent(memory, pageOf(gpa), access, wants, found)));
-        if (typeof found === 'number') return found;
+        if (typeof found === 'number') return this.ring?.pushed === pushed ? found : this.#entered(found);
         this.failed = this.run.tellFault(found, host.dialect);
         return FAULT;
       },
       // It calls who serves the kernel's own accesses.
-      sharedPage: (gpa, access) => aside(() => memory.sharedPage(pageOf(gpa), access)),
+      sharedPage: (gpa, access) => aside(() => memory.sharedPage(pageOf(gpa), access, this.ring)),
     };
+  }
+
+  /** A page that is in the ring now. One that filled it was an exit from the guest, which is not entered again. */
+  #entered(page: number): number {
+    if (!this.#running || !this.ring!.isSoftFull) return page;
+    this.failed = 0;
+    this.run.set('exitReason', Exit.DIRTY_RING_FULL);
+    return FAULT;
   }
 
   /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */

@@ -19,7 +19,7 @@ import {
 import { type Handlers, type StructArgument, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
 import { VmMsrPolicy } from './msr-policy.ts';
-import { setRegion, setRegion2 } from './regions.ts';
+import { clearDirtyLog, getDirtyLog, setRegion, setRegion2 } from './regions.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
 
 /** In use by its fd and by its vCPUs. */
@@ -135,6 +135,9 @@ const handlers: Handlers<KvmVm> = {
   KVM_SET_IDENTITY_MAP_ADDR: (vm) => (vm.vcpuIds.size > 0 ? -Errno.EINVAL : 0),
   KVM_GET_TSC_KHZ: () => TSC_KHZ,
   KVM_X86_SET_MSR_FILTER: (vm, argument, given) => vm.msrPolicy.setFilter(argument, given),
+  KVM_GET_DIRTY_LOG: getDirtyLog,
+  KVM_CLEAR_DIRTY_LOG: clearDirtyLog,
+  KVM_RESET_DIRTY_RINGS: (vm) => vm.memory.resetDirtyRings(),
   KVM_MEMORY_ENCRYPT_REG_REGION: registerRegion(MemoryAttribute.PRIVATE),
   KVM_MEMORY_ENCRYPT_UNREG_REGION: registerRegion(0),
 };

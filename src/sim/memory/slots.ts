@@ -2,6 +2,7 @@
 import { GuestMemfdFlag, MemFlag } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { PAGE } from '../arena.ts';
+import type { DirtyBits } from './dirty.ts';
 import type { GuestMemfdFile } from './guest-memfd.ts';
 import type { Mapping } from './host-memory.ts';
 
@@ -25,6 +26,8 @@ export interface Slot {
   readonly guestMemfdOffset: number;
   /** KVM_MEM_USERFAULT's; a null pointer without it. */
   readonly userfaultBitmap: Mapping | undefined;
+  /** With LOG_DIRTY_PAGES, where there are no rings. */
+  dirty: DirtyBits | undefined;
 }
 
 /** A region as userspace gives it: all 64 bits of each field. */
@@ -169,6 +172,7 @@ export class Slots {
       guestMemfd: file ? (region.guestMemfd as GuestMemfdFile) : undefined,
       guestMemfdOffset: file ? Number(region.guestMemfdOffset) : 0,
       userfaultBitmap: (region.flags & MemFlag.USERFAULT) !== 0 ? region.userfaultBitmap : undefined,
+      dirty: (region.flags & MemFlag.LOG_DIRTY_PAGES) !== 0 ? old?.dirty : undefined,
     };
     if (old !== undefined && old.start === start) return { kind: 'flags', old, slot };
     return { kind: 'place', old, slot };
@@ -210,6 +214,10 @@ export class Slots {
     this.#byId.clear();
     this.#sorted.length = 0;
     this.#last = undefined;
+  }
+
+  byId(id: number): Slot | undefined {
+    return this.#byId.get(id);
   }
 
   /** The slot of address space 0 that has the guest-physical address. */

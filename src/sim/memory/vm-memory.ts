@@ -7,10 +7,11 @@ import type { Dialect } from '../../uapi/dialects.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { type Arena, PAGE } from '../arena.ts';
 import { Access, MMIO } from '../cpu/processor.ts';
+import { DirtyBits, type DirtyRing, DirtyTracking, setBits } from './dirty.ts';
 import type { Binding } from './guest-memfd.ts';
 import type { Notifier } from './host-memory.ts';
 import { Attributes, type Privacy, privacyOf } from './privacy.ts';
-import { isGuestMemfdOnly, type Region, type Slot, type SlotRules, Slots } from './slots.ts';
+import { isGuestMemfdOnly, MAX_SLOTS, type Region, type Slot, type SlotRules, Slots } from './slots.ts';
 
 /** Why an access does not succeed, in whole pages. */
 export interface Failure {
@@ -43,6 +44,8 @@ export interface VmMemoryOptions {
 /** What caches translations: a processor. */
 export interface Translator {
   flushSecondStage(start: number, end: number): void;
+  /** Pages have become read-only. */
+  flushWrites(): void;
 }
 
 const WRITABLE = 1;
@@ -54,6 +57,7 @@ export class VmMemory {
   readonly slots = new Slots();
   readonly attributes = new Attributes();
   readonly translators = new Set<Translator>();
+  readonly dirty = new DirtyTracking();
   readonly #privacy: Privacy;
   readonly #bindings = new Map<Slot, Binding>();
   readonly #notifiers = new Map<Slot, Notifier>();
@@ -88,6 +92,7 @@ export class VmMemory {
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
     this.#generation++;
+    if (change.kind !== 'delete') this.#keepsLog(change.slot);
     if (change.kind !== 'delete') retain(change.slot); // first: it may be the old one's
     if (change.old !== undefined) {
       this.#remove(change.old);
@@ -105,8 +110,14 @@ export class VmMemory {
   }
 
   /** kvm_mmu_slot_apply_flags(): turning USERFAULT on makes each page's bit be looked at before the next access. */
-  #changed(old: Slot, { flags, start, end }: Slot): void {
-    if ((flags & ~old.flags & MemFlag.USERFAULT) !== 0) this.zap(start, end);
+  #changed(old: Slot, slot: Slot): void {
+    const added = slot.flags & ~old.flags;
+    if ((added & MemFlag.USERFAULT) !== 0) this.zap(slot.start, slot.end);
+    // Where all pages count as written at first, KVM_CLEAR_DIRTY_LOG does it, bit by bit.
+    if ((added & MemFlag.LOG_DIRTY_PAGES) === 0 || this.dirty.isSetAtFirst) return;
+    const [first, last] = [(slot.start / PAGE) * 2, (slot.end / PAGE) * 2];
+    for (const key of this.#mappings.keys()) if (key >= first && key < last) this.#protect((key / 2) * PAGE);
+    this.#flushWrites();
   }
 
   #add(slot: Slot): void {
@@ -180,6 +191,82 @@ export class VmMemory {
     if (this.#mappings.size !== before) this.#flush(start, end);
   }
 
+  // --- dirty pages ---
+
+  /** kvm_prepare_memory_region(): a slot that goes on being logged keeps its log. */
+  #keepsLog(slot: Slot): void {
+    if ((slot.flags & MemFlag.LOG_DIRTY_PAGES) === 0 || this.dirty.ringBytes !== 0) return;
+    slot.dirty ??= new DirtyBits((slot.end - slot.start) / PAGE, this.dirty.isSetAtFirst);
+  }
+
+  /** mark_page_dirty_in_slot(). @param ring that of the vCPU that does it */
+  #written(slot: Slot, gpa: number, ring: DirtyRing | undefined): void {
+    const page = (gpa - slot.start) / PAGE;
+    if (ring !== undefined) ring.push(slot.id, page);
+    else slot.dirty?.set(page);
+  }
+
+  #protect(gpa: number): void {
+    const key = (gpa / PAGE) * 2;
+    const mapped = this.#mappings.get(key);
+    if (mapped !== undefined && (mapped & WRITABLE) !== 0) this.#mappings.set(key, mapped - WRITABLE);
+  }
+  #flushWrites(): void {
+    for (const translator of this.translators) translator.flushWrites();
+  }
+
+  /** The slot's log; or a negated errno where it has none. */
+  #log(id: number): (Slot & { readonly dirty: DirtyBits }) | number {
+    if (this.dirty.ringBytes !== 0) return -Errno.ENXIO;
+    if (id >>> 16 >= this.options.rules.addressSpaces || (id & 0xffff) >= MAX_SLOTS) return -Errno.EINVAL;
+    const slot = this.slots.byId(id);
+    return slot?.dirty === undefined ? -Errno.ENOENT : (slot as Slot & { dirty: DirtyBits });
+  }
+
+  /** KVM_GET_DIRTY_LOG: the log as it was, cleared unless that is done by hand; or a negated errno. */
+  getDirtyLog(id: number): Uint8Array<ArrayBuffer> | number {
+    const slot = this.#log(id);
+    if (typeof slot === 'number') return slot;
+    const copy = slot.dirty.bytes.slice();
+    if (!this.dirty.isManual) this.#clear(slot, setBits(copy));
+    return copy;
+  }
+
+  /** KVM_CLEAR_DIRTY_LOG: the bits of `bitmap`, whose first is for the page `first`. 0 or a negated errno. */
+  clearDirtyLog(id: number, first: number, count: number, bitmap: Uint8Array): number {
+    const slot = this.#log(id);
+    if (typeof slot === 'number') return slot;
+    const rest = (slot.end - slot.start) / PAGE - first;
+    if (first % 64 !== 0 || rest < 0 || count > rest || (count < rest && count % 64 !== 0))
+      return -Errno.EINVAL;
+    this.#clear(slot, cleared(slot.dirty, first, count, bitmap));
+    return 0;
+  }
+
+  #clear({ dirty, start }: Slot & { readonly dirty: DirtyBits }, pages: Iterable<number>): void {
+    let any = false;
+    for (const page of pages) {
+      dirty.clear(page);
+      this.#protect(start + page * PAGE);
+      any = true;
+    }
+    if (any) this.#flushWrites();
+  }
+
+  /** KVM_RESET_DIRTY_RINGS: how many entries of all vCPUs; or a negated errno. */
+  resetDirtyRings(): number {
+    if (this.dirty.ringBytes === 0) return -Errno.EINVAL;
+    let count = 0;
+    for (const ring of this.dirty.rings)
+      count += ring.reset((id, page) => {
+        const slot = this.slots.byId(id);
+        if (slot !== undefined && page * PAGE < slot.end - slot.start)
+          this.#protect(slot.start + page * PAGE);
+      });
+    if (count > 0) this.#flushWrites();
+    return count;
+  }
+
   #flush(start = 0, end = Number.POSITIVE_INFINITY): void {
     for (const translator of this.translators) translator.flushSecondStage(start, end);
   }
@@ -198,8 +285,9 @@ export class VmMemory {
   /**
    * Where the page that begins at `gpa` lies in the arena; MMIO; or why KVM_RUN must end.
    * @param wants the guest's wish, where guests choose, or that of a pre-fault; elsewhere the page's state is the wish
+   * @param ring the vCPU's, where it has one
    */
-  access(gpa: number, access: Access, wants: boolean | undefined): number | Failure {
+  access(gpa: number, access: Access, wants: boolean | undefined, ring?: DirtyRing): number | Failure {
     const io = wants === undefined ? this.#io.get(gpa) : undefined;
     if (io === this.#generation) return MMIO;
     const wish = this.options.hasPrivate && io === undefined ? (wants ?? this.isPrivate(gpa)) : false;
@@ -210,6 +298,13 @@ export class VmMemory {
     }
 
     const slot = this.slots.at(gpa);
+    const readonly = slot !== undefined && (slot.flags & MemFlag.READONLY) !== 0;
+    if (mapped !== undefined && slot !== undefined && !readonly) {
+      // fast_page_fault(): the first write to a page that was mapped read-only for the log.
+      this.#mappings.set(key, mapped + WRITABLE);
+      if ((slot.flags & MemFlag.LOG_DIRTY_PAGES) !== 0) this.#written(slot, gpa, ring);
+      return mapped;
+    }
     const awaited = slot === undefined ? undefined : this.#userfault(gpa, wish, slot);
     if (awaited !== undefined) return awaited;
     if (this.options.hasPrivate && wish !== this.#privacy.isPrivate(gpa, slot)) {
@@ -222,20 +317,23 @@ export class VmMemory {
       return MMIO;
     }
     if (wish) return this.#private(gpa, slot, key);
-    const readonly = (slot.flags & MemFlag.READONLY) !== 0;
     if (readonly && access === Access.WRITE) return MMIO;
-    return this.#shared(gpa, slot, key, readonly);
+    const found = this.#shared(gpa, slot, key, readonly);
+    // make_spte(): what becomes writable counts as written, whatever the access was.
+    const logged = !readonly && (slot.flags & MemFlag.LOG_DIRTY_PAGES) !== 0;
+    if (logged && typeof found === 'number') this.#written(slot, gpa, ring);
+    return found;
   }
 
   /**
    * kvm_tdp_map_page(): the page as what it is. No fast path knows that it is mapped (page_fault_can_be_fast(), where
    * the processor sets accessed bits), so its userfault bit is looked at in any case.
    */
-  preFault(gpa: number): number | Failure {
+  preFault(gpa: number, ring?: DirtyRing): number | Failure {
     const slot = this.slots.at(gpa);
     const wish = this.isPrivate(gpa);
     const awaited = slot === undefined ? undefined : this.#userfault(gpa, wish, slot);
-    return awaited ?? this.access(gpa, Access.READ, wish);
+    return awaited ?? this.access(gpa, Access.READ, wish, ring);
   }
 
   /**
@@ -299,7 +397,7 @@ export class VmMemory {
    * Guests that choose do what needs emulation themselves, in their handlers of #VC and #VE, which reach all of their
    * memory: here they have the page as it is. It is no vCPU's access, so no userfault bit stops it.
    */
-  sharedPage(gpa: number, access: Access): number {
+  sharedPage(gpa: number, access: Access, ring?: DirtyRing): number {
     const slot = this.slots.at(gpa);
     if (slot === undefined) return MMIO;
     if (this.options.choosing && this.isPrivate(gpa)) {
@@ -311,8 +409,15 @@ export class VmMemory {
     if (access === Access.WRITE && (slot.flags & MemFlag.READONLY) !== 0) return MMIO;
     const offset = mappingOffset + (gpa - slot.start);
     mapping.onOwnAccess?.(offset);
+    if (access === Access.WRITE && (slot.flags & MemFlag.LOG_DIRTY_PAGES) !== 0)
+      this.#written(slot, gpa, ring);
     return mapping.base + offset;
   }
+}
+
+/** Of the pages whose bits are set, those that the log has. */
+function* cleared(log: DirtyBits, first: number, count: number, bitmap: Uint8Array): Generator<number> {
+  for (const bit of setBits(bitmap)) if (bit < count && log.has(first + bit)) yield first + bit;
 }
 
 /** A slot keeps what it was given. */

@@ -163,6 +163,18 @@ export class PageStates {
     }
     return undefined;
   }
+  /** What is there now, for tell(). */
+  told(): Int32Array {
+    return this.#there.slice();
+  }
+  /** Visits the pages that have come since, and notes them. */
+  tell(told: Int32Array, visit: (page: number) => void): void {
+    for (let word = 0; word < told.length; word++) {
+      const there = Atomics.load(this.#there, word);
+      for (let news = there & ~told[word]!; news !== 0; news &= news - 1) visit(word * 32 + lowestOf(news));
+      told[word] = there;
+    }
+  }
   /** The pages that are not there, as ranges [first, end). */
   missing(): { first: number; end: number }[] {
     const ranges: { first: number; end: number }[] = [];

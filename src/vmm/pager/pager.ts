@@ -92,6 +92,8 @@ export class Pager implements ExitHandler, Disposable {
   #endedAt: number | undefined;
   #state: PagerReport['state'] = 'running';
   #error: VmexitError | undefined;
+  /** What tell() has marked. */
+  readonly #told: Int32Array;
   #armed = true;
   readonly #done: Promise<void>;
   #settle!: Waiter;
@@ -131,6 +133,7 @@ export class Pager implements ExitHandler, Disposable {
     this.#states = new PageStates(pages);
     const runs = this.#source?.runs && [...this.#source.runs()];
     if (runs) this.#states.only(runs);
+    this.#told = this.#states.told();
     const first = (memory: GuestMemory | undefined) => spans.find((span) => span.memory === memory)!.first;
     const wanted = (slot: Slot) =>
       within(runs, first(slot.memory) + slot.memoryOffset / PAGE, (slot.end - slot.start) / PAGE);
@@ -157,6 +160,7 @@ export class Pager implements ExitHandler, Disposable {
         ensure: (offset, size) => this.#ensure(...pagesOf(first, offset, size)),
         bring: (offset, size) => this.#bring(...pagesOf(first, offset, size)),
         forget: (offset, size) => this.#forget(...pagesOf(first, offset, size)),
+        tell: () => this.#tell(),
       };
 
     if (this.#states.complete) {
@@ -172,7 +176,7 @@ export class Pager implements ExitHandler, Disposable {
       source: shared,
       areas: spans.map(({ memory, ...span }) => {
         const userfaultfd = userfaultfds.get(memory);
-        const into = userfaultfd ? { userfaultfd: userfaultfd.share() } : { memory: memory.share() };
+        const into = userfaultfd ? { userfaultfd: userfaultfd.share() } : { memory: memory.share(true) };
         return { ...span, into };
       }),
       armed: armed.map(({ first, bitmap }) => ({ first, bitmap: bitmap.share(), pages: bitmap.pages })),
@@ -339,6 +343,14 @@ export class Pager implements ExitHandler, Disposable {
     return true;
   }
 
+  /** Marks the pages that have come: those that its thread has brought, too. */
+  #tell(): void {
+    this.#states.tell(this.#told, (page) => {
+      const { memory, first } = this.#spans.find((span) => page < span.first + span.pages)!;
+      memory.markDirty((page - first) * PAGE, PAGE);
+    });
+  }
+
   // --- the end ---
 
   /** Resolves when all pages are there. @throws what has ended it before: ERR_KVM_SOURCE, ERR_KVM_PAGER */
@@ -402,6 +414,7 @@ export class Pager implements ExitHandler, Disposable {
   #disarm(): void {
     if (!this.#armed) return;
     this.#armed = false;
+    this.#tell();
     for (const { memory } of this.#spans) {
       memory.demand = undefined;
       if (this.#arms.strategy === 'sim' && !memory.closed) memory.onOwnAccess(undefined);
