@@ -20,6 +20,7 @@ export {
   type TssOptions,
 } from './vmm/descriptors.ts';
 export { DEBUG_EXIT_PORT, DebugExit, SERIAL_PORT, Serial } from './vmm/devices.ts';
+export { DirtyPages, type DirtyPagesOptions, type DirtyRange } from './vmm/dirty-pages.ts';
 export { elfImage } from './vmm/elf.ts';
 export { type Guest, guest } from './vmm/guest.ts';
 export {

@@ -12,6 +12,7 @@ const vmm = [
   'descriptors',
   'devices',
   'disassemble',
+  'dirty-pages',
   'elf',
   'formats',
   'guest',
