@@ -19,6 +19,7 @@ export { Pager } from './vmm/pager/pager.ts';
 export type { SourceDescriptor } from './vmm/pager/source.ts';
 export type { Strategy } from './vmm/pager/strategy.ts';
 export {
+  dirtySince,
   type LazyOptions,
   openSnapshot,
   restoreLazily,

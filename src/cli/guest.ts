@@ -3,6 +3,7 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { openHypervisor } from '../open.ts';
+import type { DirtyPages } from '../vmm/dirty-pages.ts';
 import { badGuest, type GuestImage } from '../vmm/image.ts';
 import { guestIn, type LoadOptions, loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, Machine } from '../vmm/machine.ts';
@@ -33,6 +34,10 @@ export interface ProgramValues {
   readonly private?: boolean | undefined;
 }
 
+/** The first option that says what a snapshot's guest already is. */
+export const fixedOption = (values: ProgramValues): string | undefined =>
+  (['private', 'memory', 'mode', 'at', 'entry', 'force'] as const).find((name) => values[name]);
+
 type BackendChoice = (typeof BACKENDS)[number];
 
 export interface OpenGuest extends Disposable {
@@ -44,6 +49,8 @@ export interface OpenGuest extends Disposable {
   readonly mode: string | undefined;
   /** Who brings its memory, where it has begun without. */
   readonly pager?: Pager | undefined;
+  /** What it has written since it was restored, where that was asked for. */
+  readonly dirty?: DirtyPages | undefined;
   /** Of the VMM's devices, by name. */
   readonly devices: ReadonlyMap<string, Uint8Array>;
 }
@@ -121,13 +128,16 @@ export async function restoredGuest(
   lazy: boolean,
   backend: BackendChoice,
   values: { readonly device?: string | undefined } = {},
+  option: { readonly name: string; readonly tracked: boolean } = { name: '--restore', tracked: false },
 ): Promise<OpenGuest> {
   // Loaded by those alone who want it.
-  const { fromHex, openSnapshot, restoreLazily, restoreSnapshot } = await import('../vmm/snapshot/index.ts');
+  const { dirtySince, fromHex, openSnapshot, restoreLazily, restoreSnapshot } = await import(
+    '../vmm/snapshot/index.ts'
+  );
   using snapshot = openSnapshot(path);
   const { state } = snapshot;
   if (state.vcpus.length !== 1)
-    throw new UsageError(`--restore: ${path} has ${state.vcpus.length} vCPUs, and vmexit run has one`);
+    throw new UsageError(`${option.name}: ${path} has ${state.vcpus.length} vCPUs, and vmexit run has one`);
   const hv = openHypervisor({ backend: backend === 'auto' ? state.backend : backend, ...deviceOf(values) });
   return closing(hv, () => {
     const { machine, pager } = lazy
@@ -145,6 +155,8 @@ export async function restoredGuest(
       name: path,
       mode: undefined,
       pager,
+      // All that writes to its memory here marks it: there are no devices with direct access.
+      dirty: option.tracked ? dirtySince(snapshot, machine, { marksAll: true }) : undefined,
       devices: new Map(Object.entries(state.devices).map(([name, hex]) => [name, fromHex(hex)])),
       [Symbol.dispose]() {
         machine.close();

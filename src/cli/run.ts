@@ -6,7 +6,7 @@ import type { RunEnd, RunLoop } from '../vmm/run-loop.ts';
 import { Trace } from '../vmm/trace.ts';
 import { pagingAccount } from './account.ts';
 import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
-import { loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
+import { fixedOption, loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { missingSystem } from './no-system.ts';
@@ -33,7 +33,8 @@ input. What is recognised as something else (a bzImage, an ISO image, a source) 
   --backend NAME     kvm, sim (the simulator), or auto (default): KVM where it can do it, else the simulator
   --device PATH      where KVM is (default /dev/kvm)
   --restore FILE     go on with a guest that vmexit snapshot has saved; there is no <guest> then. It runs on the backend
-                     that it was saved on unless another is named, which must have its processor's features
+                     that it was saved on unless another is named, which must have its processor's features. Of one that
+                     was saved by --since the older snapshots are read too, from where they were
   --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
@@ -103,7 +104,7 @@ export async function run(argv: string[]): Promise<number> {
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
   const { restore, lazy } = values;
   if (lazy && restore === undefined) throw new UsageError('--lazy needs --restore FILE');
-  const told = (['private', 'memory', 'mode', 'at', 'entry', 'force'] as const).find((name) => values[name]);
+  const told = fixedOption(values);
   if (restore !== undefined && told !== undefined)
     throw new UsageError(`--${told} is in the snapshot: --restore takes no other`);
 

@@ -1,24 +1,32 @@
 /** `vmexit snapshot`: runs a guest to some point, and saves it there. */
 import { captureState, type Written, writeSnapshot } from '../vmm/snapshot/index.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
-import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
+import { fixedOption, loadedGuest, PROGRAM_OPTIONS, restoredGuest, SERIAL } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { explain, runOrFail } from './run.ts';
 import { quarters } from './text.ts';
 
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
+vmexit snapshot [options] --since OLD --output FILE: go on with a saved guest, and save what has changed
 
 The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --private, --backend and
 --device are here too. Then it is paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
 there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
 
+With --since the guest is the one in the snapshot OLD, and goes on from there. FILE then holds its registers, and of its
+memory only the pages that are other than in OLD. It needs OLD to be restored: unaltered, and in the same place as seen
+from FILE. OLD may be such a file itself. vmexit run --restore FILE, with --lazy too, reads them all.
+
   --output FILE      where to save it; an older snapshot there is replaced
+  --since OLD        go on with the guest of this snapshot, and save what has changed since; there is no <guest> then. It
+                     runs on the backend that it was saved on unless another is named
   --after MS         save it after so many milliseconds (default 1000)
   --after-exits N    save it when it has exited N times instead: in the simulator the same point each time
   --timeout SECONDS  with --after-exits: give up when it has not exited so often by then, with status 124
 
-A guest that has private memory by then cannot be saved: the host cannot read it.
+A guest that has private memory by then cannot be saved: the host cannot read it. With --since none can that may have it
+(--private): KVM does not log which pages it has written.
 
 Exit status: 0 when it is saved; 1 when the guest ended before, or cannot be saved; 2 wrong usage; 69 this host
 cannot; 124 the time limit; 130 interrupted.
@@ -27,6 +35,7 @@ cannot; 124 the time limit; 130 interrupted.
 const OPTIONS = {
   ...PROGRAM_OPTIONS,
   output: { type: 'string' },
+  since: { type: 'string' },
   after: { type: 'string' },
   'after-exits': { type: 'string' },
   timeout: { type: 'string' },
@@ -39,7 +48,7 @@ const LARGE = 2 ** 28;
 const TIMED_OUT = 124;
 
 export async function snapshot(argv: string[]): Promise<number> {
-  const parsed = parse(argv, OPTIONS, HELP, ['<guest>']);
+  const parsed = parse(argv, OPTIONS, HELP, ({ since }) => (since === undefined ? ['<guest>'] : []));
   if (!parsed) return 0;
   const { values, positionals } = parsed;
   const path = values.output;
@@ -53,8 +62,16 @@ export async function snapshot(argv: string[]): Promise<number> {
   const afterMs = values.after === undefined ? DEFAULT_AFTER_MS : count('--after', values.after);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
 
-  using guest = await loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
-  const { hv, vm, vcpu } = guest;
+  const { since } = values;
+  const told = fixedOption(values);
+  if (since !== undefined && told !== undefined)
+    throw new UsageError(`--${told} is in the snapshot: --since takes no other`);
+  const backend = oneOf('--backend', values.backend, BACKENDS);
+  using guest =
+    since === undefined
+      ? await loadedGuest(positionals[0]!, values, backend)
+      : await restoredGuest(since, false, backend, values, { name: '--since', tracked: true });
+  const { hv, vm, vcpu, dirty } = guest;
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
   let left = exits ?? Number.POSITIVE_INFINITY;
   const counter = {
@@ -81,9 +98,14 @@ export async function snapshot(argv: string[]): Promise<number> {
       return TIMED_OUT;
     }
     const capture = captureState(hv, vm, [vcpu], { devices: { [SERIAL]: serial.state } });
-    const written = await writeSnapshot(path, capture, { onProgress: progress(), signal });
+    const written = await writeSnapshot(path, capture, {
+      onProgress: progress(),
+      signal,
+      ...(since === undefined ? {} : { since }),
+      ...(dirty && { dirty }),
+    });
     process.stderr.write(
-      `vmexit: ${path}: ${describe(written)}, at rip 0x${vcpu.getRegs().rip.toString(16)}\n`,
+      `vmexit: ${path}: ${describe(written, since)}, at rip 0x${vcpu.getRegs().rip.toString(16)}\n`,
     );
     return 0;
   });
@@ -94,5 +116,9 @@ const progress = () =>
     process.stderr.write(`vmexit: ${percent}% of ${total / 2 ** 20} MiB saved\n`),
   );
 
-const describe = ({ size, stored, pages }: Written) =>
-  `${(size / 2 ** 20).toFixed(2)} MiB, ${stored} of ${pages} pages (the others are zeroes)`;
+const describe = ({ size, stored, changed, pages }: Written, since: string | undefined) =>
+  `${(size / 2 ** 20).toFixed(2)} MiB, ${
+    since === undefined
+      ? `${stored} of ${pages} pages (the others are zeroes)`
+      : `${changed} of ${pages} pages (the others are as in ${since})`
+  }`;

@@ -1,5 +1,5 @@
 /** `vmexit snapshot` and `vmexit run --restore`, as a user runs them. */
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { guest } from '../../src/index.ts';
@@ -75,6 +75,32 @@ describe.each(backends)('vmexit snapshot (%s)', (backend) => {
     }
   });
 
+  it('--since goes on with a saved guest, and saves what has changed: run --restore brings the chain to the same end', () => {
+    const whole = vmexit(['run', '--mode', 'long', '--backend', backend, program]);
+    const file = (name: string) => join(scratch.path, `${backend}-since-${name}`);
+    let output = snapshot(4, file('0')).stdout;
+    for (const [since, name] of ['01', '12'] as const) {
+      const how = ['--since', file(since!), '--after-exits', '6', '--output', file(name!)];
+      const saved = vmexit(['snapshot', ...how]);
+      expect(saved.stderr).toMatch(
+        /: 0\.0\d MiB, \d of 16384 pages \(the others are as in .*since-\d\), at rip/,
+      );
+      expect(saved.status).toBe(0);
+      output += saved.stdout;
+    }
+    for (const how of [[], ['--lazy']]) {
+      const rest = vmexit(['run', ...how, '--restore', file('2')]);
+      expect(output + rest.stdout).toBe(whole.stdout);
+      expect(rest.status).toBe(whole.status);
+    }
+    renameSync(file('0'), file('gone'));
+    const { status, stderr } = vmexit(['run', '--restore', file('2')]);
+    expect(stderr).toMatch(
+      /since-1: it holds what has changed since .*since-0, which cannot be read: .*ENOENT/,
+    );
+    expect(status).toBe(1);
+  });
+
   it('saves nothing of a guest that ends before, or just then', () => {
     const file = join(scratch.path, `${backend}-ended`);
     const allExits = 24;
@@ -99,6 +125,11 @@ describe('vmexit snapshot and run --restore', () => {
       ],
       [/--timeout needs --after-exits/, ['snapshot', '--output', 'x', '--timeout', '1', program]],
       [/one argument too many/, ['run', '--restore', 'x', program]],
+      [/one argument too many/, ['snapshot', '--output', 'x', '--since', 'y', program]],
+      [
+        /--memory is in the snapshot: --since takes no other/,
+        ['snapshot', '--output', 'x', '--since', 'y', '--memory', '1G'],
+      ],
       [/--lazy needs --restore/, ['run', '--lazy', program]],
       [/--memory is in the snapshot/, ['run', '--restore', 'x', '--memory', '1G']],
     ];

@@ -243,10 +243,10 @@ describe('a file that is no snapshot', () => {
   it('may be one of another version, whose number is told', async () => {
     await sample(file('version'));
     const bytes = readFileSync(file('version'));
-    bytes.writeUInt32LE(2, 8);
+    bytes.writeUInt32LE(3, 8);
     writeFileSync(file('version'), bytes);
     expect(await refusal(() => openSnapshot(file('version')))).toMatch(
-      /it is of version 2, and this vmexit reads version 1: use the vmexit that wrote it/,
+      /it is of version 3, and this vmexit reads versions 1 and 2: use the vmexit that wrote it/,
     );
   });
 

@@ -11,6 +11,10 @@
  *     4096n    the stored pages, memory by memory
  *              for each stored page the CRC-32 of its contents
  *
+ * One that holds only what has changed since another is of version 2. Its head has "base" too: {"path": where that is, from
+ * its own folder, "identity": what it must be}; and behind those bitmaps are as many again: 1 is as here (stored, or all
+ * zeroes), 0 is as in the base. A memory that the base has not, or in another size, is zeroes there.
+ *
  * So opening one reads what comes before the pages; a page and its CRC are read when they are wanted.
  */
 
@@ -20,7 +24,9 @@ import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 
 export const MAGIC = new TextEncoder().encode('vmexit\x1a\n');
+/** Of a file that holds all; and of one that holds what has changed since another. */
 export const FORMAT_VERSION = 1;
+export const FORMAT_VERSION_SINCE = 2;
 
 /** Offsets in the prefix. */
 export const At = {
@@ -41,12 +47,25 @@ export interface MemoryHead {
   readonly stored: number;
 }
 
+/** The snapshot that another one builds on. */
+export interface Base {
+  readonly path: string;
+  readonly identity: string;
+}
+
 export const bitmapBytes = (size: number): number => Math.ceil(size / PAGE / 8);
 export const pageAligned = (offset: number): number => Math.ceil(offset / PAGE) * PAGE;
 
 /** Of everything before the pages. */
 export const digestOf = (before: Uint8Array): Buffer =>
   createHash('sha256').update(before.subarray(0, At.DIGEST)).update(before.subarray(At.HEAD)).digest();
+
+/**
+ * What tells a snapshot's contents from any other's: the digest covers its head and bitmaps, the checksums its pages. In hex.
+ * @param before at least its first 64 bytes
+ */
+export const identityOf = (before: Uint8Array, crcs: Uint8Array): string =>
+  createHash('sha256').update(before.subarray(At.DIGEST, At.HEAD)).update(crcs).digest('hex');
 
 /** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
 export const crc32 = (zlib as unknown as { crc32(data: Uint8Array, before?: number): number }).crc32;

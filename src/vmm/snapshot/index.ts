@@ -9,6 +9,7 @@ export { type LazyOptions, restoreLazily } from './lazy.ts';
 export { openSnapshot, type Snapshot, type SnapshotMemory } from './read.ts';
 export { RestoredMachine, type RestoreOptions } from './restore.ts';
 export { fromHex, type MachineState, parseState } from './schema.ts';
+export { dirtySince } from './since.ts';
 export { type Capture, type CaptureOptions, captureState } from './state.ts';
 export { type WriteOptions, type Written, writeSnapshot } from './write.ts';
 

@@ -1,6 +1,6 @@
 /**
  * A machine's state as plain data: all that its guest could notice but the contents of its memory. Not in it: what is
- * the VMM's own, such as KVM_SET_GUEST_DEBUG, and an interrupt window that was asked for.
+ * the VMM's own, such as KVM_SET_GUEST_DEBUG, an interrupt window that was asked for, and logs of dirty pages.
  */
 
 import { VmexitError } from '../../hypervisor/errors.ts';
@@ -56,6 +56,13 @@ export interface Capture {
 const notSavable = (what: string) => new VmexitError('ERR_KVM_NOT_SAVABLE', what);
 const address = (value: number | bigint) => `0x${value.toString(16)}`;
 
+/** How the VMM is told of dirty pages: that is its own, as the flag of the slots is. */
+const VMM_CAPS: ReadonlySet<number> = new Set([
+  Cap.DIRTY_LOG_RING,
+  Cap.DIRTY_LOG_RING_ACQ_REL,
+  Cap.MANUAL_DIRTY_LOG_PROTECT2,
+]);
+
 /** The last guest-physical address that x86 can have, and one. */
 const END = 2 ** 52;
 
@@ -96,7 +103,7 @@ export function captureState(
     (slot): SlotState => ({
       slot: slot.slot,
       addressSpace: slot.addressSpace,
-      flags: slot.flags & (MemFlag.READONLY | MemFlag.LOG_DIRTY_PAGES),
+      flags: slot.flags & MemFlag.READONLY,
       start: slot.start,
       size: slot.end - slot.start,
       memory: slot.memory === undefined ? null : memories.indexOf(slot.memory),
@@ -112,11 +119,13 @@ export function captureState(
     backend: hv.backend,
     vm: {
       type: vm.type,
-      caps: [...caps.values()].map(({ cap = 0, flags = 0, args = [] }) => ({
-        cap: Number(cap),
-        flags: Number(flags),
-        args: args.map((arg) => BigInt.asUintN(64, BigInt(arg)).toString()),
-      })),
+      caps: [...caps.values()]
+        .filter(({ cap = 0 }) => !VMM_CAPS.has(Number(cap)))
+        .map(({ cap = 0, flags = 0, args = [] }) => ({
+          cap: Number(cap),
+          flags: Number(flags),
+          args: args.map((arg) => BigInt.asUintN(64, BigInt(arg)).toString()),
+        })),
       tssAddress: tssAddress ?? null,
       identityMapAddress: identityMapAddress ?? null,
       memories: memories.map(({ size }) => size),
