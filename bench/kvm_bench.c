@@ -1,6 +1,8 @@
 // The C side of the benchmarks: the same ioctls on the same guests as bench/run.mjs, and nothing else.
 //   kvm_bench pio|immediate COUNT         nanoseconds per KVM_RUN, with the exit's fields read
 //   kvm_bench open COUNT                  nanoseconds from open(2) to the first exit, the median of COUNT VMs
+//   kvm_bench dirty-log COUNT             nanoseconds per KVM_GET_DIRTY_LOG of 1 GiB with 1024 dirty pages
+//   kvm_bench dirty-log-clean COUNT       the same, with none
 //   kvm_bench convert-4k|convert-2m COUNT nanoseconds per conversion that the guest asks for
 #define _GNU_SOURCE
 #include "bench.h"
@@ -162,6 +164,44 @@ static double convert(long count, uint64_t pages) {
   return (now() - start) / count;
 }
 
+// again: mov ebx, 0; mov ecx, 1024; next: mov [ebx], al; add ebx, 0x100000; dec ecx; jnz next; out 0x80, al;
+// jmp again
+static const uint8_t kWrite[] = {0x66, 0xbb, 0,    0,    0,    0,    0x66, 0xb9, 0,    4,
+                                 0,    0,    0x67, 0x88, 3,    0x66, 0x81, 0xc3, 0,    0,
+                                 0x10, 0,    0x66, 0x49, 0x75, 0xf2, 0xe6, 0x80, 0xeb, 0xe2};
+#define LOGGED_SIZE (1ul << 30)
+
+// Only the ioctl is measured, not the guest that writes between two of them.
+static double dirty_log(long count, int writes) {
+  struct vm v = boot(kWrite, sizeof(kWrite), 0, &kStart);
+  struct kvm_sregs sregs;
+  need(ioctl(v.vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
+  sregs.ds.base = AREA;
+  sregs.ds.limit = ~0u;
+  sregs.ds.g = 1;
+  need(ioctl(v.vcpu, KVM_SET_SREGS, &sregs) == 0, "KVM_SET_SREGS");
+  v.area = allocate(LOGGED_SIZE);
+  struct kvm_userspace_memory_region region = {.slot = 1,
+                                               .flags = KVM_MEM_LOG_DIRTY_PAGES,
+                                               .guest_phys_addr = AREA,
+                                               .memory_size = LOGGED_SIZE,
+                                               .userspace_addr = (uintptr_t)v.area.data};
+  need(ioctl(v.vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "memory region");
+  const size_t bytes = LOGGED_SIZE / 4096 / 8;
+  uint8_t* bitmap = malloc(bytes);
+  need(bitmap != NULL, "malloc");
+  struct kvm_dirty_log log = {.slot = 1, .dirty_bitmap = bitmap};
+  double elapsed = 0;
+  for (long i = -1; i < count; i++) {
+    if (writes) need(ioctl(v.vcpu, KVM_RUN, 0) == 0 && v.run->exit_reason == KVM_EXIT_IO, "the guest");
+    const double start = now();
+    need(ioctl(v.vm, KVM_GET_DIRTY_LOG, &log) == 0, "KVM_GET_DIRTY_LOG");
+    if (i >= 0) elapsed += now() - start;  // the first maps the pages
+    if (bitmap[0] != writes || bitmap[bytes - 32] != writes || bitmap[1] != 0) exit(1);
+  }
+  return elapsed / count;
+}
+
 int main(int argc, char** argv) {
   const long count = argc == 3 ? atol(argv[2]) : 0;
   const char* mode = argc == 3 ? argv[1] : "";
@@ -173,8 +213,12 @@ int main(int argc, char** argv) {
   if (count > 0 && !strcmp(mode, "convert-2m")) ns = convert(count, 512);
   if (count > 0 && !strcmp(mode, "get-regs")) ns = registers(count, KVM_GET_REGS);
   if (count > 0 && !strcmp(mode, "set-regs")) ns = registers(count, KVM_SET_REGS);
+  if (count > 0 && !strcmp(mode, "dirty-log")) ns = dirty_log(count, 1);
+  if (count > 0 && !strcmp(mode, "dirty-log-clean")) ns = dirty_log(count, 0);
   if (ns < 0) {
-    fprintf(stderr, "usage: kvm_bench pio|immediate|open|convert-4k|convert-2m|get-regs|set-regs COUNT\n");
+    fprintf(stderr,
+            "usage: kvm_bench pio|immediate|open|convert-4k|convert-2m|get-regs|set-regs|dirty-log|dirty-log-clean "
+            "COUNT\n");
     return 2;
   }
   printf("%.1f\n", ns);

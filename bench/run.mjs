@@ -5,6 +5,7 @@ import {
   Exit,
   enterRealMode,
   guest,
+  MemFlag,
   MemoryFaultService,
   missing,
   openHypervisor,
@@ -19,6 +20,7 @@ import { compile, expect, MIB, main, median, nanoseconds, resident } from './sup
 const RAM_SIZE = 64 * MIB;
 const AREA = 0x4000_0000;
 const AREA_SIZE = 2 * MIB;
+const LOGGED_SIZE = 2 ** 30;
 const CODE = 0x1000;
 
 const pio = guest(
@@ -38,6 +40,20 @@ const converting = guest(
 66 31 d2          |        xor edx, edx
 0f 01 d9          |        vmmcall
 eb e3             |        jmp again
+`,
+);
+
+const writing = guest(
+  16,
+  `
+ 66 bb 00 00 00 00    | again: mov ebx, 0
+ 66 b9 00 04 00 00    |        mov ecx, 1024
+ 67 88 03             | next:  mov [ebx], al
+ 66 81 c3 00 00 10 00 |        add ebx, 0x100000
+ 66 49                |        dec ecx
+ 75 f2                |        jnz next
+ e6 80                |        out 0x80, al
+ eb e2                |        jmp again
 `,
 );
 
@@ -121,6 +137,26 @@ const convert = (pages) => () => {
   };
 };
 
+/** Only the call is measured, not the guest that writes between two of them. */
+const dirtyLog = (writes) => () => {
+  const { vm, vcpu } = boot(writing.code);
+  const sregs = vcpu.getSregs();
+  vcpu.setSregs({ ...sregs, ds: { ...sregs.ds, base: AREA, limit: 0xffff_ffff, g: 1 } });
+  const memory = vm.allocate(LOGGED_SIZE);
+  vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: AREA, memory, flags: MemFlag.LOG_DIRTY_PAGES });
+  return (count) => {
+    let elapsed = 0n;
+    for (let i = -1; i < count; i++) {
+      if (writes) expect(vcpu.run() === Exit.IO);
+      const start = process.hrtime.bigint();
+      const log = vm.getDirtyLog(1);
+      if (i >= 0) elapsed += process.hrtime.bigint() - start;
+      expect(log[0] === +writes && log.at(-32) === +writes && log[1] === 0);
+    }
+    return Number(elapsed) / count;
+  };
+};
+
 // target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's. `program` and `args`:
 // the C side, kvm_bench.c with the name and the count where they are not given. `warmUp`: rounds before the first one.
 const benches = {
@@ -152,6 +188,20 @@ const benches = {
     needs: ['private-memory', 'map-gpa-range'],
   },
   ...registers,
+  'dirty-log': {
+    what: 'KVM_GET_DIRTY_LOG of 1 GiB with 1024 dirty pages',
+    prepare: dirtyLog(true),
+    count: 100,
+    target: { ratio: 1.1 },
+    needs: ['dirty-log'],
+  },
+  'dirty-log-clean': {
+    what: 'KVM_GET_DIRTY_LOG of 1 GiB with none',
+    prepare: dirtyLog(false),
+    count: 300,
+    target: { ratio: 1.1 },
+    needs: ['dirty-log'],
+  },
   ...paging,
   ...restore,
   memory: { what: 'what 1 GiB of guest memory that nobody has touched takes of the host' },

@@ -89,6 +89,14 @@ it('has nothing of a read-only slot', (hv) => {
   expect(vm.getDirtyLog(1)[0]).toBe(0);
 });
 
+const copyWord = guest(
+  64,
+  `
+ 48 a5 | movsq
+ c3    | ret
+`,
+);
+
 it('tells what KVM itself writes when it emulates an instruction', (hv) => {
   using agent = Agent.boot(hv);
   const { vm, vcpu } = agent;
@@ -97,7 +105,7 @@ it('tells what KVM itself writes when it emulates an instruction', (hv) => {
   agent.read(HIGH + PAGE);
   vm.getDirtyLog(1);
   // From where no memory is, to there.
-  const outcome = agent.beginCode(guest(64, '48 a5 | movsq\nc3 | ret'), { rsi: 2 * HIGH, rdi: HIGH + PAGE });
+  const outcome = agent.beginCode(copyWord, { rsi: 2 * HIGH, rdi: HIGH + PAGE });
   expect(outcome).toBe(Exit.MMIO);
   vcpu.mmio.data.fill(7);
   expect(agent.resume()).toBeDefined();

@@ -121,6 +121,18 @@ describe.each(Object.keys(ways))('DirtyPages (%s)', (way) => {
     }));
 });
 
+// One byte in each of rcx pages from rdi on.
+const touch = guest(
+  64,
+  `
+ c6 07 01             | next: mov byte ptr [rdi], 1
+ 48 81 c7 00 10 00 00 |       add rdi, 0x1000
+ ff c9                |       dec ecx
+ 75 f2                |       jnz next
+ c3                   |       ret
+`,
+);
+
 it('serves a ring that is full, as a handler of the run loop', (hv) =>
   tracked(hv, ways.ring, (agent, _, __, dirty) => {
     const { vm, vcpu } = agent;
@@ -128,11 +140,6 @@ it('serves a ring that is full, as a handler of the run loop', (hv) =>
     using memory = vm.allocate(many * PAGE);
     vm.setUserMemoryRegion({ slot: 7, guestPhysAddr: 2 * BASE, memory });
     dirty.take();
-    // One byte in each of rcx pages from rdi on.
-    const touch = guest(
-      64,
-      'c6 07 01 | n: mov byte ptr [rdi], 1\n48 81 c7 00 10 00 00 | add rdi, 0x1000\nff c9 | dec ecx\n75 f2 | jnz n\nc3 | ret',
-    );
     let served = 0;
     let exit = agent.beginCode(touch, { rdi: 2 * BASE, rcx: many });
     for (; dirty.handle(vcpu, exit); served++) exit = vcpu.run(DEADLINE_MS);
