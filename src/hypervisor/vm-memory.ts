@@ -241,7 +241,7 @@ export abstract class VmMemory {
   /**
    * KVM_RESET_DIRTY_RINGS (since 5.11): write-protects the pages that were taken from the vCPUs' rings by
    * DirtyRing.harvest(), and gives their entries back to the kernel.
-   * @returns how many there were
+   * @returns how many there were; fewer than were taken where a signal has come meanwhile (since 6.17): call it again
    * @throws KvmError EINVAL for a VM without rings (Cap.DIRTY_LOG_RING_ACQ_REL)
    */
   resetDirtyRings(): number {

@@ -41,6 +41,8 @@ interface Marks {
 }
 
 const keyOf = ({ slot, addressSpace }: Slot): string => `${addressSpace}:${slot}`;
+/** More signals than that, one for each reset, do not come. */
+const MAX_RESETS = 1000;
 const LOGGED = MemFlag.LOG_DIRTY_PAGES;
 
 /**
@@ -244,15 +246,18 @@ export class DirtyPages implements Disposable {
   }
 
   #harvest(): void {
+    let left = 0;
     for (const vcpu of this.#vcpus) {
       if (vcpu.closed) continue;
-      vcpu.dirtyRing?.harvest((id, addressSpace, page) => {
-        const slot = this.#slots.get(`${addressSpace}:${id}`);
-        const bits = slot?.memory && this.#memories.get(slot.memory)?.bits;
-        if (bits) setRange(bits, slot.memoryOffset + page * PAGE, PAGE);
-      });
+      left +=
+        vcpu.dirtyRing?.harvest((id, addressSpace, page) => {
+          const slot = this.#slots.get(`${addressSpace}:${id}`);
+          const bits = slot?.memory && this.#memories.get(slot.memory)?.bits;
+          if (bits) setRange(bits, slot.memoryOffset + page * PAGE, PAGE);
+        }) ?? 0;
     }
-    this.#vm.resetDirtyRings();
+    // A signal may end one early. A page that was taken and stays writable would never be told again.
+    for (let tries = 0; left > 0 && tries < MAX_RESETS; tries++) left -= this.#vm.resetDirtyRings();
   }
 
   /** Idempotent. Takes MemFlag.LOG_DIRTY_PAGES from the slots that start() or take() has given it. */
