@@ -117,6 +117,11 @@ bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, It
     return Refuse(env, name, row,
                   length == kUnknownLength ? "has more than 65536 bytes"
                                            : "must have " + std::to_string(wanted) + " bytes");
+  // What the kernel only writes, and has room for: in its place. No JS runs until it is there.
+  if (row.way == Reference::kOut && length != kUnknownLength && bytes >= wanted) {
+    Put(field, row.size, reinterpret_cast<uint64_t>(array.Data()));
+    return true;
+  }
   item->bytes.resize(length == kUnknownLength ? kRoom : wanted);
   if (row.way & Reference::kIn && bytes > 0) memcpy(item->bytes.data(), array.Data(), bytes);
   item->out = row.way & Reference::kOut;

@@ -3,7 +3,12 @@ import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
 import { dialects } from '../uapi/dialects.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { size64, viewOf } from '../uapi/layout.ts';
-import { kvm_create_guest_memfd, kvm_enc_region, kvm_memory_attributes } from '../uapi/structs.ts';
+import {
+  kvm_create_guest_memfd,
+  kvm_dirty_log,
+  kvm_enc_region,
+  kvm_memory_attributes,
+} from '../uapi/structs.ts';
 import { integer, object, PAGE_SIZE, roundUp, u32 } from './args.ts';
 import { type Handle, isHandle } from './backend.ts';
 import { KvmError, wrongType } from './errors.ts';
@@ -62,9 +67,11 @@ export abstract class VmMemory {
   /** What this Vm's ioctls have made of its memory: slots and attributes. */
   readonly memoryMap = new MemoryMap();
   protected readonly fd: Fd;
-  // Conversions are the hot path, so their argument is made once.
+  // Conversions are the hot path, and logs are read again and again: their arguments are made once.
   readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
   readonly #attributesView = viewOf(this.#attributes);
+  readonly #dirtyLog = new Uint8Array(kvm_dirty_log.size);
+  readonly #dirtyLogView = viewOf(this.#dirtyLog);
 
   constructor(fd: Fd) {
     this.fd = fd;
@@ -198,14 +205,19 @@ export abstract class VmMemory {
    * begun. Reading it clears it.
    * @param slot the slot's number
    * @param addressSpace 0, or 1 for SMM
+   * @param into where to put it, for who reads it often: at least as many bytes as it has; a new array without it
    * @returns a bit for each page, the lowest of the first byte for the slot's first page; in whole words of 64 bits
    * @throws KvmError ENOENT where there is no such slot or it has no log, ENXIO in a VM with rings
    */
-  getDirtyLog(slot: number, addressSpace = 0): Uint8Array<ArrayBuffer> {
+  getDirtyLog(slot: number, addressSpace = 0, into?: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
     const id = integer('slot', slot, 0xffff) + integer('addressSpace', addressSpace, 0xffff) * 0x1_0000;
     const { start, end } = this.memoryMap.slotById(slot, addressSpace) ?? { start: 0, end: 0 };
-    const bitmap = new Uint8Array(roundUp((end - start) / PAGE_SIZE, 64) / 8);
-    this.fd.refer(ioctls.KVM_GET_DIRTY_LOG, { slot: id }, [bitmap]);
+    const size = roundUp((end - start) / PAGE_SIZE, 64) / 8;
+    if (into !== undefined && !(into instanceof Uint8Array)) throw wrongType('into', into, 'a Uint8Array');
+    if (into !== undefined) integer("into: the log's bytes", size, into.length);
+    const bitmap = into?.length === size ? into : (into?.subarray(0, size) ?? new Uint8Array(size));
+    this.#dirtyLogView.setUint32(kvm_dirty_log.fields.slot.offset, id, true);
+    this.fd.call(ioctls.KVM_GET_DIRTY_LOG, this.#dirtyLog, [bitmap]);
     return bitmap;
   }
 

@@ -79,6 +79,8 @@ export class DirtyPages implements Disposable {
   readonly #slots = new Map<string, Slot>();
   /** Those that have the flag from here. */
   readonly #given = new Set<string>();
+  /** Where logs are read to: one at a time. */
+  #space = new Uint8Array(0);
   #taken = 0;
   #closed = false;
 
@@ -220,9 +222,11 @@ export class DirtyPages implements Disposable {
   }
 
   /** The slot's log, which is empty afterwards; undefined of one that has none. */
-  #log({ slot, addressSpace, flags }: Slot): Uint8Array | undefined {
+  #log({ slot, addressSpace, flags, start, end }: Slot): Uint8Array | undefined {
     if ((flags & LOGGED) === 0 || this.#hasRings) return undefined;
-    const log = this.#vm.getDirtyLog(slot, addressSpace);
+    const bytes = Math.ceil((end - start) / PAGE / 64) * 8;
+    if (this.#space.length < bytes) this.#space = new Uint8Array(bytes);
+    const log = this.#vm.getDirtyLog(slot, addressSpace, this.#space.subarray(0, bytes));
     if (this.#isManual) this.#vm.clearDirtyLog(slot, log, { addressSpace });
     return log;
   }

@@ -199,6 +199,17 @@ it('is there only of a slot that has one: ENOENT', (hv) =>
     expect(errnoOf(() => vm.getDirtyLog(1))).toBe('ENOENT');
   }));
 
+it('is written to an array that is given, and to none that is too short', (hv) =>
+  withLog(hv, ({ vm, vcpu }) => {
+    vcpu.run(DEADLINE_MS);
+    const into = new Uint8Array(24).fill(0xff);
+    expect(vm.getDirtyLog(1, 0, into)).toEqual(Uint8Array.of(0b10, ...new Array(15).fill(0)));
+    expect([...into]).toEqual([0b10, ...new Array(15).fill(0), ...new Array(8).fill(0xff)]);
+    expect(() => vm.getDirtyLog(1, 0, new Uint8Array(8))).toThrow(
+      expect.objectContaining({ code: 'ERR_KVM_INVALID_ARG' }),
+    );
+  }));
+
 it('refuses numbers that no slot has', (hv) =>
   withLog(hv, ({ vm }) => {
     for (const slot of [-1, 0x1_0000, 0.5, 'one' as never])

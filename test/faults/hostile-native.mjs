@@ -51,6 +51,7 @@ const open = {
   device: [],
   eventfd: [],
   stats: [],
+  ring: [],
   functions: [],
 };
 const kinds = Object.keys(open).filter((kind) => kind !== 'functions');
@@ -86,11 +87,13 @@ function furnish() {
   if (open.vm.length > 3) discard('vm', 0);
   const vm = keep('vm', native.create(system, request('KVM_CREATE_VM'), chance(0.2) ? below(6) : 0));
   if (vm === undefined) return;
+  if (chance(0.5)) native.ioctl(vm, request('KVM_ENABLE_CAP'), ringsOf(16_384));
   const memory = keep('memory', native.allocate(16 * PAGE));
   const ram = new Uint8Array(native.buffer(memory));
   for (let i = 0; i < ram.length; i += 1 + below(8)) ram[i] = below(256);
   const region = new Uint8Array(32);
   new DataView(region.buffer).setBigUint64(16, BigInt(ram.length), true);
+  if (chance(0.5)) region[4] = 1; // KVM_MEM_LOG_DIRTY_PAGES
   native.ioctl(vm, request('KVM_SET_USER_MEMORY_REGION'), region, [{ memory, offset: 0 }]);
   const vcpu = keep('vcpu', native.create(vm, request('KVM_CREATE_VCPU'), 0));
   if (vcpu !== undefined) {
@@ -105,6 +108,15 @@ function furnish() {
   paged = native.allocate(16 * PAGE);
   keep('userfaultfd', native.userfaultfd(paged));
   while (open.functions.length > 8) open.functions.shift();
+}
+
+/** KVM_CAP_DIRTY_LOG_RING_ACQ_REL, as an argument of KVM_ENABLE_CAP. */
+function ringsOf(bytes) {
+  const cap = new Uint8Array(104);
+  const view = new DataView(cap.buffer);
+  view.setUint32(0, 223, true);
+  view.setBigUint64(8, BigInt(bytes), true);
+  return cap;
 }
 
 /** Real mode, at the first byte of the RAM. */
@@ -289,7 +301,7 @@ const plausible = {
   ],
   write: copied,
   read: copied,
-  buffer: () => [choice([...open.memory, ...open.vcpu])],
+  buffer: () => [choice([...open.memory, ...open.vcpu, ...open.ring])],
   fd: () => [anyHandle()],
   close: () => [anyHandle()],
   runner: () => [choice(open.vcpu)],
@@ -369,6 +381,7 @@ function call(name) {
   if (name === 'open') keep('system', result);
   if (name === 'create') keepCreated(args, result);
   if (name === 'allocate' || name === 'openMemory' || name === 'mapGuestMemfd') keepMemory(result);
+  if (name === 'mapDirtyRing') keep('ring', result);
   if (name === 'reserve') keep('reservation', result);
   if (name === 'openUserfaultfd') keep('userfaultfd', result);
   // Of memory that others use, it is closed before anybody touches a page.

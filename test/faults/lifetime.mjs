@@ -5,6 +5,7 @@ import { randomFill } from 'node:crypto';
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import {
   boot,
+  Cap,
   COUNTER,
   code,
   codeOf,
@@ -87,6 +88,29 @@ await main({
     const closed = views.map((view) => view.length);
     await collect();
     return { open, closed, afterCollection: views.map((view) => view.length), read: views[0][0] ?? null };
+  },
+
+  /** The ring of a vCPU is a mapping of its file, which would keep the VM. */
+  async ringIsGivenBack() {
+    const mapped = () =>
+      readFileSync('/proc/self/maps', 'latin1')
+        .split('\n')
+        .filter((line) => /kvm-vcpu/.test(line)).length;
+    const make = () => {
+      const hv = openHypervisor();
+      const vm = hv.createVm();
+      vm.enableCap({ cap: Cap.DIRTY_LOG_RING_ACQ_REL, args: [16_384n] });
+      const vcpu = vm.createVcpu();
+      const { entries } = vcpu.dirtyRing;
+      return { hv, vm, vcpu, entries };
+    };
+    const { hv, vm, vcpu, entries } = make();
+    const open = mapped();
+    for (const object of [vm, hv, vcpu]) object.close();
+    const closed = mapped();
+    make();
+    await collect();
+    return { entries, open, closed, collected: mapped() };
   },
 
   /** A view that is all that is left of its memory. */

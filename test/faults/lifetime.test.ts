@@ -1,6 +1,6 @@
 /** Who keeps what alive, and for how long. The programs are in lifetime.mjs. */
 import { describe, expect } from 'vitest';
-import { onKvm as test } from '../support/host.ts';
+import { onKvm as test, whyNot } from '../support/host.ts';
 import { scenario } from './child.ts';
 
 const run = (name: string) => scenario('lifetime.mjs', name);
@@ -49,6 +49,11 @@ describe('close()', () => {
       afterCollection: [0, 0, 0],
       read: null,
     });
+  });
+
+  test('of a vCPU gives back its ring of dirty pages, and so does the collector', async (_, context) => {
+    context.skip(whyNot('kvm', 'dirty-ring') !== undefined, whyNot('kvm', 'dirty-ring'));
+    expect(await run('ringIsGivenBack')).toEqual({ entries: 1024, open: 2, closed: 0, collected: 0 });
   });
 
   test('is idempotent in every order, and what is used afterwards says that it is closed', async () => {
