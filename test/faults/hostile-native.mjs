@@ -200,6 +200,7 @@ const kindOf = {
   128: 'userfaultfd',
   256: 'eventfd',
   512: 'stats',
+  1024: 'ring',
 };
 const handleFor = (on) => {
   const suitable = Object.keys(kindOf).filter((bit) => (on & bit) !== 0 && open[kindOf[bit]].length > 0);
