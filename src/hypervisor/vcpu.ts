@@ -74,6 +74,37 @@ export class Vcpu extends VcpuState implements Disposable {
    * The access after Exit.X86_RDMSR or X86_WRMSR (KVM_CAP_X86_USER_SPACE_MSR, since 5.10), in place: `index`, `reason`
    * (MsrExitReason bits), and `data`, which a WRMSR gives and a RDMSR waits for: set it, or set `error` to 1, and the guest
    * gets #GP(0) instead. KVM begins with `error` 0 and `data` of a RDMSR 0.
+   * @example
+   * ```ts
+   * import { Cap, Exit, enterRealMode, exitName, guest, MsrExitReason, openHypervisor } from 'vmexit';
+   *
+   * const hv = openHypervisor();
+   * const vm = hv.createVm();
+   * vm.enableCap({ cap: Cap.X86_USER_SPACE_MSR, args: [MsrExitReason.UNKNOWN] });
+   * const ram = vm.allocate(0x1_0000);
+   * vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
+   * ram.write(
+   *   0x1000,
+   *   guest(
+   *     16,
+   *     `
+   *     66 b9 00 4f 4f 47 | mov ecx, 0x474f4f00
+   *     0f 32             | rdmsr
+   *     e6 10             | out 0x10, al
+   *     `,
+   *   ).code,
+   * );
+   * const vcpu = vm.createVcpu();
+   * enterRealMode(vcpu);
+   * vcpu.setRegs({ rip: 0x1000, rflags: 2 });
+   *
+   * if (vcpu.run(5000) === Exit.X86_RDMSR) vcpu.msr.data = 42n;
+   * console.log(`MSR 0x${vcpu.msr.index.toString(16)}`);
+   * console.log(`${exitName(vcpu.run(5000))}: ${vcpu.io.value}`);
+   * for (const opened of [vcpu, ram, vm, hv]) opened.close();
+   * // prints: MSR 0x474f4f00
+   * // prints: IO: 42
+   * ```
    */
   get msr(): ExitArms['msr'] {
     return this.#page.arms.msr;
