@@ -57,7 +57,10 @@ struct SlotMemory {
 
 // By slot id. Shared by the VM and its vCPUs: a vCPU can run on after the VM's handle was closed, and KVM
 // would then still use what lies at these addresses.
-using Slots = std::map<uint32_t, SlotMemory>;
+struct Slots : std::map<uint32_t, SlotMemory> {
+  // What KVM reaches without a slot, by what it is and, of a vCPU's, RunState::id.
+  std::map<std::pair<uint32_t, uint32_t>, std::shared_ptr<Mapping>> pins;
+};
 
 struct RunState;
 struct Userfaults;
@@ -66,13 +69,13 @@ struct Handle {
   Kind kind;
   int fd = -1;  // -1 for a mapping without a file
   bool closed = false;
-  uint64_t flags = 0;                  // guest_memfd: the flags that it was made with
-  uint64_t size = 0;                   // guest_memfd, memory, userfaultfd: bytes
-  uint64_t ring = 0;                   // VM and its vCPUs: bytes of a vCPU's ring of dirty pages
-  std::shared_ptr<Mapping> mapping;    // memory, userfaultfd: guest RAM; vCPU: kvm_run; ring
-  std::shared_ptr<Slots> slots;        // VM and its vCPUs
-  std::shared_ptr<RunState> run;       // vCPU
-  std::shared_ptr<int> live;           // the fd, or -1 once it is closed: for calls that were prepared
+  uint64_t flags = 0;                // guest_memfd: the flags that it was made with; VM, vCPU: the VM's type
+  uint64_t size = 0;                 // guest_memfd, memory, userfaultfd: bytes
+  uint64_t ring = 0;                 // VM and its vCPUs: bytes of a vCPU's ring of dirty pages
+  std::shared_ptr<Mapping> mapping;  // memory, userfaultfd: guest RAM; vCPU: kvm_run; ring
+  std::shared_ptr<Slots> slots;      // VM and its vCPUs
+  std::shared_ptr<RunState> run;     // vCPU
+  std::shared_ptr<int> live;         // the fd, or -1 once it is closed: for calls that were prepared
   std::unique_ptr<Userfaults> faults;  // userfaultfd
   Napi::Reference<Napi::ArrayBuffer> buffer;
   std::shared_ptr<Mapping>* view = nullptr;  // what `buffer` holds; valid while that is not detached

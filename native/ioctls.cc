@@ -25,7 +25,8 @@ bool Refuse(Napi::Env env, const Row& row, const std::string& reason) {
 
 // The most bytes that a request's argument can have.
 size_t Most(const Row& row) {
-  return row.arg == Arg::kSized ? row.most : _IOC_SIZE(row.request) + row.max * row.element;
+  if (row.arg == Arg::kSized) return row.most;
+  return _IOC_SIZE(row.request) + (row.arg == Arg::kStruct ? row.element : row.max * row.element);
 }
 
 // A Uint8Array's bytes, copied: what is checked must be what the kernel reads.
@@ -62,8 +63,8 @@ uint64_t CountIn(const Row& row, const std::vector<uint8_t>& bytes) {
 bool SizeFits(Napi::Env env, const Row& row, const std::vector<uint8_t>& bytes) {
   const size_t fixed = _IOC_SIZE(row.request);
   if (row.arg == Arg::kStruct) {
-    return bytes.size() == fixed ||
-           Refuse(env, row, "argument must have " + std::to_string(fixed) + " bytes");
+    const size_t size = fixed + row.element;
+    return bytes.size() == size || Refuse(env, row, "argument must have " + std::to_string(size) + " bytes");
   }
   if (row.arg == Arg::kSized) {
     if (bytes.size() < row.least || bytes.size() > row.most) {
@@ -120,9 +121,12 @@ bool Call(const Napi::CallbackInfo& info, const Row& row, Handle* handle, Resolv
   std::vector<uint8_t>& argument = row.reference_count > 0 ? filled : bytes;
   if (fd) memcpy(argument.data() + row.fd_offset, fd, sizeof(*fd));  // -1, which stays where none is made
   *result = Issue(row, handle->fd, reinterpret_cast<uintptr_t>(argument.data()));
+  if (row.reference_count > 0) {
+    references->CopyOut(*result < 0);
+    references->TakeOut(filled, &bytes);
+  }
   if (*result >= 0) {
     if (row.done) row.done(handle, argument.data(), *references);
-    references->CopyOut();
     if (fd) {
       memcpy(fd, argument.data() + row.fd_offset, sizeof(*fd));
       return true;
@@ -218,12 +222,14 @@ Napi::Value Create(const Napi::CallbackInfo& info) {
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   if (row->makes == kVm) {
     handle->slots = std::make_shared<Slots>();
+    if (!ToU64(env, info[2], "type", &handle->flags)) return env.Undefined();
     handle->size = static_cast<uint64_t>(std::max(ioctl(parent->fd, KVM_GET_VCPU_MMAP_SIZE, 0), 0));
   } else if (row->makes == kVcpu) {
     auto mapping = Map(parent->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
     if (!mapping) return Errno(env, errno);
     handle->mapping = mapping;
     handle->slots = parent->slots;
+    handle->flags = parent->flags;
     handle->ring = parent->ring;
     handle->run = std::make_shared<RunState>(fd, mapping, parent->slots);
   } else if (row->makes == kGmem) {
@@ -248,7 +254,8 @@ Napi::Value Prepare(const Napi::CallbackInfo& info) {
     Refuse(env, *row, "cannot be prepared");
     return env.Undefined();
   }
-  auto bytes = Map(_IOC_SIZE(row->request), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  auto bytes =
+      Map(_IOC_SIZE(row->request) + row->element, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
   if (!bytes) return Errno(env, errno);
   std::shared_ptr<Mapping>* view = nullptr;
   auto buffer = ViewOf(env, bytes, &view);

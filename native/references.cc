@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace vmexit {
 
@@ -57,25 +59,76 @@ bool Resolved::Collect(Napi::Env env, const char* name, Napi::Value given) {
 
 bool Resolved::Fill(Napi::Env env, const char* name, const Reference* rows, size_t count, const Handle& on,
                     uint8_t* argument, int* error) {
-  size_t next = 0;
   for (const Reference* row = rows; row < rows + count; row++) {
-    for (uint32_t i = 0; i < row->repeat; i++, next++) {
-      if (next >= items_.size()) items_.emplace_back();
-      if (!FillOne(env, name, *row, &items_[next], on, argument + i * row->stride, error)) return false;
+    for (uint32_t i = 0; i < row->repeat; i++) {
+      const size_t offset = size_t{i} * row->stride;
+      if (!FillOne(env, name, *row, on, argument + offset, &fields_, offset, error)) return false;
     }
   }
-  if (next >= items_.size()) return true;
-  Invalid(env, std::string(name) + " has " + std::to_string(next) + " references");
+  if (next_ >= items_.size()) return true;
+  Invalid(env, std::string(name) + " has " + std::to_string(next_) + " references");
   return false;
 }
 
-bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, Item* item, const Handle& on,
-                       uint8_t* argument, int* error) {
-  uint8_t* const field = argument + row.offset;
-  const bool given = !Nothing(item->value);
+bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, const Handle& on,
+                       uint8_t* argument, std::vector<Field>* fields, size_t offset, int* error) {
+  if (row.inside) return FillInside(env, name, row, on, argument, fields, error);
+  if (next_ >= items_.size()) items_.emplace_back();
+  Item* const item = &items_[next_++];
   if (row.applies && !row.applies(argument)) {
-    return !given || Refuse(env, name, row, "is no reference in this argument");
+    return Nothing(item->value) || Refuse(env, name, row, "is no reference in this argument");
   }
+  int64_t length = 0;
+  if (row.is != Reference::kFd) {
+    length = row.length(on, argument);
+    if (length < 0 && length != kUnknownLength) {
+      *error = static_cast<int>(-length);
+      return false;
+    }
+  }
+  fields->push_back({offset + row.offset, row.size});
+  return FillValue(env, name, row, length, item, argument + row.offset);
+}
+
+bool Resolved::FillInside(Napi::Env env, const char* name, const Reference& row, const Handle& on,
+                          uint8_t* argument, std::vector<Field>* fields, int* error) {
+  uint32_t id = 0;
+  memcpy(&id, argument, sizeof(id));
+  const Inside* const end = row.inside + row.inside_count;
+  const Inside* const inside =
+      std::find_if(row.inside, end, [&](const Inside& other) { return other.id == id && other.of(on); });
+  // Such as a vCPU whose VM is no TDX guest.
+  if (std::none_of(row.inside, end, [&](const Inside& other) { return other.of(on); })) {
+    *error = ENOTTY;
+    return false;
+  }
+  if (inside == end) {
+    Invalid(env, std::string(name) + ": command " + std::to_string(id) + " is not in the addon's table");
+    return false;
+  }
+  if (next_ >= items_.size()) items_.emplace_back();
+  const size_t index = next_++;
+  if (inside->size == 0)
+    return Nothing(items_[index].value) || Refuse(env, name, row, "is no reference in this argument");
+  const bool list = inside->size == Inside::kList;
+  fields->push_back({row.offset, row.size});
+  if (Nothing(items_[index].value)) return Refuse(env, name, row, "is missing");
+  if (!FillValue(env, name, row, list ? kUnknownLength : inside->size, &items_[index], argument + row.offset))
+    return false;
+  // The bytes stay where they are when the vector of items grows: a vector is moved with them.
+  static_assert(std::is_nothrow_move_constructible_v<Item>);
+  uint8_t* const bytes = items_[index].bytes.data();
+  std::vector<Field> inner;
+  for (size_t i = 0; i < inside->reference_count; i++) {
+    if (!FillOne(env, name, inside->references[i], on, bytes, &inner, 0, error)) return false;
+  }
+  items_[index].fields = std::move(inner);
+  return true;
+}
+
+bool Resolved::FillValue(Napi::Env env, const char* name, const Reference& row, int64_t length, Item* item,
+                         uint8_t* field) {
+  const bool given = !Nothing(item->value);
   static constexpr uint8_t kZero[8] = {};
   if (memcmp(field, kZero, row.size) != 0)
     return Refuse(env, name, row, "is filled in from the references, and must be 0 in the argument");
@@ -85,11 +138,6 @@ bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, It
     if (given && !handle) return false;
     Put(field, row.size, given ? static_cast<uint64_t>(static_cast<int64_t>(handle->fd)) : ~uint64_t{0});
     return true;
-  }
-  const int64_t length = row.length(on, argument);
-  if (length < 0 && length != kUnknownLength) {
-    *error = static_cast<int>(-length);
-    return false;
   }
   if (!given) {
     Put(field, row.size, 0);
@@ -124,18 +172,27 @@ bool Resolved::FillOne(Napi::Env env, const char* name, const Reference& row, It
   }
   item->bytes.resize(length == kUnknownLength ? kRoom : wanted);
   if (row.way & Reference::kIn && bytes > 0) memcpy(item->bytes.data(), array.Data(), bytes);
+  item->in = row.way & Reference::kIn;
   item->out = row.way & Reference::kOut;
   Put(field, row.size, reinterpret_cast<uint64_t>(item->bytes.data()));
   return true;
 }
 
-void Resolved::CopyOut() {
-  for (const Item& item : items_) {
-    if (!item.out) continue;
+void Resolved::CopyOut(bool failed) {
+  for (Item& item : items_) {
+    if (!item.out || (failed && !item.in)) continue;
+    for (const Field& field : item.fields) memset(item.bytes.data() + field.offset, 0, field.size);
     auto array = item.value.As<Napi::Uint8Array>();
     const size_t size = std::min(array.ByteLength(), item.bytes.size());
     if (size > 0) memcpy(array.Data(), item.bytes.data(), size);
   }
+}
+
+void Resolved::TakeOut(const std::vector<uint8_t>& argument, std::vector<uint8_t>* bytes) const {
+  std::vector<uint8_t> taken = argument;
+  for (const Field& field : fields_)
+    memcpy(taken.data() + field.offset, bytes->data() + field.offset, field.size);
+  *bytes = std::move(taken);
 }
 
 }  // namespace vmexit

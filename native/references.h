@@ -8,6 +8,8 @@
 
 namespace vmexit {
 
+struct Inside;
+
 struct Reference {
   // What JS gives: a handle whose file descriptor is meant; memory and an offset into it; or bytes, of which
   // the kernel sees a copy.
@@ -29,6 +31,21 @@ struct Reference {
   bool (*applies)(const uint8_t* argument) = nullptr;
   // Without it the ioctl is refused when its length is above 0: address 0 of this process is nobody's memory.
   bool required = false;
+  // Of bytes that are a command's struct, with references of its own: what there is, by command.
+  const Inside* inside = nullptr;
+  size_t inside_count = 0;
+};
+
+// One command: what its struct's pointer leads to. Its references are given after that.
+struct Inside {
+  static constexpr uint16_t kList = 0xffff;  // a struct that ends in a list, as long as the caller says
+
+  uint32_t id;                // the first 32 bits of the argument
+  const char* family;         // for the test that holds it against the table in src/uapi
+  bool (*of)(const Handle&);  // whether it is a command of this handle's
+  uint16_t size;              // of the struct; 0: the field is no pointer
+  const Reference* references = nullptr;
+  size_t reference_count = 0;
 };
 
 // Where a length is nobody's but the kernel's: what is newer than this table has room for so much.
@@ -44,8 +61,11 @@ class Resolved {
   // set.
   bool Fill(Napi::Env env, const char* name, const Reference* rows, size_t count, const Handle& on,
             uint8_t* argument, int* error);
-  // What the kernel wrote, into the arrays that were given.
-  void CopyOut();
+  // What the kernel wrote, into the arrays that were given; where it failed, into those that it reads as
+  // well, for a firmware's answer may be there.
+  void CopyOut(bool failed);
+  // The argument as the kernel left it, but for the fields that were filled in: those stay JS's own.
+  void TakeOut(const std::vector<uint8_t>& argument, std::vector<uint8_t>* bytes) const;
 
   // The mapping that a place of this number lies in, if one was given.
   std::shared_ptr<Mapping> mapping(size_t index) const {
@@ -53,17 +73,30 @@ class Resolved {
   }
 
  private:
+  struct Field {
+    size_t offset;
+    size_t size;
+  };
   struct Item {
     Napi::Value value;
     uint64_t offset = 0;
     bool place = false;
     std::shared_ptr<Mapping> mapping;
     std::vector<uint8_t> bytes;
+    std::vector<Field> fields;  // filled in, in these bytes
+    bool in = false;
     bool out = false;
   };
-  bool FillOne(Napi::Env env, const char* name, const Reference& row, Item* item, const Handle& on,
-               uint8_t* argument, int* error);
+  // Fills in one field with what is given next, and what is inside of that.
+  bool FillOne(Napi::Env env, const char* name, const Reference& row, const Handle& on, uint8_t* argument,
+               std::vector<Field>* fields, size_t offset, int* error);
+  bool FillInside(Napi::Env env, const char* name, const Reference& row, const Handle& on, uint8_t* argument,
+                  std::vector<Field>* fields, int* error);
+  bool FillValue(Napi::Env env, const char* name, const Reference& row, int64_t length, Item* item,
+                 uint8_t* field);
   std::vector<Item> items_;
+  std::vector<Field> fields_;  // filled in, in the argument
+  size_t next_ = 0;
 };
 
 }  // namespace vmexit

@@ -6,12 +6,16 @@
 #include <cstring>
 #include <iterator>
 
+#include "encryption.h"
+#include "xen.h"
+
 namespace vmexit {
 
 namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kMaxCpuidEntries = 256;  // KVM_MAX_CPUID_ENTRIES
+constexpr uint32_t kMaxPmuEvents = 300;     // KVM_PMU_EVENT_FILTER_MAX_EVENTS
 constexpr uint32_t kMaxMsrEntries = 4096;   // above MAX_IO_MSRS (256), which the kernel answers with E2BIG
 constexpr uint32_t kMaxRegs = 1024;         // of KVM_GET_REG_LIST; on x86 there is a handful
 
@@ -283,6 +287,10 @@ void NoteRing(Handle* handle, const uint8_t* argument, const Resolved&) {
   {                                                                        \
 #name, name, on, Arg::kStruct, kSystem, 0, 0, 0, refs, std::size(refs) \
   }
+#define REFERS_MORE(name, on, more, refs)                                     \
+  {                                                                           \
+#name, name, on, Arg::kStruct, kSystem, 0, more, 0, refs, std::size(refs) \
+  }
 #define REFERS_DONE(name, on, refs, done)                                        \
   {                                                                              \
 #name, name, on, Arg::kStruct, kSystem, 0, 0, 0, refs, std::size(refs), done \
@@ -323,6 +331,12 @@ constexpr Row kRows[] = {
     REFERS(KVM_IOEVENTFD, kVm, kIoeventfd),
     REFERS(KVM_HYPERV_EVENTFD, kVm, kHypervEventfd),
     REFERS(KVM_X86_SET_MSR_FILTER, kVm, kMsrFilter),
+    ARRAY(KVM_SET_PMU_EVENT_FILTER, kVm, kvm_pmu_event_filter, nevents, __u64, kMaxPmuEvents),
+    REFERS_DONE(KVM_XEN_HVM_CONFIG, kVm, kXenConfig, XenKeepBlobs),
+    REFERS(KVM_XEN_HVM_GET_ATTR, kVm, kXenAttr),
+    REFERS_DONE(KVM_XEN_HVM_SET_ATTR, kVm, kXenAttr, XenKeepSharedInfo),
+    STRUCT(KVM_XEN_HVM_EVTCHN_SEND, kVm),
+    REFERS_MORE(KVM_MEMORY_ENCRYPT_OP, kVm | kVcpu, kEncryptMore, kEncryptOp),
     REFERS(KVM_MEMORY_ENCRYPT_REG_REGION, kVm, kEncRegion),
     REFERS(KVM_MEMORY_ENCRYPT_UNREG_REGION, kVm, kEncRegion),
     {"KVM_CREATE_DEVICE", KVM_CREATE_DEVICE, kVm, Arg::kStruct, kDevice, 0, 0, 0, nullptr, 0, nullptr,
@@ -333,6 +347,9 @@ constexpr Row kRows[] = {
     STRUCT(KVM_HAS_DEVICE_ATTR, kSystem | kVm | kVcpu | kDevice),
     REFERS(KVM_GET_ONE_REG, kVcpu, kGetOneReg),
     REFERS(KVM_SET_ONE_REG, kVcpu, kSetOneReg),
+    ARRAY(KVM_GET_REG_LIST, kVcpu, kvm_reg_list, n, __u64, kMaxRegs),
+    REFERS(KVM_XEN_VCPU_GET_ATTR, kVcpu, kXenVcpuAttr),
+    REFERS_DONE(KVM_XEN_VCPU_SET_ATTR, kVcpu, kXenVcpuAttr, XenKeepVcpuInfo),
 
     STRUCT(KVM_PRE_FAULT_MEMORY, kVcpu),
     STRUCT(KVM_GET_REGS, kVcpu),
@@ -360,7 +377,6 @@ constexpr Row kRows[] = {
     STRUCT(KVM_SET_VAPIC_ADDR, kVcpu),
     STRUCT(KVM_X86_SETUP_MCE, kVcpu),
     STRUCT(KVM_X86_SET_MCE, kVcpu),
-    ARRAY(KVM_GET_REG_LIST, kVcpu, kvm_reg_list, n, __u64, kMaxRegs),
     STRUCT(KVM_GET_XCRS, kVcpu),
     STRUCT(KVM_SET_XCRS, kVcpu),
     STRUCT(KVM_GET_LAPIC, kVcpu),
@@ -383,6 +399,29 @@ const Row* Find(unsigned long request) {
   const auto* row = std::find_if(std::begin(kRows), std::end(kRows),
                                  [request](const Row& row) { return row.request == request; });
   return row == std::end(kRows) ? nullptr : row;
+}
+
+static Napi::Value InsideOf(Napi::Env env, const Reference& reference) {
+  auto commands = Napi::Array::New(env);
+  for (uint32_t i = 0; i < reference.inside_count; i++) {
+    const Inside& inside = reference.inside[i];
+    auto command = Napi::Object::New(env);
+    command["id"] = Napi::Number::New(env, inside.id);
+    command["family"] = Napi::String::New(env, inside.family);
+    command["size"] = Napi::Number::New(env, inside.size);
+    auto references = Napi::Array::New(env);
+    for (uint32_t j = 0; j < inside.reference_count; j++) {
+      auto described = Napi::Object::New(env);
+      described["name"] = Napi::String::New(env, inside.references[j].name);
+      described["is"] = Napi::Number::New(env, static_cast<int>(inside.references[j].is));
+      described["way"] = Napi::Number::New(env, inside.references[j].way);
+      described["offset"] = Napi::Number::New(env, inside.references[j].offset);
+      references[j] = described;
+    }
+    command["references"] = references;
+    commands[i] = command;
+  }
+  return commands;
 }
 
 Napi::Value Requests(const Napi::CallbackInfo& info) {
@@ -414,6 +453,7 @@ Napi::Value Requests(const Napi::CallbackInfo& info) {
         described["way"] = Napi::Number::New(env, reference->way);
         described["kinds"] = Napi::Number::New(env, reference->kinds);
         described["offset"] = Napi::Number::New(env, reference->offset + i * reference->stride);
+        described["inside"] = InsideOf(env, *reference);
         references[next++] = described;
       }
     }

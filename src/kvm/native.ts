@@ -16,6 +16,17 @@ export interface NativeReference {
   /** Where the field is in the struct, and how many bytes it has. */
   readonly offset: number;
   readonly size: number;
+  readonly inside: readonly NativeCommand[];
+}
+
+/** A command of a row whose bytes are a struct with references of its own. */
+export interface NativeCommand {
+  readonly id: number;
+  /** `Sev`, `TdxVm` or `TdxVcpu`: of what it is a command. */
+  readonly family: string;
+  /** Of the struct; 0 for none, 65,535 for one that ends in a list. */
+  readonly size: number;
+  readonly references: readonly Omit<NativeReference, 'kinds' | 'size' | 'inside'>[];
 }
 
 /** A row of the addon's own table. */

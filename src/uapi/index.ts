@@ -2,6 +2,7 @@
 export * from './cap.ts';
 export * from './constants.ts';
 export * from './dialects.ts';
+export * from './encrypt-commands.ts';
 export * from './encryption.ts';
 export * from './errno.ts';
 export * from './exit.ts';

@@ -305,7 +305,7 @@ export const ioctls = table({
     MAX_PMU_EVENTS,
   ),
   KVM_MEMORY_ENCRYPT_OP: {
-    ...pointers(['vm', 'vcpu'], 'readwrite', 0xba, kvm_sev_cmd, []),
+    ...pointers(['vm', 'vcpu'], 'readwrite', 0xba, kvm_sev_cmd, ['data']),
     request: ENCRYPT_OP,
   },
   KVM_MEMORY_ENCRYPT_REG_REGION: pointers(['vm'], 'write', 0xbb, g.kvm_enc_region, ['addr'], 'read'),
@@ -320,8 +320,12 @@ export const ioctls = table({
     Array<string>(16).fill('bitmap'),
   ),
   KVM_RESET_DIRTY_RINGS: none(['vm'], 0xc7),
-  KVM_XEN_HVM_GET_ATTR: readwrite(['vm'], 0xc8, xen.kvm_xen_hvm_attr),
-  KVM_XEN_HVM_SET_ATTR: pointers(['vm'], 'write', 0xc9, xen.kvm_xen_hvm_attr, []),
+  /** `sharedInfoHva` with SHARED_INFO_HVA alone, `evtchnFd` with EVTCHN of an interdomain channel without a port. */
+  KVM_XEN_HVM_GET_ATTR: pointers(['vm'], 'readwrite', 0xc8, xen.kvm_xen_hvm_attr, [
+    'sharedInfoHva',
+    'evtchnFd',
+  ]),
+  KVM_XEN_HVM_SET_ATTR: pointers(['vm'], 'write', 0xc9, xen.kvm_xen_hvm_attr, ['sharedInfoHva', 'evtchnFd']),
   KVM_XEN_HVM_EVTCHN_SEND: write(['vm'], 0xd0, g.kvm_irq_routing_xen_evtchn),
   KVM_SET_MEMORY_ATTRIBUTES: write(['vm'], 0xd2, g.kvm_memory_attributes),
   KVM_CREATE_GUEST_MEMFD: returningFd(write(['vm'], 0xd4, g.kvm_create_guest_memfd, 'readwrite')),
@@ -398,8 +402,9 @@ export const ioctls = table({
     'size',
   ),
   KVM_GET_SUPPORTED_HV_CPUID: cpuid(['system', 'vcpu'], 'readwrite', 0xc1),
-  KVM_XEN_VCPU_GET_ATTR: readwrite(['vcpu'], 0xca, xen.kvm_xen_vcpu_attr),
-  KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr, []),
+  /** `vcpuInfoHva` with VCPU_INFO_HVA alone. */
+  KVM_XEN_VCPU_GET_ATTR: pointers(['vcpu'], 'readwrite', 0xca, xen.kvm_xen_vcpu_attr, ['vcpuInfoHva']),
+  KVM_XEN_VCPU_SET_ATTR: pointers(['vcpu'], 'write', 0xcb, xen.kvm_xen_vcpu_attr, ['vcpuInfoHva']),
   KVM_GET_SREGS2: read(['vcpu'], 0xcc, x86.kvm_sregs2),
   KVM_SET_SREGS2: write(['vcpu'], 0xcd, x86.kvm_sregs2),
   KVM_GET_XSAVE2: sized(['vcpu'], 'read', 0xcf, x86.kvm_xsave, Cap.XSAVE2, MAX_XSAVE),

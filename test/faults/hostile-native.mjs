@@ -221,7 +221,7 @@ function argumentFor({ arg, request, element, least, most, count: at, countSize 
   if (arg === 0) return undefined;
   if (arg === 1) return chance(0.5) ? below(300) : choice(numbers);
   if (arg === 4) return sized(least, most, at, countSize);
-  if (arg !== 3) return bytes(fixed);
+  if (arg !== 3) return bytes(fixed + element);
   const count = choice([0, 1, 2, 3, 16, 128, 256, 257, 4096]);
   const list = bytes(fixed + count * element);
   if (list.length >= at + countSize) {
@@ -248,6 +248,13 @@ function callOf(wanted) {
   if (wanted.references.length === 0 && chance(0.9)) return call;
   for (const { offset, size } of wanted.references) if (chance(0.95)) call[2].fill(0, offset, offset + size);
   const references = wanted.references.map(referenceFor);
+  const command = choice(wanted.references[0]?.inside ?? []);
+  if (command !== undefined) {
+    // A command that the addon knows, and what its own struct refers to.
+    new DataView(call[2].buffer).setUint32(0, command.id, true);
+    if (chance(0.8)) references[0] = command.size === 0 ? null : bytes(command.size % 65_535);
+    for (const { is } of command.references) references.push(referenceFor({ is, kinds: 32 }));
+  }
   if (chance(0.1)) references.push(value());
   return [...call, references];
 }

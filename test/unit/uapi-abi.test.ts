@@ -1,7 +1,7 @@
 /** What src/uapi claims of the kernel's ABI, held against headers: recorded ones, the host's, and the lab kernels'. */
 import { beforeAll, describe, expect, it as test } from 'vitest';
 import { kernelHeaders } from '../../src/lab/index.ts';
-import { pmuMaskedEntry, RegType, regId } from '../../src/uapi/index.ts';
+import { pmuEvent, pmuMaskedEntry, RegType, regId } from '../../src/uapi/index.ts';
 import { type Comparison, compare, describeOtherwise } from '../uapi/compare.ts';
 import { type Facts, isField, isMacro, isStruct } from '../uapi/facts.ts';
 import { readRecorded } from '../uapi/fixture.ts';
@@ -128,5 +128,6 @@ describe('what macros with arguments make', () => {
     expect(regId(RegType.KVM, 0)).toBe(0x2030_0003_0000_0000n);
     // KVM_PMU_ENCODE_MASKED_ENTRY(0x1c4, 0xff, 0x20, true)
     expect(pmuMaskedEntry(0x1c4, 0xff, 0x20, true)).toBe(0xff80_0001_0000_20c4n);
+    expect(pmuEvent(0x1c4, 0x20)).toBe(0x1_0000_20c4n);
   });
 });

@@ -41,6 +41,10 @@ export const pmuMaskedEntry = (select: number, mask: number, match: number, excl
   (BigInt(match & 0xff) << 8n) |
   (exclude ? PmuMaskedEntry.EXCLUDE : 0n);
 
+/** An event of kvm_pmu_event_filter without masks, as the processor's event select has it: `select` has 12 bits, `unit` eight. */
+export const pmuEvent = (select: number, unit: number): bigint =>
+  BigInt(select & 0xff) | (BigInt(unit & 0xff) << 8n) | (BigInt(select & 0xf00) << 24n);
+
 /** KVM_STATS_TYPE_*: bits 0 to 3 of kvm_stats_desc.flags. */
 export const StatsType = {
   /** It only grows. */
