@@ -9,7 +9,7 @@ export const pages = [
     about: 'Opening KVM or the simulator, making VMs, running vCPUs, and what an exit is about.',
     files: [
       /^open$/,
-      /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|run-page|exit-arms|msr-filter|stats|coalesced-ring|xsave-area|args|abort)$/,
+      /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|kvm-device|encrypt-op|device-\w+|run-page|exit-arms|msr-filter|stats|coalesced-ring|xsave-area|args|abort)$/,
     ],
   },
   {
@@ -100,6 +100,6 @@ export const pages = [
     page: 'uapi-structs',
     title: 'Structs of the kernel',
     about: 'The layouts of arguments, and what reads and writes them.',
-    files: [/^uapi\/(structs|x86|encryption|xen|xsave|layout)$/],
+    files: [/^uapi\/(structs|x86|encryption|encrypt-commands|xen|xsave|layout)$/],
   },
 ];

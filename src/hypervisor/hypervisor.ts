@@ -2,7 +2,7 @@
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Value } from '../uapi/layout.ts';
 import type { kvm_msr_entry } from '../uapi/x86.ts';
-import { integer, object, u32 } from './args.ts';
+import { type Integer, integer, object, u32 } from './args.ts';
 import {
   type Backend,
   type BackendName,
@@ -10,6 +10,7 @@ import {
   type MemoryToken,
   type UserfaultfdToken,
 } from './backend.ts';
+import { type DeviceAttr, getAttr64, hasAttr, setAttr } from './device-attributes.ts';
 import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
@@ -114,6 +115,27 @@ export class Hypervisor implements Disposable {
     const wanted = indices.map((index) => ({ index: u32('index', index) }));
     const { result, elements } = this.#fd.exchangeList(ioctls.KVM_GET_MSRS, wanted);
     return elements.slice(0, result);
+  }
+
+  /**
+   * KVM_GET_DEVICE_ATTR on /dev/kvm (KVM_CAP_SYS_ATTRIBUTES, since 5.17), of 64 bits. SystemAttr.XCOMP_GUEST_SUPP: the
+   * XSAVE components that guests may have.
+   * @throws KvmError ENXIO for an attribute that is none, ENOTTY in the simulator
+   */
+  getDeviceAttr(attr: DeviceAttr): bigint {
+    return getAttr64(this.#fd, attr);
+  }
+  /** KVM_HAS_DEVICE_ATTR on /dev/kvm (since 5.17). @throws KvmError ENOTTY in the simulator */
+  hasDeviceAttr(attr: DeviceAttr): boolean {
+    return hasAttr(this.#fd, attr);
+  }
+  /**
+   * KVM_SET_DEVICE_ATTR on /dev/kvm. No released kernel has an attribute there that can be set.
+   * @param value bytes, at most 65,536; a number stands for 64 bits
+   * @throws KvmError ENOTTY, EINVAL
+   */
+  setDeviceAttr(attr: DeviceAttr, value: Integer | Uint8Array): void {
+    setAttr(this.#fd, attr, value);
   }
 
   /**

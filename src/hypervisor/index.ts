@@ -10,6 +10,7 @@ export type {
   UserfaultfdToken,
 } from './backend.ts';
 export { type CoalescedAccess, CoalescedRing } from './coalesced-ring.ts';
+export type { DeviceAttr } from './device-attributes.ts';
 export {
   type Diagnostics,
   type DiagnosticsChannel,
@@ -18,11 +19,14 @@ export {
   tellDiagnostics,
 } from './diagnostics.ts';
 export { DirtyRing } from './dirty-ring.ts';
+export { type EncryptAnswer, type EncryptOp, FirmwareError } from './encrypt-op.ts';
 export * from './errors.ts';
 export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, type DirtyListener, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
+export type { GuestPlace } from './guest-place.ts';
 export { Hypervisor } from './hypervisor.ts';
+export { KvmDevice } from './kvm-device.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
@@ -31,6 +35,7 @@ export { type Statistic, Stats } from './stats.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
 export { Vcpu } from './vcpu.ts';
+export type { XenVcpuAttribute } from './vcpu-attributes.ts';
 export type {
   CpuidEntry,
   DebugRegs,
@@ -42,5 +47,13 @@ export type {
   VcpuEvents,
 } from './vcpu-state.ts';
 export { Vm, type VmSetup } from './vm.ts';
+export type { EncryptedRegion } from './vm-encryption.ts';
 export type { MemoryAttributes, MemoryRegion, MemoryRegion2 } from './vm-memory.ts';
+export type {
+  EventFdLike,
+  HypervEventfdOptions,
+  PmuEventFilter,
+  XenHvmAttribute,
+  XenReferences,
+} from './vm-paravirt.ts';
 export { type FxsaveArea, Xfeature, XsaveArea } from './xsave-area.ts';

@@ -15,7 +15,7 @@ import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { RunPage } from './run-page.ts';
-import { VcpuState } from './vcpu-state.ts';
+import { VcpuAttributes } from './vcpu-attributes.ts';
 
 /** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
 const MAX_COMPLETIONS = 65_536;
@@ -27,7 +27,7 @@ const CANNOT_OBSERVE =
  * A virtual processor. run() it until something needs the VMM, and read what that is in place. Close what
  * vm.createVcpu() gave, or use `using`.
  */
-export class Vcpu extends VcpuState implements Disposable {
+export class Vcpu extends VcpuAttributes implements Disposable {
   /** The vCPU's number, which is its initial APIC id. */
   readonly id: number;
   /** What Hypervisor.kick() takes, from any thread of this process. */

@@ -11,7 +11,7 @@ import { describeSlot } from './memory-map.ts';
 import { type MsrFilterOptions, msrFilter } from './msr-filter.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
-import { VmInterrupts } from './vm-interrupts.ts';
+import { VmEncryption } from './vm-encryption.ts';
 
 /** Guest-physical addresses have at most 52 bits (SDM volume 3, 4.1.4). */
 const MAX_ADDRESS = 2 ** 52;
@@ -34,7 +34,7 @@ export interface VmSetup {
  * A virtual machine: its memory, its vCPUs, and the devices that the kernel has for it. Made by
  * Hypervisor.createVm().
  */
-export class Vm extends VmInterrupts implements Disposable {
+export class Vm extends VmEncryption implements Disposable {
   /** VmType: what it was created as. */
   readonly type: number;
   readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();

@@ -11,6 +11,7 @@ import {
   MemFlag,
   missing,
   VmType,
+  XenHvmConfigFlag,
 } from '../../src/index.ts';
 import { Quirk } from '../../src/uapi/index.ts';
 import { Agent, breakAt, Layout } from './agent.ts';
@@ -59,6 +60,18 @@ const others = {
     hv.checkExtension(CAP_TEST_PRIVATE_ACCESS) > 0
       ? undefined
       : "only the lab's kernel `userfault` has the stand-in for guests that choose (lab/kernel/patches)",
+  hyperv: (hv) =>
+    hv.checkExtension(Cap.SYS_HYPERV_CPUID) > 0
+      ? undefined
+      : 'this KVM has no Hyper-V for guests (KVM_CAP_SYS_HYPERV_CPUID is 0: CONFIG_KVM_HYPERV)',
+  xen: (hv) =>
+    (hv.checkExtension(Cap.XEN_HVM) & XenHvmConfigFlag.INTERCEPT_HCALL) !== 0
+      ? undefined
+      : 'this KVM has no Xen for guests (KVM_CAP_XEN_HVM lacks INTERCEPT_HCALL: CONFIG_KVM_XEN)',
+  'xen-hva': (hv) =>
+    (hv.checkExtension(Cap.XEN_HVM) & XenHvmConfigFlag.SHARED_INFO_HVA) !== 0
+      ? undefined
+      : 'KVM_CAP_XEN_HVM lacks SHARED_INFO_HVA (since 6.9)',
   'dirty-ring': (hv) =>
     hv.checkExtension(Cap.DIRTY_LOG_RING_ACQ_REL) > 0
       ? undefined

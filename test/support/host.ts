@@ -29,7 +29,15 @@ const beyondLab: readonly Condition[] = [
 ];
 const isWholeLab = inLab && process.env.VMEXIT_LAB_PARAMETERS === undefined;
 /** What the simulator does not model, on any host. Everything else it must have. */
-const beyondSim: readonly Condition[] = ['irqchip', 'userfaultfd', 'files', 'test-private-access'];
+const beyondSim: readonly Condition[] = [
+  'irqchip',
+  'userfaultfd',
+  'files',
+  'test-private-access',
+  'hyperv',
+  'xen',
+  'xen-hva',
+];
 
 const mayLack = (backend: BackendName, condition: Condition): boolean =>
   backend === 'sim' ? beyondSim.includes(condition) : !isWholeLab || beyondLab.includes(condition);

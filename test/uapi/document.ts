@@ -39,10 +39,19 @@ const since: Readonly<Record<string, string>> = {
   KVM_GET_REG_LIST: '6.18',
 };
 
+const attributes = (verb: string): string[] => [
+  ...['hv', 'vm', 'vcpu'].map((object) => `${object}.${verb}DeviceAttr()`),
+  `device.${verb}Attr()`,
+];
+
 /** Where the name of an ioctl stands in something private, or in the addon. */
 const within: Readonly<Record<string, readonly string[]>> = {
   KVM_RUN: ['vcpu.run()'],
   KVM_GET_VCPU_MMAP_SIZE: ['vm.createVcpu()'],
+  KVM_MEMORY_ENCRYPT_OP: ['vm.memoryEncryptOp()', 'vcpu.memoryEncryptOp()'],
+  KVM_SET_DEVICE_ATTR: attributes('set'),
+  KVM_GET_DEVICE_ATTR: attributes('get'),
+  KVM_HAS_DEVICE_ATTR: attributes('has'),
 };
 
 /** What is a call of its own to a backend, and no ioctl there. */
@@ -117,6 +126,8 @@ const live: Readonly<Record<string, string>> = {
   IO: 'vcpu.io',
   MMIO: 'vcpu.mmio',
   HYPERCALL: 'vcpu.hypercall',
+  HYPERV: 'vcpu.hyperv',
+  XEN: 'vcpu.xen',
   MEMORY_FAULT: 'vcpu.memoryFault',
   MEMORY_POISONED: 'vcpu.memoryFault',
 };
