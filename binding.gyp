@@ -4,6 +4,7 @@
       "target_name": "vmexit",
       "sources": [
         "native/addon.cc",
+        "native/eventfd.cc",
         "native/handle.cc",
         "native/ioctls.cc",
         "native/memory.cc",
@@ -12,7 +13,8 @@
         "native/stats.cc",
         "native/syscalls.cc",
         "native/table.cc",
-        "native/userfaultfd.cc"
+        "native/userfaultfd.cc",
+        "native/watch.cc"
       ],
       "include_dirs": ["<!(node -p \"require('node-addon-api').include_dir\")"],
       "defines": [

@@ -3,7 +3,13 @@
 //   kvm_bench open COUNT                  nanoseconds from open(2) to the first exit, the median of COUNT VMs
 //   kvm_bench dirty-log COUNT             nanoseconds per KVM_GET_DIRTY_LOG of 1 GiB with 1024 dirty pages
 //   kvm_bench convert-4k|convert-2m COUNT nanoseconds per conversion that the guest asks for
+//   kvm_bench irqfd COUNT                 nanoseconds from an irqfd's signal to the exit of the guest's
+//   handler kvm_bench ioeventfd COUNT             nanoseconds of a KVM_RUN that signals an ioeventfd, and of
+//   its epoll_wait(2)
 #define _GNU_SOURCE
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+
 #include "bench.h"
 
 #ifndef KVM_HC_MAP_GPA_RANGE
@@ -26,7 +32,8 @@ struct vm {
   long run_size;
 };
 
-static struct vm boot(const void* code, size_t code_size, unsigned long type, const struct kvm_regs* regs) {
+static struct vm boot(const void* code, size_t code_size, unsigned long type, int irqchip,
+                      const struct kvm_regs* regs) {
   struct vm v = {.gmem = -1, .area = {-1, 0}};
   need((v.kvm = open("/dev/kvm", O_RDWR | O_CLOEXEC)) >= 0, "/dev/kvm");
   need(ioctl(v.kvm, KVM_GET_API_VERSION, 0) == KVM_API_VERSION, "API version");
@@ -37,6 +44,7 @@ static struct vm boot(const void* code, size_t code_size, unsigned long type, co
   need(ioctl(v.vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "memory region");
   memcpy(v.ram.data + CODE, code, code_size);
 
+  need(!irqchip || ioctl(v.vm, KVM_CREATE_IRQCHIP, 0) == 0, "KVM_CREATE_IRQCHIP");
   need((v.vcpu = ioctl(v.vm, KVM_CREATE_VCPU, 0)) >= 0, "KVM_CREATE_VCPU");
   v.run_size = ioctl(v.kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
   v.run = mmap(0, v.run_size, PROT_READ | PROT_WRITE, MAP_SHARED, v.vcpu, 0);
@@ -67,7 +75,7 @@ static const struct kvm_regs kStart = {.rip = CODE, .rflags = 2};
 static volatile uint64_t sink;
 
 static double pio(long count, int immediate) {
-  struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+  struct vm v = boot(kPio, sizeof(kPio), 0, 0, &kStart);
   need(ioctl(v.vcpu, KVM_RUN, 0) == 0, "KVM_RUN");
   v.run->immediate_exit = immediate;
   if (immediate) ioctl(v.vcpu, KVM_RUN, 0);  // completes the first OUT
@@ -89,7 +97,7 @@ static double pio(long count, int immediate) {
 }
 
 static double registers(long count, unsigned long request) {
-  struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+  struct vm v = boot(kPio, sizeof(kPio), 0, 0, &kStart);
   struct kvm_regs regs;
   need(ioctl(v.vcpu, KVM_GET_REGS, &regs) == 0, "KVM_GET_REGS");
   uint64_t sum = 0;
@@ -115,7 +123,7 @@ static double first_exit(long count) {
   need(elapsed != NULL, "calloc");
   for (long i = 0; i < count; i++) {
     const double start = now();
-    struct vm v = boot(kPio, sizeof(kPio), 0, &kStart);
+    struct vm v = boot(kPio, sizeof(kPio), 0, 0, &kStart);
     need(ioctl(v.vcpu, KVM_RUN, 0) == 0 && v.run->exit_reason == KVM_EXIT_IO, "first exit");
     elapsed[i] = now() - start;
     shut(&v);
@@ -133,7 +141,7 @@ static const uint8_t kConvert[] = {0x66, 0xb8, 12,   0,    0,    0,    0x66, 0xb
 
 static double convert(long count, uint64_t pages) {
   struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rbx = AREA, .rcx = pages};
-  struct vm v = boot(kConvert, sizeof(kConvert), 1 /* KVM_X86_SW_PROTECTED_VM */, &regs);
+  struct vm v = boot(kConvert, sizeof(kConvert), 1 /* KVM_X86_SW_PROTECTED_VM */, 0, &regs);
   v.area = allocate(AREA_SIZE);
   struct kvm_create_guest_memfd create = {.size = AREA_SIZE};
   need((v.gmem = ioctl(v.vm, KVM_CREATE_GUEST_MEMFD, &create)) >= 0, "KVM_CREATE_GUEST_MEMFD");
@@ -172,7 +180,7 @@ static const uint8_t kWrite[] = {0x66, 0xbb, 0,    0,    0,    0,    0x66, 0xb9,
 
 // Only the ioctl is measured, not the guest that writes between two of them.
 static double dirty_log(long count) {
-  struct vm v = boot(kWrite, sizeof(kWrite), 0, &kStart);
+  struct vm v = boot(kWrite, sizeof(kWrite), 0, 0, &kStart);
   struct kvm_sregs sregs;
   need(ioctl(v.vcpu, KVM_GET_SREGS, &sregs) == 0, "KVM_GET_SREGS");
   sregs.ds.base = AREA;
@@ -205,6 +213,67 @@ static double dirty_log(long count) {
     if (i >= 0) elapsed += now() - start;  // the first maps the pages
     if (bitmap[0] != 1 || bitmap[bytes - 32] != 1 || bitmap[1] != 0) exit(1);
   }
+  free(bitmap);
+  shut(&v);
+  return elapsed / count;
+}
+
+#define HANDLER 0x1100
+#define READY_PORT 0xf2
+#define HANDLER_PORT 0xf1
+
+// Programs the master PIC with vectors from 0x20 on and automatic ends of interrupt, says that it is ready,
+// and waits.
+static const uint8_t kWaits[] = {0xb0, 0x11, 0xe6, 0x20, 0xb0, 0x20, 0xe6, 0x21, 0xb0,
+                                 0x04, 0xe6, 0x21, 0xb0, 0x03, 0xe6, 0x21, 0xb0, 0x00,
+                                 0xe6, 0x21, 0xe6, 0xf2, 0xfb, 0xf4, 0xeb, 0xfd};
+static const uint8_t kHandler[] = {0xe6, 0xf1, 0xcf};  // out 0xf1, al; iret
+#define LINE 4
+
+static int exits_at(const struct vm* v, int port) {
+  return ioctl(v->vcpu, KVM_RUN, 0) == 0 && v->run->exit_reason == KVM_EXIT_IO && v->run->io.port == port;
+}
+
+static double irqfd(long count) {
+  struct kvm_regs regs = {.rip = CODE, .rflags = 2, .rsp = 0x8000};
+  struct vm v = boot(kWaits, sizeof(kWaits), 0, 1, &regs);
+  memcpy(v.ram.data + HANDLER, kHandler, sizeof(kHandler));
+  const uint16_t vector[] = {HANDLER, 0};
+  memcpy(v.ram.data + 4 * (0x20 + LINE), vector, sizeof(vector));
+  struct kvm_irqfd irqfd = {.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .gsi = LINE};
+  need(ioctl(v.vm, KVM_IRQFD, &irqfd) == 0, "KVM_IRQFD");
+  need(exits_at(&v, READY_PORT), "ready");
+  const uint64_t one = 1;
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    need(write(irqfd.fd, &one, sizeof(one)) == sizeof(one), "write");
+    need(exits_at(&v, HANDLER_PORT), "handler");
+  }
+  const double elapsed = now() - start;
+  shut(&v);
+  return elapsed / count;
+}
+
+// again: out 0xf2, al; out 0xf1, al; jmp again
+static const uint8_t kRings[] = {0xe6, 0xf2, 0xe6, 0xf1, 0xeb, 0xfa};
+
+static double ioeventfd(long count) {
+  struct vm v = boot(kRings, sizeof(kRings), 0, 0, &kStart);
+  struct kvm_ioeventfd door = {
+      .addr = READY_PORT, .fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK), .flags = KVM_IOEVENTFD_FLAG_PIO};
+  need(ioctl(v.vm, KVM_IOEVENTFD, &door) == 0, "KVM_IOEVENTFD");
+  const int poll = epoll_create1(EPOLL_CLOEXEC);
+  struct epoll_event event = {.events = EPOLLIN};
+  need(poll >= 0 && epoll_ctl(poll, EPOLL_CTL_ADD, door.fd, &event) == 0, "epoll");
+  const double start = now();
+  for (long i = 0; i < count; i++) {
+    uint64_t rung = 0;
+    need(exits_at(&v, HANDLER_PORT), "exit");
+    need(epoll_wait(poll, &event, 1, -1) == 1, "epoll_wait");
+    need(read(door.fd, &rung, sizeof(rung)) == sizeof(rung) && rung == 1, "read");
+  }
+  const double elapsed = now() - start;
+  shut(&v);
   return elapsed / count;
 }
 
@@ -220,10 +289,12 @@ int main(int argc, char** argv) {
   if (count > 0 && !strcmp(mode, "get-regs")) ns = registers(count, KVM_GET_REGS);
   if (count > 0 && !strcmp(mode, "set-regs")) ns = registers(count, KVM_SET_REGS);
   if (count > 0 && !strcmp(mode, "dirty-log")) ns = dirty_log(count);
+  if (count > 0 && !strcmp(mode, "irqfd")) ns = irqfd(count);
+  if (count > 0 && !strcmp(mode, "ioeventfd")) ns = ioeventfd(count);
   if (ns < 0) {
     fprintf(stderr,
             "usage: kvm_bench "
-            "pio|immediate|open|convert-4k|convert-2m|get-regs|set-regs|dirty-log "
+            "pio|immediate|open|convert-4k|convert-2m|get-regs|set-regs|dirty-log|irqfd|ioeventfd "
             "COUNT\n");
     return 2;
   }

@@ -57,12 +57,53 @@ const writing = guest(
 `,
 );
 
-function boot(code, { type = 0, regs = {} } = {}) {
+/** Programs the master PIC with vectors from 0x20 on and automatic ends of interrupt, says that it is ready, and waits. */
+const waits = guest(
+  16,
+  `
+ b0 11 |        mov al, 0x11
+ e6 20 |        out 0x20, al
+ b0 20 |        mov al, 0x20
+ e6 21 |        out 0x21, al
+ b0 04 |        mov al, 4
+ e6 21 |        out 0x21, al
+ b0 03 |        mov al, 3
+ e6 21 |        out 0x21, al
+ b0 00 |        mov al, 0
+ e6 21 |        out 0x21, al
+ e6 f2 |        out 0xf2, al
+ fb    |        sti
+ f4    | again: hlt
+ eb fd |        jmp again
+`,
+);
+const handler = guest(
+  16,
+  `
+ e6 f1 | out 0xf1, al
+ cf    | iret
+`,
+);
+const rings = guest(
+  16,
+  `
+ e6 f2 | again: out 0xf2, al
+ e6 f1 |        out 0xf1, al
+ eb fa |        jmp again
+`,
+);
+const HANDLER = 0x1100;
+const LINE = 4;
+const READY_PORT = 0xf2;
+const HANDLER_PORT = 0xf1;
+
+function boot(code, { type = 0, regs = {}, irqchip = false } = {}) {
   const hv = openHypervisor();
   const vm = hv.createVm({ type });
   const ram = vm.allocate(RAM_SIZE);
   vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
   ram.write(CODE, code);
+  if (irqchip) vm.createIrqchip();
   const vcpu = vm.createVcpu(0);
   enterRealMode(vcpu);
   vcpu.setRegs({ rip: CODE, rflags: 2, ...regs });
@@ -72,7 +113,7 @@ function boot(code, { type = 0, regs = {} } = {}) {
     ram.close();
     hv.close();
   };
-  return { hv, vm, vcpu, close };
+  return { hv, vm, ram, vcpu, close };
 }
 
 // Each of these makes its VM, and gives what runs a round on it: a VMM runs one vCPU for long, not many for a moment.
@@ -165,6 +206,44 @@ function dirtyLog() {
   };
 }
 
+function irqfd() {
+  const { hv, vm, ram, vcpu } = boot(waits.code, { irqchip: true, regs: { rsp: 0x8000 } });
+  ram.write(HANDLER, handler.code);
+  ram.write(4 * (0x20 + LINE), new Uint8Array(Uint16Array.of(HANDLER, 0).buffer));
+  const bell = hv.createEventFd();
+  vm.irqfd({ eventFd: bell, gsi: LINE });
+  const { io } = vcpu;
+  expect(vcpu.run() === Exit.IO && io.port === READY_PORT);
+  return (count) => {
+    const start = process.hrtime.bigint();
+    for (let i = 0; i < count; i++) {
+      bell.signal();
+      expect(vcpu.run() === Exit.IO && io.port === HANDLER_PORT);
+    }
+    return nanoseconds(start, count);
+  };
+}
+
+function ioeventfd() {
+  const { hv, vm, vcpu } = boot(rings.code);
+  const door = hv.createEventFd();
+  vm.ioeventfd({ eventFd: door, address: READY_PORT, pio: true });
+  const { io } = vcpu;
+  const run = () => expect(vcpu.run() === Exit.IO && io.port === HANDLER_PORT);
+  return (count) =>
+    new Promise((resolve) => {
+      let left = count;
+      const start = process.hrtime.bigint();
+      door.watch((rung) => {
+        expect(rung === 1);
+        if (--left > 0) return run();
+        door.watch(undefined);
+        resolve(nanoseconds(start, count));
+      });
+      run();
+    });
+}
+
 // target: what the project promises. `more`: nanoseconds above C. `ratio`: of JS's time to C's. `program` and `args`:
 // the C side, kvm_bench.c with the name and the count where they are not given. `warmUp`: rounds before the first one.
 const benches = {
@@ -203,6 +282,19 @@ const benches = {
     target: { ratio: 1.1 },
     needs: ['dirty-log'],
   },
+  irqfd: {
+    what: "an irqfd's signal, to the exit of the guest's handler",
+    prepare: irqfd,
+    count: 5_000,
+    target: { ratio: 1.15 },
+    needs: ['irqchip'],
+  },
+  ioeventfd: {
+    what: "a guest's write to an ioeventfd, to the callback in the event loop",
+    prepare: ioeventfd,
+    count: 5_000,
+    target: { ratio: 1.5 },
+  },
   ...paging,
   ...restore,
   memory: { what: 'what 1 GiB of guest memory that nobody has touched takes of the host' },
@@ -219,19 +311,19 @@ function memory() {
   return { text: `1 GiB of guest memory, untouched: ${residentKb} kB resident`, figures: { residentKb } };
 }
 
-function compare(
+async function compare(
   name,
   { prepare, count, warmUp = 0, program = 'kvm_bench.c', args = () => [name, String(count)] },
   options,
 ) {
   const path = compile(options.folder, program);
   const round = prepare(count, warmUp + options.rounds + 1);
-  for (let i = 0; i < warmUp; i++) round(count);
+  for (let i = 0; i < warmUp; i++) await round(count);
   const c = [];
   const js = [];
   for (let i = 0; i <= options.rounds; i++) {
     const first = Number(execFileSync(path, args(count), { encoding: 'utf8' }));
-    const second = round(count);
+    const second = await round(count);
     if (i === 0) continue; // warms up: code is compiled, pages are faulted in
     c.push(first);
     js.push(second);
@@ -246,14 +338,14 @@ function compare(
   };
 }
 
-function measure(name, bench, options) {
+async function measure(name, bench, options) {
   if (name === 'memory') return memory();
   if (bench.run) return bench.run(options);
   const hv = openHypervisor({ backend: 'kvm' });
   const [lack] = missing(hv, bench.needs ?? []);
   hv.close();
   if (lack) return { text: `skipped: ${lack.reason}`, figures: { skipped: lack.reason } };
-  const { c, js, more, ratio } = compare(name, bench, options);
+  const { c, js, more, ratio } = await compare(name, bench, options);
   const { target, what } = bench;
   const met = target.more === undefined ? ratio <= target.ratio : more <= target.more;
   const wanted =

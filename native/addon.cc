@@ -2,12 +2,14 @@
 // the process alive is made here.
 #include <napi.h>
 
+#include "eventfd.h"
 #include "ioctls.h"
 #include "memory.h"
 #include "run.h"
 #include "stats.h"
 #include "table.h"
 #include "userfaultfd.h"
+#include "watch.h"
 
 namespace {
 
@@ -45,8 +47,13 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"zeroPages", vmexit::ZeroPages},
       {"wakePages", vmexit::WakePages},
       {"readFaults", vmexit::ReadFaults},
-      {"watchFaults", vmexit::WatchFaults},
       {"readStats", vmexit::ReadStats},
+      {"eventfd", vmexit::Eventfd},
+      {"shareEventfd", vmexit::ShareEventfd},
+      {"openEventfd", vmexit::OpenEventfd},
+      {"signalEventfd", vmexit::SignalEventfd},
+      {"drainEventfd", vmexit::DrainEventfd},
+      {"watch", vmexit::WatchHandle},
   };
   for (const auto& function : kFunctions) {
     exports.Set(function.name, Napi::Function::New(env, function.call, function.name));

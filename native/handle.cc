@@ -6,8 +6,9 @@
 #include <algorithm>
 #include <cmath>
 
+#include "eventfd.h"
 #include "run.h"
-#include "userfaultfd.h"
+#include "watch.h"
 
 namespace vmexit {
 
@@ -46,7 +47,8 @@ Handle::~Handle() { CloseFd(); }
 
 void Handle::CloseFd() {
   if (run) run->Close();
-  if (faults) faults->Unwatch();
+  Unwatch(this);
+  if (shared) UnshareEventfd(shared);
   if (fd >= 0) close(fd);
   fd = -1;
   if (live) *live = -1;

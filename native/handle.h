@@ -63,7 +63,7 @@ struct Slots : std::map<uint32_t, SlotMemory> {
 };
 
 struct RunState;
-struct Userfaults;
+struct Watch;
 
 struct Handle {
   Kind kind;
@@ -76,7 +76,11 @@ struct Handle {
   std::shared_ptr<Slots> slots;      // VM and its vCPUs
   std::shared_ptr<RunState> run;     // vCPU
   std::shared_ptr<int> live;         // the fd, or -1 once it is closed: for calls that were prepared
-  std::unique_ptr<Userfaults> faults;  // userfaultfd
+  // userfaultfd: where the memory lies in this process. A token carries it to another thread, and one that is
+  // wrong is an errno: the kernel copies into nothing that is not registered with this very userfaultfd.
+  uint64_t base = 0;
+  uint64_t shared = 0;           // eventfd: the number by which other threads open it; 0 without one
+  std::shared_ptr<Watch> watch;  // userfaultfd, eventfd
   Napi::Reference<Napi::ArrayBuffer> buffer;
   std::shared_ptr<Mapping>* view = nullptr;  // what `buffer` holds; valid while that is not detached
 

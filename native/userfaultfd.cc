@@ -7,7 +7,6 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-#include <uv.h>
 
 #include <algorithm>
 #include <cstring>
@@ -19,26 +18,6 @@
 #endif
 
 namespace vmexit {
-
-// The event loop's part of a handle. libuv frees nothing before the close callback, so it holds a reference
-// of its own; so does the hook, by which Node waits for that callback when the environment ends.
-struct Watch {
-  uv_poll_t poll{};
-  napi_env env = nullptr;
-  napi_ref callback = nullptr;
-  napi_async_cleanup_hook_handle hook = nullptr;
-
-  void Stop() {
-    if (!callback) return;
-    napi_delete_reference(env, callback);
-    callback = nullptr;
-    uv_close(reinterpret_cast<uv_handle_t*>(&poll), [](uv_handle_t* handle) {
-      auto* self = static_cast<std::shared_ptr<Watch>*>(handle->data);
-      napi_remove_async_cleanup_hook((*self)->hook);
-      delete self;
-    });
-  }
-};
 
 namespace {
 
@@ -74,8 +53,7 @@ Napi::Value WrapUserfaultfd(Napi::Env env, int fd, uint64_t base, uint64_t size,
   handle->fd = fd;
   handle->size = size;
   handle->mapping = std::move(mapping);
-  handle->faults = std::make_unique<Userfaults>();
-  handle->faults->base = base;
+  handle->base = base;
   return Wrap(env, std::move(handle));
 }
 
@@ -112,51 +90,7 @@ int Fill(int fd, unsigned long request, Argument argument, __s64 Argument::*done
   return 0;
 }
 
-void OnReadable(uv_poll_t* poll, int, int) {
-  // The callback may end the watch, and with it the handle.
-  const std::shared_ptr<Watch> watch = *static_cast<std::shared_ptr<Watch>*>(poll->data);
-  napi_env env = watch->env;
-  Napi::HandleScope scope(env);
-  napi_value callback = nullptr, global = nullptr, error = nullptr;
-  if (napi_get_reference_value(env, watch->callback, &callback) != napi_ok || !callback ||
-      napi_get_global(env, &global) != napi_ok) {
-    return;
-  }
-  const napi_status status = napi_make_callback(env, nullptr, global, callback, 0, nullptr, nullptr);
-  if (status == napi_pending_exception && napi_get_and_clear_last_exception(env, &error) == napi_ok) {
-    napi_fatal_exception(env, error);
-  }
-}
-
-// 0 or a negated errno.
-int StartWatch(Napi::Env env, int fd, Napi::Value callback, std::shared_ptr<Watch>* out) {
-  uv_loop_t* loop = nullptr;
-  if (napi_get_uv_event_loop(env, &loop) != napi_ok) return -EINVAL;
-  auto watch = std::make_shared<Watch>();
-  if (const int error = uv_poll_init(loop, &watch->poll, fd)) return error;  // libuv's errors are Linux's
-  watch->env = env;
-  watch->poll.data = new std::shared_ptr<Watch>(watch);
-  napi_create_reference(env, callback, 1, &watch->callback);
-  napi_add_async_cleanup_hook(
-      env,
-      // When the watch is being stopped already, its close callback tells that the hook is done.
-      [](napi_async_cleanup_hook_handle, void* self) { static_cast<Watch*>(self)->Stop(); }, watch.get(),
-      &watch->hook);
-  const int error = uv_poll_start(&watch->poll, UV_READABLE, OnReadable);
-  if (error) {
-    watch->Stop();
-  } else {
-    *out = std::move(watch);
-  }
-  return error;
-}
-
 }  // namespace
-
-void Userfaults::Unwatch() {
-  if (watch) watch->Stop();
-  watch.reset();
-}
 
 Napi::Value Userfaultfd(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
@@ -182,7 +116,7 @@ Napi::Value ShareUserfaultfd(const Napi::CallbackInfo& info) {
   auto token = Napi::Object::New(env);
   token.Set("fd", Napi::Number::New(env, handle->fd));
   token.Set("inode", Napi::Number::New(env, static_cast<double>(stat.st_ino)));
-  token.Set("base", Napi::BigInt::New(env, handle->faults->base));
+  token.Set("base", Napi::BigInt::New(env, handle->base));
   token.Set("size", Napi::Number::New(env, static_cast<double>(handle->size)));
   return token;
 }
@@ -221,7 +155,7 @@ Napi::Value FillPages(const Napi::CallbackInfo& info) {
   Handle* handle = ToRange(info, &offset, size);
   if (!handle) return env.Undefined();
   const auto source = reinterpret_cast<uintptr_t>(bytes.Data());
-  const uint64_t base = handle->faults->base;
+  const uint64_t base = handle->base;
   if (source + size > base && source < base + handle->size) {
     Invalid(env, "bytes must not lie in the memory itself: its missing pages would wait for themselves");
     return env.Undefined();
@@ -246,7 +180,7 @@ Napi::Value ZeroPages(const Napi::CallbackInfo& info) {
   Handle* handle = ToRange(info, &offset, size);
   if (!handle) return env.Undefined();
   uffdio_zeropage zero{};
-  zero.range = {.start = handle->faults->base + offset, .len = size};
+  zero.range = {.start = handle->base + offset, .len = size};
   const auto advance = [](uffdio_zeropage* zero, uint64_t done) {
     zero->range.start += done;
     zero->range.len -= done;
@@ -261,7 +195,7 @@ Napi::Value WakePages(const Napi::CallbackInfo& info) {
   if (!ToU64(env, info[2], "size", &size)) return env.Undefined();
   Handle* handle = ToRange(info, &offset, size);
   if (!handle) return env.Undefined();
-  uffdio_range range{.start = handle->faults->base + offset, .len = size};
+  uffdio_range range{.start = handle->base + offset, .len = size};
   return Errno(env, ioctl(handle->fd, UFFDIO_WAKE, &range) ? errno : 0);
 }
 
@@ -277,25 +211,12 @@ Napi::Value ReadFaults(const Napi::CallbackInfo& info) {
   uint32_t next = 0;
   for (size_t i = 0; i < count; i++) {
     if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
-    const uint64_t offset = messages[i].arg.pagefault.address - handle->faults->base;
+    const uint64_t offset = messages[i].arg.pagefault.address - handle->base;
     // A token with a wrong base would give addresses outside: they are nobody's here.
     if (offset < handle->size)
       offsets[next++] = Napi::Number::New(env, static_cast<double>(offset & ~(kPage - 1)));
   }
   return offsets;
-}
-
-Napi::Value WatchFaults(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Handle* handle = Unwrap(env, info[0], kUserfaultfd, "userfaultfd");
-  if (!handle) return env.Undefined();
-  if (!info[1].IsFunction() && !info[1].IsUndefined()) {
-    Invalid(env, "callback must be a function or undefined");
-    return env.Undefined();
-  }
-  handle->faults->Unwatch();
-  const bool watch = info[1].IsFunction();
-  return Errno(env, watch ? -StartWatch(env, handle->fd, info[1], &handle->faults->watch) : 0);
 }
 
 }  // namespace vmexit

@@ -60,6 +60,28 @@ export interface UserfaultfdToken {
   readonly size: number;
 }
 
+/** An eventfd of one thread that another may open: what EventFd.share() gives. */
+export interface EventFdToken {
+  /** Which backend made it: only that one can open it. */
+  readonly backend: BackendName;
+  /** Its own in this process, and never given again. */
+  readonly number: number;
+}
+
+/** eventfd(2), non-blocking. */
+export interface EventFds {
+  /** @param semaphore EFD_SEMAPHORE: drain() takes 1 */
+  create(initial: number, semaphore: boolean): Handle | number;
+  share(eventFd: Handle): EventFdToken;
+  open(token: EventFdToken): Handle | number;
+  /** write(2): -EAGAIN where the counter would overflow. */
+  signal(eventFd: Handle, count: number): number;
+  /** read(2): the count, above 0; -EAGAIN where it is 0. */
+  drain(eventFd: Handle): number;
+  /** Called from the thread's event loop while the count is above 0. */
+  watch(eventFd: Handle, callback: (() => void) | undefined): number;
+}
+
 /** userfaultfd(2) over guest memory; ranges are of whole pages and lie inside the memory. */
 export interface Userfaults {
   /** Over all of a memory, mode MISSING. */
@@ -181,6 +203,8 @@ export interface Backend {
 
   /** Where the host has such a thing: not in the simulator. */
   readonly userfaults?: Userfaults;
+  /** Counters of eventfd(2). */
+  readonly eventFds: EventFds;
 
   /** KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed). */
   runner(vcpu: Handle): (timeoutMs?: number) => number;

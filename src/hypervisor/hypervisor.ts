@@ -6,12 +6,14 @@ import { type Integer, integer, object, u32 } from './args.ts';
 import {
   type Backend,
   type BackendName,
+  type EventFdToken,
   isHandle,
   type MemoryToken,
   type UserfaultfdToken,
 } from './backend.ts';
 import { type DeviceAttr, getAttr64, hasAttr, setAttr } from './device-attributes.ts';
 import { KvmError, outOfRange, wrongType } from './errors.ts';
+import { EventFd, type EventFdOptions } from './event-fd.ts';
 import { Fd } from './fd.ts';
 import { GuestMemory } from './guest-memory.ts';
 import { type Inspect, inspect, shown } from './inspect.ts';
@@ -171,6 +173,25 @@ export class Hypervisor implements Disposable {
    */
   openUserfaultfd(token: UserfaultfdToken): Userfaultfd {
     return Userfaultfd.open(this.#fd.backend, token);
+  }
+
+  /**
+   * A counter for Vm.irqfd() and Vm.ioeventfd(), or for threads among themselves (eventfd(2)).
+   * @throws KvmError EMFILE, ENFILE when too many files are open; TypeError, RangeError ERR_KVM_INVALID_ARG; VmexitError
+   *   ERR_KVM_CLOSED
+   */
+  createEventFd(options: EventFdOptions = {}): EventFd {
+    this.#fd.handle;
+    return EventFd.create(this.#fd.backend, options);
+  }
+
+  /**
+   * Opens an EventFd that another thread of this process shares: the same counter.
+   * @throws KvmError ESTALE when it was closed meanwhile, EBADF in the simulator for what is no token of its own; TypeError,
+   *   RangeError ERR_KVM_INVALID_ARG
+   */
+  openEventFd(token: EventFdToken): EventFd {
+    return EventFd.open(this.#fd.backend, token);
   }
 
   /**

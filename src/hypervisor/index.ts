@@ -4,6 +4,7 @@ export type { Integer } from './args.ts';
 export type {
   Backend,
   BackendName,
+  EventFdToken,
   MemoryToken,
   Observer,
   SecondStageEvent,
@@ -21,6 +22,7 @@ export {
 export { DirtyRing } from './dirty-ring.ts';
 export { type EncryptAnswer, type EncryptOp, FirmwareError } from './encrypt-op.ts';
 export * from './errors.ts';
+export { EventFd, type EventFdOptions, type EventFdWait } from './event-fd.ts';
 export type { ExitArms } from './exit-arms.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, type DirtyListener, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
@@ -48,6 +50,7 @@ export type {
 } from './vcpu-state.ts';
 export { Vm, type VmSetup } from './vm.ts';
 export type { EncryptedRegion } from './vm-encryption.ts';
+export type { Ioeventfd, Irqfd } from './vm-events.ts';
 export type { MemoryAttributes, MemoryRegion, MemoryRegion2 } from './vm-memory.ts';
 export type {
   EventFdLike,

@@ -2,12 +2,13 @@
  * What an errno of the kernel's most likely means, by request. Looked up only after a call has failed: the kernel
  * decides what is allowed, this explains its answer. From the order of the checks in virt/kvm and arch/x86/kvm.
  */
-import { MemFlag, MemoryAttribute } from '../uapi/constants.ts';
+import { IoeventfdFlag, MemFlag, MemoryAttribute } from '../uapi/constants.ts';
 import { Errno, errnoName } from '../uapi/errno.ts';
 import type { IoctlName } from '../uapi/ioctls.ts';
 import { type Value, viewOf } from '../uapi/layout.ts';
 import {
   kvm_create_guest_memfd,
+  kvm_ioeventfd,
   kvm_memory_attributes,
   kvm_pre_fault_memory,
   kvm_userspace_memory_region2,
@@ -124,6 +125,10 @@ const ADDRESS_SIZES = 0x8000_0008;
 /** 0 where the leaf does not tell. */
 const LINEAR_BITS: readonly number[] = [0, 48, 57];
 
+const ioeventfd = (data: Uint8Array): Value<typeof kvm_ioeventfd> => kvm_ioeventfd.get(viewOf(data), 0);
+const placeOf = ({ addr, flags }: Value<typeof kvm_ioeventfd>): string =>
+  `${(flags & IoeventfdFlag.PIO) !== 0 ? 'port' : 'address'} ${hex(addr)}`;
+
 const noIrqchip: Explain = () =>
   'there are no interrupt controllers in the kernel: vm.createIrqchip(), before the first vCPU';
 
@@ -216,6 +221,32 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
   KVM_CREATE_PIT2: { EEXIST: () => 'there is a timer in the kernel already', ENOENT: noIrqchip },
   KVM_IRQ_LINE: { ENXIO: noIrqchip },
   KVM_SIGNAL_MSI: { EINVAL: noIrqchip },
+  KVM_IRQFD: {
+    EINVAL: () =>
+      'there are no interrupt controllers in the kernel that can take it: vm.createIrqchip(), before the first vCPU; with ' +
+      '`resample` a split irqchip cannot',
+    EBUSY: () => 'this EventFd has an interrupt of this VM already: give each its own',
+  },
+  KVM_IOEVENTFD: {
+    EEXIST: firstOf(ioeventfd, [
+      [
+        () => true,
+        (e) =>
+          `another ioeventfd answers to writes to ${placeOf(e)}: of one address they differ by a length above 0, or by ` +
+          'datamatch',
+      ],
+    ]),
+    EINVAL: firstOf(ioeventfd, [
+      [(e) => ![0, 1, 2, 4, 8].includes(e.len), (e) => `length is ${e.len}; it must be 0, 1, 2, 4 or 8`],
+      [
+        (e) => e.len === 0 && (e.flags & IoeventfdFlag.DATAMATCH) !== 0,
+        () => 'datamatch needs the length of its value: length is 0',
+      ],
+    ]),
+    ENOENT: firstOf(ioeventfd, [
+      [() => true, (e) => `there is none at ${placeOf(e)} with this EventFd, length and datamatch`],
+    ]),
+  },
   KVM_GET_LAPIC: { EINVAL: noIrqchip },
   KVM_SET_LAPIC: { EINVAL: noIrqchip },
   KVM_SET_MP_STATE: { EINVAL: noIrqchip },
@@ -239,6 +270,7 @@ const notSimulated: { readonly [R in IoctlName]?: string } = {
   KVM_CREATE_PIT2: noController,
   KVM_IRQ_LINE: noController,
   KVM_SIGNAL_MSI: noController,
+  KVM_IRQFD: noController,
   KVM_GET_LAPIC: noController,
   KVM_SET_LAPIC: noController,
   KVM_GET_CLOCK: noClock,

@@ -3,10 +3,10 @@ import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
 import type { kvm_irq_level, kvm_msi } from '../uapi/structs.ts';
 import { u32 } from './args.ts';
-import { VmMemory } from './vm-memory.ts';
+import { VmEvents } from './vm-events.ts';
 
 /** The part of a Vm that is about its interrupts. */
-export abstract class VmInterrupts extends VmMemory {
+export abstract class VmInterrupts extends VmEvents {
   protected readonly devices: ('irqchip' | 'pit')[] = [];
 
   /**

@@ -28,6 +28,10 @@ export interface VmSetup {
   readonly msrFilter: boolean;
   /** The kernel has interrupt controllers or a timer of this VM's. */
   readonly devices: readonly ('irqchip' | 'pit')[];
+  /** How many there are that irqfd() has made. */
+  readonly irqfds: number;
+  /** How many there are that ioeventfd() has made. */
+  readonly ioeventfds: number;
 }
 
 /**
@@ -61,6 +65,7 @@ export class Vm extends VmEncryption implements Disposable {
       identityMapAddress: this.#identityMapAddress,
       devices: this.devices,
       msrFilter: this.#filtered,
+      ...this.eventFds,
     };
   }
 

@@ -95,8 +95,13 @@ export interface Native {
   zeroPages(userfaultfd: Handle, offset: number, size: number): number;
   wakePages(userfaultfd: Handle, offset: number, size: number): number;
   readFaults(userfaultfd: Handle): number[] | number;
-  watchFaults(userfaultfd: Handle, callback: (() => void) | undefined): number;
   readStats(stats: Handle, offset: number, bytes: Uint8Array): number;
+  eventfd(initial: number, semaphore: boolean): Handle | number;
+  shareEventfd(eventfd: Handle): number;
+  openEventfd(number: number): Handle | number;
+  signalEventfd(eventfd: Handle, count: number): number;
+  drainEventfd(eventfd: Handle): number;
+  watch(handle: Handle, callback: (() => void) | undefined): number;
 }
 
 let loaded: Native | undefined;

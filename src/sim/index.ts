@@ -7,11 +7,12 @@
  * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
  * private pages come by populate().
  */
-import type { Backend, Handle, MemoryToken, Observer, Reference } from '../hypervisor/backend.ts';
+import type { Backend, EventFds, Handle, MemoryToken, Observer, Reference } from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
 import { Arena, PAGE } from './arena.ts';
 import { type Argument, type Given, PlaceOf, type Table } from './kernel/dispatch.ts';
+import { EventFdFile } from './kernel/eventfd.ts';
 import { Host, type SimOptions } from './kernel/host.ts';
 import { systemCreates, systemIoctls } from './kernel/system.ts';
 import { KvmVcpu } from './kernel/vcpu.ts';
@@ -27,7 +28,7 @@ export type { SimOptions, SimulatedHost } from './kernel/host.ts';
 export { type KickTable, makeKickTable } from './kernel/kicks.ts';
 
 /** What a handle stands for: /dev/kvm is the host itself. */
-type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping | DirtyRing;
+type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping | DirtyRing | EventFdFile;
 
 class OpenHandle {
   readonly object: Opened;
@@ -231,6 +232,18 @@ class Simulator implements SimBackend {
     if (advice !== MADV_REMOVE || size === 0) return 0;
     const mode = Falloc.PUNCH_HOLE | Falloc.KEEP_SIZE;
     return checkFallocate(mode, offset, size) || (file?.fallocate(mode, offset, size) ?? -Errno.EINVAL);
+  };
+
+  readonly eventFds: EventFds = {
+    create: (initial, semaphore) => wrap(EventFdFile.create(this.#host, initial, semaphore)),
+    share: (eventFd) => as(EventFdFile, eventFd, 'eventFd').share(),
+    open(token) {
+      const file = EventFdFile.open(token);
+      return typeof file === 'number' ? file : wrap(file);
+    },
+    signal: (eventFd, count) => as(EventFdFile, eventFd, 'eventFd').write(count),
+    drain: (eventFd) => as(EventFdFile, eventFd, 'eventFd').read(),
+    watch: (eventFd, callback) => as(EventFdFile, eventFd, 'eventFd').watch(callback),
   };
 
   readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').enter;

@@ -107,6 +107,7 @@ function furnish() {
   keep('reservation', native.reserve(16 * PAGE));
   paged = native.allocate(16 * PAGE);
   keep('userfaultfd', native.userfaultfd(paged));
+  keep('eventfd', native.eventfd(0, false));
   while (open.functions.length > 8) open.functions.shift();
 }
 
@@ -336,8 +337,16 @@ const plausible = {
   zeroPages: () => [choice(open.userfaultfd), choice(pageOffsets), choice(pageOffsets)],
   wakePages: () => [choice(open.userfaultfd), choice(pageOffsets), choice(pageOffsets)],
   readFaults: () => [choice(open.userfaultfd)],
-  watchFaults: () => [choice(open.userfaultfd), choice([undefined, () => {}])],
   issue: () => [],
+  eventfd: () => [choice([0, 1, 2 ** 32 - 1, 2 ** 32]), chance(0.5)],
+  shareEventfd: () => [choice(open.eventfd)],
+  openEventfd: () => {
+    const eventfd = choice(open.eventfd);
+    return [eventfd !== undefined && chance(0.8) ? native.shareEventfd(eventfd) : below(64)];
+  },
+  signalEventfd: () => [choice(open.eventfd), choice([0, 1, 2 ** 32, 2 ** 53 - 1, 2n ** 64n - 2n])],
+  drainEventfd: () => [choice(open.eventfd)],
+  watch: () => [choice([...open.userfaultfd, ...open.eventfd]), choice([undefined, () => {}])],
   run: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
 };
 
@@ -392,6 +401,7 @@ function call(name) {
   if (name === 'mapDirtyRing') keep('ring', result);
   if (name === 'reserve') keep('reservation', result);
   if (name === 'openUserfaultfd') keep('userfaultfd', result);
+  if (name === 'eventfd' || name === 'openEventfd') keep('eventfd', result);
   // Of memory that others use, it is closed before anybody touches a page.
   if (name === 'userfaultfd' && isExternal(result)) native.close(result);
   if (name === 'runner' && typeof result === 'function')

@@ -2,7 +2,9 @@
 
 import { spawnSync } from 'node:child_process';
 import { randomFill } from 'node:crypto';
+import { once } from 'node:events';
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { Worker } from 'node:worker_threads';
 import {
   boot,
   Cap,
@@ -259,6 +261,80 @@ await main({
     const filled = await Promise.all(done);
     await collect();
     return { filled };
+  },
+
+  /**
+   * Thousands, in VMs that signal them or are signalled, closed or left to the collector, watched or not. Those that are
+   * left at the end have nobody who waits: this process ends all the same.
+   */
+  async eventFds() {
+    const hv = openHypervisor();
+    const before = fds();
+    const told = { irqfds: 0, ioeventfds: 0 };
+    for (let round = 0; round < 20; round++) {
+      const vm = hv.createVm();
+      const hasIrqchip = codeOf(() => vm.createIrqchip()) === 'ok';
+      for (let i = 0; i < 100; i++) {
+        const eventFd = hv.createEventFd();
+        const same = hv.openEventFd(eventFd.share());
+        vm.ioeventfd({ eventFd, address: 0x1000 + i, pio: i % 2 === 0 });
+        if (hasIrqchip) vm.irqfd({ eventFd: same, gsi: i % 24 });
+        if (i % 3 === 0) same.watch(() => {});
+        eventFd.signal();
+        if (i % 4 === 0) eventFd.close();
+        if (i % 4 <= 1) same.close();
+        same.closed || same.watch(undefined);
+      }
+      told.irqfds += vm.setup.irqfds;
+      told.ioeventfds += vm.setup.ioeventfds;
+      if (round % 2 === 0) vm.close();
+      await collect();
+    }
+    await collect();
+    const leaked = fds() - before;
+    const left = hv.createEventFd();
+    left.watch(() => {});
+    left.watch(undefined);
+    left.signal();
+    await left.wait();
+    return { ...told, leaked };
+  },
+
+  /** A thread ends in the middle of it all: by itself, and by terminate(). */
+  async threadWithEventFdsEnds() {
+    const hv = openHypervisor();
+    const before = fds();
+    const source = `
+      import(${JSON.stringify(new URL('../../dist/index.js', import.meta.url).href)}).then(({ openHypervisor }) => {
+        const { parentPort, workerData } = require('node:worker_threads');
+        const hv = openHypervisor();
+        const vm = hv.createVm();
+        const own = hv.createEventFd();
+        const shared = hv.openEventFd(workerData.token);
+        for (const [at, eventFd] of [own, shared].entries()) {
+          vm.ioeventfd({ eventFd, address: at, pio: true });
+          eventFd.watch(() => {});
+          eventFd.wait();
+        }
+        shared.signal();
+        parentPort.postMessage(own.share());
+        if (workerData.exits) process.exit();
+      });
+    `;
+    const errnos = [];
+    for (const exits of [true, false]) {
+      const mine = hv.createEventFd();
+      const worker = new Worker(source, { eval: true, workerData: { token: mine.share(), exits } });
+      const ended = new Promise((resolve) => worker.once('exit', resolve));
+      const [token] = await once(worker, 'message');
+      if (!exits) await worker.terminate();
+      await ended;
+      errnos.push(codeOf(() => hv.openEventFd(token)));
+      mine.signal();
+      mine.close();
+    }
+    await collect();
+    return { errnos, leaked: fds() - before };
   },
 
   /** The handle is gone, its run function is not. */

@@ -82,6 +82,14 @@ describe('file descriptors', () => {
     expect(await run('droppedWithoutClose')).toEqual({ leaked: 0 });
   });
 
+  test('of 4,000 EventFds with irqfds and ioeventfds do not leak, and hold up no process', async () => {
+    expect(await run('eventFds')).toEqual({ irqfds: 20 * 100, ioeventfds: 20 * 100, leaked: 0 });
+  });
+
+  test('of EventFds are closed when their thread ends, and nobody opens them by a token any more', async () => {
+    expect(await run('threadWithEventFdsEnds')).toEqual({ errnos: ['ESTALE', 'ESTALE'], leaked: 0 });
+  });
+
   test('are not reached by a run function that outlives its handle: it gives EBADF', async () => {
     expect(await run('runFunctionAlone')).toEqual({ result: -9, open: 1 });
   });

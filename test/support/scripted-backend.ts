@@ -90,6 +90,9 @@ export class ScriptedBackend implements Backend {
     const page = viewOf(this.bytes(vcpu));
     return () => (this.script.shift() ?? (() => -Errno.EINTR))(page);
   }
+  get eventFds(): never {
+    throw new Error('not scripted');
+  }
   kickId(): number {
     return 1;
   }

@@ -379,6 +379,7 @@ export class Cpu {
     }
     this.#again = undefined;
     io.end();
+    io.settle();
     if (single) {
       try {
         this.#stepped(flags);

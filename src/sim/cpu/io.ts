@@ -26,6 +26,8 @@ export class IoLog {
   readonly writes: Stop[] = [];
   /** KVM's emulator gives up where the instruction comes to write. */
   refusesWrites = false;
+  /** Offers the kernel a write, and gives whether it is done by that: KVM's own buses (kvm_io_bus_write()). */
+  bus: (write: Stop) => boolean = () => false;
   /** The last access to where there is no memory. */
   gpa = 0;
   access: Access = Access.READ;
@@ -82,8 +84,19 @@ export class IoLog {
     if (this.refusesWrites) throw notEmulated;
     for (let done = 0; done < data.length; done += FRAGMENT) {
       const part = data.slice(done, done + FRAGMENT);
-      this.writes.push({ kind: 'mmio', write: true, gpa: gpa + done, data: part });
+      this.writes.push({ kind: 'mmio', write: true, gpa: gpa + done, data: part, follows: done > 0 });
     }
+  }
+  /** What the kernel takes is no exit; of an access what it takes from its beginning on (vcpu_mmio_write()). */
+  settle(): void {
+    if (this.writes.length === 0) return;
+    let taken = false;
+    const left = this.writes.filter((stop) => {
+      const follows = stop.kind === 'mmio' && stop.follows === true;
+      taken = (taken || !follows) && this.bus(stop);
+      return !taken;
+    });
+    this.writes.splice(0, this.writes.length, ...left);
   }
 
   /** IN and INS: `count` elements of `size` bytes. String instructions are the emulator's. */
@@ -97,7 +110,7 @@ export class IoLog {
     this.demand(string ? 'emulated' : 'alone');
     const stop: Stop = { kind: 'io', write: true, port, size, count: data.length / size, data };
     if (string) this.writes.push(stop);
-    else this.#ask(stop);
+    else if (!this.empty || !this.bus(stop)) this.#ask(stop);
   }
   /** A failed RDMSR or WRMSR: gives what RDMSR reads. */
   msr(write: boolean, index: number, data: bigint, reason: number): bigint {

@@ -43,7 +43,14 @@ export type Stop =
       readonly count: number;
       readonly data: Uint8Array;
     }
-  | { readonly kind: 'mmio'; readonly write: boolean; readonly gpa: number; readonly data: Uint8Array }
+  | {
+      readonly kind: 'mmio';
+      readonly write: boolean;
+      readonly gpa: number;
+      readonly data: Uint8Array;
+      /** It goes on with an access that another stop began. */
+      readonly follows?: boolean;
+    }
   | {
       readonly kind: 'hypercall';
       readonly number: bigint;

@@ -71,6 +71,7 @@ export class KvmVcpu {
       rings.push(this.ring);
     }
     this.cpu.code.tier = host.tier;
+    this.cpu.io.bus = vm.ioeventfds.write;
     this.runner = new Runner(this);
     vm.memory.translators.add(this.cpu);
   }

@@ -18,6 +18,7 @@ import {
 } from './capabilities.ts';
 import { type Handlers, type StructArgument, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
+import { Ioeventfds } from './ioeventfd.ts';
 import { VmMsrPolicy } from './msr-policy.ts';
 import { clearDirtyLog, getDirtyLog, setRegion, setRegion2 } from './regions.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
@@ -37,6 +38,7 @@ export class KvmVm extends Counted {
   exceptionPayload = false;
   /** Numbers are given once: a vCPU lives as long as its VM. */
   readonly vcpuIds = new Set<number>();
+  readonly ioeventfds = new Ioeventfds();
 
   constructor(host: Host, type: number) {
     super();
@@ -138,6 +140,7 @@ const handlers: Handlers<KvmVm> = {
   KVM_GET_DIRTY_LOG: getDirtyLog,
   KVM_CLEAR_DIRTY_LOG: clearDirtyLog,
   KVM_RESET_DIRTY_RINGS: (vm) => vm.memory.resetDirtyRings(),
+  KVM_IOEVENTFD: (vm, argument, given) => vm.ioeventfds.set(argument, given),
   KVM_MEMORY_ENCRYPT_REG_REGION: registerRegion(MemoryAttribute.PRIVATE),
   KVM_MEMORY_ENCRYPT_UNREG_REGION: registerRegion(0),
 };

@@ -165,6 +165,13 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
       throw notSavable(`pages of slot ${slot} may not have arrived yet: wait until the pager is complete`);
   }
   if (vm.setup.msrFilter) throw notSavable('the VM has a filter of MSRs, which no snapshot has');
+  const { irqfds, ioeventfds } = vm.setup;
+  if (irqfds + ioeventfds > 0) {
+    throw notSavable(
+      `the VM has eventfds (irqfd: ${irqfds}, ioeventfd: ${ioeventfds}), which no snapshot has: take them back first ` +
+        '(Vm.removeIrqfd(), Vm.removeIoeventfd())',
+    );
+  }
   const [device] = vm.setup.devices;
   if (device !== undefined)
     throw notSavable(`the VM has a ${device} in the kernel, whose state no snapshot has`);

@@ -1,0 +1,142 @@
+/** eventfd(2), in memory that threads can share (fs/eventfd.c). */
+import type { EventFdToken } from '../../hypervisor/backend.ts';
+import { Errno } from '../../uapi/errno.ts';
+import type { Host } from './host.ts';
+
+/** What a token of the simulator's carries besides its number. */
+export interface SimEventFdToken extends EventFdToken {
+  readonly memory: SharedArrayBuffer;
+}
+
+/** The words of a counter: its count, whether it is a semaphore, and how many handles it has. */
+const [COUNT, SEMAPHORE, HANDLES, WORDS] = [0, 1, 2, 3] as const;
+const SIZE = WORDS * BigInt64Array.BYTES_PER_ELEMENT;
+/** ULLONG_MAX, to which only the kernel itself counts. */
+const TOP = 2n ** 64n - 1n;
+/** A timer may not be set later. */
+const LATEST = 2 ** 31 - 1;
+
+/** Changes a word by what is there; gives what was there. `next` gives undefined to leave it. */
+function update(words: BigInt64Array, at: number, next: (value: bigint) => bigint | undefined): bigint {
+  for (let found = Atomics.load(words, at); ; ) {
+    const wanted = next(BigInt.asUintN(64, found));
+    if (wanted === undefined) return BigInt.asUintN(64, found);
+    const seen = Atomics.compareExchange(words, at, found, BigInt.asIntN(64, wanted));
+    if (seen === found) return BigInt.asUintN(64, found);
+    found = seen;
+  }
+}
+
+export class EventFdFile {
+  readonly #words: BigInt64Array;
+  readonly #number: number;
+  #stop: (() => void) | undefined;
+
+  /** By create() and open(). */
+  constructor(memory: SharedArrayBuffer, number: number) {
+    this.#words = new BigInt64Array(memory);
+    this.#number = number;
+  }
+
+  static create({ arena, kicks }: Host, initial: number, semaphore: boolean): EventFdFile {
+    // A page that is not cross-origin isolated has no such name, and has the thing all the same.
+    const Shared = arena.memory.buffer.constructor as typeof SharedArrayBuffer;
+    const file = new EventFdFile(new Shared(SIZE), kicks.number());
+    file.#words.set([BigInt(initial), semaphore ? 1n : 0n, 1n]);
+    return file;
+  }
+
+  /** -ESTALE when its last handle is closed. */
+  static open(token: EventFdToken): EventFdFile | number {
+    const { memory, number } = token as Partial<SimEventFdToken>;
+    if (!isMemory(memory) || number === undefined) return -Errno.EBADF;
+    const file = new EventFdFile(memory, number);
+    const handles = update(file.#words, HANDLES, (count) => (count === 0n ? undefined : count + 1n));
+    return handles === 0n ? -Errno.ESTALE : file;
+  }
+
+  /** Whether both are handles of one counter. */
+  is(other: EventFdFile): boolean {
+    return this.#number === other.#number;
+  }
+
+  share(): SimEventFdToken {
+    return {
+      backend: 'sim',
+      number: this.#number,
+      memory: this.#words.buffer as unknown as SharedArrayBuffer,
+    };
+  }
+
+  /** write(2). */
+  write(count: number): number {
+    const room = TOP - BigInt(count);
+    const before = update(this.#words, COUNT, (value) => (value < room ? value + BigInt(count) : undefined));
+    if (before >= room) return -Errno.EAGAIN;
+    Atomics.notify(this.#words, COUNT);
+    return 0;
+  }
+
+  /** eventfd_signal(): at the top it stays. */
+  signal(): void {
+    update(this.#words, COUNT, (value) => (value < TOP ? value + 1n : undefined));
+    Atomics.notify(this.#words, COUNT);
+  }
+
+  /** read(2). */
+  read(): number {
+    const one = Atomics.load(this.#words, SEMAPHORE) !== 0n;
+    const before = update(this.#words, COUNT, (value) => (value === 0n ? undefined : one ? value - 1n : 0n));
+    if (before === 0n) return -Errno.EAGAIN;
+    return one ? 1 : Number(before);
+  }
+
+  watch(callback: (() => void) | undefined): number {
+    this.#stop?.();
+    this.#stop = undefined;
+    if (callback === undefined) return 0;
+    if (!('waitAsync' in Atomics)) return -Errno.ENOSYS;
+    this.#stop = watch(this.#words, callback);
+    return 0;
+  }
+
+  /** A handle of it is closed. */
+  release(): void {
+    this.#stop?.();
+    Atomics.sub(this.#words, HANDLES, 1n);
+  }
+}
+
+/** A token is data from elsewhere. */
+const isMemory = (memory: unknown): memory is SharedArrayBuffer =>
+  typeof SharedArrayBuffer !== 'undefined' &&
+  memory instanceof SharedArrayBuffer &&
+  memory.byteLength === SIZE;
+
+/** Calls back from the event loop while the count is not 0, until it is stopped. */
+function watch(words: BigInt64Array, callback: () => void): () => void {
+  let stopped = false;
+  // Who waits for memory keeps no event loop alive.
+  const alive = setInterval(() => {}, LATEST);
+  const look = (): void => {
+    if (stopped) return;
+    const { async, value } = Atomics.waitAsync(words, COUNT, 0n);
+    // What is thrown in a promise's callback would be a rejection, and is an uncaught exception here.
+    if (async) void value.then(() => queueMicrotask(tell));
+    else setTimeout(tell, 0);
+  };
+  const tell = (): void => {
+    if (stopped) return;
+    try {
+      if (Atomics.load(words, COUNT) !== 0n) callback();
+    } finally {
+      look();
+    }
+  };
+  look();
+  return () => {
+    stopped = true;
+    clearInterval(alive);
+    Atomics.notify(words, COUNT); // lets go of what waits
+  };
+}
