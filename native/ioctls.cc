@@ -55,8 +55,8 @@ void CopyOut(Napi::Value value, const std::vector<uint8_t>& bytes) {
 bool SizeFits(Napi::Env env, const Row& row, const std::vector<uint8_t>& bytes) {
   const size_t fixed = _IOC_SIZE(row.request);
   if (row.arg == Arg::kStruct) {
-    return bytes.size() == fixed ||
-           Refuse(env, row, "argument must have " + std::to_string(fixed) + " bytes");
+    const size_t size = fixed + row.element;
+    return bytes.size() == size || Refuse(env, row, "argument must have " + std::to_string(size) + " bytes");
   }
   if (row.arg == Arg::kSized) {
     return (bytes.size() >= kXsaveLeast && bytes.size() <= kXsaveMost) ||
@@ -236,7 +236,8 @@ Napi::Value Prepare(const Napi::CallbackInfo& info) {
     Refuse(env, *row, "cannot be prepared");
     return env.Undefined();
   }
-  auto bytes = Map(_IOC_SIZE(row->request), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
+  auto bytes =
+      Map(_IOC_SIZE(row->request) + row->element, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1);
   if (!bytes) return Errno(env, errno);
   std::shared_ptr<Mapping>* view = nullptr;
   auto buffer = ViewOf(env, bytes, &view);

@@ -12,6 +12,7 @@ namespace {
 
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kMaxCpuidEntries = 256;  // KVM_MAX_CPUID_ENTRIES
+constexpr uint32_t kMaxRoutes = 4096;       // KVM_MAX_IRQ_ROUTES
 constexpr uint32_t kMaxMsrEntries = 4096;   // above MAX_IO_MSRS (256), which the kernel answers with E2BIG
 
 // KVM reads and writes bitmaps in whole words of 64.
@@ -244,6 +245,10 @@ constexpr Reference kEnableCap[] = {
   {                               \
 #name, name, on, Arg::kStruct \
   }
+#define UNSIZED(name, on, type)                                \
+  {                                                            \
+#name, name, on, Arg::kStruct, kSystem, 0, sizeof(type), 1 \
+  }
 #define ARRAY(name, on, header, count, element, max)                                     \
   {                                                                                      \
 #name, name, on, Arg::kArray, kSystem, offsetof(header, count), sizeof(element), max \
@@ -287,6 +292,14 @@ constexpr Row kRows[] = {
     NONE(KVM_CREATE_IRQCHIP, kVm),
     STRUCT(KVM_CREATE_PIT2, kVm),
     STRUCT(KVM_IRQ_LINE, kVm),
+    STRUCT(KVM_IRQ_LINE_STATUS, kVm),
+    STRUCT(KVM_GET_IRQCHIP, kVm),
+    STRUCT(KVM_SET_IRQCHIP, kVm),
+    STRUCT(KVM_GET_PIT2, kVm),
+    STRUCT(KVM_SET_PIT2, kVm),
+    UNSIZED(KVM_REINJECT_CONTROL, kVm, kvm_reinject_control),
+    INTEGER(KVM_SET_BOOT_CPU_ID, kVm),
+    ARRAY(KVM_SET_GSI_ROUTING, kVm, kvm_irq_routing, nr, kvm_irq_routing_entry, kMaxRoutes),
     STRUCT(KVM_SIGNAL_MSI, kVm),
     STRUCT(KVM_GET_CLOCK, kVm),
     STRUCT(KVM_SET_CLOCK, kVm),

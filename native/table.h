@@ -18,7 +18,7 @@ struct Row {
   Kind makes = kSystem;  // the kind of fd that it returns, if any
   // kArray: a header with a count in it, then elements.
   size_t count_offset = 0;
-  size_t element = 0;
+  size_t element = 0;  // kStruct: the struct's size where the request does not tell it, else 0
   uint32_t max = 0;
   // kStruct: its pointers and file descriptors.
   const Reference* references = nullptr;

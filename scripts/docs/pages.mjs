@@ -7,7 +7,10 @@ export const pages = [
     page: 'hypervisor',
     title: 'Hypervisor, VMs and vCPUs',
     about: 'Opening KVM or the simulator, making VMs, running vCPUs, and what an exit is about.',
-    files: [/^open$/, /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|run-page|xsave-area|args|abort)$/],
+    files: [
+      /^open$/,
+      /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|run-page|xsave-area|enabled-caps|gsi-routing|args|abort)$/,
+    ],
   },
   {
     page: 'memory',

@@ -203,15 +203,16 @@ export class Fd {
     }
   }
 
-  /** Writes a list; gives the kernel's result and the elements as it left them. */
+  /** Writes a list; gives the kernel's result and the elements as it left them. @param head its other fields */
   exchangeList<T extends ArrayRow>(
     row: T,
     elements: readonly Input<Value<T['element']>>[],
+    head: Input<Value<T['struct']>> = {} as never,
   ): { result: number; elements: Value<T['element']>[] } {
     if (!Array.isArray(elements)) throw wrongType(row.name, elements, 'an array');
     if (elements.length > row.max)
       throw outOfRange(`${row.name}: the length`, elements.length, `at most ${row.max}`);
-    const data = listOf(row, elements, elements.length);
+    const data = listOf(row, elements, elements.length, head);
     const result = this.call(row, data);
     return { result, elements: elementsIn(row, data, elements.length) };
   }
@@ -266,10 +267,15 @@ function countIn(row: ArrayRow, data: Uint8Array): number {
   return Number(field.type.get(viewOf(data), field.offset));
 }
 
-function listOf(row: ArrayRow, elements: readonly unknown[], count: number): Uint8Array<ArrayBuffer> {
+function listOf(
+  row: ArrayRow,
+  elements: readonly unknown[],
+  count: number,
+  head: object = {},
+): Uint8Array<ArrayBuffer> {
   const data = new Uint8Array(row.struct.size + count * row.element.size);
   const view = viewOf(data);
-  row.struct.set(view, 0, { [row.count]: count });
+  row.struct.set(view, 0, { ...head, [row.count]: count });
   elements.forEach((element, i) => {
     row.element.set(view, row.struct.size + i * row.element.size, element);
   });

@@ -198,7 +198,7 @@ function argumentFor({ arg, request, element }) {
   if (arg === 0) return undefined;
   if (arg === 1) return chance(0.5) ? below(300) : choice(numbers);
   if (arg === 4) return bytes(choice([4096, 8192, 65_536]));
-  if (arg !== 3) return bytes(fixed);
+  if (arg !== 3) return bytes(fixed + element);
   const count = choice([0, 1, 2, 3, 16, 128, 256, 257, 4096]);
   const list = bytes(fixed + count * element);
   if (fixed + count * element >= 4) new DataView(list.buffer).setUint32(0, count, true);

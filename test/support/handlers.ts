@@ -9,7 +9,7 @@ import { expectOutcome } from './run.ts';
 const HANDLER_PORT = 0xf1;
 const IDT = Layout.free;
 const HANDLERS = Layout.free + 0x1000;
-const HANDLER_SIZE = 16;
+const HANDLER_SIZE = 32;
 
 /** Says its vector, which stands in the second byte, and returns. */
 const handler = guest(
@@ -19,10 +19,25 @@ const handler = guest(
 `,
 );
 
-export function installHandlers({ ram, vcpu }: Agent): void {
+/** The same, and ends the interrupt: at the master PIC and at the local APIC, where it is not in x2APIC mode. */
+const ending = guest(
+  64,
+  `
+ b0 00             | mov al, 0
+ e6 f1             | out 0xf1, al
+ b0 20             | mov al, 0x20
+ e6 20             | out 0x20, al
+ bb b0 00 e0 fe    | mov ebx, 0xfee000b0
+ c7 03 00 00 00 00 | mov dword ptr [rbx], 0
+ 48 cf             | iretq
+`,
+);
+
+/** @param ends whether the handlers end their interrupts, so that the next of the line can come */
+export function installHandlers({ ram, vcpu }: Agent, ends = false): void {
   const gates = Array.from({ length: 256 }, (_, vector) => {
     const offset = HANDLERS + vector * HANDLER_SIZE;
-    ram.write(offset, handler.code);
+    ram.write(offset, (ends ? ending : handler).code);
     ram.write(offset + 1, Uint8Array.of(vector));
     return { offset, selector: Selector.CODE64 };
   });

@@ -117,6 +117,7 @@ const live: Readonly<Record<string, string>> = {
   IO: 'vcpu.io',
   MMIO: 'vcpu.mmio',
   HYPERCALL: 'vcpu.hypercall',
+  IOAPIC_EOI: 'vcpu.eoi',
   MEMORY_FAULT: 'vcpu.memoryFault',
   MEMORY_POISONED: 'vcpu.memoryFault',
 };

@@ -154,9 +154,8 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
     if ((flags & MemFlag.USERFAULT) !== 0 || memory?.demand !== undefined)
       throw notSavable(`pages of slot ${slot} may not have arrived yet: wait until the pager is complete`);
   }
-  const [device] = vm.setup.devices;
-  if (device !== undefined)
-    throw notSavable(`the VM has a ${device} in the kernel, whose state no snapshot has`);
+  if (vm.setup.irqchip !== undefined)
+    throw notSavable('the VM has interrupt controllers in the kernel, whose state no snapshot has');
 }
 
 function vcpuState(vm: Vm, vcpu: Vcpu, msrs: readonly number[]): VcpuState {
