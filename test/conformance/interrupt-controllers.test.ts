@@ -67,7 +67,7 @@ function redirect({ vm }: Agent, entries: Readonly<Record<number, number>>): voi
 
 const withPit = (hv: Hypervisor): Agent =>
   waitingGuest(hv, {
-    ends: true,
+    ends: 'both',
     prepare(vm) {
       vm.createIrqchip();
       vm.createPit2();
@@ -209,7 +209,7 @@ conformance('interrupt controllers in the kernel', ({ needs }) => {
   });
 
   it('the timer of a local APIC that the host sets ticks at the vector that it says, and tells its count', (hv) => {
-    using agent = waitingGuest(hv, { ends: true });
+    using agent = waitingGuest(hv, { ends: 'both' });
     const PERIODIC = 1 << 17;
     changeLapic(agent.vcpu, {
       [Lapic.TIMER_DIVIDE]: 0xb,

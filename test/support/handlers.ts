@@ -19,8 +19,19 @@ const handler = guest(
 `,
 );
 
-/** The same, and ends the interrupt: at the master PIC and at the local APIC, where it is not in x2APIC mode. */
-const ending = guest(
+/** The same, and ends the interrupt at the local APIC, which is not in x2APIC mode. */
+const endingAtLapic = guest(
+  64,
+  `
+ b0 00             | mov al, 0
+ e6 f1             | out 0xf1, al
+ bb b0 00 e0 fe    | mov ebx, 0xfee000b0
+ c7 03 00 00 00 00 | mov dword ptr [rbx], 0
+ 48 cf             | iretq
+`,
+);
+/** The same, and at the master PIC. */
+const endingAtBoth = guest(
   64,
   `
  b0 00             | mov al, 0
@@ -32,12 +43,15 @@ const ending = guest(
  48 cf             | iretq
 `,
 );
+const handlers = { nowhere: handler, lapic: endingAtLapic, both: endingAtBoth } as const;
 
-/** @param ends whether the handlers end their interrupts, so that the next of the line can come */
-export function installHandlers({ ram, vcpu }: Agent, ends = false): void {
+/** Where handlers end their interrupts, so that the next of the line can come. */
+export type Ends = keyof typeof handlers;
+
+export function installHandlers({ ram, vcpu }: Agent, ends: Ends = 'nowhere'): void {
   const gates = Array.from({ length: 256 }, (_, vector) => {
     const offset = HANDLERS + vector * HANDLER_SIZE;
-    ram.write(offset, (ends ? ending : handler).code);
+    ram.write(offset, handlers[ends].code);
     ram.write(offset + 1, Uint8Array.of(vector));
     return { offset, selector: Selector.CODE64 };
   });
@@ -45,7 +59,7 @@ export function installHandlers({ ram, vcpu }: Agent, ends = false): void {
 }
 
 /** The vector whose handler the last run ended in. */
-export function handled({ vcpu }: Agent): number {
+export function handled({ vcpu }: Pick<Agent, 'vcpu'>): number {
   expectOutcome(vcpu, Exit.IO);
   expect(vcpu.io.port).toBe(HANDLER_PORT);
   return vcpu.io.value;

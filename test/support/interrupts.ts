@@ -1,10 +1,10 @@
 /** What tests of interrupts need: a guest that waits for them, and the registers by which they come. */
 import { expect } from 'vitest';
-import { Exit, type Hypervisor, type Vcpu, type Vm } from '../../src/index.ts';
+import { type CpuidEntry, Exit, type Hypervisor, type Vcpu, type Vm } from '../../src/index.ts';
 import { viewOf } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, type AgentOptions } from './agent.ts';
-import { handled, installHandlers } from './handlers.ts';
+import { type Ends, handled, installHandlers } from './handlers.ts';
 import { DEADLINE_MS } from './limits.ts';
 import { expectOutcome } from './run.ts';
 
@@ -29,6 +29,7 @@ export const Lapic = {
   ISR: 0x100,
   /** Bit 8: it is on. */
   SVR: 0xf0,
+  IRR: 0x200,
   LVT_TIMER: 0x320,
   LVT_LINT0: 0x350,
   TIMER_INITIAL: 0x380,
@@ -55,15 +56,26 @@ export const Redirection = { LEVEL: 1 << 15, MASKED: 1 << 16 } as const;
 export interface WaitingOptions {
   /** Instead of createIrqchip(). */
   readonly prepare?: (vm: Vm) => void;
-  /** Its handlers end their interrupts. */
-  readonly ends?: boolean;
+  /** Where its handlers end their interrupts. */
+  readonly ends?: Ends;
+  /** Of its vCPU; 0 without it. */
+  readonly id?: number;
+  /** Instead of all that KVM supports. */
+  readonly cpuid?: readonly CpuidEntry[];
 }
 
 /** A guest whose local APIC is on, and whose handlers tell their vectors. */
-export function waitingGuest(hv: Hypervisor, { prepare, ends = false }: WaitingOptions = {}): Agent {
-  const options: AgentOptions = { prepare: prepare ?? ((vm) => vm.createIrqchip()) };
+export function waitingGuest(
+  hv: Hypervisor,
+  { prepare, ends = 'nowhere', id = 0, cpuid }: WaitingOptions = {},
+): Agent {
+  const options: AgentOptions = { prepare: prepare ?? ((vm) => vm.createIrqchip()), id };
   const agent = Agent.boot(hv, options);
   try {
+    if (cpuid !== undefined) agent.vcpu.setCpuid2(cpuid);
+    // The host's own rate. Where its counter is not constant, KVM gives a vCPU an early estimate of that, and if it was too
+    // low, a counter that stands still (arch/x86/kvm/x86.c, set_tsc_khz()).
+    agent.vcpu.setTscKhz(0);
     installHandlers(agent, ends);
     changeLapic(agent.vcpu, LAPIC_ON);
     agent.beginCode(waits);
