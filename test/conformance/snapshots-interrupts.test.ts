@@ -40,6 +40,9 @@ const MSR_TSC = 0x10;
 const MSR_TSC_DEADLINE = 0x6e0;
 const CLOCK = Layout.free + 0x1_0000;
 
+/** An APIC id that takes more than a byte. */
+const FAR = 300;
+
 interface Guest extends Disposable {
   readonly vm: Vm;
   readonly vcpu: Vcpu;
@@ -199,8 +202,10 @@ conformance('snapshots of interrupt controllers and timers', ({ needs }) => {
         ]);
       },
     });
-    const sleeper = agent.vm.createVcpu(0);
+    const sleeper = agent.vm.createVcpu(FAR);
     sleeper.setCpuid2(hv.getSupportedCpuid());
+    // In x2APIC mode.
+    sleeper.changeSregs({ apicBase: sleeper.getSregs().apicBase | (3n << 10n) });
     if (synic) {
       sleeper.enableCap({ cap: Cap.HYPERV_SYNIC2 });
       expect(sleeper.setMsrs([{ index: 0x4000_0093, data: 0x5an }])).toBe(1);
@@ -213,9 +218,10 @@ conformance('snapshots of interrupt controllers and timers', ({ needs }) => {
     expect([boot!.id, boot!.getMpState(), other!.id, other!.getMpState()]).toEqual([
       1,
       MpState.RUNNABLE,
-      0,
+      FAR,
       MpState.UNINITIALIZED,
     ]);
+    expect(lapicRegister(other!, Lapic.ID)).toBe(FAR);
     if (synic) expect(other!.getMsrs([0x4000_0093])).toMatchObject([{ data: 0x5an }]);
     guest.vm.irqLine({ irq: 40, level: 1 });
     expect(nextVector(guest)).toBe(0x59);
@@ -235,6 +241,20 @@ conformance('snapshots of interrupt controllers and timers', ({ needs }) => {
     expect(lapicRegister(guest.vcpu, Lapic.TPR)).toBe(0x10);
     runTo(guest.vcpu, Exit.IOAPIC_EOI);
     expect(guest.vcpu.eoi.vector).toBe(0x55);
+  });
+
+  it('a VM or a vCPU with something that no snapshot carries is refused, and it is named', (hv) => {
+    using guest = tickingGuest(hv);
+    const { vcpu, vm } = guest;
+    const both = [vm, vcpu] as unknown as { readonly unsaved: Set<string> }[];
+    for (const [i, owner] of ['the VM', 'vCPU 0'].entries()) {
+      both[i]!.unsaved.add('an irqfd at GSI 5');
+      expect(() => captureState(hv, vm, [vcpu])).toThrow(
+        `${owner} has an irqfd at GSI 5, which no snapshot carries`,
+      );
+      both[i]!.unsaved.clear();
+    }
+    captureState(hv, vm, [vcpu]);
   });
 
   needs('irqchip', 'userfaultfd')('a guest that migrates ticks on at its destination', async (hv) => {
