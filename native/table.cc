@@ -16,6 +16,7 @@ namespace {
 constexpr uint64_t kPage = 4096;
 constexpr uint32_t kMaxCpuidEntries = 256;  // KVM_MAX_CPUID_ENTRIES
 constexpr uint32_t kMaxPmuEvents = 300;     // KVM_PMU_EVENT_FILTER_MAX_EVENTS
+constexpr uint32_t kMaxRoutes = 4096;       // KVM_MAX_IRQ_ROUTES
 constexpr uint32_t kMaxMsrEntries = 4096;   // above MAX_IO_MSRS (256), which the kernel answers with E2BIG
 constexpr uint32_t kMaxRegs = 1024;         // of KVM_GET_REG_LIST; on x86 there is a handful
 
@@ -264,6 +265,8 @@ void NoteRing(Handle* handle, const uint8_t* argument, const Resolved&) {
   {                               \
 #name, name, on, Arg::kStruct \
   }
+#define UNSIZED(name_, on_, type_) \
+  { .name = #name_, .request = name_, .on = on_, .arg = Arg::kStruct, .element = sizeof(type_) }
 #define ARRAY(name_, on_, header, count, element_, max_)                               \
   {                                                                                    \
     .name = #name_, .request = name_, .on = on_, .arg = Arg::kArray,                   \
@@ -321,6 +324,14 @@ constexpr Row kRows[] = {
     NONE(KVM_CREATE_IRQCHIP, kVm),
     STRUCT(KVM_CREATE_PIT2, kVm),
     STRUCT(KVM_IRQ_LINE, kVm),
+    STRUCT(KVM_IRQ_LINE_STATUS, kVm),
+    STRUCT(KVM_GET_IRQCHIP, kVm),
+    STRUCT(KVM_SET_IRQCHIP, kVm),
+    STRUCT(KVM_GET_PIT2, kVm),
+    STRUCT(KVM_SET_PIT2, kVm),
+    UNSIZED(KVM_REINJECT_CONTROL, kVm, kvm_reinject_control),
+    INTEGER(KVM_SET_BOOT_CPU_ID, kVm),
+    ARRAY(KVM_SET_GSI_ROUTING, kVm, kvm_irq_routing, nr, kvm_irq_routing_entry, kMaxRoutes),
     STRUCT(KVM_SIGNAL_MSI, kVm),
     STRUCT(KVM_GET_CLOCK, kVm),
     STRUCT(KVM_SET_CLOCK, kVm),

@@ -20,10 +20,12 @@ export {
   tellDiagnostics,
 } from './diagnostics.ts';
 export { DirtyRing } from './dirty-ring.ts';
+export type { EnabledCap } from './enabled-caps.ts';
 export { type EncryptAnswer, type EncryptOp, FirmwareError } from './encrypt-op.ts';
 export * from './errors.ts';
 export { EventFd, type EventFdOptions, type EventFdWait } from './event-fd.ts';
 export type { ExitArms } from './exit-arms.ts';
+export { defaultGsiRoutes, type GsiRoute } from './gsi-routing.ts';
 export { GuestMemfd } from './guest-memfd.ts';
 export { type Demand, type DirtyListener, GuestMemory, MAX_MEMORY } from './guest-memory.ts';
 export type { GuestPlace } from './guest-place.ts';
@@ -32,7 +34,15 @@ export { KvmDevice } from './kvm-device.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
-export type { HypercallExit, IoExit, MemoryFaultExit, MmioExit, RunPage, SyncRegsArea } from './run-page.ts';
+export type {
+  EoiExit,
+  HypercallExit,
+  IoExit,
+  MemoryFaultExit,
+  MmioExit,
+  RunPage,
+  SyncRegsArea,
+} from './run-page.ts';
 export { type Statistic, Stats } from './stats.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
@@ -47,10 +57,20 @@ export type {
   Sregs2,
   Translation,
   VcpuEvents,
+  VcpuSetup,
 } from './vcpu-state.ts';
 export { Vm, type VmSetup } from './vm.ts';
 export type { EncryptedRegion } from './vm-encryption.ts';
 export type { Ioeventfd, Irqfd } from './vm-events.ts';
+export type {
+  InterruptSetup,
+  IoapicState,
+  IrqchipState,
+  PicState,
+  PitSetup,
+  PitState,
+  RoutingSetup,
+} from './vm-interrupts.ts';
 export type { MemoryAttributes, MemoryRegion, MemoryRegion2 } from './vm-memory.ts';
 export type {
   EventFdLike,

@@ -9,6 +9,7 @@ import { type Value, viewOf } from '../uapi/layout.ts';
 import {
   kvm_create_guest_memfd,
   kvm_ioeventfd,
+  kvm_irq_routing,
   kvm_memory_attributes,
   kvm_pre_fault_memory,
   kvm_userspace_memory_region2,
@@ -132,6 +133,21 @@ const placeOf = ({ addr, flags }: Value<typeof kvm_ioeventfd>): string =>
 const noIrqchip: Explain = () =>
   'there are no interrupt controllers in the kernel: vm.createIrqchip(), before the first vCPU';
 
+const noPit: Explain = () => 'there is no timer in the kernel: vm.createPit2(), after vm.createIrqchip()';
+
+const routingInvalid = firstOf(
+  (data) => kvm_irq_routing.get(viewOf(data), 0),
+  [
+    [(r) => r.flags !== 0, (r) => `flags is ${hex(r.flags)}; it must be 0`],
+    [
+      () => true,
+      () =>
+        'there must be interrupt controllers in the kernel (vm.createIrqchip(), or Cap.SPLIT_IRQCHIP, with which no route ' +
+        'leads to one), a GSI and a pin that there is, and for each GSI one route, or one to a PIC and one to the I/O APIC',
+    ],
+  ],
+);
+
 const wantsSwProtected: Explain = () =>
   'this KVM has no memory attributes; they need a kernel with CONFIG_KVM_SW_PROTECTED_VM, SEV-SNP or TDX';
 
@@ -218,8 +234,16 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
     EEXIST: () => 'there are interrupt controllers in the kernel already',
     EINVAL: () => 'the VM has a vCPU already: call createIrqchip() before the first',
   },
+  KVM_GET_IRQCHIP: { ENXIO: noIrqchip },
+  KVM_SET_IRQCHIP: { ENXIO: noIrqchip },
   KVM_CREATE_PIT2: { EEXIST: () => 'there is a timer in the kernel already', ENOENT: noIrqchip },
+  KVM_GET_PIT2: { ENXIO: noPit },
+  KVM_SET_PIT2: { ENXIO: noPit },
+  KVM_REINJECT_CONTROL: { ENXIO: noPit },
+  KVM_SET_BOOT_CPU_ID: { EBUSY: () => 'the VM has a vCPU already: call setBootCpuId() before the first' },
+  KVM_SET_GSI_ROUTING: { EINVAL: routingInvalid },
   KVM_IRQ_LINE: { ENXIO: noIrqchip },
+  KVM_IRQ_LINE_STATUS: { ENXIO: noIrqchip },
   KVM_SIGNAL_MSI: { EINVAL: noIrqchip },
   KVM_IRQFD: {
     EINVAL: () =>
@@ -268,7 +292,14 @@ const noClock = 'the simulator has no kvmclock: its time is counted in instructi
 const notSimulated: { readonly [R in IoctlName]?: string } = {
   KVM_CREATE_IRQCHIP: noController,
   KVM_CREATE_PIT2: noController,
+  KVM_GET_IRQCHIP: noController,
+  KVM_SET_IRQCHIP: noController,
+  KVM_GET_PIT2: noController,
+  KVM_SET_PIT2: noController,
+  KVM_REINJECT_CONTROL: noController,
+  KVM_SET_GSI_ROUTING: noController,
   KVM_IRQ_LINE: noController,
+  KVM_IRQ_LINE_STATUS: noController,
   KVM_SIGNAL_MSI: noController,
   KVM_IRQFD: noController,
   KVM_GET_LAPIC: noController,
@@ -277,6 +308,7 @@ const notSimulated: { readonly [R in IoctlName]?: string } = {
   KVM_SET_CLOCK: noClock,
   KVM_KVMCLOCK_CTRL: noClock,
   KVM_SET_TSC_KHZ: 'the time-stamp counter of the simulator counts instructions',
+  KVM_SET_BOOT_CPU_ID: "the simulator's boot processor is vCPU 0",
   KVM_SMI: 'the simulator has no system-management mode',
 };
 

@@ -21,6 +21,7 @@ const IO = at(exitArms.io);
 const MMIO = at(exitArms.mmio);
 const FAULT = at(exitArms.memoryFault);
 const CALL = at(exitArms.hypercall);
+const EOI = at(exitArms.eoi);
 const SYNC = kvm_sync_regs.fields;
 
 /** KVM_EXIT_IO: port I/O. `count` elements of `size` bytes each; an IN waits for the VMM to write them. */
@@ -180,6 +181,22 @@ export class HypercallExit {
   }
 }
 
+/**
+ * KVM_EXIT_IOAPIC_EOI: the guest has ended a level-triggered interrupt of the VMM's I/O APIC (Cap.SPLIT_IRQCHIP). If the
+ * line of a redirection entry with this vector is still raised, the interrupt is to be sent again.
+ */
+export class EoiExit {
+  readonly #page: RunPage;
+  /** Made by RunPage: use `vcpu.eoi`. */
+  constructor(page: RunPage) {
+    this.#page = page;
+  }
+  /** The vector, 16 to 255. */
+  get vector(): number {
+    return this.#page.view.getUint8(EOI.vector);
+  }
+}
+
 /** The registers that KVM_RUN copies out and in without an ioctl (KVM_CAP_SYNC_REGS; api.rst, "kvm_valid_regs"). */
 export class SyncRegsArea {
   readonly #page: RunPage;
@@ -245,6 +262,8 @@ export class RunPage {
   readonly memoryFault: MemoryFaultExit;
   /** The fields of Exit.HYPERCALL. */
   readonly hypercall: HypercallExit;
+  /** The field of Exit.IOAPIC_EOI. */
+  readonly eoi: EoiExit;
   /** kvm_valid_regs, kvm_dirty_regs and the registers that they speak of (KVM_CAP_SYNC_REGS). */
   readonly syncRegs: SyncRegsArea;
 
@@ -258,6 +277,7 @@ export class RunPage {
     this.mmio = new MmioExit(this);
     this.memoryFault = new MemoryFaultExit(this, dialect);
     this.hypercall = new HypercallExit(this);
+    this.eoi = new EoiExit(this);
     this.syncRegs = new SyncRegsArea(this);
   }
 

@@ -17,6 +17,7 @@ import type {
   kvm_xcrs,
 } from '../uapi/x86.ts';
 import { type Integer, integer, u32 } from './args.ts';
+import { type EnabledCap, EnabledCaps } from './enabled-caps.ts';
 import { outOfRange, wrongType } from './errors.ts';
 import type { Fd } from './fd.ts';
 import { readRegs, writeRegs } from './regs.ts';
@@ -43,10 +44,21 @@ export type Msr = {
   /** Its contents, 64 bits. */
   readonly data: Integer;
 };
+/** What was done to a vCPU that the kernel cannot be asked for. */
+export interface VcpuSetup {
+  /** What enableCap() was given, in that order, each once. */
+  readonly caps: readonly EnabledCap[];
+  /** What it has that no snapshot carries, as a phrase each. */
+  readonly unsaved: readonly string[];
+}
+
 /** The part of a Vcpu that is about its state. */
 export abstract class VcpuState {
   protected readonly fd: Fd;
   protected readonly checkExtension: (cap: number) => number;
+  /** Phrases, as VcpuSetup has them. */
+  protected readonly unsaved = new Set<string>();
+  readonly #caps = new EnabledCaps();
 
   constructor(fd: Fd, checkExtension: (cap: number) => number) {
     this.fd = fd;
@@ -317,7 +329,11 @@ export abstract class VcpuState {
   }
   /** KVM_ENABLE_CAP for this vCPU. @throws KvmError EINVAL for a capability that cannot be enabled for one */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
-    this.fd.refer(ioctls.KVM_ENABLE_CAP, cap, []);
+    this.#caps.enable(this.fd, cap);
+  }
+  /** What this Vcpu's ioctls have made of it. */
+  get setup(): VcpuSetup {
+    return { caps: this.#caps.list, unsaved: [...this.unsaved] };
   }
 
   /**

@@ -134,6 +134,10 @@ export class Vcpu extends VcpuAttributes implements Disposable {
   get snpReqCerts(): ExitArms['snpReqCerts'] {
     return this.#page.arms.snpReqCerts;
   }
+  /** The vector after Exit.IOAPIC_EOI, in place. */
+  get eoi() {
+    return this.#page.eoi;
+  }
   /** Registers that run() copies out and in without an ioctl (KVM_CAP_SYNC_REGS, since 4.17). */
   get syncRegs() {
     return this.#page.syncRegs;

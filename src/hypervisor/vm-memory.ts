@@ -67,6 +67,8 @@ export abstract class VmMemory {
   /** What this Vm's ioctls have made of its memory: slots and attributes. */
   readonly memoryMap = new MemoryMap();
   protected readonly fd: Fd;
+  /** Phrases, as VmSetup has them. */
+  protected readonly unsaved = new Set<string>();
   // Conversions are the hot path, and logs are read again and again: their arguments are made once.
   readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
   readonly #attributesView = viewOf(this.#attributes);

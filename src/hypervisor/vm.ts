@@ -1,10 +1,12 @@
 /** A virtual machine: its memory, its vCPUs, its capabilities. One thread owns it. */
+import { Cap } from '../uapi/cap.ts';
 import { MemoryAttribute, VmType } from '../uapi/constants.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import type { Input, Value } from '../uapi/layout.ts';
 import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
 import { hex, nameOf } from '../uapi/text.ts';
 import { u32 } from './args.ts';
+import { type EnabledCap, EnabledCaps } from './enabled-caps.ts';
 import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
@@ -12,26 +14,27 @@ import { type MsrFilterOptions, msrFilter } from './msr-filter.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Vcpu } from './vcpu.ts';
 import { VmEncryption } from './vm-encryption.ts';
+import type { InterruptSetup } from './vm-interrupts.ts';
 
 /** Guest-physical addresses have at most 52 bits (SDM volume 3, 4.1.4). */
 const MAX_ADDRESS = 2 ** 52;
 
 /** What was done to a VM that the kernel cannot be asked for: with MemoryMap, what it takes to make another like it. */
-export interface VmSetup {
-  /** Arguments of KVM_ENABLE_CAP, by capability. */
-  readonly caps: ReadonlyMap<number, Input<Value<typeof kvm_enable_cap>>>;
+export interface VmSetup extends InterruptSetup {
+  /** What enableCap() was given, in that order, each once. */
+  readonly caps: readonly EnabledCap[];
   /** What setTssAddr() was given, if it was called. */
   readonly tssAddress: number | undefined;
   /** What setIdentityMapAddr() was given, if it was called. */
   readonly identityMapAddress: number | undefined;
   /** Some MSRs are denied to its guests: what setMsrFilter() was given last. */
   readonly msrFilter: boolean;
-  /** The kernel has interrupt controllers or a timer of this VM's. */
-  readonly devices: readonly ('irqchip' | 'pit')[];
   /** How many there are that irqfd() has made. */
   readonly irqfds: number;
   /** How many there are that ioeventfd() has made. */
   readonly ioeventfds: number;
+  /** What it has that no snapshot carries, as a phrase each: `an irqfd at GSI 5`. */
+  readonly unsaved: readonly string[];
 }
 
 /**
@@ -41,7 +44,7 @@ export interface VmSetup {
 export class Vm extends VmEncryption implements Disposable {
   /** VmType: what it was created as. */
   readonly type: number;
-  readonly #caps = new Map<number, Input<Value<typeof kvm_enable_cap>>>();
+  readonly #caps = new EnabledCaps();
   #tssAddress: number | undefined;
   #identityMapAddress: number | undefined;
   #filtered = false;
@@ -60,12 +63,13 @@ export class Vm extends VmEncryption implements Disposable {
   /** What this Vm's other ioctls have made of it. */
   get setup(): VmSetup {
     return {
-      caps: this.#caps,
+      ...this.interrupts,
+      caps: this.#caps.list,
       tssAddress: this.#tssAddress,
       identityMapAddress: this.#identityMapAddress,
-      devices: this.devices,
       msrFilter: this.#filtered,
       ...this.eventFds,
+      unsaved: [...this.unsaved],
     };
   }
 
@@ -80,12 +84,12 @@ export class Vm extends VmEncryption implements Disposable {
    * @throws KvmError EINVAL for a capability that cannot be enabled, or not with these arguments
    */
   enableCap(cap: Input<Value<typeof kvm_enable_cap>>): void {
-    this.fd.refer(ioctls.KVM_ENABLE_CAP, cap, []);
-    this.#caps.set(Number(cap.cap ?? 0), { ...cap });
+    const enabled = this.#caps.enable(this.fd, cap);
+    if (enabled.cap === Cap.SPLIT_IRQCHIP) this.interrupts = { ...this.interrupts, irqchip: 'split' };
   }
 
   /**
-   * KVM_CREATE_VCPU. On x86 vCPU 0 is the boot processor.
+   * KVM_CREATE_VCPU. On x86 vCPU 0 is the boot processor, unless setBootCpuId() says otherwise.
    * @param id from 0 to below KVM_CAP_MAX_VCPU_ID; 0 without it. On x86 it is the initial APIC id
    * @throws KvmError EEXIST when there is one of this id, EINVAL for an id or a number of vCPUs beyond KVM's limits
    */
@@ -183,6 +187,7 @@ export class Vm extends VmEncryption implements Disposable {
   [inspect](depth: number, options: unknown, nodes: Inspect): string {
     if (this.closed) return 'Vm { closed }';
     const { slots, otherSlots } = this.memoryMap;
+    const { irqchip, pit } = this.interrupts;
     const ranges = [...this.memoryMap.attributesWithin(0, MAX_ADDRESS)].filter(
       ({ value }) => (value & MemoryAttribute.PRIVATE) !== 0,
     );
@@ -192,7 +197,8 @@ export class Vm extends VmEncryption implements Disposable {
       ...(ranges.length > 0 && {
         private: ranges.map(({ start, end }) => text(hex.range(start, end - start))),
       }),
-      ...(this.devices.length > 0 && { devices: this.devices.map(text) }),
+      ...(irqchip !== undefined && { irqchip: text(irqchip) }),
+      ...(pit !== undefined && { pit }),
     };
     return shown('Vm', fields, depth, options, nodes);
   }

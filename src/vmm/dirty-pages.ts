@@ -12,6 +12,8 @@ import { Cap } from '../uapi/cap.ts';
 import { DirtyLog, MemFlag } from '../uapi/constants.ts';
 import { Exit } from '../uapi/exit.ts';
 
+const RINGS: readonly number[] = [Cap.DIRTY_LOG_RING, Cap.DIRTY_LOG_RING_ACQ_REL];
+
 /** Pages of a memory that were written, one after the other. */
 export interface DirtyRange {
   /** The memory. */
@@ -118,8 +120,7 @@ export class DirtyPages implements Disposable {
     return [...slots, ...otherSlots];
   }
   get #hasRings(): boolean {
-    const { caps } = this.#vm.setup;
-    return caps.has(Cap.DIRTY_LOG_RING) || caps.has(Cap.DIRTY_LOG_RING_ACQ_REL);
+    return this.#vm.setup.caps.some(({ cap }) => RINGS.includes(cap));
   }
 
   /**
@@ -232,8 +233,8 @@ export class DirtyPages implements Disposable {
   }
   /** Whether KVM_GET_DIRTY_LOG only reads. */
   get #isManual(): boolean {
-    const [options = 0] = this.#vm.setup.caps.get(Cap.MANUAL_DIRTY_LOG_PROTECT2)?.args ?? [];
-    return (BigInt(options) & BigInt(DirtyLog.MANUAL_PROTECT_ENABLE)) !== 0n;
+    const manual = this.#vm.setup.caps.findLast(({ cap }) => cap === Cap.MANUAL_DIRTY_LOG_PROTECT2);
+    return ((manual?.args[0] ?? 0n) & BigInt(DirtyLog.MANUAL_PROTECT_ENABLE)) !== 0n;
   }
 
   #readLog(slot: Slot): void {

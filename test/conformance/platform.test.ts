@@ -1,12 +1,13 @@
 /** What a PC has beside its processor, and KVM's own places in it (api.rst, the ioctls named). */
 import { describe, expect } from 'vitest';
 import { Cap, Exit, type Hypervisor, type Vm } from '../../src/index.ts';
-import { KvmMsr, RunFlag, struct, u8, u32, u64 } from '../../src/uapi/index.ts';
+import { KvmMsr, RunFlag } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { handled, installHandlers } from '../support/handlers.ts';
 import { onKvm } from '../support/host.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
+import { timeInfo } from '../support/pvclock.ts';
 import { errnoOf, expectOutcome } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
 
@@ -73,16 +74,6 @@ const smm = guest(
 /** SMBASE after a reset, and where the handler begins (SDM volume 3, 33.4). */
 const SMM_ENTRY = 0x3_0000 + 0x8000;
 
-/** pvclock_vcpu_time_info (asm/pvclock-abi.h): what kvmclock writes for a vCPU. */
-const timeInfo = struct('pvclock_vcpu_time_info', {
-  version: u32,
-  pad0: u32,
-  tscTimestamp: u64,
-  systemTime: u64,
-  tscToSystemMul: u32,
-  tscShift: u8,
-  flags: u8,
-});
 const GUEST_STOPPED = 1 << 1;
 
 function withAgent(hv: Hypervisor, use: (agent: Agent) => void, prepare?: (vm: Vm) => void): void {

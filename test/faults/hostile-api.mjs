@@ -86,6 +86,7 @@ const fields = [
     'index',
   ],
   ...['data', 'irq', 'level', 'backend', 'fd', 'inode', 'control', 'function', 'entries', 'mpState'],
+  ...['chipId', 'pic', 'ioapic', 'channels', 'gsi', 'msi', 'irqchip'],
 ];
 const good = {
   ...{

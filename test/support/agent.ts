@@ -112,6 +112,8 @@ export interface AgentOptions {
   readonly identity?: number;
   /** 3: the agent runs as a guest's user program would, but for IN and OUT. */
   readonly privilege?: 0 | 3;
+  /** Of its vCPU; 0 without it. */
+  readonly id?: number;
   /** What must be done to the VM before it has a vCPU. */
   readonly prepare?: (vm: Vm) => void;
 }
@@ -154,7 +156,7 @@ export class Agent implements Disposable {
     ram.bytes.set(code.code, Layout.code);
     ram.bytes.set(fillWords.code, Layout.fillWords);
     ram.bytes.set(checkWords.code, Layout.checkWords);
-    return new Agent(hv, vm, ram, 0, options);
+    return new Agent(hv, vm, ram, options.id ?? 0, options);
   }
 
   /** Another vCPU of the same VM that runs the same code; closed by its own caller. */

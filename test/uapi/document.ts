@@ -128,6 +128,7 @@ const live: Readonly<Record<string, string>> = {
   HYPERCALL: 'vcpu.hypercall',
   HYPERV: 'vcpu.hyperv',
   XEN: 'vcpu.xen',
+  IOAPIC_EOI: 'vcpu.eoi',
   MEMORY_FAULT: 'vcpu.memoryFault',
   MEMORY_POISONED: 'vcpu.memoryFault',
 };

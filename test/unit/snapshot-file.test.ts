@@ -13,17 +13,28 @@ import {
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
-import { type Hypervisor, MemoryAttribute, openHypervisor, VmexitError, VmType } from '../../src/index.ts';
+import {
+  Cap,
+  exitName,
+  type Hypervisor,
+  MemoryAttribute,
+  openHypervisor,
+  VmexitError,
+  VmType,
+} from '../../src/index.ts';
 import {
   captureState,
   type MachineState,
   openSnapshot,
   parseState,
+  RestoredMachine,
   restoreSnapshot,
   type Snapshot,
   writeSnapshot,
 } from '../../src/vmm/snapshot/index.ts';
+import { DEADLINE_MS } from '../support/limits.ts';
 
 const PAGE = 4096;
 const folder = mkdtempSync(join(tmpdir(), 'vmexit-snapshot-'));
@@ -346,6 +357,15 @@ describe('a file that is no snapshot', () => {
     }
   });
 
+  it('of the first version is opened, and its guest goes on', () => {
+    using snapshot = openSnapshot(fileURLToPath(new URL('fixtures/version-1.snapshot', import.meta.url)));
+    expect(snapshot.state).toMatchObject({ version: 2, vm: { irqchip: null, pit: null } });
+    using restored = restoreSnapshot(hv, snapshot);
+    const [vcpu] = restored.vcpus;
+    expect(exitName(vcpu!.run(DEADLINE_MS))).toBe('HLT');
+    expect(vcpu!.getRegs().rax).toBe(42n);
+  });
+
   it('leaves no machine behind when a page of it was altered', async () => {
     const { written } = await sample(file('half'));
     const bytes = readFileSync(file('half'));
@@ -365,11 +385,13 @@ describe("a machine's state", () => {
   it('is refused when anything in it is something else, and the place is named', async () => {
     const state = good();
     expect(parseState(state)).toEqual(state);
+    const { irqchip: _, ...withoutIrqchip } = state.vm;
     const wrong: [RegExp, unknown][] = [
       [/it must be an object of version/, null],
       [/it must be an object of version/, 'state'],
       [/it must be an object of version/, { ...state, more: 1 }],
-      [/is of version 2, and this vmexit knows version 1/, { ...state, version: 2 }],
+      [/is of version 3, and this vmexit knows versions 1 to 2/, { ...state, version: 3 }],
+      [/is of version 0/, { ...state, version: 0 }],
       [/backend must be 'kvm' or 'sim'/, { ...state, backend: 'xen' }],
       [/vm\.memories\[0\] must be a whole number/, { ...state, vm: { ...state.vm, memories: [5] } }],
       [/vm\.slots\[0\] must be within its memory/, { ...state, vm: { ...state.vm, memories: [PAGE] } }],
@@ -379,6 +401,13 @@ describe("a machine's state", () => {
       ],
       [/vcpus\[0\]\.msrs must be bytes/, { ...state, vcpus: [{ ...state.vcpus[0], msrs: 'zz' }] }],
       [/vcpus must be of different ids/, { ...state, vcpus: [state.vcpus[0], state.vcpus[0]] }],
+      [/vcpus\[0\]\.lapic must be bytes/, { ...state, vcpus: [{ ...state.vcpus[0], lapic: '00' }] }],
+      [/vm\.pit must be an object of flags/, { ...state, vm: { ...state.vm, pit: {} } }],
+      [
+        /vm\.gsiRouting must be routes of types that there are/,
+        { ...state, vm: { ...state.vm, gsiRouting: { flags: 0, routes: '00'.repeat(48) } } },
+      ],
+      [/vm must be an object of/, { ...state, vm: withoutIrqchip }],
       [/either sregs or sregs2/, { ...state, vcpus: [{ ...state.vcpus[0], sregs2: null }] }],
       [/devices\.serial must be bytes/, { ...state, devices: { serial: 1 } }],
     ];
@@ -407,6 +436,26 @@ describe("a machine's state", () => {
       } catch (error) {
         expect((error as VmexitError).code).toBe('ERR_KVM_SNAPSHOT');
       }
+    }
+  });
+
+  it('with interrupt controllers in the kernel is refused by the simulator, by their names', async () => {
+    const state = good();
+    const controllers = { master: '00'.repeat(16), slave: '00'.repeat(16), ioapic: '00'.repeat(216) };
+    const pit = { flags: 0, reinject: true, state: '00'.repeat(112) };
+    const split = { cap: Cap.SPLIT_IRQCHIP, flags: 0, args: ['24', '0', '0', '0'] };
+    const wrong: [RegExp, object][] = [
+      [
+        /the machine has interrupt controllers in the kernel, which the simulator lacks/,
+        { irqchip: controllers },
+      ],
+      [/has interrupt controllers, a timer in the kernel/, { irqchip: controllers, pit }],
+      [/has local APICs in the kernel/, { caps: [split] }],
+      [/has a boot processor of its choice in the kernel/, { bootCpuId: 1 }],
+    ];
+    for (const [message, more] of wrong) {
+      const kvms = parseState({ ...state, backend: 'kvm', vm: { ...state.vm, ...more } });
+      expect(await refusal(() => new RestoredMachine(hv, kvms))).toMatch(message);
     }
   });
 

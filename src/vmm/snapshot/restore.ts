@@ -3,7 +3,8 @@
  * brings them on demand, and then the registers. So neither a file nor a socket is known here.
  */
 
-import { VmexitError } from '../../hypervisor/errors.ts';
+import { KvmError, VmexitError } from '../../hypervisor/errors.ts';
+import { routeOf } from '../../hypervisor/gsi-routing.ts';
 import type { GuestMemfd } from '../../hypervisor/guest-memfd.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
@@ -11,11 +12,17 @@ import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { CpuidEntry } from '../../hypervisor/vcpu-state.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { Cap } from '../../uapi/cap.ts';
+import { Irqchip } from '../../uapi/constants.ts';
 import type { Value } from '../../uapi/layout.ts';
+import { kvm_irq_routing_entry } from '../../uapi/structs.ts';
 import {
   kvm_cpuid_entry2,
   kvm_debugregs,
+  kvm_ioapic_state,
+  kvm_lapic_state,
   kvm_msr_entry,
+  kvm_pic_state,
+  kvm_pit_state2,
   kvm_regs,
   kvm_sregs,
   kvm_sregs2,
@@ -71,6 +78,18 @@ const XSTATE_BV = 512;
 const EXTENDED_AREA = 576;
 const X87_AND_SSE = 3;
 
+/** CPUID.1:ECX, which KVM_GET_SUPPORTED_CPUID leaves to KVM_CAP_TSC_DEADLINE_TIMER (api.rst). */
+const TSC_DEADLINE = 1 << 24;
+
+/** What not every host has in the kernel: whether a machine has it, the capability, and what it is called. */
+const inKernel: readonly (readonly [(vm: MachineState['vm']) => boolean, cap: number, name: string])[] = [
+  [({ irqchip }) => irqchip !== null, Cap.IRQCHIP, 'interrupt controllers'],
+  [({ caps }) => caps.some(({ cap }) => cap === Cap.SPLIT_IRQCHIP), Cap.SPLIT_IRQCHIP, 'local APICs'],
+  [({ pit }) => pit !== null, Cap.PIT2, 'a timer'],
+  [({ gsiRouting }) => gsiRouting !== null, Cap.IRQ_ROUTING, 'routes of interrupts'],
+  [({ bootCpuId }) => bootCpuId !== null, Cap.SET_BOOT_CPU_ID, 'a boot processor of its choice'],
+];
+
 const unfit = (what: string, options?: ErrorOptions) => new VmexitError('ERR_KVM_SNAPSHOT', what, options);
 const shown = (value: number | bigint) => `0x${value.toString(16)}`;
 
@@ -93,17 +112,27 @@ export class RestoredMachine implements Disposable {
 
   /**
    * The VM with its memory, slots, attributes and vCPUs, of which no register is set.
-   * @throws VmexitError ERR_KVM_SNAPSHOT when the guest was told of processor features that are not here; KvmError
+   * @throws VmexitError ERR_KVM_SNAPSHOT when the guest was told of processor features that are not here, or the VM had in
+   *   the kernel what is not here: the simulator has no interrupt controllers; KvmError
    *   where the kernel refuses what it is told to make. Nothing stays open then
    */
   constructor(hv: Hypervisor, state: MachineState, { cpuid }: RestoreOptions = {}) {
     this.#state = state;
     this.differences = this.#differences;
     const saved = state.vm;
+    this.#checkInKernel(hv);
     try {
       const vm = this.#open(hv.createVm({ type: saved.type }));
       this.vm = vm;
+      // Before the capabilities, of which some ask for it; all of it before the first vCPU.
+      if (saved.irqchip !== null) vm.createIrqchip();
       for (const { args, ...cap } of saved.caps) vm.enableCap({ ...cap, args: args.map(BigInt) });
+      if (saved.bootCpuId !== null) vm.setBootCpuId(saved.bootCpuId);
+      if (saved.pit !== null) vm.createPit2(saved.pit.flags);
+      if (saved.gsiRouting !== null) {
+        const entries = unpackAll(kvm_irq_routing_entry, saved.gsiRouting.routes);
+        vm.setGsiRouting(entries.map(routeOf), saved.gsiRouting.flags);
+      }
       if (saved.tssAddress !== null) vm.setTssAddr(saved.tssAddress);
       if (saved.identityMapAddress !== null) vm.setIdentityMapAddr(saved.identityMapAddress);
       this.memories = saved.memories.map((size) => this.#open(vm.allocate(size)));
@@ -120,6 +149,18 @@ export class RestoredMachine implements Disposable {
   #open<T extends Disposable>(object: T): T {
     this.#opened.push(object);
     return object;
+  }
+
+  #checkInKernel(hv: Hypervisor): void {
+    const { vm, backend } = this.#state;
+    const lacking = inKernel.filter(([has, cap]) => has(vm) && hv.checkExtension(cap) === 0);
+    if (lacking.length === 0) return;
+    const names = lacking.map(([, , name]) => name).join(', ');
+    const here = hv.backend === 'sim' ? 'the simulator' : "this host's KVM";
+    const there = backend === 'sim' ? 'the simulator' : 'KVM';
+    throw unfit(
+      `the machine has ${names} in the kernel, which ${here} lacks: go on where it was saved (on ${there})`,
+    );
   }
 
   #placeSlots(guestMemfds: readonly GuestMemfd[]): void {
@@ -146,7 +187,10 @@ export class RestoredMachine implements Disposable {
     // KVM tells the guest more than KVM_GET_SUPPORTED_CPUID on some hosts: what a vCPU has then is supported too.
     const supported = hv.getSupportedCpuid();
     vcpu.setCpuid2(supported);
-    const lacking = lackingFeatures(wanted, [...supported, ...vcpu.getCpuid2()]);
+    const has = [...supported, ...vcpu.getCpuid2()];
+    if (saved.lapic !== null && hv.checkExtension(Cap.TSC_DEADLINE_TIMER) > 0)
+      has.push({ ...has.find((leaf) => leaf.function === 1)!, ecx: TSC_DEADLINE });
+    const lacking = lackingFeatures(wanted, has);
     if (lacking.length > 0) {
       const from = `it was saved on ${this.#state.backend === 'sim' ? 'the simulator' : 'KVM'}`;
       throw unfit(
@@ -154,6 +198,7 @@ export class RestoredMachine implements Disposable {
       );
     }
     vcpu.setCpuid2(wanted);
+    for (const { args, ...cap } of saved.caps) vcpu.enableCap({ ...cap, args: args.map(BigInt) });
     return vcpu;
   }
 
@@ -164,6 +209,7 @@ export class RestoredMachine implements Disposable {
    */
   begin(): void {
     for (const [i, saved] of this.#state.vcpus.entries()) this.#setRegisters(this.vcpus[i]!, saved);
+    this.#setInterruptControllers();
     const { clock } = this.#state.vm;
     // kvm_run is then as KVM_RUN leaves it: whether an interrupt can be injected, for one.
     for (const vcpu of this.vcpus) vcpu.complete(() => {});
@@ -171,15 +217,41 @@ export class RestoredMachine implements Disposable {
       this.vm.setClock({ clock: BigInt(clock) });
   }
 
-  /** In this order each ioctl keeps what those before it have set (api.rst; KVM_SET_REGS cancels exceptions). */
+  /** After the local APICs: what is pending here is delivered to them. */
+  #setInterruptControllers(): void {
+    const { irqchip, pit } = this.#state.vm;
+    if (irqchip !== null) {
+      const { vm } = this;
+      vm.setIrqchip({ chipId: Irqchip.PIC_MASTER, pic: unpack(kvm_pic_state, irqchip.master) });
+      vm.setIrqchip({ chipId: Irqchip.PIC_SLAVE, pic: unpack(kvm_pic_state, irqchip.slave) });
+      vm.setIrqchip({ chipId: Irqchip.IOAPIC, ioapic: unpack(kvm_ioapic_state, irqchip.ioapic) });
+    }
+    if (pit === null) return;
+    const state = unpack(kvm_pit_state2, pit.state);
+    this.vm.setPit2(state);
+    // Channel 0 counts from now on, by this host's clock; that of another may be ahead, and no count can be in the future.
+    const now = this.vm.getPit2().channels[0]!.countLoadTime;
+    const earliest = (time: bigint) => (time < now ? time : now);
+    const channels = state.channels.map((channel) => ({
+      ...channel,
+      countLoadTime: earliest(channel.countLoadTime),
+    }));
+    this.vm.setPit2({ ...state, channels });
+    if (!pit.reinject) this.vm.reinjectControl(false);
+  }
+
+  /**
+   * In this order each ioctl keeps what those before it have set (api.rst; KVM_SET_REGS cancels exceptions). The local APIC's
+   * mode is in its base, of the special registers; its timer's deadline is an MSR that counts in the timer's mode alone.
+   */
   #setRegisters(vcpu: Vcpu, saved: VcpuState): void {
     this.#setTscKhz(vcpu, saved.tscKhz);
-    vcpu.setMpState(saved.mpState);
     const sregs = saved.sregs2 === null ? unpack(kvm_sregs, saved.sregs!) : unpack(kvm_sregs2, saved.sregs2);
     if ('pdptrs' in sregs) vcpu.setSregs2(sregs);
     else vcpu.setSregs(sregs);
     // Without interrupt controllers in the kernel KVM_RUN takes CR8 from here.
     vcpu.raw.cr8 = sregs.cr8;
+    if (saved.lapic !== null) vcpu.setLapic(unpack(kvm_lapic_state, saved.lapic));
     vcpu.setRegs(unpack(kvm_regs, saved.regs));
     if (saved.xcrs !== null) this.#setXcrs(vcpu, unpack(kvm_xcrs, saved.xcrs));
     vcpu.setXsave(this.#xsave(saved.xsave));
@@ -188,16 +260,21 @@ export class RestoredMachine implements Disposable {
     // What it may be follows from EFER, CR4 and the MSRs; the registers so far are then the nested guest's.
     if (saved.nested !== null) vcpu.setNestedState(fromHex(saved.nested));
     vcpu.setVcpuEvents(unpack(kvm_vcpu_events, saved.events));
+    vcpu.setMpState(saved.mpState);
   }
 
+  /** Without KVM_CAP_TSC_CONTROL KVM takes its own rate, and any above it: the counter then catches up at each exit. */
   #setTscKhz(vcpu: Vcpu, khz: number): void {
     const here = vcpu.getTscKhz();
     if (khz === 0 || Math.abs(here - khz) <= khz * TSC_TOLERANCE) return;
-    if (this.vm.checkExtension(Cap.TSC_CONTROL) > 0) vcpu.setTscKhz(khz);
-    else
+    try {
+      vcpu.setTscKhz(khz);
+    } catch (error) {
+      if (!(error instanceof KvmError)) throw error;
       this.#differences.push(
         `vCPU ${vcpu.id}: the time-stamp counter runs at ${here} kHz, and ran at ${khz} kHz`,
       );
+    }
   }
 
   /** A processor without XSAVE has XCR0 as after reset, and nothing that could set it. */

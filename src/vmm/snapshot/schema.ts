@@ -5,12 +5,18 @@
 
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
+import { isRouteType } from '../../hypervisor/gsi-routing.ts';
 import { MAX_MEMORY } from '../../hypervisor/guest-memory.ts';
 import type { Struct, Type } from '../../uapi/layout.ts';
+import { kvm_irq_routing_entry } from '../../uapi/structs.ts';
 import {
   kvm_cpuid_entry2,
   kvm_debugregs,
+  kvm_ioapic_state,
+  kvm_lapic_state,
   kvm_msr_entry,
+  kvm_pic_state,
+  kvm_pit_state2,
   kvm_regs,
   kvm_sregs,
   kvm_sregs2,
@@ -18,8 +24,8 @@ import {
   kvm_xcrs,
 } from '../../uapi/x86.ts';
 
-/** Goes up when a state means something else than before. There is no reading of another version's. */
-export const STATE_VERSION = 1;
+/** Goes up when a state has more than before, or means something else. What earlier ones had not is in `earlier`. */
+export const STATE_VERSION = 2;
 
 /** Gives the value if it is one, else throws what is wrong `at` a path. */
 type Check<T> = (value: unknown, at: string) => T;
@@ -81,6 +87,14 @@ const hex =
     throw wrong(at, `bytes${size} in hex`);
   };
 
+function flag(value: unknown, at: string): boolean {
+  if (typeof value === 'boolean') return value;
+  throw wrong(at, 'true or false');
+}
+
+/** KVM_ENABLE_CAP. The arguments are numbers, as strings: they have 64 bits. */
+const cap = record({ cap: u32, flags: u32, args: list(decimal, 4) });
+
 const slot = record({
   slot: u16,
   addressSpace: u16,
@@ -96,6 +110,7 @@ const slot = record({
 
 const vcpu = record({
   id: u32,
+  caps: list(cap, 256),
   cpuid: hex(kvm_cpuid_entry2, true),
   regs: hex(kvm_regs),
   /** Where KVM has it (since 5.14), and else the other one. */
@@ -110,6 +125,8 @@ const vcpu = record({
   events: hex(kvm_vcpu_events),
   debugRegs: hex(kvm_debugregs),
   mpState: u32,
+  /** Where it is in the kernel. */
+  lapic: orNull(hex(kvm_lapic_state)),
   tscKhz: u32,
   /** What KVM_GET_NESTED_STATE gives, of a guest that is a hypervisor. */
   nested: orNull(hex()),
@@ -124,10 +141,17 @@ const machine = record({
   },
   vm: record({
     type: u32,
-    /** KVM_ENABLE_CAP. The arguments are numbers, as strings: they have 64 bits. */
-    caps: list(record({ cap: u32, flags: u32, args: list(decimal, 4) }), 256),
+    caps: list(cap, 1024),
     tssAddress: orNull(u32),
     identityMapAddress: orNull(u32),
+    bootCpuId: orNull(u32),
+    /** Those of KVM_CREATE_IRQCHIP. With KVM_CAP_SPLIT_IRQCHIP there are only the local APICs, of the vCPUs. */
+    irqchip: orNull(
+      record({ master: hex(kvm_pic_state), slave: hex(kvm_pic_state), ioapic: hex(kvm_ioapic_state) }),
+    ),
+    pit: orNull(record({ flags: u32, reinject: flag, state: hex(kvm_pit_state2) })),
+    /** Where it was set: null is the kernel's own. */
+    gsiRouting: orNull(record({ flags: u32, routes: hex(kvm_irq_routing_entry, true) })),
     /** Their sizes, in bytes. */
     memories: list(pages(MAX_MEMORY, PAGE), 32_768),
     /** Sizes of those that slots are bound to. They come back empty: no page of them is the guest's. */
@@ -160,37 +184,49 @@ export type MachineState = Checked<typeof machine>;
 export type VcpuState = MachineState['vcpus'][number];
 export type SlotState = MachineState['vm']['slots'][number];
 
-/** Before `nested` was there, no guest that is a hypervisor was saved. */
-function withNested(value: unknown): unknown {
-  const { vcpus } = (value ?? {}) as { vcpus?: unknown };
-  if (!Array.isArray(vcpus)) return value;
-  const isObject = (one: unknown) => typeof one === 'object' && one !== null;
-  return {
-    ...(value as object),
-    vcpus: vcpus.map((one) => (isObject(one) ? { nested: null, ...one } : one)),
-  };
+/** By version, what a later one has besides: a machine that such a version could save has none of it. */
+const earlier: Readonly<Record<number, { readonly vm: object; readonly vcpu: object }>> = {
+  1: {
+    vm: { bootCpuId: null, irqchip: null, pit: null, gsiRouting: null },
+    vcpu: { caps: [], lapic: null, nested: null },
+  },
+};
+
+const withMore = (value: unknown, more: object): unknown =>
+  typeof value === 'object' && value !== null ? { ...value, ...more } : value;
+
+/** A state of an earlier version as one of this. Nothing of it was checked yet. */
+function upgraded(value: unknown): unknown {
+  const { version, vm, vcpus } = (value ?? {}) as { version?: unknown; vm?: unknown; vcpus?: unknown };
+  if (typeof version !== 'number' || version === STATE_VERSION) return value;
+  const more = Object.hasOwn(earlier, version) ? earlier[version] : undefined;
+  if (more === undefined)
+    throw new VmexitError(
+      'ERR_KVM_SNAPSHOT',
+      `the machine's state is of version ${version}, and this vmexit knows versions 1 to ${STATE_VERSION}: use the one that saved it`,
+    );
+  return withMore(value, {
+    version: STATE_VERSION,
+    vm: withMore(vm, more.vm),
+    vcpus: Array.isArray(vcpus) ? vcpus.map((one) => withMore(one, more.vcpu)) : vcpus,
+  });
 }
 
 /**
- * The state in what JSON.parse() gave.
- * @throws VmexitError ERR_KVM_SNAPSHOT that names what is wrong, and another version by its number
+ * The state in what JSON.parse() gave, also of an earlier version.
+ * @throws VmexitError ERR_KVM_SNAPSHOT that names what is wrong, and a later version by its number
  */
 export function parseState(value: unknown): MachineState {
-  const version = (value as { version?: unknown } | null | undefined)?.version;
-  if (typeof version === 'number' && version !== STATE_VERSION) {
-    throw new VmexitError(
-      'ERR_KVM_SNAPSHOT',
-      `the machine's state is of version ${version}, and this vmexit knows version ${STATE_VERSION}: use the one that saved it`,
-    );
-  }
-  const state = machine(withNested(value), '');
-  const { memories, guestMemfds, slots, attributes } = state.vm;
+  const state = machine(upgraded(value), '');
+  const { memories, guestMemfds, slots, attributes, gsiRouting } = state.vm;
   for (const [i, { memory, memoryOffset, guestMemfd, guestMemfdOffset, size }] of slots.entries()) {
     const within = (sizes: readonly number[], index: number | null, offset: number) =>
       index === null || (index < sizes.length && offset + size <= sizes[index]!);
     if (!within(memories, memory, memoryOffset) || !within(guestMemfds, guestMemfd, guestMemfdOffset))
       throw wrong(`vm.slots[${i}]`, 'within its memory');
   }
+  if (!unpackAll(kvm_irq_routing_entry, gsiRouting?.routes ?? '').every(({ type }) => isRouteType(type)))
+    throw wrong('vm.gsiRouting', 'routes of types that there are');
   if (attributes.some(({ start, end }) => end <= start)) throw wrong('vm.attributes', 'ranges of pages');
   if (state.vcpus.some(({ sregs, sregs2 }) => (sregs === null) === (sregs2 === null)))
     throw wrong('vcpus', 'with either sregs or sregs2');

@@ -1,22 +1,30 @@
 /**
  * A machine's state as plain data: all that its guest could notice but the contents of its memory. Not in it: what is
- * the VMM's own, such as KVM_SET_GUEST_DEBUG, an interrupt window that was asked for, and logs of dirty pages.
+ * the VMM's own, such as KVM_SET_GUEST_DEBUG, an interrupt window that was asked for, logs of dirty pages, and with a split irqchip the
+ * I/O APIC.
  */
 
+import type { EnabledCap } from '../../hypervisor/enabled-caps.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
+import { routingEntry } from '../../hypervisor/gsi-routing.ts';
 import type { GuestMemory } from '../../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import type { Slot } from '../../hypervisor/memory-map.ts';
 import type { Vcpu } from '../../hypervisor/vcpu.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { Cap } from '../../uapi/cap.ts';
-import { MemFlag, MemoryAttribute, RunFlag } from '../../uapi/constants.ts';
+import { Irqchip, MemFlag, MemoryAttribute, RunFlag } from '../../uapi/constants.ts';
 import { exitName } from '../../uapi/exit.ts';
-import type { Value } from '../../uapi/layout.ts';
+import type { Type, Value } from '../../uapi/layout.ts';
+import { kvm_irq_routing_entry } from '../../uapi/structs.ts';
 import {
   kvm_cpuid_entry2,
   kvm_debugregs,
+  kvm_ioapic_state,
+  kvm_lapic_state,
   kvm_msr_entry,
+  kvm_pic_state,
+  kvm_pit_state2,
   kvm_regs,
   kvm_sregs,
   kvm_sregs2,
@@ -75,8 +83,8 @@ const EFER_SVME = 1n << 12n;
  * else changes, and the machine may run on.
  * @param vcpus all that the VM has
  * @throws VmexitError ERR_KVM_NOT_SAVABLE for a VM with private pages (the range is named: the host cannot read them),
- *   pages that have not arrived, interrupt controllers in the kernel, or a guest that is a
- *   hypervisor where KVM does not tell of its guest; KvmError
+ *   pages that have not arrived, a guest that is a hypervisor where KVM does not tell of its guest, or what `unsaved` of VmSetup and
+ *   VcpuSetup names; KvmError
  */
 export function captureState(
   hv: Hypervisor,
@@ -85,7 +93,7 @@ export function captureState(
   { service, devices = {} }: CaptureOptions = {},
 ): Capture {
   const all = [...vm.memoryMap.slots, ...vm.memoryMap.otherSlots];
-  checkSavable(vm, all);
+  checkSavable(vm, vcpus, all);
   for (const vcpu of vcpus) {
     vcpu.complete((exit) => {
       if (service === undefined)
@@ -96,7 +104,7 @@ export function captureState(
     });
   }
   // By then the guest may have shared memory, or made it private.
-  checkSavable(vm, all);
+  checkSavable(vm, vcpus, all);
   const memories = distinct(all.map(({ memory }) => memory));
   const guestMemfds = distinct(all.map(({ guestMemfd }) => guestMemfd));
   const slots = all.map(
@@ -112,22 +120,20 @@ export function captureState(
       guestMemfdOffset: slot.guestMemfdOffset,
     }),
   );
-  const msrs = hv.getMsrIndexList();
-  const { caps, tssAddress, identityMapAddress } = vm.setup;
+  const msrs = [...new Set([...hv.getMsrIndexList(), ...MEMORY_TYPES])];
+  const { caps, tssAddress, identityMapAddress, bootCpuId } = vm.setup;
+  // What the kernel's timer raises while this goes on is in the local APICs, which are read after what it passes first.
+  const interrupts = interruptState(vm);
   const state: MachineState = {
     version: STATE_VERSION,
     backend: hv.backend,
     vm: {
       type: vm.type,
-      caps: [...caps.values()]
-        .filter(({ cap = 0 }) => !VMM_CAPS.has(Number(cap)))
-        .map(({ cap = 0, flags = 0, args = [] }) => ({
-          cap: Number(cap),
-          flags: Number(flags),
-          args: args.map((arg) => BigInt.asUintN(64, BigInt(arg)).toString()),
-        })),
+      caps: caps.filter(({ cap }) => !VMM_CAPS.has(cap)).map(capState),
       tssAddress: tssAddress ?? null,
       identityMapAddress: identityMapAddress ?? null,
+      bootCpuId: bootCpuId ?? null,
+      ...interrupts,
       memories: memories.map(({ size }) => size),
       guestMemfds: guestMemfds.map(({ size }) => size),
       slots,
@@ -146,7 +152,41 @@ const distinct = <T>(values: readonly (T | undefined)[]): T[] => [
   ...new Set(values.filter((value) => value !== undefined)),
 ];
 
-function checkSavable(vm: Vm, slots: readonly Slot[]): void {
+const capState = ({ cap, flags, args }: EnabledCap) => ({ cap, flags, args: args.map(String) });
+
+/** The interrupt controllers that all vCPUs share, the timer, and where GSIs lead. */
+function interruptState(vm: Vm): Pick<MachineState['vm'], 'irqchip' | 'pit' | 'gsiRouting'> {
+  const { irqchip, pit, gsiRouting } = vm.setup;
+  const picState = (chipId: typeof Irqchip.PIC_MASTER | typeof Irqchip.PIC_SLAVE) =>
+    pack(kvm_pic_state, vm.getIrqchip(chipId).pic);
+  return {
+    irqchip:
+      irqchip !== 'kernel'
+        ? null
+        : {
+            master: picState(Irqchip.PIC_MASTER),
+            slave: picState(Irqchip.PIC_SLAVE),
+            ioapic: pack(kvm_ioapic_state, vm.getIrqchip(Irqchip.IOAPIC).ioapic),
+          },
+    pit: pit === undefined ? null : { ...pit, state: pack(kvm_pit_state2, vm.getPit2()) },
+    gsiRouting:
+      gsiRouting === undefined
+        ? null
+        : {
+            flags: gsiRouting.flags,
+            routes: packAll<unknown>(kvm_irq_routing_entry as Type, gsiRouting.routes.map(routingEntry)),
+          },
+  };
+}
+
+/** Capabilities whose argument is a file descriptor of this process. */
+const OF_THIS_PROCESS: readonly number[] = [
+  Cap.SGX_ATTRIBUTE,
+  Cap.VM_COPY_ENC_CONTEXT_FROM,
+  Cap.VM_MOVE_ENC_CONTEXT_FROM,
+];
+
+function checkSavable(vm: Vm, vcpus: readonly Vcpu[], slots: readonly Slot[]): void {
   for (const { start, end, value } of vm.memoryMap.attributesWithin(0, END)) {
     if ((value & MemoryAttribute.PRIVATE) === 0) continue;
     const range = `${address(start)} to ${address(end - 1)}`;
@@ -172,20 +212,35 @@ function checkSavable(vm: Vm, slots: readonly Slot[]): void {
         '(Vm.removeIrqfd(), Vm.removeIoeventfd())',
     );
   }
-  const [device] = vm.setup.devices;
-  if (device !== undefined)
-    throw notSavable(`the VM has a ${device} in the kernel, whose state no snapshot has`);
+  for (const [owner, { caps, unsaved }] of [
+    ['the VM', vm.setup] as const,
+    ...vcpus.map((vcpu) => [`vCPU ${vcpu.id}`, vcpu.setup] as const),
+  ]) {
+    const [what] = unsaved;
+    if (what !== undefined)
+      throw notSavable(`${owner} has ${what}, which no snapshot carries: take it back first`);
+    const own = caps.find(({ cap }) => OF_THIS_PROCESS.includes(cap));
+    if (own !== undefined)
+      throw notSavable(
+        `${owner} has capability ${own.cap} by a file descriptor of this process, which no snapshot carries`,
+      );
+  }
 }
 
 function vcpuState(vm: Vm, vcpu: Vcpu, msrs: readonly number[]): VcpuState {
+  // An INIT or a SIPI that has arrived is taken by this, and changes the registers (kvm_apic_accept_events()).
+  const mpState = vcpu.getMpState();
   const two = vm.checkExtension(Cap.SREGS2) > 0;
   const sregs = two ? vcpu.getSregs2() : vcpu.getSregs();
   const nested = nestedState(vm, vcpu, (sregs.cr4 & CR4_VMXE) !== 0n || (sregs.efer & EFER_SVME) !== 0n);
   const xcrs = vm.checkExtension(Cap.XCRS) > 0 ? vcpu.getXcrs() : undefined;
-  const { values, unreadable } = readMsrs(vcpu, msrs);
+  const { caps } = vcpu.setup;
+  const hasSynic = caps.some(({ cap }) => cap === Cap.HYPERV_SYNIC || cap === Cap.HYPERV_SYNIC2);
+  const { values, unreadable } = readMsrs(vcpu, hasSynic ? [...new Set([...msrs, ...SYNIC])] : msrs);
   const xsave = vcpu.getXsave();
   return {
     id: vcpu.id,
+    caps: caps.map(capState),
     cpuid: packAll(kvm_cpuid_entry2, vcpu.getCpuid2()),
     regs: pack(kvm_regs, vcpu.getRegs()),
     sregs2: two ? pack(kvm_sregs2, sregs as Value<typeof kvm_sregs2>) : null,
@@ -196,7 +251,8 @@ function vcpuState(vm: Vm, vcpu: Vcpu, msrs: readonly number[]): VcpuState {
     unreadableMsrs: unreadable,
     events: pack(kvm_vcpu_events, vcpu.getVcpuEvents()),
     debugRegs: pack(kvm_debugregs, vcpu.getDebugRegs()),
-    mpState: vcpu.getMpState(),
+    mpState,
+    lapic: vm.setup.irqchip === undefined ? null : pack(kvm_lapic_state, vcpu.getLapic()),
     tscKhz: vcpu.getTscKhz(),
     nested,
   };
@@ -212,6 +268,12 @@ function nestedState(vm: Vm, vcpu: Vcpu, isHypervisor: boolean): string | null {
   if (!known || (!isHypervisor && (vcpu.raw.flags & RunFlag.GUEST_MODE) === 0)) return null;
   return toHex(vcpu.getNestedState());
 }
+const from = (first: number, count: number) => Array.from({ length: count }, (_, i) => first + i);
+
+// What KVM_GET_MSR_INDEX_LIST leaves out (arch/x86/kvm/x86.c): the memory type range registers (SDM volume 4, table 2-2),
+// and Hyper-V's synthetic interrupt controller and timers (TLFS, chapters 11 and 12).
+const MEMORY_TYPES = [...from(0x200, 16), 0x250, 0x258, 0x259, ...from(0x268, 8), 0x2ff];
+const SYNIC = [...from(0x4000_0080, 4), ...from(0x4000_0090, 16), ...from(0x4000_00b0, 8)];
 
 /** What one KVM_GET_MSRS takes at most (arch/x86/kvm/x86.c, MAX_IO_MSRS). */
 export const MAX_MSRS = 256;
