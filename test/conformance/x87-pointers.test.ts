@@ -28,6 +28,18 @@ const whereAmI64 = guest(
 `,
 );
 
+/** Gives the mantissa of what is on the stack. */
+const popMantissa = guest(
+  64,
+  `
+ 48 83 ec 20    | sub rsp, 32
+ db 3c 24       | fstp tbyte ptr [rsp]
+ 48 8b 04 24    | mov rax, [rsp]
+ 48 83 c4 20    | add rsp, 32
+ c3             | ret
+`,
+);
+
 const MIB = 2 ** 20;
 const TABLES = 0x8_0000;
 const STACK = 0x9000;
@@ -47,5 +59,17 @@ conformance("the x87's pointers", ({ it }) => {
     using agent = Agent.boot(hv);
     agent.beginCode(whereAmI64);
     expect(agent.answer & 0xffff_ffffn).toBe(BigInt(Layout.snippet));
+  });
+
+  it('and what KVM_SET_FPU puts into a register is what the guest has there', (hv) => {
+    using agent = Agent.boot(hv);
+    const { fcw, fpr } = agent.vcpu.getFpu();
+    // 1.5, as an extended double: sign and exponent behind the mantissa (SDM volume 1, 4.2.2).
+    const value = Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0xc0, 0xff, 0x3f);
+    const registers = fpr.map((old, i) => (i === 0 ? value : old));
+    agent.vcpu.setFpu({ fcw, ftwx: 1, fpr: registers }); // TOP is 0: ST(0) is the first register
+    agent.beginCode(popMantissa);
+    expect(agent.answer).toBe(0xc000_0000_0000_0000n);
+    expect(agent.vcpu.getFpu().ftwx).toBe(0);
   });
 });

@@ -47,6 +47,9 @@ const attributes = (verb: string): string[] => [
 /** Where the name of an ioctl stands in something private, or in the addon. */
 const within: Readonly<Record<string, readonly string[]>> = {
   KVM_RUN: ['vcpu.run()'],
+  KVM_ENABLE_CAP: ['vm.enableCap()', 'vcpu.enableCap()'],
+  KVM_IRQFD: ['vm.irqfd()', 'vm.removeIrqfd()'],
+  KVM_IOEVENTFD: ['vm.ioeventfd()', 'vm.removeIoeventfd()'],
   KVM_GET_VCPU_MMAP_SIZE: ['vm.createVcpu()'],
   KVM_MEMORY_ENCRYPT_OP: ['vm.memoryEncryptOp()', 'vcpu.memoryEncryptOp()'],
   KVM_SET_DEVICE_ATTR: attributes('set'),
