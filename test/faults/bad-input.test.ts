@@ -195,7 +195,7 @@ const rows: readonly Row[] = [
     ({ vm }) => vm.setMemoryAttributes({ address: '0', size: PAGE, attributes: 0 }),
     type('address is "0"'),
   ],
-  ['enableCap(null)', ({ vm }) => vm.enableCap(null), type('KVM_ENABLE_CAP is null', 'kvm_enable_cap')],
+  ['enableCap(null)', ({ vm }) => vm.enableCap(null), type('cap is null', 'an object')],
   [
     'enableCap of text',
     ({ vm }) => vm.enableCap({ cap: 'x' }),
