@@ -101,7 +101,10 @@ export abstract class VcpuState {
   getFpu(): Value<typeof kvm_fpu> {
     return this.fd.read(ioctls.KVM_GET_FPU);
   }
-  /** KVM_SET_FPU: what is left out becomes 0, but for `mxcsr`, which Linux does not look at. */
+  /**
+   * KVM_SET_FPU: what is left out becomes 0, but for `mxcsr`, which Linux does not look at. On KVM it has no effect while the guest
+   * has not used the x87: Linux leaves XSTATE_BV as it is. setXsave() has one.
+   */
   setFpu(fpu: Input<Value<typeof kvm_fpu>>): void {
     this.fd.write(ioctls.KVM_SET_FPU, fpu);
   }

@@ -229,7 +229,7 @@ function answers({ ram, vcpu }: Agent, first: number, end: number): Map<number, 
   return found;
 }
 
-conformance('model-specific registers', ({ needs }) => {
+conformance('model-specific registers', ({ it, needs }) => {
   needs('msrs-of-amd-6.12')('a guest finds those that KVM has or stands in for, and #GP elsewhere', (hv) => {
     using agent = boot(hv);
     const found = new Map(ranges.flatMap(([first, end]) => [...answers(agent, first, end)]));
@@ -254,4 +254,13 @@ conformance('model-specific registers', ({ needs }) => {
       }
     },
   );
+
+  it('those that KVM_GET_MSR_INDEX_LIST names can be read, each of them', (hv) => {
+    using agent = Agent.boot(hv);
+    const list = hv.getMsrIndexList();
+    expect(list.length).toBeGreaterThan(10);
+    expect(new Set(list).size).toBe(list.length);
+    const refused = list.filter((index) => agent.vcpu.getMsrs([index]).length === 0);
+    expect(refused).toEqual([]);
+  });
 });

@@ -103,6 +103,24 @@ const table = (heads: readonly string[], rows: readonly (readonly string[])[]): 
 
 const MAX_SUITES = 3;
 
+/** What would show it, where neither the lab nor the simulator can: hardware, or a newer kernel. */
+const needs: Readonly<Record<string, string>> = {
+  KVM_MEMORY_ENCRYPT_OP: 'SEV, SEV-SNP or TDX',
+  KVM_MEMORY_ENCRYPT_REG_REGION: 'SEV',
+  KVM_MEMORY_ENCRYPT_UNREG_REGION: 'SEV',
+  KVM_SET_PMU_EVENT_FILTER: 'a PMU that guests have',
+  KVM_GET_ONE_REG: 'Linux 6.18',
+  KVM_SET_ONE_REG: 'Linux 6.18',
+  KVM_GET_REG_LIST: 'Linux 6.18',
+  EXCEPTION: 'VMX',
+  AP_RESET_HOLD: 'SEV-ES',
+  X86_BUS_LOCK: 'detection of bus locks, which no emulated processor has',
+  NOTIFY: 'VMX with notify exits',
+  SYSTEM_EVENT: 'a Hyper-V guest that crashes, SEV-ES or TDX',
+  TDX: 'TDX',
+  SNP_REQ_CERTS: 'SEV-SNP, Linux 7.1',
+};
+
 function ioctlRows(): string[][] {
   const issuedBy = methods();
   const sim = simulated();
@@ -110,7 +128,6 @@ function ioctlRows(): string[][] {
   const rows: Ioctl[] = Object.values(ioctls).filter(({ name }) => !(name in leftOutIoctls));
   return rows.map(({ name, on }) => {
     const calls = issuedBy.get(name) ?? [];
-    const where = [calls.length > 0 && 'KVM', sim.has(name) && 'simulator'].filter(Boolean).join(', ');
     const shown = calls.length > 0 ? suites(calls) : [];
     const more = shown.length > MAX_SUITES ? ` and ${shown.length - MAX_SUITES} more` : '';
     return [
@@ -118,8 +135,10 @@ function ioctlRows(): string[][] {
       on.join(', '),
       since[name] ?? '',
       code(calls) || '-',
-      where || 'layout only',
-      shown.slice(0, MAX_SUITES).join(', ') + more || '-',
+      needs[name] === undefined && shown.length > 0 ? 'yes' : '-',
+      calls.length === 0 ? '-' : needs[name] === undefined ? 'yes' : `with ${needs[name]}`,
+      sim.has(name) ? 'yes' : '-',
+      shown.slice(0, MAX_SUITES).join(', ') + more || 'layout only',
     ];
   });
 }
@@ -134,6 +153,11 @@ const live: Readonly<Record<string, string>> = {
   IOAPIC_EOI: 'vcpu.eoi',
   MEMORY_FAULT: 'vcpu.memoryFault',
   MEMORY_POISONED: 'vcpu.memoryFault',
+  X86_RDMSR: 'vcpu.msr',
+  X86_WRMSR: 'vcpu.msr',
+  TDX: 'vcpu.tdx',
+  SNP_REQ_CERTS: 'vcpu.snpReqCerts',
+  DIRTY_RING_FULL: 'vcpu.dirtyRing',
 };
 
 function exitRowsOf(): string[][] {
@@ -144,6 +168,7 @@ function exitRowsOf(): string[][] {
       String(number),
       'arm' in exitRows[name as keyof typeof exitRows] || name === 'SET_TPR' ? '`vcpu.exit`' : '-',
       live[name] === undefined ? '-' : `\`${live[name]}\``,
+      needs[name] ?? '',
     ]);
 }
 
@@ -170,11 +195,12 @@ capabilities and ${count(/^kvm_/)} structs, those of other architectures among t
 
 ## Ioctls
 
-"On" is the file descriptor; "since" the first kernel that has it on x86, empty where that is older than 4.18. "KVM" is a
-host's and the lab's. "Layout only": the number and the struct are held against the headers, and no method issues it.
-The last column has the suites of \`test/conformance\` that call the method; they run on each backend that can.
+"On" is the file descriptor; "since" the first kernel that has it on x86, empty where that is older than 4.18. "Lab": its
+real KVM shows what the ioctl does; "host": a host's KVM has it, or has it with the hardware or kernel that is named;
+"simulator": it answers, and elsewhere gives ENOTTY. The last column has the suites of \`test/conformance\` that call the
+method; they run on each backend that can. "Layout only": no suite does, and its struct is held against the headers.
 
-${table(['ioctl', 'on', 'since', 'method', 'where', 'suites'], ioctlRows())}
+${table(['ioctl', 'on', 'since', 'method', 'lab', 'host', 'simulator', 'suites'], ioctlRows())}
 
 ## Ioctls that are left out
 
@@ -182,9 +208,10 @@ ${table(['ioctl', 'why'], Object.entries(leftOutIoctls))}
 
 ## Exits
 
-What KVM_RUN can come back with on x86. Negative numbers are errnos, not exit reasons.
+What KVM_RUN can come back with on x86. Negative numbers are errnos, not exit reasons. \`vcpu.raw.arms\` has the live view of
+each one's fields; the last column says what it takes to see one, where the lab cannot.
 
-${table(['exit', 'number', 'fields', 'live'], exitRowsOf())}
+${table(['exit', 'number', 'fields', 'live', 'needs'], exitRowsOf())}
 
 ## Names that are left out
 
