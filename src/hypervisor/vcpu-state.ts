@@ -103,7 +103,7 @@ export abstract class VcpuState {
   }
   /**
    * KVM_SET_FPU: what is left out becomes 0, but for `mxcsr`, which Linux does not look at. On KVM it has no effect while the guest
-   * has not used the x87: Linux leaves XSTATE_BV as it is. setXsave() has one.
+   * has not used the x87: Linux does not mark the x87 as used. setXsave() has one.
    */
   setFpu(fpu: Input<Value<typeof kvm_fpu>>): void {
     this.fd.write(ioctls.KVM_SET_FPU, fpu);
