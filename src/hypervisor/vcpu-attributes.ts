@@ -69,7 +69,9 @@ export abstract class VcpuAttributes extends VcpuState {
    * @throws as Vm.memoryEncryptOp(), ENOTTY where the VM is no TDX guest
    */
   memoryEncryptOp(command: EncryptCommandName, op: EncryptOp = {}): EncryptAnswer {
-    return encryptOp(this.fd, 'TdxVcpu', command, op);
+    const answer = encryptOp(this.fd, 'TdxVcpu', command, op);
+    this.unsaved.add('what its firmware knows of it (memoryEncryptOp())');
+    return answer;
   }
 
   /**
@@ -91,6 +93,7 @@ export abstract class VcpuAttributes extends VcpuState {
   setXenVcpuAttr(attr: Input<XenVcpuAttribute>, place?: GuestPlace): void {
     object('attr', attr);
     this.fd.refer(ioctls.KVM_XEN_VCPU_SET_ATTR, attr, [placeOf('place', place)]);
+    this.unsaved.add('attributes of Xen');
   }
 }
 

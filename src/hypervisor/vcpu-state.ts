@@ -267,6 +267,7 @@ export abstract class VcpuState {
    */
   setupMce(mcgCap: Integer): void {
     this.fd.write(ioctls.KVM_X86_SETUP_MCE, mcgCap);
+    this.unsaved.add('banks of machine checks of its own (setupMce())');
   }
   /**
    * KVM_X86_SET_MCE: a machine check in bank `bank`. One that is uncorrected (bit 61 of `status`) is #MC for the guest, or a triple fault where
@@ -276,6 +277,7 @@ export abstract class VcpuState {
    */
   setMce(mce: Input<Value<typeof kvm_x86_mce>>): void {
     this.fd.write(ioctls.KVM_X86_SET_MCE, mce);
+    this.unsaved.add('a machine check (setMce())');
   }
   /**
    * KVM_TPR_ACCESS_REPORTING: whether an access of the guest's to the task priority register of the local APIC ends run()
@@ -285,7 +287,9 @@ export abstract class VcpuState {
    */
   tprAccessReporting(enabled: boolean): boolean {
     const request = { enabled: enabled ? 1 : 0 };
-    return this.fd.exchange(ioctls.KVM_TPR_ACCESS_REPORTING, request).enabled !== 0;
+    const wasOn = this.fd.exchange(ioctls.KVM_TPR_ACCESS_REPORTING, request).enabled !== 0;
+    this.#note('reports of TPR accesses', enabled);
+    return wasOn;
   }
   /**
    * KVM_SET_VAPIC_ADDR: four bytes of guest memory in which KVM keeps the task priority and what waits below it, for a guest
@@ -295,6 +299,12 @@ export abstract class VcpuState {
    */
   setVapicAddr(address: Integer): void {
     this.fd.write(ioctls.KVM_SET_VAPIC_ADDR, { vapicAddr: address });
+    this.#note('a task priority in its memory (setVapicAddr())', BigInt(address) !== 0n);
+  }
+  /** What no snapshot carries: that there is such a thing, or none any more. */
+  #note(what: string, isThere: boolean): void {
+    if (isThere) this.unsaved.add(what);
+    else this.unsaved.delete(what);
   }
   /**
    * KVM_GET_SUPPORTED_HV_CPUID for this vCPU (since 5.0; since 5.11 see Hypervisor.getSupportedHvCpuid()): it tells of

@@ -1,8 +1,9 @@
 /** A VM's devices in the kernel, and its attributes. */
-import { CreateDeviceFlag } from '../uapi/constants.ts';
+import { CreateDeviceFlag, DeviceType } from '../uapi/constants.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { kvm_create_device } from '../uapi/structs.ts';
+import { nameOf } from '../uapi/text.ts';
 import { type Integer, u32 } from './args.ts';
 
 import { type DeviceAttr, getAttr64, hasAttr, setAttr } from './device-attributes.ts';
@@ -20,6 +21,7 @@ export abstract class VmDevices extends VmInterrupts {
   createDevice(type: number): KvmDevice {
     const argument = kvm_create_device.encode({ type: u32('type', type) });
     const handle = this.fd.create(ioctls.KVM_CREATE_DEVICE, argument);
+    this.unsaved.add(`a device in the kernel (${nameOf(DeviceType, type)})`);
     return new KvmDevice(new Fd(this.fd.backend, handle, 'device'), type);
   }
   /**

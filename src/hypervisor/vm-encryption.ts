@@ -29,7 +29,9 @@ export abstract class VmEncryption extends VmParavirt {
    *   simulator, EINVAL, EPERM; TypeError, RangeError ERR_KVM_INVALID_ARG
    */
   memoryEncryptOp(command: EncryptCommandName, op: EncryptOp = {}): EncryptAnswer {
-    return encryptOp(this.fd, this.type === VmType.TDX ? 'TdxVm' : 'Sev', command, op);
+    const answer = encryptOp(this.fd, this.type === VmType.TDX ? 'TdxVm' : 'Sev', command, op);
+    this.unsaved.add('what its firmware knows of it (memoryEncryptOp())');
+    return answer;
   }
 
   /**
@@ -56,5 +58,6 @@ export abstract class VmEncryption extends VmParavirt {
     const place = placeOf('region', object('region', region))!;
     const most = region.memory.size - place.offset;
     this.fd.refer(row, { size: integer('size', region.size ?? most, most) }, [place]);
+    this.unsaved.add('encrypted memory');
   }
 }

@@ -62,6 +62,7 @@ export abstract class VmParavirt extends VmDevices {
       flags: u32('flags', flags),
       fixedCounterBitmap: u32('fixedCounterBitmap', fixedCounterBitmap),
     });
+    this.unsaved.add('a filter of PMU events');
   }
 
   /**
@@ -76,6 +77,9 @@ export abstract class VmParavirt extends VmDevices {
     this.fd.refer(ioctls.KVM_HYPERV_EVENTFD, { connId: u32('connId', connId), flags }, [
       handleOf('eventFd', eventFd),
     ]);
+    const what = `an eventfd of Hyper-V's connection ${connId}`;
+    if (eventFd === undefined) this.unsaved.delete(what);
+    else this.unsaved.add(what);
   }
 
   /**
@@ -94,6 +98,7 @@ export abstract class VmParavirt extends VmDevices {
     object('config', config);
     const { blob32, blob64 } = object('blobs', blobs);
     this.fd.refer(ioctls.KVM_XEN_HVM_CONFIG, config, [placeOf('blob32', blob32), placeOf('blob64', blob64)]);
+    this.unsaved.add('a configuration of Xen');
   }
   /**
    * KVM_XEN_HVM_GET_ATTR (since 5.12). Addresses in this process are not told: `sharedInfo.hva` is 0.
@@ -114,6 +119,7 @@ export abstract class VmParavirt extends VmDevices {
     object('attr', attr);
     const { place, eventFd } = object('references', references);
     this.fd.refer(ioctls.KVM_XEN_HVM_SET_ATTR, attr, [placeOf('place', place), handleOf('eventFd', eventFd)]);
+    this.unsaved.add('attributes of Xen');
   }
   /**
    * KVM_XEN_HVM_EVTCHN_SEND (XenHvmConfigFlag.EVTCHN_SEND, since 5.19): an event of a channel for the guest.

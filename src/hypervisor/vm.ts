@@ -160,10 +160,12 @@ export class Vm extends VmEncryption implements Disposable {
    */
   registerCoalescedMmio(zone: Input<Value<typeof kvm_coalesced_mmio_zone>>): void {
     this.fd.write(ioctls.KVM_REGISTER_COALESCED_MMIO, zone);
+    this.unsaved.add(describeZone(zone));
   }
   /** KVM_UNREGISTER_COALESCED_MMIO: of each zone in which this one lies. What is in the ring stays. @throws as for registering */
   unregisterCoalescedMmio(zone: Input<Value<typeof kvm_coalesced_mmio_zone>>): void {
     this.fd.write(ioctls.KVM_UNREGISTER_COALESCED_MMIO, zone);
+    this.unsaved.delete(describeZone(zone));
   }
 
   /**
@@ -213,3 +215,10 @@ export class Vm extends VmEncryption implements Disposable {
     this.close();
   }
 }
+
+const describeZone = ({
+  addr = 0,
+  size = 0,
+  pio = 0,
+}: Input<Value<typeof kvm_coalesced_mmio_zone>>): string =>
+  `coalesced writes to ${pio ? 'ports ' : ''}${hex.range(addr, size)}`;

@@ -217,8 +217,7 @@ function checkSavable(vm: Vm, vcpus: readonly Vcpu[], slots: readonly Slot[]): v
     ...vcpus.map((vcpu) => [`vCPU ${vcpu.id}`, vcpu.setup] as const),
   ]) {
     const [what] = unsaved;
-    if (what !== undefined)
-      throw notSavable(`${owner} has ${what}, which no snapshot carries: take it back first`);
+    if (what !== undefined) throw notSavable(`${owner} has ${what}, which no snapshot carries`);
     const own = caps.find(({ cap }) => OF_THIS_PROCESS.includes(cap));
     if (own !== undefined)
       throw notSavable(
