@@ -22,10 +22,21 @@ const setRegs = timed((vcpu) => {
   const regs = vcpu.getRegs();
   return () => vcpu.setRegs(regs);
 });
+const inPlace = timed(({ regs }) => () => {
+  regs.load();
+  expect(regs.rax === 7n);
+});
 
 // A processor that is emulated runs what is beside the ioctl many times slower, and the ioctl too.
 const target = process.env.VMEXIT_LAB === '1' ? { ratio: 1.15 } : { more: 150 };
 export const benches = {
+  'regs-in-place': {
+    what: 'KVM_GET_REGS in place, and one register of it',
+    prepare: inPlace,
+    count: 50_000,
+    args: (count) => ['get-regs', String(count)],
+    target,
+  },
   'get-regs': { what: 'KVM_GET_REGS', prepare: getRegs, count: 50_000, target },
   'set-regs': { what: 'KVM_SET_REGS', prepare: setRegs, count: 50_000, target },
 };

@@ -82,6 +82,19 @@ export class Fd {
     this.#inPlace.set(row, { bytes, view: viewOf(bytes), words, issue, busy: false });
   }
 
+  /** An ioctl for one who keeps its argument where it is, on any backend. */
+  keep(row: StructRow): { readonly bytes: Uint8Array; issue(): void } {
+    const prepared = this.backend.prepare?.(this.handle, row.request);
+    const isReady = typeof prepared === 'object';
+    const bytes = isReady ? prepared.bytes : new Uint8Array(row.struct.size);
+    const issue = () => {
+      const fast = isReady && this.#handle !== undefined && !diagnostics.ioctl.hasSubscribers;
+      const result = fast ? prepared.issue() : this.issue(row, bytes);
+      if (result < 0) throw failed(result, row, bytes, this.backend.name);
+    };
+    return { bytes, issue };
+  }
+
   /** Any ioctl as the backend has it: gives the kernel's result, or a negated errno. */
   issue(row: Ioctl, argument?: Integer | Uint8Array, references?: readonly Reference[]): number {
     const { handle } = this;

@@ -31,6 +31,7 @@ export { type Demand, type DirtyListener, GuestMemory, MAX_MEMORY } from './gues
 export type { GuestPlace } from './guest-place.ts';
 export { Hypervisor } from './hypervisor.ts';
 export { KvmDevice } from './kvm-device.ts';
+export type { LiveRegs } from './live-regs.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';

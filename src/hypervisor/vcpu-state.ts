@@ -20,6 +20,7 @@ import { type Integer, integer, u32 } from './args.ts';
 import { type EnabledCap, EnabledCaps } from './enabled-caps.ts';
 import { outOfRange, wrongType } from './errors.ts';
 import type { Fd } from './fd.ts';
+import { type LiveRegs, liveRegs } from './live-regs.ts';
 import { readRegs, writeRegs } from './regs.ts';
 import { type Stats, statsOf } from './stats.ts';
 
@@ -59,12 +60,38 @@ export abstract class VcpuState {
   /** Phrases, as VcpuSetup has them. */
   protected readonly unsaved = new Set<string>();
   readonly #caps = new EnabledCaps();
+  #regs: LiveRegs | undefined;
 
   constructor(fd: Fd, checkExtension: (cap: number) => number) {
     this.fd = fd;
     this.checkExtension = checkExtension;
   }
 
+  /**
+   * The general registers in place, for who reads or writes a few of them at each exit: `regs.load()`, then `regs.rax`, then
+   * `regs.store()`. Where KVM copies registers with each run there is no ioctl at all: `syncRegs`.
+   * @example
+   * ```ts
+   * import { flatImage, Machine, openHypervisor } from 'vmexit';
+   *
+   * const machine = new Machine(openHypervisor(), { memory: 0x10_0000 });
+   * machine.load(flatImage(Uint8Array.of(0x40, 0xf4), 'real'), { rax: 41 }); // inc ax; hlt
+   * const { regs } = machine.vcpu;
+   * machine.vcpu.run(5000);
+   * regs.load();
+   * console.log(regs.rax);
+   * regs.rax = 7n;
+   * regs.store();
+   * console.log(machine.vcpu.getRegs().rax);
+   * machine.close();
+   * // prints: 42n
+   * // prints: 7n
+   * ```
+   */
+  get regs(): LiveRegs {
+    this.#regs ??= liveRegs(this.fd);
+    return this.#regs;
+  }
   /** KVM_GET_REGS. */
   getRegs(): Regs {
     return this.fd.read(ioctls.KVM_GET_REGS, readRegs);
