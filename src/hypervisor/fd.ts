@@ -12,13 +12,17 @@ const FIRST_GUESS = 128;
 const E2BIG = -7;
 
 /** An ioctl that is made again and again, with its argument in place. */
-interface InPlace {
+export interface Kept {
   readonly bytes: Uint8Array;
+  /** Gives the kernel's result. @throws KvmError as Fd.call() */
+  issue(): number;
+}
+
+/** As the ways to read and write a struct have it. */
+interface InPlace extends Kept {
   readonly view: DataView;
   /** The argument as words of 64 bits. */
   readonly words: BigUint64Array;
-  /** The kernel's result, or a negated errno. */
-  issue(): number;
   /** A value is being written to it, by code of a caller maybe. */
   busy: boolean;
 }
@@ -63,8 +67,7 @@ export class Fd {
   #placeFor(row: StructRow): InPlace | undefined {
     const place = this.#inPlace.get(row);
     if (place === undefined) this.#prepare(row);
-    else if (place && !place.busy && this.#handle !== undefined && !diagnostics.ioctl.hasSubscribers)
-      return place;
+    else if (place && !place.busy) return place;
     return undefined;
   }
   #prepare(row: StructRow): void {
@@ -72,18 +75,17 @@ export class Fd {
       this.#inPlace.set(row, undefined);
       return;
     }
-    const prepared = this.backend.prepare?.(this.handle, row.request) ?? E2BIG;
-    if (typeof prepared === 'number') {
+    if (this.backend.prepare === undefined) {
       this.#inPlace.set(row, false);
       return;
     }
-    const { bytes, issue } = prepared;
+    const { bytes, issue } = this.keep(row);
     const words = new BigUint64Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 3);
     this.#inPlace.set(row, { bytes, view: viewOf(bytes), words, issue, busy: false });
   }
 
   /** An ioctl for one who keeps its argument where it is, on any backend. */
-  keep(row: StructRow): { readonly bytes: Uint8Array; issue(): void } {
+  keep(row: StructRow): Kept {
     const prepared = this.backend.prepare?.(this.handle, row.request);
     const isReady = typeof prepared === 'object';
     const bytes = isReady ? prepared.bytes : new Uint8Array(row.struct.size);
@@ -91,6 +93,7 @@ export class Fd {
       const fast = isReady && this.#handle !== undefined && !diagnostics.ioctl.hasSubscribers;
       const result = fast ? prepared.issue() : this.issue(row, bytes);
       if (result < 0) throw failed(result, row, bytes, this.backend.name);
+      return result;
     };
     return { bytes, issue };
   }
@@ -135,8 +138,7 @@ export class Fd {
   ): Value<T['struct']> {
     const place = row.dir === 'read' ? this.#placeFor(row) : undefined;
     if (place !== undefined) {
-      const result = place.issue();
-      if (result < 0) throw failed(result, row, place.bytes, this.backend.name);
+      place.issue();
       return decode?.(place.words) ?? row.struct.get(place.view, 0);
     }
     return lend(row.struct.size, (data, view) => {
@@ -159,10 +161,7 @@ export class Fd {
           place.bytes.fill(0);
           encode(row, place.view, value);
         }
-        this.handle; // a getter of the caller's may have closed it
-        const result = place.issue();
-        if (result < 0) throw failed(result, row, place.bytes, this.backend.name);
-        return result;
+        return place.issue();
       } finally {
         place.busy = false;
       }

@@ -2,7 +2,7 @@
 import { ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
 import { kvm_regs } from '../uapi/x86.ts';
-import type { Fd } from './fd.ts';
+import type { Fd, Kept } from './fd.ts';
 import type { Regs } from './vcpu-state.ts';
 
 /** The general registers as load() has read them. Read and write those that matter, then store() all of them. */
@@ -68,8 +68,6 @@ class InPlace {
       });
   }
 }
-
-type Kept = ReturnType<Fd['keep']>;
 
 const wordsOf = ({ buffer, byteOffset, length }: Uint8Array): BigUint64Array =>
   new BigUint64Array(buffer, byteOffset, length >>> 3);

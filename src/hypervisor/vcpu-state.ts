@@ -23,6 +23,7 @@ import type { Fd } from './fd.ts';
 import { type LiveRegs, liveRegs } from './live-regs.ts';
 import { readRegs, writeRegs } from './regs.ts';
 import { type Stats, statsOf } from './stats.ts';
+import { Unsaved } from './unsaved.ts';
 
 /** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
 export type Regs = Value<typeof kvm_regs>;
@@ -58,7 +59,7 @@ export abstract class VcpuState {
   protected readonly fd: Fd;
   protected readonly checkExtension: (cap: number) => number;
   /** Phrases, as VcpuSetup has them. */
-  protected readonly unsaved = new Set<string>();
+  protected readonly unsaved = new Unsaved();
   readonly #caps = new EnabledCaps();
   #regs: LiveRegs | undefined;
 
@@ -315,7 +316,7 @@ export abstract class VcpuState {
   tprAccessReporting(enabled: boolean): boolean {
     const request = { enabled: enabled ? 1 : 0 };
     const wasOn = this.fd.exchange(ioctls.KVM_TPR_ACCESS_REPORTING, request).enabled !== 0;
-    this.#note('reports of TPR accesses', enabled);
+    this.unsaved.note('reports of TPR accesses', enabled);
     return wasOn;
   }
   /**
@@ -326,12 +327,7 @@ export abstract class VcpuState {
    */
   setVapicAddr(address: Integer): void {
     this.fd.write(ioctls.KVM_SET_VAPIC_ADDR, { vapicAddr: address });
-    this.#note('a task priority in its memory (setVapicAddr())', BigInt(address) !== 0n);
-  }
-  /** What no snapshot carries: that there is such a thing, or none any more. */
-  #note(what: string, isThere: boolean): void {
-    if (isThere) this.unsaved.add(what);
-    else this.unsaved.delete(what);
+    this.unsaved.note('a task priority in its memory (setVapicAddr())', BigInt(address) !== 0n);
   }
   /**
    * KVM_GET_SUPPORTED_HV_CPUID for this vCPU (since 5.0; since 5.11 see Hypervisor.getSupportedHvCpuid()): it tells of

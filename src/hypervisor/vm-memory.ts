@@ -16,6 +16,7 @@ import { Fd, failed } from './fd.ts';
 import { GuestMemfd } from './guest-memfd.ts';
 import { GuestMemory, KEEP_SIZE, PUNCH_HOLE } from './guest-memory.ts';
 import { MemoryMap } from './memory-map.ts';
+import { Unsaved } from './unsaved.ts';
 import { bitmapPages, bitmapSize, fitsSlot, UserfaultBitmap } from './userfault-bitmap.ts';
 
 /** A memory slot to be made, changed or (with memorySize 0) deleted. Addresses and sizes in bytes. */
@@ -68,7 +69,7 @@ export abstract class VmMemory {
   readonly memoryMap = new MemoryMap();
   protected readonly fd: Fd;
   /** Phrases, as VmSetup has them. */
-  protected readonly unsaved = new Set<string>();
+  protected readonly unsaved = new Unsaved();
   // Conversions are the hot path, and logs are read again and again: their arguments are made once.
   readonly #attributes = new Uint8Array(kvm_memory_attributes.size);
   readonly #attributesView = viewOf(this.#attributes);

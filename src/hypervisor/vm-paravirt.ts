@@ -77,9 +77,7 @@ export abstract class VmParavirt extends VmDevices {
     this.fd.refer(ioctls.KVM_HYPERV_EVENTFD, { connId: u32('connId', connId), flags }, [
       handleOf('eventFd', eventFd),
     ]);
-    const what = `an eventfd of Hyper-V's connection ${connId}`;
-    if (eventFd === undefined) this.unsaved.delete(what);
-    else this.unsaved.add(what);
+    this.unsaved.note(`an eventfd of Hyper-V's connection ${connId}`, eventFd !== undefined);
   }
 
   /**

@@ -27,13 +27,11 @@ export interface VmSetup extends InterruptSetup {
   readonly tssAddress: number | undefined;
   /** What setIdentityMapAddr() was given, if it was called. */
   readonly identityMapAddress: number | undefined;
-  /** Some MSRs are denied to its guests: what setMsrFilter() was given last. */
-  readonly msrFilter: boolean;
   /** How many there are that irqfd() has made. */
   readonly irqfds: number;
   /** How many there are that ioeventfd() has made. */
   readonly ioeventfds: number;
-  /** What it has that no snapshot carries, as a phrase each: `an irqfd at GSI 5`. */
+  /** What it has that no snapshot carries, as a phrase each: `a filter of MSRs`. */
   readonly unsaved: readonly string[];
 }
 
@@ -47,7 +45,6 @@ export class Vm extends VmEncryption implements Disposable {
   readonly #caps = new EnabledCaps();
   #tssAddress: number | undefined;
   #identityMapAddress: number | undefined;
-  #filtered = false;
 
   /** Made by Hypervisor.createVm(). */
   constructor(fd: Fd, type: number) {
@@ -62,14 +59,14 @@ export class Vm extends VmEncryption implements Disposable {
 
   /** What this Vm's other ioctls have made of it. */
   get setup(): VmSetup {
+    const { eventFds } = this;
     return {
       ...this.interrupts,
       caps: this.#caps.list,
       tssAddress: this.#tssAddress,
       identityMapAddress: this.#identityMapAddress,
-      msrFilter: this.#filtered,
-      ...this.eventFds,
-      unsaved: [...this.unsaved],
+      ...eventFds,
+      unsaved: [...this.unsaved, ...describeEventFds(eventFds)],
     };
   }
 
@@ -151,7 +148,7 @@ export class Vm extends VmEncryption implements Disposable {
   setMsrFilter(filter: MsrFilterOptions): void {
     const { fields, bitmaps } = msrFilter(filter);
     this.fd.refer(ioctls.KVM_X86_SET_MSR_FILTER, fields, bitmaps);
-    this.#filtered = Number(fields.flags) !== 0 || bitmaps.length > 0;
+    this.unsaved.note('a filter of MSRs', Number(fields.flags) !== 0 || bitmaps.length > 0);
   }
   /**
    * KVM_REGISTER_COALESCED_MMIO: writes to the zone wait in Vcpu.coalescedRing instead of ending run(); reads still end it.
@@ -215,6 +212,9 @@ export class Vm extends VmEncryption implements Disposable {
     this.close();
   }
 }
+
+const describeEventFds = ({ irqfds, ioeventfds }: Pick<VmSetup, 'irqfds' | 'ioeventfds'>): string[] =>
+  irqfds + ioeventfds > 0 ? [`eventfds (irqfd: ${irqfds}, ioeventfd: ${ioeventfds})`] : [];
 
 const describeZone = ({
   addr = 0,

@@ -204,14 +204,6 @@ function checkSavable(vm: Vm, vcpus: readonly Vcpu[], slots: readonly Slot[]): v
     if ((flags & MemFlag.USERFAULT) !== 0 || memory?.demand !== undefined)
       throw notSavable(`pages of slot ${slot} may not have arrived yet: wait until the pager is complete`);
   }
-  if (vm.setup.msrFilter) throw notSavable('the VM has a filter of MSRs, which no snapshot has');
-  const { irqfds, ioeventfds } = vm.setup;
-  if (irqfds + ioeventfds > 0) {
-    throw notSavable(
-      `the VM has eventfds (irqfd: ${irqfds}, ioeventfd: ${ioeventfds}), which no snapshot has: take them back first ` +
-        '(Vm.removeIrqfd(), Vm.removeIoeventfd())',
-    );
-  }
   for (const [owner, { caps, unsaved }] of [
     ['the VM', vm.setup] as const,
     ...vcpus.map((vcpu) => [`vCPU ${vcpu.id}`, vcpu.setup] as const),
