@@ -29,6 +29,13 @@ struct kvm_userspace_memory_region2 {
 #define KVM_EXIT_MEMORY_FAULT 39
 #endif
 
+#ifndef KVM_EXIT_TDX
+#define KVM_EXIT_TDX 40
+#endif
+#ifndef KVM_EXIT_SNP_REQ_CERTS
+#define KVM_EXIT_SNP_REQ_CERTS 43
+#endif
+
 // A proposal: the bitmap of KVM_MEM_USERFAULT, in what is padding in all released headers.
 enum { kUserfaultBitmapOffset = 48 };
 

@@ -6,8 +6,10 @@
 #include "ioctls.h"
 #include "memory.h"
 #include "run.h"
+#include "share.h"
 #include "stats.h"
 #include "table.h"
+#include "thread.h"
 #include "userfaultfd.h"
 #include "watch.h"
 
@@ -37,9 +39,16 @@ Napi::Object Init(Napi::Env env, Napi::Object exports) {
       {"buffer", vmexit::Buffer},
       {"fd", vmexit::Fd},
       {"close", vmexit::Close},
-      {"runner", vmexit::Runner},
+      {"shareVm", vmexit::ShareVm},
+      {"openVm", vmexit::OpenVm},
+      {"openVcpu", vmexit::OpenVcpu},
+      {"runner", vmexit::MakeRunner},
+      {"starter", vmexit::MakeStarter},
       {"kickId", vmexit::KickId},
       {"kick", vmexit::Kick},
+      {"pause", vmexit::Pause},
+      {"resume", vmexit::Resume},
+      {"stop", vmexit::Stop},
       {"userfaultfd", vmexit::Userfaultfd},
       {"shareUserfaultfd", vmexit::ShareUserfaultfd},
       {"openUserfaultfd", vmexit::OpenUserfaultfd},

@@ -8,6 +8,7 @@
 
 #include "eventfd.h"
 #include "run.h"
+#include "thread.h"
 #include "watch.h"
 
 namespace vmexit {
@@ -46,12 +47,17 @@ Handle::Handle() = default;
 Handle::~Handle() { CloseFd(); }
 
 void Handle::CloseFd() {
-  if (run) run->Close();
+  if (thread) thread->Close();
+  if (runner) runner->state.reset();  // run() may outlive its vCPU
   Unwatch(this);
   if (shared) UnshareEventfd(shared);
-  if (fd >= 0) close(fd);
+  if (fd >= 0 && !vm && !run) close(fd);  // those are closed with their last handle
   fd = -1;
   if (live) *live = -1;
+  thread.reset();
+  runner.reset();
+  run.reset();
+  vm.reset();
 }
 
 Napi::Value Wrap(Napi::Env env, std::unique_ptr<Handle> handle) {
@@ -151,7 +157,6 @@ Napi::Value Close(const Napi::CallbackInfo& info) {
     handle->buffer.Reset();
   }
   handle->CloseFd();
-  handle->run.reset();
   handle->mapping.reset();
   handle->slots.reset();
   return env.Undefined();

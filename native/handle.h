@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <mutex>
 
 namespace vmexit {
 
@@ -58,12 +59,27 @@ struct SlotMemory {
 // By slot id. Shared by the VM and its vCPUs: a vCPU can run on after the VM's handle was closed, and KVM
 // would then still use what lies at these addresses.
 struct Slots : std::map<uint32_t, SlotMemory> {
+  // Held from before an ioctl that concerns them until they are what it has made: threads share a VM.
+  std::mutex mutex;
+  uint64_t ring = 0;  // bytes of each vCPU's ring of dirty pages
   // What KVM reaches without a slot, by what it is and, of a vCPU's, RunState::id.
   std::map<std::pair<uint32_t, uint32_t>, std::shared_ptr<Mapping>> pins;
 };
 
 struct RunState;
+struct Runner;
+struct VcpuThread;
 struct Watch;
+
+// A VM's file, in use by each handle of it, of any thread.
+struct VmFile {
+  const int fd;
+  uint64_t number = 0;  // by which other threads open it; 0 without one
+  explicit VmFile(int fd) : fd(fd) {}
+  ~VmFile();
+  VmFile(const VmFile&) = delete;
+  VmFile& operator=(const VmFile&) = delete;
+};
 
 struct Handle {
   Kind kind;
@@ -71,11 +87,13 @@ struct Handle {
   bool closed = false;
   uint64_t flags = 0;                // guest_memfd: the flags that it was made with; VM, vCPU: the VM's type
   uint64_t size = 0;                 // guest_memfd, memory, userfaultfd: bytes
-  uint64_t ring = 0;                 // VM and its vCPUs: bytes of a vCPU's ring of dirty pages
   std::shared_ptr<Mapping> mapping;  // memory, userfaultfd: guest RAM; vCPU: kvm_run; ring
   std::shared_ptr<Slots> slots;      // VM and its vCPUs
+  std::shared_ptr<VmFile> vm;        // VM
   std::shared_ptr<RunState> run;     // vCPU
-  std::shared_ptr<int> live;         // the fd, or -1 once it is closed: for calls that were prepared
+  std::shared_ptr<Runner> runner;    // vCPU: what run() of this thread needs
+  std::shared_ptr<VcpuThread> thread;  // vCPU: its own
+  std::shared_ptr<int> live;           // the fd, or -1 once it is closed: for calls that were prepared
   // userfaultfd: where the memory lies in this process. A token carries it to another thread, and one that is
   // wrong is an errno: the kernel copies into nothing that is not registered with this very userfaultfd.
   uint64_t base = 0;

@@ -93,6 +93,20 @@ int Issue(const Row& row, int fd, uintptr_t argument) {
   }
 }
 
+// An ioctl's turn with a vCPU: there is none while another thread runs it.
+class Turn {
+ public:
+  explicit Turn(RunState* vcpu) : vcpu_(vcpu && vcpu->Take() ? vcpu : nullptr), has_(!vcpu || vcpu_) {}
+  ~Turn() {
+    if (vcpu_) vcpu_->Give();
+  }
+  explicit operator bool() const { return has_; }
+
+ private:
+  RunState* const vcpu_;
+  const bool has_;
+};
+
 // Calls with the argument that the row asks for, and info[3]'s references in it. Gives false with a JS
 // exception pending when it is not that. `fd` is the one that came out inside the struct.
 bool Call(const Napi::CallbackInfo& info, const Row& row, Handle* handle, Resolved* references, int* result,
@@ -101,12 +115,22 @@ bool Call(const Napi::CallbackInfo& info, const Row& row, Handle* handle, Resolv
   if (row.arg == Arg::kNone || row.arg == Arg::kInteger) {
     uint64_t value = 0;
     if (row.arg == Arg::kInteger && !ToU64(env, info[2], row.name, &value)) return false;
-    *result = Issue(row, handle->fd, value);
+    const Turn turn(handle->run.get());
+    *result = turn ? Issue(row, handle->fd, value) : kVcpuRunning;
     return true;
   }
   std::vector<uint8_t> bytes;
   if (!CopyIn(env, row, info[2], &bytes) || !SizeFits(env, row, bytes)) return false;
   if (row.arg == Arg::kSized) bytes.resize(row.most);
+  const Turn turn(handle->run.get());
+  if (!turn) {
+    *result = kVcpuRunning;
+    return true;
+  }
+  // What the VM's slots use must be what the kernel was told last, whichever thread told it.
+  std::unique_lock<std::mutex> lock;
+  if (handle->slots && (row.done || row.reference_count > 0))
+    lock = std::unique_lock<std::mutex>(handle->slots->mutex);
   // JS gets its own bytes back: no pointer and no file descriptor of this process.
   std::vector<uint8_t> filled;
   if (row.reference_count > 0) {
@@ -150,6 +174,7 @@ const Row* RowFor(Napi::Env env, Napi::Value value, bool makes) {
 struct Prepared {
   const Row* row;
   std::shared_ptr<int> fd;
+  std::weak_ptr<RunState> vcpu;
   std::shared_ptr<Mapping> bytes;
 };
 
@@ -157,8 +182,13 @@ napi_value IssuePrepared(napi_env env, napi_callback_info info) {
   void* data = nullptr;
   napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
   const auto* call = static_cast<Prepared*>(data);
-  const int result =
-      *call->fd < 0 ? -EBADF : Issue(*call->row, *call->fd, reinterpret_cast<uintptr_t>(call->bytes->data));
+  int result = -EBADF;
+  if (*call->fd >= 0) {
+    const auto vcpu = call->vcpu.lock();
+    const Turn turn(vcpu.get());
+    result =
+        turn ? Issue(*call->row, *call->fd, reinterpret_cast<uintptr_t>(call->bytes->data)) : kVcpuRunning;
+  }
   napi_value value = nullptr;
   napi_create_int32(env, result, &value);
   return value;
@@ -221,6 +251,7 @@ Napi::Value Create(const Napi::CallbackInfo& info) {
   // The kernel makes guest_memfd without close-on-exec, and a child that inherits one pins the VM.
   fcntl(fd, F_SETFD, FD_CLOEXEC);
   if (row->makes == kVm) {
+    handle->vm = std::make_shared<VmFile>(fd);
     handle->slots = std::make_shared<Slots>();
     if (!ToU64(env, info[2], "type", &handle->flags)) return env.Undefined();
     handle->size = static_cast<uint64_t>(std::max(ioctl(parent->fd, KVM_GET_VCPU_MMAP_SIZE, 0), 0));
@@ -230,8 +261,7 @@ Napi::Value Create(const Napi::CallbackInfo& info) {
     handle->mapping = mapping;
     handle->slots = parent->slots;
     handle->flags = parent->flags;
-    handle->ring = parent->ring;
-    handle->run = std::make_shared<RunState>(fd, mapping, parent->slots);
+    handle->run = RunState::Create(fd, parent->flags, mapping, parent->slots);
   } else if (row->makes == kGmem) {
     kvm_create_guest_memfd gmem;
     memcpy(&gmem, info[2].As<Napi::Uint8Array>().Data(), sizeof(gmem));
@@ -261,7 +291,7 @@ Napi::Value Prepare(const Napi::CallbackInfo& info) {
   auto buffer = ViewOf(env, bytes, &view);
   if (buffer.IsEmpty()) return env.Undefined();
   if (!handle->live) handle->live = std::make_shared<int>(handle->fd);
-  auto* prepared = new Prepared{row, handle->live, bytes};
+  auto* prepared = new Prepared{row, handle->live, handle->run, bytes};
   napi_value function = nullptr;
   if (napi_create_function(env, "issue", NAPI_AUTO_LENGTH, IssuePrepared, prepared, &function) != napi_ok) {
     delete prepared;

@@ -145,13 +145,17 @@ Napi::Value MapDirtyRing(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
   if (!vcpu) return env.Undefined();
-  if (vcpu->ring == 0) return Errno(env, ENXIO);
-  auto mapping =
-      Map(vcpu->ring, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * kPage);
+  uint64_t size = 0;
+  {
+    const std::lock_guard<std::mutex> lock(vcpu->slots->mutex);
+    size = vcpu->slots->ring;
+  }
+  if (size == 0) return Errno(env, ENXIO);
+  auto mapping = Map(size, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, KVM_DIRTY_LOG_PAGE_OFFSET * kPage);
   if (!mapping) return Errno(env, errno);
   auto handle = std::make_unique<Handle>();
   handle->kind = kRing;
-  handle->size = vcpu->ring;
+  handle->size = size;
   handle->mapping = std::move(mapping);
   return Wrap(env, std::move(handle));
 }

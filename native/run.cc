@@ -9,8 +9,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
-#include <mutex>
 
 #include "syscalls.h"
 
@@ -18,10 +16,8 @@ namespace vmexit {
 
 namespace {
 
-// The only static state: kick() must find a vCPU that another thread's environment owns.
-std::mutex table_mutex;
-std::map<uint32_t, RunState*> table;
-uint32_t next_id = 1;
+constexpr int64_t kMillisecond = 1'000'000;
+constinit const std::atomic<bool> kNever{false};
 
 // What this thread is running, for the signal handler.
 thread_local RunState* volatile current = nullptr;
@@ -35,29 +31,12 @@ void OnSignal(int, siginfo_t* info, void*) {
   state->run->immediate_exit = 1;
 }
 
-// The signal of kicks and deadlines: the first that has no handler yet, for another build of this addon may
-// be in the same process.
-int Signal() {
-  static const int chosen = [] {
-    struct sigaction action {};
-    action.sa_sigaction = OnSignal;
-    action.sa_flags = SA_SIGINFO;  // no SA_RESTART: KVM_RUN must come back
-    int number = SIGRTMIN + 5;
-    for (struct sigaction old{}; number < SIGRTMAX; number++) {
-      if (sigaction(number, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) break;
-    }
-    sigaction(number, &action, nullptr);
-    return number;
-  }();
-  return chosen;
-}
-
 // A timer that signals this thread alone; made when the thread first runs with a deadline.
 struct DeadlineTimer {
   int timer = 0;
   int error = 0;
 
-  DeadlineTimer() { error = CreateThreadTimer(Signal(), &timer); }
+  DeadlineTimer() { error = CreateThreadTimer(KickSignal(), &timer); }
   ~DeadlineTimer() {
     if (!error) syscall(SYS_timer_delete, timer);
   }
@@ -79,72 +58,43 @@ DeadlineTimer& ThreadTimer() {
   return timer;
 }
 
-// Once per thread that runs a vCPU: a thread may have been started with every signal blocked.
-void ListenForSignal() {
-  thread_local bool listening = false;
-  if (listening) return;
-  Unblock(Signal());
-  listening = true;
+int64_t Now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
 }
 
-// One KVM_RUN. immediate_exit is the user's before and after; in between a kick or the deadline may set it.
-int RunOnce(RunState* state, double timeout_ms) {
-  kvm_run* run = state->run;
-  const uint8_t immediate_exit = run->immediate_exit;
-  const bool timed = std::isfinite(timeout_ms);
-  if (timed && ThreadTimer().error) return -ThreadTimer().error;
-
-  state->expired = false;
-  *state->current = state;
-  // Either this sees the kick, or the kick sees kRunning and sends the signal: both are sequentially
-  // consistent.
-  state->phase.exchange(RunState::kRunning);
-  if (state->kicked.load()) run->immediate_exit = 1;
-  if (timed) ThreadTimer().Start(timeout_ms);
-
-  const int result = ioctl(state->fd, KVM_RUN, 0) == 0 ? static_cast<int>(run->exit_reason) : -errno;
-
-  // Disarming takes a system call, and a thread-directed signal that is pending is delivered before it
-  // returns: no signal of this deadline can reach a later run.
-  if (timed) ThreadTimer().Stop();
-  int running = RunState::kRunning;
-  while (!state->phase.compare_exchange_weak(running, RunState::kIdle)) running = RunState::kRunning;
-  // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
-  const bool kicked = state->kicked.load();
-  if (kicked) syscall(SYS_gettid);
-  *state->current = nullptr;
-  run->immediate_exit = immediate_exit;
-
-  if (result != -EINTR) return result;  // a kick stays pending until it has interrupted a run
-  if (!kicked) return state->expired ? -ETIME : result;
-  state->kicked.store(false);
-  return result;
+// Whether the exit's answer goes into the instruction that it interrupted: arch/x86/kvm, what sets
+// vcpu->arch.complete_userspace_io.
+bool Waits(int exit_reason) {
+  switch (exit_reason) {
+    case KVM_EXIT_IO:
+    case KVM_EXIT_MMIO:
+    case KVM_EXIT_HYPERCALL:
+    case KVM_EXIT_HYPERV:
+    case KVM_EXIT_X86_RDMSR:
+    case KVM_EXIT_X86_WRMSR:
+    case KVM_EXIT_AP_RESET_HOLD:
+    case KVM_EXIT_XEN:
+    case KVM_EXIT_TDX:
+    case KVM_EXIT_SNP_REQ_CERTS:
+      return true;
+    default:
+      return false;
+  }
 }
 
 constexpr char kTimeouts[] = "above 0 and below 2^31 (milliseconds), or Infinity";
 
-napi_value Run(napi_env env, napi_callback_info info) {
+napi_value CallRunner(napi_env env, napi_callback_info info) {
   size_t argc = 1;
   napi_value arg = nullptr;
   void* data = nullptr;
   napi_get_cb_info(env, info, &argc, &arg, nullptr, &data);
-  auto* state = static_cast<std::shared_ptr<RunState>*>(data)->get();
-
+  auto* runner = static_cast<std::shared_ptr<Runner>*>(data)->get();
   double timeout_ms = INFINITY;
-  if (argc > 0 && napi_get_value_double(env, arg, &timeout_ms) != napi_ok) {
-    napi_valuetype type = napi_undefined;
-    napi_typeof(env, arg, &type);
-    if (type != napi_undefined) {
-      Invalid(env, std::string("timeoutMs must be a number of milliseconds, ") + kTimeouts);
-      return nullptr;
-    }
-  }
-  if (!(timeout_ms > 0) || (std::isfinite(timeout_ms) && timeout_ms > 2147483647.0)) {
-    const Napi::Number number(env, arg);
-    OutOfRange(env, "timeoutMs is " + std::string(number.ToString()) + "; it must be " + kTimeouts);
-    return nullptr;
-  }
-  const int result = state->fd < 0 ? -EBADF : RunOnce(state, timeout_ms);
+  if (!ToTimeout(env, argc, arg, &timeout_ms)) return nullptr;
+  const int result = runner->state ? runner->Run(timeout_ms, env) : -EBADF;
   napi_value value = nullptr;
   napi_create_int32(env, result, &value);
   return value;
@@ -152,75 +102,146 @@ napi_value Run(napi_env env, napi_callback_info info) {
 
 }  // namespace
 
-RunState::RunState(int fd, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots)
-    : id([] {
-        std::lock_guard<std::mutex> lock(table_mutex);
-        return next_id++;
-      }()),
-      fd(fd),
-      mapping(std::move(mapping)),
-      slots(std::move(slots)),
-      run(reinterpret_cast<kvm_run*>(this->mapping->data)) {
-  std::lock_guard<std::mutex> lock(table_mutex);
-  table[id] = this;
+// The first that has no handler yet, for another build of this addon may be in the same process.
+int KickSignal() {
+  static const int chosen = [] {
+    struct sigaction action {};
+    action.sa_sigaction = OnSignal;
+    action.sa_flags = SA_SIGINFO;  // no SA_RESTART: KVM_RUN must come back
+    int number = SIGRTMIN + 5;
+    for (struct sigaction old{}; number < SIGRTMAX; number++) {
+      if (sigaction(number, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) break;
+    }
+    sigaction(number, &action, nullptr);
+    return number;
+  }();
+  return chosen;
 }
 
-void RunState::Close() {
-  fd = -1;
-  mapping.reset();
-  slots.reset();
+Runner::Runner(std::shared_ptr<RunState> state, const std::atomic<bool>* quits)
+    : state(std::move(state)),
+      tid_(static_cast<pid_t>(syscall(SYS_gettid))),
+      current_(&current),
+      look_(!quits && tid_ != getpid()),
+      quits_(quits ? quits : &kNever) {
+  Unblock(KickSignal());  // a thread may have been started with every signal blocked
 }
 
-RunState::~RunState() {
-  std::lock_guard<std::mutex> lock(table_mutex);
-  table.erase(id);
+// immediate_exit is the user's before and after; in between a kick or the deadline may set it.
+int Runner::Once(double timeout_ms) {
+  RunState* vcpu = state.get();
+  kvm_run* run = vcpu->run;
+  const uint8_t immediate_exit = run->immediate_exit;
+  const bool timed = std::isfinite(timeout_ms);
+
+  vcpu->expired = false;
+  *current_ = vcpu;
+  vcpu->Run(tid_);
+  if (vcpu->kicked.load() || vcpu->pauses.load() > 0 || vcpu->stopped.load() || quits_->load())
+    run->immediate_exit = 1;
+  if (timed) ThreadTimer().Start(timeout_ms);
+
+  const int result = ioctl(vcpu->fd, KVM_RUN, 0) == 0 ? static_cast<int>(run->exit_reason) : -errno;
+
+  // Disarming takes a system call, and a thread-directed signal that is pending is delivered before it
+  // returns: no signal of this deadline can reach a later run.
+  if (timed) ThreadTimer().Stop();
+  // What fails otherwise has failed before it looked at what was pending.
+  const bool completed = result >= 0 || result == -EINTR || result == -EFAULT || result == -EHWPOISON;
+  vcpu->Leave(completed ? result >= 0 && Waits(result) : !vcpu->IsComplete());
+  // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
+  signalled_ = vcpu->signalled.exchange(false);
+  if (signalled_) syscall(SYS_gettid);
+  *current_ = nullptr;
+  run->immediate_exit = immediate_exit;
+  return result;
+}
+
+int Runner::Run(double timeout_ms, napi_env env) {
+  RunState* vcpu = state.get();
+  const bool timed = std::isfinite(timeout_ms);
+  if (timed && ThreadTimer().error) return -ThreadTimer().error;
+  const int64_t until = timed ? Now() + static_cast<int64_t>(timeout_ms * kMillisecond) : INT64_MAX;
+
+  for (double left = timeout_ms;;) {
+    if (!vcpu->Enter()) return kVcpuRunning;
+    // An access that is pending is completed first, and so is what the user's own immediate_exit asks for.
+    if (vcpu->pauses.load() > 0 && vcpu->IsComplete() && !vcpu->run->immediate_exit) {
+      vcpu->Leave(false);
+      const int ended = Wait(until, env);
+      if (ended) return ended;
+    } else {
+      const int result = Once(left);
+      if (result != -EINTR) return result;  // a kick stays pending until it has interrupted a run
+      if (quits_->load()) return -EBADF;
+      const bool own = vcpu->run->immediate_exit != 0;
+      if (!own && vcpu->stopped.exchange(false)) return -ECANCELED;
+      if (vcpu->pauses.load() == 0 || own) {
+        if (vcpu->kicked.exchange(false) || own) return -EINTR;
+        if (vcpu->expired) return -ETIME;
+        const bool looked = vcpu->look.exchange(false);
+        if (looked && env && !CanCallJs(env)) return -EINTR;
+        // Neither a look around nor a pause that was undone meanwhile is anybody's; any other signal is.
+        if (!looked && !signalled_) return -EINTR;
+      }
+    }
+    if (timed) {
+      left = static_cast<double>(until - Now()) / kMillisecond;
+      if (left <= 0) return -ETIME;
+    }
+  }
+}
+
+int Runner::Wait(int64_t until, napi_env env) {
+  RunState* vcpu = state.get();
+  for (;;) {
+    const uint32_t bell = vcpu->bell.load();
+    if (quits_->load()) return -EBADF;
+    if (vcpu->stopped.exchange(false)) return -ECANCELED;
+    if (vcpu->pauses.load() == 0) return 0;
+    if (env && !CanCallJs(env)) return -EINTR;
+    const int64_t left = until == INT64_MAX ? INT64_MAX : until - Now();
+    if (left <= 0) return -ETIME;
+    vcpu->WaitForBell(bell, std::min(left, kLookEvery));
+  }
+}
+
+bool ToTimeout(napi_env env, size_t argc, napi_value arg, double* milliseconds) {
+  if (argc > 0 && napi_get_value_double(env, arg, milliseconds) != napi_ok) {
+    napi_valuetype type = napi_undefined;
+    napi_typeof(env, arg, &type);
+    if (type != napi_undefined) {
+      Invalid(env, std::string("timeoutMs must be a number of milliseconds, ") + kTimeouts);
+      return false;
+    }
+    *milliseconds = INFINITY;
+  }
+  if (!(*milliseconds > 0) || (std::isfinite(*milliseconds) && *milliseconds > 2147483647.0)) {
+    const Napi::Number number(env, arg);
+    OutOfRange(env, "timeoutMs is " + std::string(number.ToString()) + "; it must be " + kTimeouts);
+    return false;
+  }
+  return true;
 }
 
 // A function of its own for each vCPU: its data pointer costs nothing to find, where unwrapping a handle
 // costs half of what the whole call does.
-Napi::Value Runner(const Napi::CallbackInfo& info) {
+Napi::Value MakeRunner(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
   if (!vcpu) return env.Undefined();
-  ListenForSignal();
-  vcpu->run->tid = static_cast<pid_t>(syscall(SYS_gettid));
-  vcpu->run->current = &current;
-  auto* state = new std::shared_ptr<RunState>(vcpu->run);
+  if (!vcpu->runner) vcpu->runner = std::make_shared<Runner>(vcpu->run);
+  auto* runner = new std::shared_ptr<Runner>(vcpu->runner);
   napi_value function = nullptr;
-  if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, Run, state, &function) != napi_ok) {
-    delete state;
+  if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, CallRunner, runner, &function) != napi_ok) {
+    delete runner;
     return env.Undefined();
   }
   napi_add_finalizer(
-      env, function, state,
-      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<RunState>*>(data); }, nullptr,
+      env, function, runner,
+      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Runner>*>(data); }, nullptr,
       nullptr);
   return Napi::Value(env, function);
-}
-
-Napi::Value KickId(const Napi::CallbackInfo& info) {
-  Handle* vcpu = Unwrap(info.Env(), info[0], kVcpu, "vcpu");
-  if (!vcpu) return info.Env().Undefined();
-  return Napi::Number::New(info.Env(), vcpu->run->id);
-}
-
-// kick(id) -> whether such a vCPU exists. The run in progress, or else the next one, comes back with EINTR.
-Napi::Value Kick(const Napi::CallbackInfo& info) {
-  uint64_t id = 0;
-  if (!ToU64(info.Env(), info[0], "id", &id)) return info.Env().Undefined();
-  std::lock_guard<std::mutex> lock(table_mutex);
-  const auto found = id <= UINT32_MAX ? table.find(static_cast<uint32_t>(id)) : table.end();
-  // run() may outlive its vCPU, and its state with it.
-  if (found == table.end() || found->second->fd < 0) return Napi::Boolean::New(info.Env(), false);
-  RunState* state = found->second;
-  state->kicked.store(true);
-  // In kKicking the thread cannot leave run(), so the signal goes to nobody who is not inside it.
-  int running = RunState::kRunning;
-  if (state->phase.compare_exchange_strong(running, RunState::kKicking)) {
-    syscall(SYS_tgkill, getpid(), state->tid, Signal());
-    state->phase.store(RunState::kRunning);
-  }
-  return Napi::Boolean::New(info.Env(), true);
 }
 
 }  // namespace vmexit

@@ -1,42 +1,42 @@
-// KVM_RUN: with a deadline, and with a kick from any thread.
+// KVM_RUN: with a deadline, with a kick from any thread, and with a pause.
 #pragma once
 
-#include <sys/types.h>
-
-#include <atomic>
-
-#include "abi.h"
-#include "handle.h"
+#include "look.h"
+#include "vcpu.h"
 
 namespace vmexit {
 
-// One per vCPU; lives as long as its handle, its run() function or a kick in progress needs it.
-struct RunState {
-  enum Phase : int { kIdle, kRunning, kKicking };
+// One thread's way to run a vCPU. What is a thread's own is looked up when this is made: a thread_local of a
+// library that was loaded later is a call each time.
+struct Runner {
+  // On the thread that is going to run it: one of JS's, or the vCPU's own, which comes back with -EBADF when
+  // `quits` says so and the run was interrupted.
+  explicit Runner(std::shared_ptr<RunState> state, const std::atomic<bool>* quits = nullptr);
+  // KVM_RUN until it gives something that is userspace's: the exit reason, or a negated errno: -ETIME when
+  // the time is over, -ECANCELED for stop(), -EBADF when it is closed. `env`: where JS waits for it.
+  int Run(double timeout_ms, napi_env env = nullptr);
 
-  RunState(int fd, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots);
-  ~RunState();
-  // On the thread that runs it: the number of the fd may be given to another file, and what is mapped pins
-  // the VM and its memory.
-  void Close();
+  std::shared_ptr<RunState> state;  // nullptr once its handle is closed
 
-  const uint32_t id;    // what kick() takes
-  std::atomic<int> fd;  // -1 once the vCPU is closed, which a kick from another thread must see
-  std::shared_ptr<Mapping> mapping;
-  std::shared_ptr<Slots> slots;
-  kvm_run* const run;  // valid while fd is
-  std::atomic<int> phase{kIdle};
-  std::atomic<bool> kicked{false};
-  // Of its environment's thread, the only one that runs it. Looked up when run() is made: a thread_local of a
-  // library that was loaded later is a call each time.
-  pid_t tid = 0;                          // another thread reads it only in kKicking
-  RunState* volatile* current = nullptr;  // where the signal handler looks
-  volatile bool expired = false;          // written by the signal handler on the running thread
+ private:
+  int Once(double timeout_ms);
+  // Until it is resumed: 0, or what the run gives instead.
+  int Wait(int64_t until, napi_env env);
+
+  const pid_t tid_;
+  RunState* volatile* const current_;  // where the signal handler looks
+  const LookAround look_;
+  const std::atomic<bool>* const quits_;
+  bool signalled_ = false;  // the last KVM_RUN was interrupted on somebody's behalf
 };
 
-// runner(vcpu) -> (timeoutMs) => exit reason, or -errno (-ETIME when the time is over).
-Napi::Value Runner(const Napi::CallbackInfo& info);
-Napi::Value KickId(const Napi::CallbackInfo& info);
-Napi::Value Kick(const Napi::CallbackInfo& info);
+// The signal of kicks and deadlines.
+int KickSignal();
+
+// Reads what run() takes; false with a JS exception pending.
+bool ToTimeout(napi_env env, size_t argc, napi_value arg, double* milliseconds);
+
+// runner(vcpu) -> (timeoutMs) => what Runner::Run() gives.
+Napi::Value MakeRunner(const Napi::CallbackInfo& info);
 
 }  // namespace vmexit

@@ -250,7 +250,7 @@ constexpr Reference kEnableCap[] = {
 void NoteRing(Handle* handle, const uint8_t* argument, const Resolved&) {
   const bool rings = Enables<KVM_CAP_DIRTY_LOG_RING, KVM_CAP_DIRTY_LOG_RING_ACQ_REL>(argument);
   if (handle->kind == kVm && rings)
-    handle->ring = static_cast<uint32_t>(As<kvm_enable_cap>(argument).args[0]);
+    handle->slots->ring = static_cast<uint32_t>(As<kvm_enable_cap>(argument).args[0]);
 }
 
 #define NONE(name, on) \

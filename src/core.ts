@@ -58,7 +58,6 @@ export { type Mapping, PageTables, type PageTablesOptions } from './vmm/page-tab
 export { type Cause, type Decision, defaultPolicy, type Policy, type Request } from './vmm/policy.ts';
 export { describeRegisters, isReset } from './vmm/registers.ts';
 export {
-  type ExitHandler,
   type RunEnd,
   type RunLimits,
   RunLoop,

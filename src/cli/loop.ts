@@ -1,7 +1,8 @@
 /** The loop of a command's guest, with what each of them finds: a serial port, a way to end, conversions of memory. */
+import type { ExitHandler } from '../hypervisor/vcpu-start.ts';
 import { DebugExit, Serial } from '../vmm/devices.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { type ExitHandler, RunLoop } from '../vmm/run-loop.ts';
+import { RunLoop } from '../vmm/run-loop.ts';
 import type { Trace } from '../vmm/trace.ts';
 import { type OpenGuest, SERIAL } from './guest.ts';
 import { serialOutput } from './serial.ts';

@@ -68,6 +68,28 @@ export interface EventFdToken {
   readonly number: number;
 }
 
+/** What another thread opens a VM by. */
+export interface SharedVm {
+  /** Which backend made it: only that one can open it. */
+  readonly backend: BackendName;
+  /** Its own in this process, and never given again. */
+  readonly number: number;
+}
+
+/** What another thread opens a vCPU by. */
+export interface SharedVcpu {
+  /** Which backend made it: only that one can open it. */
+  readonly backend: BackendName;
+  /** By which it is kicked: its own in this process, and never given again. */
+  readonly kickId: number;
+}
+
+/**
+ * What a call on a vCPU gives while another thread runs it, where the kernel would let it wait for the end of that run.
+ * Below all errnos (MAX_ERRNO).
+ */
+export const VCPU_RUNNING = -4096;
+
 /** eventfd(2), non-blocking. */
 export interface EventFds {
   /** @param semaphore EFD_SEMAPHORE: drain() takes 1 */
@@ -206,12 +228,40 @@ export interface Backend {
   /** Counters of eventfd(2). */
   readonly eventFds: EventFds;
 
-  /** KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed). */
+  /** Names a VM so that another thread of this process can open it. */
+  shareVm(vm: Handle): SharedVm | number;
+  /** A VM that another thread shares; -ESTALE when all its handles are closed, -EBADF for what is no token. */
+  openVm(shared: SharedVm): Handle | number;
+  /** Names a vCPU so that another thread of this process can open it. */
+  shareVcpu(vcpu: Handle): SharedVcpu | number;
+  /** A vCPU that another thread shares, with the same kvm_run; errnos as openVm(). */
+  openVcpu(shared: SharedVcpu): Handle | number;
+
+  /**
+   * KVM_RUN as a function: gives the exit reason or a negated errno (-ETIME: `timeoutMs` has passed; -ECANCELED: stop()).
+   * While the vCPU is paused it waits, with the pending access completed; an access that exits again on the way is its result.
+   */
   runner(vcpu: Handle): (timeoutMs?: number) => number;
-  /** The number by which kick() finds this vCPU, the same in every thread of the process. */
+  /**
+   * KVM_RUN on a thread of the vCPU's own, as a function that begins it and gives 0, or a negated errno where nothing
+   * has begun. `done` is called from the event loop with what a runner would give: -EBADF when the vCPU was closed meanwhile.
+   * A run in progress keeps the event loop alive.
+   */
+  starter(vcpu: Handle, done: (result: number) => void): (timeoutMs?: number) => number;
+  /** The number by which kick() and others find this vCPU, the same in every thread of the process. */
   kickId(vcpu: Handle): number;
   /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */
   kick(id: number): boolean | undefined;
+  /**
+   * Until resume() was called as often, no run enters the guest. Gives 0 when the vCPU stands still: it is in no run and
+   * its last exit waits for no answer of userspace's; 1 when the eventfd will be signalled once that is so; -ESRCH without
+   * such a vCPU.
+   */
+  pause(id: number, acknowledged: Handle): number | undefined;
+  /** Undoes one pause(): 0; -EINVAL when there is none, -ESRCH without such a vCPU. */
+  resume(id: number): number | undefined;
+  /** The run in progress, or the next one, completes its access and gives -ECANCELED. Gives whether there is such a vCPU. */
+  stop(id: number): boolean | undefined;
   /** Instructions that the guest has completed, where they are counted: in the simulator. */
   completed?(vcpu: Handle): bigint;
   /** Tells the observer from now on, or nobody. Where each instruction is known: in the simulator. */

@@ -27,6 +27,10 @@ export type ErrorCode =
   | 'ERR_KVM_SNAPSHOT'
   /** A trace that cannot be written: a full disk, most often. */
   | 'ERR_KVM_TRACE'
+  /** Another thread runs the vCPU, or start() does. */
+  | 'ERR_KVM_VCPU_RUNNING'
+  /** What only the thread may do that has made the VM. */
+  | 'ERR_KVM_NOT_OWNER'
   /** A guest that could not be handed over: the peer is gone, silent, of another version, or sends what it must not. */
   | 'ERR_KVM_MIGRATION';
 

@@ -2,9 +2,16 @@
 import type { ArrayRow, Ioctl, PointersRow, SizedRow, StructRow } from '../uapi/ioctls.ts';
 import { type Input, type Struct, type Value, viewOf } from '../uapi/layout.ts';
 import type { Integer } from './args.ts';
-import { type Backend, type BackendName, type Handle, isHandle, type Reference } from './backend.ts';
+import {
+  type Backend,
+  type BackendName,
+  type Handle,
+  isHandle,
+  type Reference,
+  VCPU_RUNNING,
+} from './backend.ts';
 import { diagnostics } from './diagnostics.ts';
-import { closed, KvmError, outOfRange, wrongType } from './errors.ts';
+import { closed, KvmError, outOfRange, VmexitError, wrongType } from './errors.ts';
 import { remedy } from './remedies.ts';
 
 /** What KVM_GET_CPUID2 and its like are asked for first; they answer E2BIG when there are more. */
@@ -31,6 +38,7 @@ export class Fd {
   readonly backend: Backend;
   readonly #what: string;
   readonly #label: string;
+  readonly #refuses: ((what: string) => VmexitError | undefined) | undefined;
   #handle: Handle | undefined;
   /** Undefined for what was used once; false where it cannot be had. */
   readonly #inPlace = new Map<Ioctl, InPlace | false | undefined>();
@@ -38,12 +46,29 @@ export class Fd {
   /**
    * @param what how errors name it, as in `this vCPU was closed`
    * @param label how it is told from others of its kind, as in `vCPU 0`
+   * @param refuses what this thread may not do with it: asked with an ioctl's name, or with a method's
    */
-  constructor(backend: Backend, handle: Handle, what: string, label = what) {
+  constructor(
+    backend: Backend,
+    handle: Handle,
+    what: string,
+    label = what,
+    refuses?: (what: string) => VmexitError | undefined,
+  ) {
     this.backend = backend;
     this.#handle = handle;
     this.#what = what;
     this.#label = label;
+    this.#refuses = refuses;
+  }
+
+  isOwned(what: string): boolean {
+    return this.#refuses?.(what) === undefined;
+  }
+  /** @throws VmexitError ERR_KVM_NOT_OWNER where that is not this thread's to do */
+  owned(what: string): void {
+    const refusal = this.#refuses?.(what);
+    if (refusal !== undefined) throw refusal;
   }
 
   get closed(): boolean {
@@ -65,6 +90,7 @@ export class Fd {
 
   /** The ioctl with its argument in place, from its second use on: undefined for the first, and where there is none. */
   #placeFor(row: StructRow): InPlace | undefined {
+    this.owned(row.name);
     const place = this.#inPlace.get(row);
     if (place === undefined) this.#prepare(row);
     else if (place && !place.busy) return place;
@@ -101,6 +127,7 @@ export class Fd {
   /** Any ioctl as the backend has it: gives the kernel's result, or a negated errno. */
   issue(row: Ioctl, argument?: Integer | Uint8Array, references?: readonly Reference[]): number {
     const { handle } = this;
+    this.owned(row.name);
     if (!diagnostics.ioctl.hasSubscribers)
       return this.backend.ioctl(handle, row.request, argument, references);
     const begun = performance.now();
@@ -124,6 +151,7 @@ export class Fd {
 
   /** An ioctl that makes a file descriptor. */
   create(row: Ioctl, argument: Integer | Uint8Array, references?: readonly Reference[]): Handle {
+    this.owned(row.name);
     const begun = diagnostics.ioctl.hasSubscribers ? performance.now() : undefined;
     const result = this.backend.create(this.handle, row.request, argument, references);
     if (begun !== undefined) this.#tell(row, argument, isHandle(result) ? 0 : result, begun);
@@ -333,4 +361,10 @@ export const failed = (
   row: Ioctl,
   argument?: Integer | Uint8Array,
   backend?: BackendName,
-): KvmError => new KvmError(result, 'ioctl', row.name, remedy(row.name, result, argument, backend));
+): KvmError | VmexitError =>
+  result === VCPU_RUNNING
+    ? new VmexitError('ERR_KVM_VCPU_RUNNING', `${row.name}: ${RUNNING}`)
+    : new KvmError(result, 'ioctl', row.name, remedy(row.name, result, argument, backend));
+
+const RUNNING =
+  'this vCPU is in a run, by another thread or by start(); pause() it before, and resume() it afterwards';

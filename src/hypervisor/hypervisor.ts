@@ -7,10 +7,12 @@ import {
   type Backend,
   type BackendName,
   type EventFdToken,
+  type Handle,
   isHandle,
   type MemoryToken,
   type UserfaultfdToken,
 } from './backend.ts';
+import { kick, pause, resume, stop } from './controls.ts';
 import { type DeviceAttr, getAttr64, hasAttr, setAttr } from './device-attributes.ts';
 import { KvmError, outOfRange, wrongType } from './errors.ts';
 import { EventFd, type EventFdOptions } from './event-fd.ts';
@@ -20,7 +22,10 @@ import { type Inspect, inspect, shown } from './inspect.ts';
 import { bitmapPages, UserfaultBitmap } from './userfault-bitmap.ts';
 import { Userfaultfd } from './userfaultfd.ts';
 import type { CpuidEntry } from './vcpu-state.ts';
-import { Vm } from './vm.ts';
+import { Vcpu } from './vcpu.ts';
+import type { VcpuToken } from './vcpu-threads.ts';
+import { Vm, type VmToken } from './vm.ts';
+import { refuseToOthers } from './vm-owner.ts';
 
 /**
  * An open /dev/kvm, or the simulator in its place: what the host can do, and new VMs. Made by
@@ -145,8 +150,7 @@ export class Hypervisor implements Disposable {
    * @throws KvmError ESTALE or EBADF when it was closed meanwhile
    */
   openMemory(token: MemoryToken): GuestMemory {
-    const { backend } = object('token', token);
-    if (backend !== this.backend) throw outOfRange('token.backend', backend, `'${this.backend}'`);
+    this.#checkToken(token);
     integer('token.fd', token.fd, 0x7fff_ffff);
     integer('token.inode', token.inode);
     const memory = this.#fd.backend.openMemory(token);
@@ -202,11 +206,63 @@ export class Hypervisor implements Disposable {
    * @throws RangeError ERR_KVM_INVALID_ARG for a vCPU of the simulator that this thread cannot reach
    */
   kick(kickId: number): boolean {
-    const there = this.#fd.backend.kick(integer('kickId', kickId));
-    if (there !== undefined) return there;
-    const remedy =
-      'a vCPU that this thread can reach: import vmexit before the worker is started, where it is started';
-    throw outOfRange('kickId', kickId, remedy);
+    return kick(this.#fd.backend, kickId);
+  }
+  /**
+   * Vcpu.pause() of a vCPU of any thread.
+   * @param kickId Vcpu.kickId
+   * @returns whether there is such a vCPU: once it stands still
+   * @throws as kick(); KvmError EMFILE
+   */
+  pause(kickId: number): Promise<boolean> {
+    return pause(this.#fd.backend, kickId);
+  }
+  /** Vcpu.resume() of a vCPU of any thread. @returns whether there is such a vCPU. @throws as kick(); KvmError EINVAL */
+  resume(kickId: number): boolean {
+    return resume(this.#fd.backend, kickId);
+  }
+  /** Vcpu.stop() of a vCPU of any thread. @returns whether there is such a vCPU. @throws as kick() */
+  stop(kickId: number): boolean {
+    return stop(this.#fd.backend, kickId);
+  }
+
+  /**
+   * Opens a VM that another thread of this process has made, for what concerns its running: interrupts, clocks, statistics.
+   * What makes its memory and its setup stays with that thread, which keeps the record of them: here it throws VmexitError
+   * ERR_KVM_NOT_OWNER.
+   * @param token what Vm.share() gave
+   * @throws KvmError ESTALE when it was closed meanwhile, EBADF for what is no token of this backend's; TypeError, RangeError
+   *   ERR_KVM_INVALID_ARG
+   */
+  openVm(token: VmToken): Vm {
+    this.#checkToken(token);
+    const type = integer('token.type', token.type);
+    integer('token.number', token.number);
+    const handle = this.#opened(this.#fd.backend.openVm(token), 'VM');
+    return new Vm(new Fd(this.#fd.backend, handle, 'VM', 'VM', refuseToOthers), type);
+  }
+
+  /**
+   * Opens a vCPU of another thread of this process: to run it in this one, or to look at it while it stands still.
+   * @param token what Vcpu.share() gave
+   * @throws as openVm()
+   */
+  openVcpu(token: VcpuToken): Vcpu {
+    this.#checkToken(token);
+    const id = integer('token.id', token.id);
+    integer('token.kickId', token.kickId);
+    const handle = this.#opened(this.#fd.backend.openVcpu(token), 'vCPU');
+    const fd = new Fd(this.#fd.backend, handle, 'vCPU', `vCPU ${id}`);
+    return new Vcpu(fd, id, (cap) => this.checkExtension(cap));
+  }
+
+  #checkToken(token: { readonly backend: BackendName }): void {
+    const { backend } = object('token', token);
+    if (backend !== this.backend) throw outOfRange('token.backend', backend, `'${this.backend}'`);
+  }
+  #opened(result: Handle | number, what: string): Handle {
+    if (isHandle(result)) return result;
+    throw new KvmError(result, 'open', undefined, `the ${what} that was shared is closed, or never was`);
   }
 
   /** What Node shows of it in a terminal: its backend, and why it is not the other one. */

@@ -10,12 +10,13 @@ import type { Observer } from './backend.ts';
 import { CoalescedRing } from './coalesced-ring.ts';
 import { diagnostics } from './diagnostics.ts';
 import { DirtyRing } from './dirty-ring.ts';
-import { closed, UnavailableError, VmexitError } from './errors.ts';
+import { closed, UnavailableError, VmexitError, wrongType } from './errors.ts';
 import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { RunPage } from './run-page.ts';
-import { VcpuAttributes } from './vcpu-attributes.ts';
+import { AsyncRuns, type ExitHandler, type StartOptions, serve } from './vcpu-start.ts';
+import { VcpuThreads } from './vcpu-threads.ts';
 
 /** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
 const MAX_COMPLETIONS = 65_536;
@@ -27,7 +28,7 @@ const CANNOT_OBSERVE =
  * A virtual processor. run() it until something needs the VMM, and read what that is in place. Close what
  * vm.createVcpu() gave, or use `using`.
  */
-export class Vcpu extends VcpuAttributes implements Disposable {
+export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<number> {
   /** The vCPU's number, which is its initial APIC id. */
   readonly id: number;
   /** What Hypervisor.kick() takes, from any thread of this process. */
@@ -36,6 +37,7 @@ export class Vcpu extends VcpuAttributes implements Disposable {
   /** The ABI of memory faults. What it says is given in mainline's words. */
   readonly #dialect: Dialect;
   readonly #run: (timeoutMs?: number) => number;
+  #async: AsyncRuns | undefined;
   #outcome: number | undefined;
   #coalesced: CoalescedRing | undefined;
   #ring: DirtyRing | undefined;
@@ -217,6 +219,101 @@ export class Vcpu extends VcpuAttributes implements Disposable {
     return this.#conclude(timeoutMs === undefined ? this.#run() : this.#run(timeoutMs));
   }
 
+  /**
+   * KVM_RUN as run() has it, on a thread of the vCPU's own, while the event loop lives on. That thread begins with the first
+   * such run, and ends with the vCPU.
+   * @param timeoutMs as run() has it
+   * @returns what run() gives
+   * @throws as run(); VmexitError ERR_KVM_VCPU_RUNNING while another run is in progress, ERR_KVM_CLOSED when it is closed
+   *   meanwhile; KvmError EAGAIN when the host gives no more threads
+   * @example
+   * ```ts
+   * import { exitName, flatImage, Machine, openHypervisor } from 'vmexit';
+   *
+   * const hv = openHypervisor();
+   * const machine = new Machine(hv, { memory: 0x10_0000 });
+   * machine.load(flatImage(Uint8Array.of(0xeb, 0xfe), 'real')); // jmp $
+   * let turns = 0;
+   * const timer = setInterval(() => turns++, 1);
+   * console.log(exitName(await machine.vcpu.runAsync(100)), turns > 2);
+   * clearInterval(timer);
+   * machine.close();
+   * hv.close();
+   * // prints: DEADLINE true
+   * ```
+   */
+  runAsync(timeoutMs: number = Number.POSITIVE_INFINITY): Promise<number> {
+    return new Promise((resolve, reject) => this.#begin(timeoutMs, resolve, reject));
+  }
+
+  #begin(timeoutMs: number, then: (outcome: number) => void, thrown: (error: unknown) => void): void {
+    const { backend, handle } = this.fd;
+    this.#async ??= new AsyncRuns(backend, handle);
+    const started = performance.now();
+    const result = this.#async.begin(timeoutMs, (result) => {
+      let outcome: number;
+      try {
+        if (this.fd.closed) throw closed('vCPU');
+        outcome = this.#conclude(result);
+        if (diagnostics.exit.hasSubscribers) {
+          const us = (performance.now() - started) * 1000;
+          diagnostics.exit.publish({ vcpu: this.id, exit: this.exit, us });
+        }
+      } catch (error) {
+        thrown(error);
+        return;
+      }
+      then(outcome);
+    });
+    if (result !== 0) throw failed(result, ioctls.KVM_RUN);
+  }
+
+  /**
+   * Runs the guest on a thread of the vCPU's own and serves its exits on this one, until an exit that no handler serves. The
+   * event loop lives on: timers, sockets, other vCPUs. Each exit costs a hand-over between two threads: what exits much is
+   * faster by run(), in a worker.
+   * @param handlers asked in order about each exit; a kick's INTERRUPTED is not one
+   * @returns the exit that nobody serves; Exit.STOPPED, Exit.DEADLINE
+   * @throws what a handler throws, and as runAsync()
+   * @example
+   * ```ts
+   * import { Exit, exitName, flatImage, Machine, openHypervisor } from 'vmexit';
+   *
+   * const hv = openHypervisor();
+   * const machine = new Machine(hv, { memory: 0x10_0000 });
+   * // mov al, 42; out 0x10, al; hlt
+   * machine.load(flatImage(Uint8Array.of(0xb0, 42, 0xe6, 0x10, 0xf4), 'real'));
+   * const port = {
+   *   handle(vcpu: typeof machine.vcpu, exit: number): boolean {
+   *     if (exit === Exit.IO) console.log(`port ${vcpu.io.port}: ${vcpu.io.value}`);
+   *     return exit === Exit.IO;
+   *   },
+   * };
+   * const end = await machine.vcpu.start([port], { timeoutMs: 5000 });
+   * console.log(exitName(end));
+   * machine.close();
+   * hv.close();
+   * // prints: port 16: 42
+   * // prints: HLT
+   * ```
+   */
+  async start(handlers: readonly ExitHandler[], options: StartOptions = {}): Promise<number> {
+    if (!Array.isArray(handlers)) throw wrongType('handlers', handlers, 'an array of exit handlers');
+    return serve(this, (ms, then, thrown) => this.#begin(ms, then, thrown), handlers, object('options', options));
+  }
+
+  /**
+   * The exits one by one, by runAsync(): `for await (const exit of vcpu)`. The guest runs on when the next one is asked for. It
+   * ends with stop(); whoever leaves the loop leaves the vCPU as its last exit left it.
+   */
+  async *[Symbol.asyncIterator](): AsyncIterator<number> {
+    for (;;) {
+      const exit = await this.runAsync();
+      if (exit === Exit.STOPPED) return;
+      yield exit;
+    }
+  }
+
   #runTold(timeoutMs: number | undefined): number {
     const begun = performance.now();
     const result = this.#run(timeoutMs);
@@ -238,7 +335,9 @@ export class Vcpu extends VcpuAttributes implements Disposable {
   #settle(result: number): number {
     const page = this.#page;
     const outcome =
-      result === -Errno.ETIME ? Exit.DEADLINE : this.#dialect.outcome(Math.min(result, 0), page.exitReason);
+      result === -Errno.ETIME || result === -Errno.ECANCELED
+        ? (result as Exit)
+        : this.#dialect.outcome(Math.min(result, 0), page.exitReason);
     if (outcome === null) throw failed(Math.min(result, -1), ioctls.KVM_RUN);
     if (outcome === Exit.MEMORY_FAULT || outcome === Exit.MEMORY_POISONED) {
       // Read, so that no later EINTR finds it standing. Other reasons are left: some must survive KVM_RUN with
@@ -288,12 +387,6 @@ export class Vcpu extends VcpuAttributes implements Disposable {
       this.immediateExit = before;
     }
     throw new VmexitError('ERR_KVM_NO_PROGRESS', `one instruction has exited ${MAX_COMPLETIONS} times`);
-  }
-
-  /** The run in progress, or else the next, gives INTERRUPTED. From another thread: Hypervisor.kick(kickId). */
-  kick(): void {
-    if (this.fd.closed) throw closed('vCPU');
-    this.fd.backend.kick(this.kickId);
   }
 
   /** Instructions that the guest has completed, by which the simulator tells time. Undefined on KVM: nobody counts. */

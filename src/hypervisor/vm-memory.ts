@@ -65,8 +65,7 @@ const ATTRIBUTES = kvm_memory_attributes.fields;
 
 /** The part of a Vm that is about its memory. */
 export abstract class VmMemory {
-  /** What this Vm's ioctls have made of its memory: slots and attributes. */
-  readonly memoryMap = new MemoryMap();
+  readonly #memoryMap = new MemoryMap();
   protected readonly fd: Fd;
   /** Phrases, as VmSetup has them. */
   protected readonly unsaved = new Unsaved();
@@ -78,6 +77,15 @@ export abstract class VmMemory {
 
   constructor(fd: Fd) {
     this.fd = fd;
+  }
+
+  /**
+   * What this Vm's ioctls have made of its memory: slots and attributes.
+   * @throws VmexitError ERR_KVM_NOT_OWNER in a thread that has opened the VM by a token
+   */
+  get memoryMap(): MemoryMap {
+    this.fd.owned('memoryMap');
+    return this.#memoryMap;
   }
 
   /**

@@ -6,7 +6,9 @@ import type { Input, Value } from '../uapi/layout.ts';
 import type { kvm_clock_data, kvm_coalesced_mmio_zone, kvm_enable_cap } from '../uapi/structs.ts';
 import { hex, nameOf } from '../uapi/text.ts';
 import { u32 } from './args.ts';
+import type { SharedVm } from './backend.ts';
 import { type EnabledCap, EnabledCaps } from './enabled-caps.ts';
+import { KvmError } from './errors.ts';
 import { Fd } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { describeSlot } from './memory-map.ts';
@@ -35,6 +37,12 @@ export interface VmSetup extends InterruptSetup {
   readonly unsaved: readonly string[];
 }
 
+/** A VM of one thread that another may open: what Vm.share() gives. Plain data, for postMessage(). */
+export interface VmToken extends SharedVm {
+  /** Vm.type. */
+  readonly type: number;
+}
+
 /**
  * A virtual machine: its memory, its vCPUs, and the devices that the kernel has for it. Made by
  * Hypervisor.createVm().
@@ -57,8 +65,20 @@ export class Vm extends VmEncryption implements Disposable {
     return this.fd.closed;
   }
 
+  /**
+   * What another thread of this process opens this VM by (Hypervisor.openVm()). This thread owns its memory and its setup.
+   * @throws VmexitError ERR_KVM_CLOSED, ERR_KVM_NOT_OWNER; KvmError ENOMEM in the simulator
+   */
+  share(): VmToken {
+    this.fd.owned('share()');
+    const shared = this.fd.backend.shareVm(this.fd.handle);
+    if (typeof shared === 'number') throw new KvmError(shared, 'share');
+    return { ...shared, type: this.type };
+  }
+
   /** What this Vm's other ioctls have made of it. */
   get setup(): VmSetup {
+    this.fd.owned('setup');
     const { eventFds } = this;
     return {
       ...this.interrupts,
@@ -185,13 +205,15 @@ export class Vm extends VmEncryption implements Disposable {
   /** What Node shows of it in a terminal: its type, its slots, and which memory is private. */
   [inspect](depth: number, options: unknown, nodes: Inspect): string {
     if (this.closed) return 'Vm { closed }';
+    const type = text(nameOf(VmType, this.type));
+    if (!this.fd.isOwned('memoryMap')) return shown('Vm', { type, opened: true }, depth, options, nodes);
     const { slots, otherSlots } = this.memoryMap;
     const { irqchip, pit } = this.interrupts;
     const ranges = [...this.memoryMap.attributesWithin(0, MAX_ADDRESS)].filter(
       ({ value }) => (value & MemoryAttribute.PRIVATE) !== 0,
     );
     const fields = {
-      type: text(nameOf(VmType, this.type)),
+      type,
       slots: [...slots, ...otherSlots].map((slot) => text(describeSlot(slot))),
       ...(ranges.length > 0 && {
         private: ranges.map(({ start, end }) => text(hex.range(start, end - start))),

@@ -69,9 +69,17 @@ export function kvmBackend(device = '/dev/kvm'): Backend {
       drain: native.drainEventfd,
       watch: native.watch,
     },
+    shareVm: (vm) => ({ backend: 'kvm', number: native.shareVm(vm) }),
+    openVm: ({ number }) => native.openVm(number),
+    shareVcpu: (vcpu) => ({ backend: 'kvm', kickId: native.kickId(vcpu) }),
+    openVcpu: ({ kickId }) => native.openVcpu(kickId),
     runner: native.runner,
+    starter: native.starter,
     kickId: native.kickId,
     kick: native.kick,
+    pause: native.pause,
+    resume: native.resume,
+    stop: native.stop,
     close: native.close,
   };
 }

@@ -85,9 +85,16 @@ export interface Native {
   buffer(handle: Handle): ArrayBuffer;
   fd(handle: Handle): number;
   close(handle: Handle): void;
+  shareVm(vm: Handle): number;
+  openVm(number: number): Handle | number;
+  openVcpu(kickId: number): Handle | number;
   runner(vcpu: Handle): (timeoutMs?: number) => number;
+  starter(vcpu: Handle, done: (result: number) => void): (timeoutMs?: number) => number;
   kickId(vcpu: Handle): number;
   kick(id: number): boolean;
+  pause(id: number, acknowledged: Handle): number;
+  resume(id: number): number;
+  stop(id: number): boolean;
   userfaultfd(memory: Handle): Handle | number;
   shareUserfaultfd(userfaultfd: Handle): Omit<UserfaultfdToken, 'backend'> | number;
   openUserfaultfd(fd: number, inode: number, base: bigint, size: number): Handle | number;

@@ -253,6 +253,15 @@ class Simulator implements SimBackend {
     as(KvmVcpu, vcpu, 'vcpu').cpu.observe(observer);
   readonly kick = (id: number): boolean | undefined => this.#host.kicks.kick(id);
 
+  readonly shareVm = (): number => -Errno.ENOSYS;
+  readonly openVm = (): number => -Errno.ENOSYS;
+  readonly shareVcpu = (): number => -Errno.ENOSYS;
+  readonly openVcpu = (): number => -Errno.ENOSYS;
+  readonly starter = (): (() => number) => () => -Errno.ENOSYS;
+  readonly pause = (): number => -Errno.ENOSYS;
+  readonly resume = (): number => -Errno.ENOSYS;
+  readonly stop = (): boolean => false;
+
   readonly close = (handle: Handle): void => {
     const opened = handle as unknown;
     if (!(opened instanceof OpenHandle)) throw wrongType('handle', handle, 'one that this backend made');

@@ -120,6 +120,8 @@ export const Exit = {
   FAULT: -14,
   /** ETIME: the deadline that run() was given has passed. Not the kernel's. */
   DEADLINE: -62,
+  /** ECANCELED: stop() was called. Not the kernel's. */
+  STOPPED: -125,
   /** EHWPOISON with exit_reason MEMORY_FAULT: the page of guest_memfd has a hardware memory error. */
   MEMORY_POISONED: -133,
 } as const;

@@ -5,22 +5,11 @@
 import type { AbortSignalLike } from '../hypervisor/abort.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
+import type { ExitHandler } from '../hypervisor/vcpu-start.ts';
 import { IoDirection } from '../uapi/constants.ts';
 import { Exit, exitName } from '../uapi/exit.ts';
 import type { KvmExit } from '../uapi/exits.ts';
 import { Bus } from './bus.ts';
-
-/** Serves exits of some kind; a MemoryFaultService is one. */
-export interface ExitHandler {
-  /**
-   * Looks at an exit, and serves it if it is of this handler's kind.
-   * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
-   *   the event loop brings
-   */
-  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
-  /** Asked before the guest runs, and after it has, before its exit is served: throws what ends the run. */
-  check?(): void;
-}
 
 /** Who serves a guest's exits, and how long the thread is kept. */
 export interface RunLoopOptions {

@@ -1,0 +1,77 @@
+#include "look.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <time.h>
+
+#include <map>
+#include <mutex>
+
+#include "vcpu.h"
+
+namespace vmexit {
+
+namespace {
+
+std::mutex mutex;
+int workers = 0;
+bool looking = false;
+
+// Signals the runs that have been going on since it last came by. They enter the guest again at once.
+void* Look(void*) {
+  for (std::map<uint32_t, uint32_t> last;;) {
+    const timespec time{.tv_sec = 0, .tv_nsec = kLookEvery};
+    nanosleep(&time, nullptr);
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      if (workers == 0) {
+        looking = false;
+        return nullptr;
+      }
+    }
+    std::map<uint32_t, uint32_t> now;
+    for (const auto& state : RunState::All()) {
+      const uint32_t runs = now[state->id] = state->runs.load();
+      const auto before = last.find(state->id);
+      if (before == last.end() || before->second != runs) continue;
+      if (state->phase.load() != RunState::kRunning) continue;
+      state->look.store(true);
+      state->Interrupt();
+    }
+    last = std::move(now);
+  }
+}
+
+void StartLooking() {
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t thread;
+  looking = pthread_create(&thread, nullptr, Look, nullptr) == 0;
+  if (looking) pthread_detach(thread);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+}  // namespace
+
+bool CanCallJs(napi_env env) {
+  napi_value global = nullptr;
+  bool has = false;
+  return napi_get_global(env, &global) == napi_ok &&
+         napi_has_named_property(env, global, "", &has) == napi_ok;
+}
+
+LookAround::LookAround(bool worker) : worker_(worker) {
+  if (!worker_) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  workers++;
+  if (!looking) StartLooking();
+}
+
+LookAround::~LookAround() {
+  if (!worker_) return;
+  const std::lock_guard<std::mutex> lock(mutex);
+  workers--;
+}
+
+}  // namespace vmexit

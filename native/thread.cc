@@ -1,0 +1,176 @@
+#include "thread.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cmath>
+
+namespace vmexit {
+
+namespace {
+
+napi_value CallStarter(napi_env env, napi_callback_info info) {
+  size_t argc = 1;
+  napi_value arg = nullptr;
+  void* data = nullptr;
+  napi_get_cb_info(env, info, &argc, &arg, nullptr, &data);
+  double timeout_ms = INFINITY;
+  if (!ToTimeout(env, argc, arg, &timeout_ms)) return nullptr;
+  napi_value value = nullptr;
+  napi_create_int32(env, (*static_cast<std::shared_ptr<VcpuThread>*>(data))->Go(timeout_ms), &value);
+  return value;
+}
+
+}  // namespace
+
+VcpuThread::VcpuThread(Napi::Env env, std::shared_ptr<RunState> state, napi_value done)
+    : env_(env), state_(std::move(state)) {
+  napi_create_reference(env, done, 0, &done_);
+}
+
+VcpuThread::~VcpuThread() {
+  if (done_) napi_delete_reference(env_, done_);
+}
+
+int VcpuThread::Go(double timeout_ms) {
+  if (!state_) return -EBADF;
+  if (running_) return kVcpuRunning;
+  if (!begun_) {
+    const int error = Begin();
+    if (error) return -error;
+  }
+  timeout_ms_ = timeout_ms;
+  running_ = true;
+  uint32_t count = 0;
+  napi_reference_ref(env_, done_, &count);
+  uv_ref(reinterpret_cast<uv_handle_t*>(&async_));
+  Order();
+  return 0;
+}
+
+// 0 or an errno.
+int VcpuThread::Begin() {
+  uv_loop_t* loop = nullptr;
+  if (napi_get_uv_event_loop(env_, &loop) != napi_ok) return EINVAL;
+  const int failed = uv_async_init(loop, &async_, [](uv_async_t* async) {
+    // What is called may close the vCPU.
+    const auto self = *static_cast<std::shared_ptr<VcpuThread>*>(async->data);
+    if (self->running_) self->Tell(self->result_);
+  });
+  if (failed) return -failed;  // libuv's errors are Linux's
+  uv_unref(reinterpret_cast<uv_handle_t*>(&async_));
+  async_.data = new std::shared_ptr<VcpuThread>(shared_from_this());
+  begun_ = true;
+
+  // The signals of the process are its own threads'.
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const auto main = [](void* self) -> void* {
+    static_cast<VcpuThread*>(self)->Loop();
+    return nullptr;
+  };
+  const int error = pthread_create(&thread_, nullptr, main, this);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error) {
+    thread_ = 0;
+    Close();
+    return error;
+  }
+  napi_add_async_cleanup_hook(
+      env_, [](napi_async_cleanup_hook_handle, void* self) { static_cast<VcpuThread*>(self)->Close(); }, this,
+      &hook_);
+  return 0;
+}
+
+void VcpuThread::Loop() {
+  Runner runner(state_, &quits_);
+  for (uint32_t seen = 0;; seen++) {
+    while (orders_.load() == seen) {
+      syscall(SYS_futex, reinterpret_cast<uint32_t*>(&orders_), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
+              0);
+    }
+    if (quits_.load()) return;
+    result_ = runner.Run(timeout_ms_);
+    uv_async_send(&async_);
+  }
+}
+
+void VcpuThread::Order() {
+  orders_.fetch_add(1);
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&orders_), FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+}
+
+void VcpuThread::Tell(int result) {
+  running_ = false;
+  uv_unref(reinterpret_cast<uv_handle_t*>(&async_));
+  Napi::HandleScope scope(env_);
+  napi_value done = nullptr, global = nullptr, value = nullptr, error = nullptr;
+  uint32_t count = 0;
+  napi_get_reference_value(env_, done_, &done);
+  napi_reference_unref(env_, done_, &count);
+  if (!done || napi_get_global(env_, &global) != napi_ok ||
+      napi_create_int32(env_, result, &value) != napi_ok) {
+    return;
+  }
+  const napi_status status = napi_make_callback(env_, nullptr, global, done, 1, &value, nullptr);
+  if (status == napi_pending_exception && napi_get_and_clear_last_exception(env_, &error) == napi_ok) {
+    napi_fatal_exception(env_, error);
+  }
+}
+
+void VcpuThread::Close() {
+  if (!state_) return;
+  if (thread_) {
+    quits_.store(true);
+    Order();
+    state_->Interrupt();
+    state_->Ring();
+    pthread_join(thread_, nullptr);
+  }
+  state_.reset();
+  if (!begun_) return;
+  // libuv frees nothing before this callback, and Node waits for it when the environment ends.
+  uv_close(reinterpret_cast<uv_handle_t*>(&async_), [](uv_handle_t* handle) {
+    auto* held = static_cast<std::shared_ptr<VcpuThread>*>(handle->data);
+    const auto self = *held;
+    delete held;
+    if (self->hook_) napi_remove_async_cleanup_hook(self->hook_);
+    if (self->running_) self->Tell(-EBADF);
+  });
+}
+
+// `done` is a property of the function, so it lives as long; a run in progress holds it, and by it whatever
+// it needs.
+Napi::Value MakeStarter(const Napi::CallbackInfo& info) {
+  Napi::Env env = info.Env();
+  Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
+  if (!vcpu) return env.Undefined();
+  if (!info[1].IsFunction()) {
+    Invalid(env, "done must be a function");
+    return env.Undefined();
+  }
+  if (vcpu->thread) {
+    Invalid(env, "vcpu has a starter already");
+    return env.Undefined();
+  }
+  vcpu->thread = std::make_shared<VcpuThread>(env, vcpu->run, info[1]);
+  auto* thread = new std::shared_ptr<VcpuThread>(vcpu->thread);
+  napi_value function = nullptr;
+  if (napi_create_function(env, "start", NAPI_AUTO_LENGTH, CallStarter, thread, &function) != napi_ok) {
+    delete thread;
+    return env.Undefined();
+  }
+  napi_add_finalizer(
+      env, function, thread,
+      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<VcpuThread>*>(data); }, nullptr,
+      nullptr);
+  napi_set_named_property(env, function, "done", info[1]);
+  return Napi::Value(env, function);
+}
+
+}  // namespace vmexit

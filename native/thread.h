@@ -1,0 +1,50 @@
+// A vCPU's own thread: KVM_RUN while the event loop lives on.
+#pragma once
+
+#include <pthread.h>
+#include <uv.h>
+
+#include <atomic>
+
+#include "run.h"
+
+namespace vmexit {
+
+// Begun by its first run, and there until its handle is closed or its environment ends: KVM is slow when a
+// vCPU moves from thread to thread.
+class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
+ public:
+  // Calls `done` from the event loop with what each run gives. The caller keeps `done` alive between runs.
+  VcpuThread(Napi::Env env, std::shared_ptr<RunState> state, napi_value done);
+  ~VcpuThread();
+  // Begins a run: 0; kVcpuRunning while one is in progress; or a negated errno.
+  int Go(double timeout_ms);
+  // Ends the run in progress, which gives -EBADF, and the thread.
+  void Close();
+
+ private:
+  int Begin();
+  void Loop();
+  void Order();
+  void Tell(int result);
+
+  const napi_env env_;
+  std::shared_ptr<RunState> state_;  // nullptr once it is closed
+  napi_ref done_ = nullptr;          // strong while a run is in progress
+  bool begun_ = false;
+  bool running_ = false;
+  pthread_t thread_{};
+  uv_async_t async_{};
+  napi_async_cleanup_hook_handle hook_ = nullptr;
+
+  // Both threads'.
+  std::atomic<uint32_t> orders_{0};
+  std::atomic<bool> quits_{false};
+  double timeout_ms_ = 0;
+  int result_ = 0;
+};
+
+// starter(vcpu, done) -> (timeoutMs) => 0 | -errno
+Napi::Value MakeStarter(const Napi::CallbackInfo& info);
+
+}  // namespace vmexit

@@ -1,0 +1,112 @@
+/** A vCPU that runs while the event loop lives on: on a thread of its own, whose exits are served here. */
+import { Exit } from '../uapi/exit.ts';
+import type { AbortSignalLike } from './abort.ts';
+import type { Backend, Handle } from './backend.ts';
+import { outOfRange } from './errors.ts';
+import type { Vcpu } from './vcpu.ts';
+
+/** Serves exits of some kind; a MemoryFaultService is one. */
+export interface ExitHandler {
+  /**
+   * Looks at an exit, and serves it if it is of this handler's kind.
+   * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
+   *   the event loop brings
+   */
+  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
+  /** Asked before the guest runs, and after it has, before its exit is served: throws what ends the run. */
+  check?(): void;
+}
+
+/** What ends a run that the guest does not end. */
+export interface StartOptions {
+  /** Milliseconds, above 0; no limit without it. The run ends with Exit.DEADLINE. */
+  readonly timeoutMs?: number | undefined;
+  /** Ends the run as Vcpu.stop() does, with Exit.STOPPED. */
+  readonly signal?: AbortSignalLike | undefined;
+}
+
+/** Ends of a run that are neither the guest's doing nor an end: the guest runs on. */
+const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
+const ends: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.STOPPED]);
+
+/** Asynchronous runs of one vCPU, one at a time. */
+export class AsyncRuns {
+  readonly #start: (timeoutMs?: number) => number;
+  #done: ((result: number) => void) | undefined;
+
+  constructor(backend: Backend, vcpu: Handle) {
+    this.#start = backend.starter(vcpu, (result) => {
+      const done = this.#done!;
+      this.#done = undefined;
+      done(result);
+    });
+  }
+
+  /** Begins a run: 0, or a negated errno where nothing has begun. `done` is called with what it gave. */
+  begin(timeoutMs: number, done: (result: number) => void): number {
+    // Node-API is slow to find that an argument is undefined.
+    const begun = timeoutMs === Number.POSITIVE_INFINITY ? this.#start() : this.#start(timeoutMs);
+    if (begun === 0) this.#done = done;
+    return begun;
+  }
+}
+
+/** One run: `then` is called with its outcome, or `failed` with what it throws. */
+export type AsyncRun = (
+  timeoutMs: number,
+  then: (outcome: number) => void,
+  failed: (error: unknown) => void,
+) => void;
+
+/** Vcpu.start(): runs until an exit that no handler serves, and gives that. */
+export function serve(
+  vcpu: Vcpu,
+  run: AsyncRun,
+  handlers: readonly ExitHandler[],
+  { timeoutMs = Number.POSITIVE_INFINITY, signal }: StartOptions,
+): Promise<number> {
+  if (!(timeoutMs > 0)) throw outOfRange('timeoutMs', timeoutMs, 'above 0');
+  const until = performance.now() + timeoutMs;
+  const stop = (): void => vcpu.stop();
+  return new Promise<number>((resolve, reject) => {
+    const next = (): void => {
+      const left = until - performance.now();
+      if (left <= 0) return resolve(Exit.DEADLINE);
+      for (const handler of handlers) handler.check?.();
+      run(left, exited, reject);
+    };
+    const exited = guarded((outcome: number): void => {
+      for (const handler of handlers) handler.check?.();
+      if (ends.has(outcome)) resolve(outcome);
+      else if (passing.has(outcome)) next();
+      else offer(outcome, 0);
+    });
+    /** To the handlers from this one on. */
+    const offer = (outcome: number, from: number): void => {
+      for (let i = from; i < handlers.length; i++) {
+        const handled = handlers[i]!.handle(vcpu, outcome);
+        if (handled instanceof Promise) {
+          handled.then(
+            guarded((is: boolean) => (is ? next() : offer(outcome, i + 1))),
+            reject,
+          );
+          return;
+        }
+        if (handled) return next();
+      }
+      resolve(outcome);
+    };
+    function guarded<T>(call: (value: T) => void): (value: T) => void {
+      return (value) => {
+        try {
+          call(value);
+        } catch (error) {
+          reject(error);
+        }
+      };
+    }
+    signal?.addEventListener('abort', stop);
+    if (signal?.aborted) stop();
+    guarded(next)(undefined);
+  }).finally(() => signal?.removeEventListener('abort', stop));
+}
