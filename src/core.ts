@@ -33,6 +33,7 @@ export {
   type Segment,
 } from './vmm/image.ts';
 export {
+  MAX_MACHINE_CPUS,
   MAX_MACHINE_MEMORY,
   Machine,
   type MachineOptions,
@@ -63,6 +64,13 @@ export {
   RunLoop,
   type RunLoopOptions,
 } from './vmm/run-loop.ts';
+export { RunLoops } from './vmm/run-loops.ts';
 export { RestoredMachine, type RestoreOptions } from './vmm/snapshot/restore.ts';
 export { type MachineState, parseState } from './vmm/snapshot/schema.ts';
 export { type Capture, type CaptureOptions, captureState } from './vmm/snapshot/state.ts';
+export {
+  AskOwner,
+  MemoryOwner,
+  type MemoryOwnerOptions,
+  type MemoryOwnerToken,
+} from './vmm/threads/index.ts';

@@ -1,4 +1,5 @@
 /** A guest for `vmexit run` and `vmexit snapshot`: from its program, or from a snapshot of it. */
+import { integer } from '../hypervisor/args.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
@@ -6,9 +7,9 @@ import { openHypervisor } from '../open.ts';
 import type { DirtyPages } from '../vmm/dirty-pages.ts';
 import { badGuest, type GuestImage } from '../vmm/image.ts';
 import { guestIn, type LoadOptions, loadGuest } from '../vmm/loader.ts';
-import { checkMachineMemory, Machine } from '../vmm/machine.ts';
+import { checkMachineMemory, MAX_MACHINE_CPUS, Machine } from '../vmm/machine.ts';
 import type { Pager } from '../vmm/pager/pager.ts';
-import { address, type BACKENDS, oneOf, size, UsageError } from './args.ts';
+import { address, type BACKENDS, count, oneOf, size } from './args.ts';
 import { layNoKernel, layVectors } from './no-system.ts';
 
 /** How a program becomes a guest, and where KVM is. */
@@ -19,6 +20,7 @@ export const PROGRAM_OPTIONS = {
   force: { type: 'boolean', default: false },
   device: { type: 'string' },
   memory: { type: 'string' },
+  cpus: { type: 'string' },
   private: { type: 'boolean', default: false },
 } as const;
 
@@ -31,19 +33,20 @@ export interface ProgramValues {
   readonly force?: boolean | undefined;
   readonly device?: string | undefined;
   readonly memory?: string | undefined;
+  readonly cpus?: string | undefined;
   readonly private?: boolean | undefined;
 }
 
 /** The first option that says what a snapshot's guest already is. */
 export const fixedOption = (values: ProgramValues): string | undefined =>
-  (['private', 'memory', 'mode', 'at', 'entry', 'force'] as const).find((name) => values[name]);
+  (['private', 'memory', 'cpus', 'mode', 'at', 'entry', 'force'] as const).find((name) => values[name]);
 
 type BackendChoice = (typeof BACKENDS)[number];
 
 export interface OpenGuest extends Disposable {
   readonly hv: Hypervisor;
   readonly vm: Vm;
-  readonly vcpu: Vcpu;
+  readonly vcpus: readonly Vcpu[];
   readonly name: string;
   /** How a program begins; undefined of a guest that is restored. */
   readonly mode: string | undefined;
@@ -54,9 +57,6 @@ export interface OpenGuest extends Disposable {
   /** Of the VMM's devices, by name. */
   readonly devices: ReadonlyMap<string, Uint8Array>;
 }
-
-/** What the serial port's state is called in a snapshot. */
-export const SERIAL = 'serial';
 
 /** The guest of a program, at its beginning. */
 export async function loadedGuest(
@@ -69,21 +69,23 @@ export async function loadedGuest(
   const entry = values.entry === undefined ? undefined : address('--entry', values.entry);
   const memory = size('--memory', values.memory ?? DEFAULT_MEMORY);
   const privateMemory = values.private === true;
+  const cpus =
+    values.cpus === undefined ? 1 : integer('--cpus', count('--cpus', values.cpus), MAX_MACHINE_CPUS, 1);
   checkMachineMemory(memory);
   // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
   const image = await program(path, { mode, at, entry, force: values.force, most: memory });
   const needs = privateMemory ? (['private-memory', 'map-gpa-range'] as const) : [];
   const hv = openHypervisor({ backend, needs, ...deviceOf(values) });
   return closing(hv, () => {
-    const machine = new Machine(hv, { memory, privateMemory });
+    const machine = new Machine(hv, { memory, privateMemory, cpus });
     return closing(machine, () => {
-      if (image.mode === 'long') layNoKernel(machine.vcpu);
+      if (image.mode === 'long') for (const vcpu of machine.vcpus) layNoKernel(vcpu);
       else layVectors(machine);
       machine.load(image, image.mode === 'long' ? { rdi: memory, rsi: privateMemory ? 1 : 0 } : {});
       return {
         hv,
         vm: machine.vm,
-        vcpu: machine.vcpu,
+        vcpus: machine.vcpus,
         name: image.name,
         mode: image.mode,
         devices: new Map(),
@@ -122,13 +124,14 @@ async function program(path: string, options: LoadOptions & { readonly most: num
 /**
  * The guest of a snapshot, where it was.
  * @param backend `auto` is the one that it was saved on, as its guest knows that one's processor
+ * @param tracked whether `dirty` is wanted
  */
 export async function restoredGuest(
   path: string,
   lazy: boolean,
   backend: BackendChoice,
   values: { readonly device?: string | undefined } = {},
-  option: { readonly name: string; readonly tracked: boolean } = { name: '--restore', tracked: false },
+  tracked = false,
 ): Promise<OpenGuest> {
   // Loaded by those alone who want it.
   const { dirtySince, fromHex, openSnapshot, restoreLazily, restoreSnapshot } = await import(
@@ -136,8 +139,6 @@ export async function restoredGuest(
   );
   using snapshot = openSnapshot(path);
   const { state } = snapshot;
-  if (state.vcpus.length !== 1)
-    throw new UsageError(`${option.name}: ${path} has ${state.vcpus.length} vCPUs, and vmexit run has one`);
   const hv = openHypervisor({ backend: backend === 'auto' ? state.backend : backend, ...deviceOf(values) });
   return closing(hv, () => {
     const { machine, pager } = lazy
@@ -151,12 +152,12 @@ export async function restoredGuest(
     return {
       hv,
       vm: machine.vm,
-      vcpu: machine.vcpus[0]!,
+      vcpus: machine.vcpus,
       name: path,
       mode: undefined,
       pager,
       // All that writes to its memory here marks it: there are no devices with direct access.
-      dirty: option.tracked ? dirtySince(snapshot, machine, { marksAll: true }) : undefined,
+      dirty: tracked ? dirtySince(snapshot, machine, { marksAll: true }) : undefined,
       devices: new Map(Object.entries(state.devices).map(([name, hex]) => [name, fromHex(hex)])),
       [Symbol.dispose]() {
         machine.close();

@@ -1,15 +1,21 @@
 /** The loop of a command's guest, with what each of them finds: a serial port, a way to end, conversions of memory. */
+import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { ExitHandler } from '../hypervisor/vcpu-start.ts';
 import { DebugExit, Serial } from '../vmm/devices.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
-import { RunLoop } from '../vmm/run-loop.ts';
+import { RunLoops } from '../vmm/run-loops.ts';
 import type { Trace } from '../vmm/trace.ts';
-import { type OpenGuest, SERIAL } from './guest.ts';
+import type { OpenGuest } from './guest.ts';
 import { serialOutput } from './serial.ts';
 
+/** What their states are called in a snapshot: the serial port's, and which of several vCPUs have halted. */
+const SERIAL = 'serial';
+const HALTED = 'halted';
+
 interface GuestLoop {
-  readonly loop: RunLoop;
-  readonly serial: Serial;
+  readonly loop: RunLoops;
+  /** Of the VMM's devices, by name, for a snapshot. */
+  readonly state: () => Record<string, Uint8Array>;
   readonly debugExit: DebugExit;
   readonly faults: MemoryFaultService;
 }
@@ -23,19 +29,24 @@ export interface LoopOptions {
 }
 
 export function guestLoop(
-  { vm, vcpu, devices }: Pick<OpenGuest, 'vm' | 'vcpu' | 'devices'>,
+  { vm, vcpus, devices }: Pick<OpenGuest, 'vm' | 'vcpus' | 'devices'>,
   { handlers = [], output = process.stdout, trace }: LoopOptions = {},
 ): GuestLoop {
   const faults = new MemoryFaultService(vm, { trace: (event) => trace?.memory(event) });
   const { send, flush } = serialOutput(output);
-  const loop = new RunLoop(vcpu, {
+  const options = {
     handlers: [...handlers, faults],
     onSlice: flush,
-    ...(trace ? { onExit: (vcpu) => trace.exit(vcpu) } : {}),
-  });
+    ...(trace ? { onExit: (vcpu: Vcpu) => trace.exit(vcpu) } : {}),
+  };
+  const loop = new RunLoops(vcpus, options, [...(devices.get(HALTED) ?? [])]);
   const serial = Serial.attach(loop.ports, send);
   const registers = devices.get(SERIAL);
   if (registers !== undefined) serial.restore(registers);
   const debugExit = DebugExit.attach(loop.ports, (value) => loop.stop(value));
-  return { loop, serial, debugExit, faults };
+  const state = () => ({
+    [SERIAL]: serial.state,
+    ...(loop.halted.length > 0 && { [HALTED]: Uint8Array.from(loop.halted) }),
+  });
+  return { loop, state, debugExit, faults };
 }

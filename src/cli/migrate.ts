@@ -1,9 +1,9 @@
 /** `vmexit migrate`: runs a guest for a while, and hands it over to a vmexit receive elsewhere. */
 import { MigrationError, VmexitError } from '../hypervisor/errors.ts';
 import { type SendReport, sendGuest } from '../vmm/migration/index.ts';
-import type { RunLoop } from '../vmm/run-loop.ts';
+import type { RunLimits } from '../vmm/run-loop.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
-import { loadedGuest, PROGRAM_OPTIONS, SERIAL } from './guest.ts';
+import { loadedGuest, PROGRAM_OPTIONS } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { address } from './receive.ts';
@@ -12,7 +12,7 @@ import { quarters } from './text.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process
 
-The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --private, --backend and
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend and
 --device are here too. Then it is paused, and goes on at once where \`vmexit receive ADDRESS\` waits; its memory follows. What it has sent to the serial port
 until then is here, the rest is there. When it cannot be handed over it goes on here, to its end.
 
@@ -50,11 +50,11 @@ export async function migrate(argv: string[]): Promise<number> {
   const silence = values.silence === undefined ? {} : { timeoutMs: seconds('--silence', values.silence) };
 
   using guest = await loadedGuest(positionals[0]!, values, oneOf('--backend', values.backend, BACKENDS));
-  const { hv, vm, vcpu } = guest;
+  const { hv, vm, vcpus } = guest;
   if (hv.fallback !== undefined) say(`${hv.backend}: ${hv.fallback}`);
-  const { loop, serial } = guestLoop(guest);
+  const { loop, state } = guestLoop(guest);
   /** To its end, or a limit: its status. */
-  const run = async (limits: Parameters<RunLoop['run']>[0]) => {
+  const run = async (limits: RunLimits) => {
     const end = await runOrFail(vm, loop, limits);
     if ('exit' in end || 'error' in end) say(explain(end));
     return end;
@@ -67,12 +67,11 @@ export async function migrate(argv: string[]): Promise<number> {
       return statusOf(before);
     }
     try {
-      const devices = { [SERIAL]: serial.state };
       const sent = await sendGuest(hv, {
         vm,
-        vcpus: [vcpu],
+        vcpus,
         to,
-        devices,
+        devices: state(),
         signal,
         onProgress: progress(),
         ...silence,

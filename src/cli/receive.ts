@@ -1,5 +1,4 @@
 /** `vmexit receive`: waits for a guest that vmexit migrate hands over, and runs it to its end. */
-import { MigrationError } from '../hypervisor/errors.ts';
 import { openHypervisor } from '../open.ts';
 import {
   type ArrivingGuest,
@@ -7,7 +6,7 @@ import {
   type ReceivedGuest,
   receiveGuest,
 } from '../vmm/migration/index.ts';
-import type { RunLoop } from '../vmm/run-loop.ts';
+import type { RunLoops } from '../vmm/run-loops.ts';
 import { BACKENDS, oneOf, parse, seconds, size, UsageError } from './args.ts';
 import { deviceOf } from './guest.ts';
 import { interruptible } from './interrupt.ts';
@@ -62,7 +61,7 @@ export async function receive(argv: string[]): Promise<number> {
   if (hv.fallback !== undefined) say(`${hv.backend}: ${hv.fallback}`);
 
   return await interruptible(async (signal) => {
-    let loop: RunLoop | undefined;
+    let loop: RunLoops | undefined;
     const accept = (guest: ArrivingGuest) => {
       loop = loopOf(guest);
     };
@@ -76,19 +75,17 @@ export async function receive(argv: string[]): Promise<number> {
 }
 
 /** What throws here refuses the guest. */
-function loopOf({ vm, vcpus, pager, devices, differences }: ArrivingGuest): RunLoop {
-  if (vcpus.length !== 1)
-    throw new MigrationError(`the guest has ${vcpus.length} vCPUs, and vmexit receive has one`);
+function loopOf({ vm, vcpus, pager, devices, differences }: ArrivingGuest): RunLoops {
   for (const difference of differences) say(difference);
   if (pager.report.uncovered !== undefined)
     say(`what KVM itself reads of memory is not paged: ${pager.report.uncovered}`);
-  return guestLoop({ vm, vcpu: vcpus[0]!, devices }, { handlers: [pager] }).loop;
+  return guestLoop({ vm, vcpus, devices }, { handlers: [pager] }).loop;
 }
 
 /** Runs it to its end; then its source is heard out, so that it knows that it may forget the guest. */
 async function finish(
   guest: ReceivedGuest,
-  loop: RunLoop,
+  loop: RunLoops,
   limits: { readonly timeoutMs: number | undefined; readonly signal: AbortSignal },
 ): Promise<number> {
   const end = await runOrFail(guest.vm, loop, limits);

@@ -1,8 +1,10 @@
 /** `vmexit run`: one guest, from its file to its exit status. */
 import { KvmError, VmexitError } from '../hypervisor/errors.ts';
+import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { describeExit, type KvmExit } from '../uapi/exits.ts';
-import type { RunEnd, RunLoop } from '../vmm/run-loop.ts';
+import type { RunEnd } from '../vmm/run-loop.ts';
+import type { RunLoops } from '../vmm/run-loops.ts';
 import { Trace } from '../vmm/trace.ts';
 import { pagingAccount } from './account.ts';
 import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
@@ -24,6 +26,7 @@ input. What is recognised as something else (a bzImage, an ISO image, a source) 
   --entry ADDRESS    where it begins (default: at its first byte); in real mode below 1 MiB
   --force            take it for a guest, whatever else it is
   --memory SIZE      guest memory, such as 64M or 1G, from address 0 (default 64M, at most 3G)
+  --cpus N           how many processors the guest has (default 1, at most 64)
   --private          let the guest have private memory, and serve its conversions
   --timeout SECONDS  end a guest that has not ended by then, with status 124
   --trace FILE       write one line of JSON for each exit, memory fault and conversion
@@ -38,7 +41,8 @@ input. What is recognised as something else (a bzImage, an ISO image, a source) 
   --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
-memory, rdi holds the size of memory in bytes and rsi is 1 with --private. In real mode all segments begin at 0 (the
+memory, rdi holds the size of memory in bytes and rsi is 1 with --private. All processors begin at the same place, with
+their number in rdx (in real mode dx), each with a stack of its own; the guest has ended when all have halted. In real mode all segments begin at 0 (the
 code segment at the entry's 64 KiB), and the stack is below 0x1000, or below 0xff00 if the program is there. Interrupts
 are off, and there is no interrupt controller, no BIOS and no kernel: a guest that calls one is ended, and told of. For
 that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less memory, at its end), and SYSCALL to
@@ -112,13 +116,15 @@ export async function run(argv: string[]): Promise<number> {
     restore === undefined
       ? await loadedGuest(positionals[0]!, values, backend)
       : await restoredGuest(restore, lazy, backend, values);
-  const { hv, vcpu } = guest;
+  const { hv, vcpus } = guest;
   if (backend !== values.backend)
     process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
 
   using trace = values.trace === undefined ? undefined : openTrace(values.trace);
-  const watch = new Watch(guest, trace, instructions);
+  const watches = new Map(
+    vcpus.map((vcpu) => [vcpu, new Watch({ vm: guest.vm, vcpu }, trace, instructions)]),
+  );
   const { loop, faults } = guestLoop(guest, {
     handlers: guest.pager ? [guest.pager] : [],
     output: values.json ? process.stderr : process.stdout,
@@ -145,7 +151,8 @@ export async function run(argv: string[]): Promise<number> {
         ...('waiting' in end ? { waiting: true } : {}),
         status,
         exits: loop.exits,
-        ...(vcpu.completed === undefined ? {} : { instructions: Number(vcpu.completed) }),
+        ...(vcpus.length === 1 ? {} : { cpus: vcpus.length }),
+        ...instructionsOf(vcpus),
         memoryFaults,
         conversions,
         ...(paging === undefined ? {} : { paging }),
@@ -156,14 +163,21 @@ export async function run(argv: string[]): Promise<number> {
       process.stdout.write(`${JSON.stringify(summary)}\n`);
     } else if (paging !== undefined) process.stderr.write(`vmexit: ${pagingAccount(paging)}\n`);
     if (end.reason === 'timeout') {
-      const { rip } = vcpu.getRegs();
-      const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip 0x${rip.toString(16)}`;
+      const at = vcpus.map((vcpu) => `0x${vcpu.getRegs().rip.toString(16)}`).join(', ');
+      const text = `the guest has not ended within ${timeoutMs! / 1000} s; it is at rip ${at}`;
       process.stderr.write(`vmexit: ${text}\n`);
     }
     if ('waiting' in end) process.stderr.write(`vmexit: ${WAITS}\n`);
-    if (error !== undefined) process.stderr.write(`vmexit: ${error}\n${watch.report()}\n`);
+    if (error !== undefined) process.stderr.write(`vmexit: ${error}\n${watches.get(loop.vcpu)!.report()}\n`);
     return status;
   });
+}
+
+/** What all vCPUs have executed, where it is counted. */
+function instructionsOf(vcpus: readonly Vcpu[]): { readonly instructions?: number } {
+  const counts = vcpus.map(({ completed }) => completed);
+  if (counts.includes(undefined)) return {};
+  return { instructions: Number(counts.reduce((sum, count) => sum! + count!, 0n)) };
 }
 
 /** The one backend that can, for what only one can. @throws UsageError when that is not the one that was asked for */
@@ -182,8 +196,8 @@ type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmE
 /** The run's end. What the memory-fault service refuses, or KVM_RUN itself, is an end too, and has its summary. */
 export async function runOrFail(
   vm: Vm,
-  loop: RunLoop,
-  limits: Parameters<RunLoop['run']>[0],
+  loop: RunLoops,
+  limits: Parameters<RunLoops['run']>[0],
 ): Promise<RunEnd | Failed> {
   try {
     const end = await loop.run(limits);

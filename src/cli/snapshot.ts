@@ -1,7 +1,7 @@
 /** `vmexit snapshot`: runs a guest to some point, and saves it there. */
 import { captureState, type Written, writeSnapshot } from '../vmm/snapshot/index.ts';
 import { BACKENDS, count, oneOf, parse, seconds, UsageError } from './args.ts';
-import { fixedOption, loadedGuest, PROGRAM_OPTIONS, restoredGuest, SERIAL } from './guest.ts';
+import { fixedOption, loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { explain, runOrFail } from './run.ts';
@@ -10,7 +10,7 @@ import { quarters } from './text.ts';
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
 vmexit snapshot [options] --since OLD --output FILE: go on with a saved guest, and save what has changed
 
-The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --private, --backend and
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend and
 --device are here too. Then it is paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
 there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
 
@@ -70,8 +70,8 @@ export async function snapshot(argv: string[]): Promise<number> {
   using guest =
     since === undefined
       ? await loadedGuest(positionals[0]!, values, backend)
-      : await restoredGuest(since, false, backend, values, { name: '--since', tracked: true });
-  const { hv, vm, vcpu, dirty } = guest;
+      : await restoredGuest(since, false, backend, values, true);
+  const { hv, vm, vcpus, dirty } = guest;
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
   let left = exits ?? Number.POSITIVE_INFINITY;
   const counter = {
@@ -80,7 +80,7 @@ export async function snapshot(argv: string[]): Promise<number> {
       return false;
     },
   };
-  const { loop, serial, debugExit } = guestLoop(guest, { handlers: [counter] });
+  const { loop, state, debugExit } = guestLoop(guest, { handlers: [counter] });
 
   return await interruptible(async (signal) => {
     const end = await runOrFail(vm, loop, { timeoutMs: exits === undefined ? afterMs : timeoutMs, signal });
@@ -97,7 +97,7 @@ export async function snapshot(argv: string[]): Promise<number> {
       ended(`the guest has exited ${exits - left} times in ${timeoutMs! / 1000} s`);
       return TIMED_OUT;
     }
-    const capture = captureState(hv, vm, [vcpu], { devices: { [SERIAL]: serial.state } });
+    const capture = captureState(hv, vm, vcpus, { devices: state() });
     const written = await writeSnapshot(path, capture, {
       onProgress: progress(),
       signal,
@@ -105,7 +105,7 @@ export async function snapshot(argv: string[]): Promise<number> {
       ...(dirty && { dirty }),
     });
     process.stderr.write(
-      `vmexit: ${path}: ${describe(written, since)}, at rip 0x${vcpu.getRegs().rip.toString(16)}\n`,
+      `vmexit: ${path}: ${describe(written, since)}, at rip ${vcpus.map((vcpu) => `0x${vcpu.getRegs().rip.toString(16)}`).join(', ')}\n`,
     );
     return 0;
   });

@@ -50,9 +50,8 @@ export { type Statistic, Stats } from './stats.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
 export { Vcpu } from './vcpu.ts';
-export type { ExitHandler, StartOptions } from './vcpu-start.ts';
-export type { VcpuToken } from './vcpu-threads.ts';
 export type { XenVcpuAttribute } from './vcpu-attributes.ts';
+export type { ExitHandler, StartOptions } from './vcpu-start.ts';
 export type {
   CpuidEntry,
   DebugRegs,
@@ -64,6 +63,7 @@ export type {
   VcpuEvents,
   VcpuSetup,
 } from './vcpu-state.ts';
+export type { VcpuToken } from './vcpu-threads.ts';
 export { Vm, type VmSetup, type VmToken } from './vm.ts';
 export type { EncryptedRegion } from './vm-encryption.ts';
 export type { Ioeventfd, Irqfd } from './vm-events.ts';

@@ -29,6 +29,21 @@ export interface StartOptions {
 const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
 const ends: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.STOPPED]);
 
+/** Offers an exit to handlers in their order, from one on: whether one has served it. */
+export function offer(
+  handlers: readonly ExitHandler[],
+  vcpu: Vcpu,
+  exit: number,
+  from = 0,
+): boolean | Promise<boolean> {
+  for (let i = from; i < handlers.length; i++) {
+    const handled = handlers[i]!.handle(vcpu, exit);
+    if (handled instanceof Promise) return handled.then((is) => is || offer(handlers, vcpu, exit, i + 1));
+    if (handled) return true;
+  }
+  return false;
+}
+
 /** Asynchronous runs of one vCPU, one at a time. */
 export class AsyncRuns {
   readonly #start: (timeoutMs?: number) => number;
@@ -69,33 +84,29 @@ export function serve(
   const until = performance.now() + timeoutMs;
   const stop = (): void => vcpu.stop();
   return new Promise<number>((resolve, reject) => {
+    let late = false;
     const next = (): void => {
-      const left = until - performance.now();
-      if (left <= 0) return resolve(Exit.DEADLINE);
       for (const handler of handlers) handler.check?.();
+      let left = until - performance.now();
+      if (left <= 0) {
+        // The last exit's answer is still to be taken.
+        if (!late) stop();
+        late = true;
+        left = Number.POSITIVE_INFINITY;
+      }
       run(left, exited, reject);
     };
     const exited = guarded((outcome: number): void => {
       for (const handler of handlers) handler.check?.();
-      if (ends.has(outcome)) resolve(outcome);
+      if (ends.has(outcome)) resolve(late ? Exit.DEADLINE : outcome);
       else if (passing.has(outcome)) next();
-      else offer(outcome, 0);
-    });
-    /** To the handlers from this one on. */
-    const offer = (outcome: number, from: number): void => {
-      for (let i = from; i < handlers.length; i++) {
-        const handled = handlers[i]!.handle(vcpu, outcome);
-        if (handled instanceof Promise) {
-          handled.then(
-            guarded((is: boolean) => (is ? next() : offer(outcome, i + 1))),
-            reject,
-          );
-          return;
-        }
-        if (handled) return next();
+      else {
+        const served = offer(handlers, vcpu, outcome);
+        const then = guarded((is: boolean) => (is ? next() : resolve(outcome)));
+        if (served instanceof Promise) served.then(then, reject);
+        else then(served);
       }
-      resolve(outcome);
-    };
+    });
     function guarded<T>(call: (value: T) => void): (value: T) => void {
       return (value) => {
         try {

@@ -299,7 +299,12 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
    */
   async start(handlers: readonly ExitHandler[], options: StartOptions = {}): Promise<number> {
     if (!Array.isArray(handlers)) throw wrongType('handlers', handlers, 'an array of exit handlers');
-    return serve(this, (ms, then, thrown) => this.#begin(ms, then, thrown), handlers, object('options', options));
+    return serve(
+      this,
+      (ms, then, thrown) => this.#begin(ms, then, thrown),
+      handlers,
+      object('options', options),
+    );
   }
 
   /**

@@ -1,17 +1,17 @@
-/** The usual small machine: one vCPU, guest memory from address 0, and a program placed in it. */
-import { pages } from '../hypervisor/args.ts';
+/** The usual small machine: one vCPU or some, guest memory from address 0, and a program placed in it. */
+import { integer, pages } from '../hypervisor/args.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { GuestMemfd } from '../hypervisor/guest-memfd.ts';
 import type { GuestMemory } from '../hypervisor/guest-memory.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Range } from '../hypervisor/ranges.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
-import type { Regs } from '../hypervisor/vcpu-state.ts';
+import type { CpuidEntry, Regs } from '../hypervisor/vcpu-state.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { Cap } from '../uapi/cap.ts';
 import { Hypercall, KvmCpuid, KvmFeature, VmType } from '../uapi/constants.ts';
 import type { Input } from '../uapi/layout.ts';
-import { FLAT_ADDRESS, type GuestImage, placeImage } from './image.ts';
+import { badGuest, FLAT_ADDRESS, type GuestImage, placeImage } from './image.ts';
 import { enterLongMode, enterRealMode, tablesSize } from './modes.ts';
 
 const KIB = 2 ** 10;
@@ -22,12 +22,18 @@ export const MIN_MACHINE_MEMORY = 64 * KIB;
 /** The most guest memory that a Machine has, in bytes: 3 GiB, below where a PC has its devices. */
 export const MAX_MACHINE_MEMORY = 3 * GIB;
 
+/** The most vCPUs that a Machine has: one APIC id of eight bits each, below that of all. */
+export const MAX_MACHINE_CPUS = 64;
+
 /** What a program in long mode finds below the page tables, in bytes. */
 const STACK_SIZE = 16 * KIB;
 
 /** What a segment of real mode reaches, in bytes; and where the stack of a program is that itself is low. */
 const SEGMENT = 64 * KIB;
 const HIGH_STACK = 0xff00;
+/** Of each further vCPU; above the vectors and what a BIOS has there. */
+const REAL_STACK = 256;
+const LOWEST_STACK = 0x500;
 
 /** Three pages that KVM on Intel wants (KVM_SET_TSS_ADDR), out of the way of any guest memory here. */
 const TSS_ADDRESS = 0xfffb_d000;
@@ -46,10 +52,12 @@ export interface MachineOptions {
   readonly privateMemory?: boolean;
   /** VmType; follows from privateMemory without it. */
   readonly type?: number;
+  /** How many vCPUs, from 1 to MAX_MACHINE_CPUS; 1 without it. */
+  readonly cpus?: number;
 }
 
 /**
- * The usual small machine: one vCPU with the host's CPUID, and guest memory from address 0. It owns what it
+ * The usual small machine: one vCPU or some, with the host's CPUID, and guest memory from address 0. It owns what it
  * has made: close() closes all of it.
  * @example
  * ```ts
@@ -69,8 +77,10 @@ export interface MachineOptions {
 export class Machine implements Disposable {
   /** The VM, for what a Machine does not do itself. */
   readonly vm: Vm;
-  /** Its one vCPU, number 0. */
+  /** Its first vCPU, number 0. */
   readonly vcpu: Vcpu;
+  /** All of its vCPUs, in the order of their numbers. */
+  readonly vcpus: readonly Vcpu[];
   /** Guest memory, from guest-physical address 0: slot 0. */
   readonly memory: GuestMemory;
   /** The private side of the same slot. */
@@ -78,13 +88,14 @@ export class Machine implements Disposable {
   readonly #opened: Disposable[] = [];
 
   /**
-   * Makes the VM, its memory in slot 0, and vCPU 0 with the host's CPUID: without leaf 0x8000_001F, memory encryption,
+   * Makes the VM, its memory in slot 0, and its vCPUs with the host's CPUID: without leaf 0x8000_001F, memory encryption,
    * unless the VM is of type SEV, SEV_ES or SNP.
    * @throws RangeError ERR_KVM_INVALID_ARG for memory that is out of range or more than the host has; KvmError when
    *   the kernel refuses the VM: EINVAL where it has no private memory. Nothing stays open then.
    */
-  constructor(hv: Hypervisor, { memory, privateMemory = false, type }: MachineOptions) {
+  constructor(hv: Hypervisor, { memory, privateMemory = false, type, cpus = 1 }: MachineOptions) {
     checkMachineMemory(memory);
+    integer('cpus', cpus, MAX_MACHINE_CPUS, 1);
     try {
       this.vm = this.#open(
         hv.createVm({ type: type ?? (privateMemory ? VmType.SW_PROTECTED : VmType.DEFAULT) }),
@@ -99,8 +110,10 @@ export class Machine implements Disposable {
         this.vm.setUserMemoryRegion(slot);
       }
       this.vm.setTssAddr(TSS_ADDRESS);
-      this.vcpu = this.#open(this.vm.createVcpu(0));
-      this.vcpu.setCpuid2(cpuidOf(hv, this.vm.type, privateMemory));
+      const cpuid = cpuidOf(hv, this.vm.type, privateMemory);
+      this.vcpus = Array.from({ length: cpus }, (_, id) => this.#open(this.vm.createVcpu(id)));
+      this.vcpu = this.vcpus[0]!;
+      for (const vcpu of this.vcpus) vcpu.setCpuid2(cpus === 1 ? cpuid : numbered(cpuid, vcpu.id, cpus));
     } catch (error) {
       this.close();
       throw error;
@@ -115,38 +128,44 @@ export class Machine implements Disposable {
   /** Where the stack and the page tables of long mode are: the end of guest memory. */
   get reserved(): Range {
     const end = this.memory.size;
-    return { start: end - tablesSize() - STACK_SIZE, end };
+    return { start: end - tablesSize() - STACK_SIZE * this.vcpus.length, end };
   }
 
   /**
-   * Places the program and makes the vCPU ready to run it.
+   * Places the program and makes the vCPUs ready to run it: each begins at its entry, with its number in RDX.
    *
    * Real mode: every segment at 0, but the code segment at the entry's 64 KiB, the stack below FLAT_ADDRESS, or below
    * 0xff00 where the program is there. Long mode: 64-bit at privilege 0, the first 4 GiB
-   * mapped one to one, the stack and the page tables in `reserved`. Interrupts are off, other registers 0.
+   * mapped one to one, the stacks and the page tables in `reserved`. Interrupts are off, other registers 0. The stack of each
+   * further vCPU is 16 KiB below the one before, or 256 bytes in real mode.
    * @param regs registers to begin with instead
    * @throws VmexitError ERR_KVM_BAD_GUEST when it does not fit, before anything is written
    */
   load(image: GuestImage, regs: Input<Partial<Regs>> = {}): void {
-    const { vcpu, memory, reserved } = this;
+    const { vcpus, memory, reserved } = this;
     const long = image.mode === 'long';
-    placeImage(image, memory, long ? reserved : undefined);
     const tables = reserved.end - tablesSize();
-    if (long) {
-      enterLongMode(vcpu, memory, { tables });
-      vcpu.setRegs({ rip: image.entry, rsp: tables, rflags: RFLAGS, ...regs });
-      return;
-    }
-    enterRealMode(vcpu);
-    const base = image.entry - (image.entry % SEGMENT);
-    vcpu.changeSregs({ cs: { base: BigInt(base), selector: base / 16 } });
+    const base = long ? 0 : image.entry - (image.entry % SEGMENT);
     const isLow = image.segments.some(({ address }) => address < FLAT_ADDRESS);
-    vcpu.setRegs({
-      rip: image.entry - base,
-      rsp: isLow ? HIGH_STACK : FLAT_ADDRESS,
-      rflags: RFLAGS,
-      ...regs,
-    });
+    const stack = long ? tables : isLow ? HIGH_STACK : FLAT_ADDRESS;
+    const stackSize = long ? STACK_SIZE : REAL_STACK;
+    if (!long && stack - stackSize * vcpus.length < LOWEST_STACK)
+      throw badGuest(image.name, `leaves no room for the stacks of ${vcpus.length} vCPUs in real mode`);
+    placeImage(image, memory, long ? reserved : undefined);
+    for (const vcpu of vcpus) {
+      if (long) enterLongMode(vcpu, memory, { tables });
+      else {
+        enterRealMode(vcpu);
+        vcpu.changeSregs({ cs: { base: BigInt(base), selector: base / 16 } });
+      }
+      vcpu.setRegs({
+        rip: image.entry - base,
+        rsp: stack - vcpu.id * stackSize,
+        rdx: vcpu.id,
+        rflags: RFLAGS,
+        ...regs,
+      });
+    }
   }
 
   /** Idempotent. */
@@ -191,3 +210,20 @@ function cpuidOf(hv: Hypervisor, type: number, privateMemory: boolean) {
   if (features && privateMemory) features.eax = (features.eax | (1 << KvmFeature.HC_MAP_GPA_RANGE)) >>> 0;
   return entries;
 }
+
+/** What tells a processor its number, and how many there are (SDM volume 2, CPUID; APM volume 3, E.4.17). */
+function numbered(entries: readonly CpuidEntry[], id: number, cpus: number): CpuidEntry[] {
+  return entries.map((entry) => {
+    if (entry.function === CPUID_FEATURES) {
+      const ebx = ((entry.ebx & 0xffff) | (cpus << 16) | (id << 24)) >>> 0;
+      return { ...entry, ebx, edx: (entry.edx | HTT) >>> 0 };
+    }
+    if (TOPOLOGY.has(entry.function)) return { ...entry, edx: id };
+    return entry.function === CPUID_AMD_TOPOLOGY ? { ...entry, eax: id } : entry;
+  });
+}
+const CPUID_FEATURES = 1;
+/** Several logical processors share the package: EBX[23:16] counts. */
+const HTT = 1 << 28;
+const TOPOLOGY: ReadonlySet<number> = new Set([0xb, 0x1f, 0x8000_0026]);
+const CPUID_AMD_TOPOLOGY = 0x8000_001e;

@@ -1,11 +1,11 @@
 /**
- * The loop around KVM_RUN, for a program that has an event loop of its own: run() keeps the thread for one slice at
- * a time, so that timers, signals and I/O of the VMM live on between the slices.
+ * The loop around KVM_RUN, for a program that has an event loop of its own. run() keeps the thread for one slice at a time, so
+ * that timers, signals and I/O of the VMM live on between the slices; start() leaves it free, and costs a hand-over an exit.
  */
 import type { AbortSignalLike } from '../hypervisor/abort.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
-import type { ExitHandler } from '../hypervisor/vcpu-start.ts';
+import { type ExitHandler, offer } from '../hypervisor/vcpu-start.ts';
 import { IoDirection } from '../uapi/constants.ts';
 import { Exit, exitName } from '../uapi/exit.ts';
 import type { KvmExit } from '../uapi/exits.ts';
@@ -46,10 +46,10 @@ export type RunEnd =
        */
       readonly waiting?: true;
     }
-  /** stop() was called: by a device that ends the guest, for one. */
+  /** stop() was called: by a device that ends the guest, for one; or the vCPU's. */
   | {
       readonly reason: 'stop';
-      /** What stop() was given. */
+      /** What stop() was given; 0 of the vCPU's. */
       readonly value: number;
     }
   /** `timeoutMs` has passed. */
@@ -172,11 +172,54 @@ export class RunLoop {
     }
   }
 
+  /**
+   * As run(), with the vCPU on a thread of its own (Vcpu.start()): the event loop is kept only while an exit is served. The way
+   * for several vCPUs in one thread, and beside whatever must not wait.
+   * @throws as run(), and as Vcpu.start()
+   */
+  async start(limits: RunLimits = {}): Promise<RunEnd> {
+    this.#stopped = undefined;
+    let end: RunEnd | undefined;
+    const goesOn = (served: RunEnd | undefined): boolean => {
+      if (served === undefined) return true;
+      end = served;
+      // The access in hand is finished, and then the run ends.
+      if (served.reason === 'stop') this.vcpu.stop();
+      return served.reason === 'stop';
+    };
+    const handler: ExitHandler = {
+      check: () => this.#check(),
+      handle: (_, exit) => {
+        this.#flushSoon();
+        const served = this.#serve(exit);
+        return served instanceof Promise ? served.then(goesOn) : goesOn(served);
+      },
+    };
+    try {
+      const outcome = await this.vcpu.start([handler], limits);
+      if (end !== undefined) return end;
+      if (outcome === Exit.DEADLINE) return { reason: 'timeout' };
+      return limits.signal?.aborted ? { reason: 'abort' } : { reason: 'stop', value: 0 };
+    } finally {
+      this.#onSlice?.();
+    }
+  }
+  #flushes = false;
+  #flushSoon(): void {
+    if (this.#flushes || this.#onSlice === undefined) return;
+    this.#flushes = true;
+    void breathe().then(() => {
+      this.#flushes = false;
+      this.#onSlice?.();
+    });
+  }
+
   #slice(ms: number): Served {
     const end = performance.now() + ms;
     for (let left = ms; left > 0; left = end - performance.now()) {
       const exit = this.vcpu.run(Math.max(left, LEAST_RUN_MS));
       this.#check();
+      if (exit === Exit.STOPPED) return { reason: 'stop', value: 0 };
       if (hostEnds.has(exit)) return undefined;
       const ended = this.#serve(exit);
       if (ended) return ended;
@@ -193,7 +236,7 @@ export class RunLoop {
     const told = () => this.#onExit?.(this.vcpu, exit);
     let served: Served;
     try {
-      served = this.#offer(exit, 0);
+      served = this.#offer(exit);
     } catch (error) {
       told();
       throw error;
@@ -203,16 +246,15 @@ export class RunLoop {
     return served;
   }
 
-  /** To the handlers from this one on, and then to the services. */
-  #offer(exit: number, from: number): Served {
-    for (let i = from; i < this.#handlers.length; i++) {
-      const handled = this.#handlers[i]!.handle(this.vcpu, exit);
-      if (handled instanceof Promise)
-        return handled.then((is) => (is ? this.#stopped : this.#offer(exit, i + 1)));
-      if (handled) return this.#stopped;
-    }
-    const serve = RunLoop.#services.get(exit);
-    return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
+  /** To the handlers, and then to the services. */
+  #offer(exit: number): Served {
+    const ends = (is: boolean): RunEnd | undefined => {
+      if (is) return this.#stopped;
+      const serve = RunLoop.#services.get(exit);
+      return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
+    };
+    const handled = offer(this.#handlers, this.vcpu, exit);
+    return handled instanceof Promise ? handled.then(ends) : ends(handled);
   }
 
   /** Finishes the instruction in hand: only then are the registers those of the guest as it stands. */

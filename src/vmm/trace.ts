@@ -89,11 +89,12 @@ export class Trace implements Disposable {
     this.#waiting.push({ memory: cause, ...fields });
   }
 
-  #at({ completed }: Vcpu): this {
-    this.#time =
+  #at({ completed, id }: Vcpu): this {
+    const time =
       completed === undefined
         ? { ms: Math.round((performance.now() - this.#begun) * 1000) / 1000 }
         : { insns: Number(completed) };
+    this.#time = id === 0 ? time : { ...time, vcpu: id };
     return this;
   }
 
