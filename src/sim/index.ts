@@ -7,7 +7,15 @@
  * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
  * private pages come by populate().
  */
-import type { Backend, EventFds, Handle, MemoryToken, Observer, Reference } from '../hypervisor/backend.ts';
+import {
+  type Backend,
+  type EventFds,
+  type Handle,
+  type MemoryToken,
+  type Observer,
+  type Reference,
+  VCPU_RUNNING,
+} from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
 import { Arena, PAGE } from './arena.ts';
@@ -137,6 +145,7 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): number => {
     const object = open(handle);
+    if (object instanceof KvmVcpu && object.runs.busy) return VCPU_RUNNING;
     const table = tables.find(([type]) => object instanceof type)?.[1];
     return table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
   };
@@ -148,6 +157,7 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): Handle | number => {
     const object = open(handle);
+    if (object instanceof KvmVcpu && object.runs.busy) return VCPU_RUNNING;
     const table = tables.find(([type]) => object instanceof type)?.[2];
     const made: Opened | number =
       table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
@@ -235,7 +245,10 @@ class Simulator implements SimBackend {
   };
 
   readonly eventFds: EventFds = {
-    create: (initial, semaphore) => wrap(EventFdFile.create(this.#host, initial, semaphore)),
+    create: (initial, semaphore) => {
+      const file = EventFdFile.create(this.#host, initial, semaphore);
+      return typeof file === 'number' ? file : wrap(file);
+    },
     share: (eventFd) => as(EventFdFile, eventFd, 'eventFd').share(),
     open(token) {
       const file = EventFdFile.open(token);
@@ -246,21 +259,32 @@ class Simulator implements SimBackend {
     watch: (eventFd, callback) => as(EventFdFile, eventFd, 'eventFd').watch(callback),
   };
 
-  readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').enter;
+  readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').runs.run;
+  readonly starter = (vcpu: Handle, done: (result: number) => void): ((timeoutMs?: number) => number) =>
+    as(KvmVcpu, vcpu, 'vcpu').runs.starter(done);
   readonly kickId = (vcpu: Handle): number => as(KvmVcpu, vcpu, 'vcpu').kick.id;
   readonly completed = (vcpu: Handle): bigint => as(KvmVcpu, vcpu, 'vcpu').cpu.completed;
   readonly observe = (vcpu: Handle, observer: Observer | undefined): void =>
     as(KvmVcpu, vcpu, 'vcpu').cpu.observe(observer);
   readonly kick = (id: number): boolean | undefined => this.#host.kicks.kick(id);
+  readonly stop = (id: number): boolean | undefined => this.#host.kicks.stop(id);
+  readonly resume = (id: number): number | undefined => this.#host.kicks.resume(id);
+  readonly pause = (id: number, acknowledged: Handle): number | undefined => {
+    const { kicks } = this.#host;
+    const { number, table } = as(EventFdFile, acknowledged, 'acknowledged');
+    if (table !== kicks.table.buffer)
+      throw wrongType(
+        'acknowledged',
+        acknowledged,
+        'an eventfd of the threads that this one shares numbers with',
+      );
+    return kicks.pause(id, number);
+  };
 
   readonly shareVm = (): number => -Errno.ENOSYS;
   readonly openVm = (): number => -Errno.ENOSYS;
   readonly shareVcpu = (): number => -Errno.ENOSYS;
   readonly openVcpu = (): number => -Errno.ENOSYS;
-  readonly starter = (): (() => number) => () => -Errno.ENOSYS;
-  readonly pause = (): number => -Errno.ENOSYS;
-  readonly resume = (): number => -Errno.ENOSYS;
-  readonly stop = (): boolean => false;
 
   readonly close = (handle: Handle): void => {
     const opened = handle as unknown;

@@ -18,9 +18,10 @@ import { State } from './state.ts';
 import type { Unit } from './unit.ts';
 import { WasmUnit } from './wasm.ts';
 
-/** The longest instruction (SDM volume 2, 2.3.11), and of a block. */
+/** The longest instruction (SDM volume 2, 2.3.11). */
 const LONGEST = 15;
-const BLOCK = 32;
+/** Instructions of a block at most. */
+export const BLOCK = 32;
 /** How often a block runs before it is worth the 50 us that a module costs. */
 const HOT = 40;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */

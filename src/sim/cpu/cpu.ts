@@ -3,7 +3,7 @@ import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
 import { effectiveAddress, halves, linearAddress, lowHalf } from './addressing.ts';
 import { type DebugEvents, DR6 } from './breakpoints.ts';
-import { Code, type Entry } from './code.ts';
+import { BLOCK, Code, type Entry } from './code.ts';
 import type { Decoder } from './decode.ts';
 import { flatSegment, Seg } from './descriptors.ts';
 import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
@@ -225,20 +225,24 @@ export class Cpu {
   /**
    * Executes until something needs the kernel. It gives 'slice' when it is time to look at kicks and the deadline:
    * after about `slice` instructions, or after so much else that some milliseconds may have passed.
+   * @param exactly not one instruction more: where a block would reach too far, its instructions are executed one by one
    */
-  run(slice: number): Stop {
+  run(slice: number, exactly = false): Stop {
     const { state, code } = this;
-    const limit = state.count + BigInt(slice);
+    const begun = state.count;
+    const end = begun + BigInt(slice);
+    const limit = exactly && slice < BLOCK ? begun : exactly ? end - BigInt(BLOCK - 1) : end;
     state.limit = limit;
     for (let work = WORK; ; ) {
       try {
         const stop = this.#events();
         if (stop !== undefined) return stop;
-        if (state.count >= limit || work <= 0) return { kind: 'slice' };
+        const last = state.count >= limit;
+        if ((last && (!exactly || state.count >= end)) || work <= 0) return SLICE;
         work -= 1 + code.made * TRANSLATION;
         code.made = 0;
         if (this.mode.single) this.#step();
-        else if (!code.execute(code.find())) {
+        else if (!code.execute(last ? code.findSingle() : code.find())) {
           this.#rewind();
           return FAULTED;
         }
@@ -477,6 +481,7 @@ export class Cpu {
 const EVERY_MSR: MsrPolicy = { exits: 0, allows: () => true };
 
 const FAULTED: Stop = { kind: 'fault' };
+const SLICE: Stop = { kind: 'slice' };
 
 /** What a slice may cost, in blocks executed as closures: 10 us at most, and what else takes as long as how many. */
 const WORK = 500;

@@ -2,15 +2,14 @@
 import type { EventFdToken } from '../../hypervisor/backend.ts';
 import { Errno } from '../../uapi/errno.ts';
 import type { Host } from './host.ts';
+import { EventWord, eventWords, signalEvent, TABLE_BYTES } from './kicks.ts';
 
 /** What a token of the simulator's carries besides its number. */
 export interface SimEventFdToken extends EventFdToken {
   readonly memory: SharedArrayBuffer;
 }
 
-/** The words of a counter: its count, whether it is a semaphore, and how many handles it has. */
-const [COUNT, SEMAPHORE, HANDLES, WORDS] = [0, 1, 2, 3] as const;
-const SIZE = WORDS * BigInt64Array.BYTES_PER_ELEMENT;
+const { NUMBER, COUNT, SEMAPHORE, HANDLES } = EventWord;
 /** ULLONG_MAX, to which only the kernel itself counts. */
 const TOP = 2n ** 64n - 1n;
 /** A timer may not be set later. */
@@ -29,43 +28,57 @@ function update(words: BigInt64Array, at: number, next: (value: bigint) => bigin
 
 export class EventFdFile {
   readonly #words: BigInt64Array;
-  readonly #number: number;
+  /** By which it is found in its table. */
+  readonly number: number;
   #stop: (() => void) | undefined;
 
   /** By create() and open(). */
-  constructor(memory: SharedArrayBuffer, number: number) {
-    this.#words = new BigInt64Array(memory);
-    this.#number = number;
+  constructor(words: BigInt64Array, number: number) {
+    this.#words = words;
+    this.number = number;
   }
 
-  static create({ arena, kicks }: Host, initial: number, semaphore: boolean): EventFdFile {
-    // A page that is not cross-origin isolated has no such name, and has the thing all the same.
-    const Shared = arena.memory.buffer.constructor as typeof SharedArrayBuffer;
-    const file = new EventFdFile(new Shared(SIZE), kicks.number());
-    file.#words.set([BigInt(initial), semaphore ? 1n : 0n, 1n]);
-    return file;
+  /** -ENFILE when there are too many. */
+  static create({ kicks }: Host, initial: number, semaphore: boolean): EventFdFile | number {
+    const made = kicks.openEvent();
+    if (made === undefined) return -Errno.ENFILE;
+    made.words.set([BigInt(initial), semaphore ? 1n : 0n, 1n], COUNT);
+    return new EventFdFile(made.words, made.number);
   }
 
   /** -ESTALE when its last handle is closed. */
   static open(token: EventFdToken): EventFdFile | number {
     const { memory, number } = token as Partial<SimEventFdToken>;
-    if (!isMemory(memory) || number === undefined) return -Errno.EBADF;
-    const file = new EventFdFile(memory, number);
-    const handles = update(file.#words, HANDLES, (count) => (count === 0n ? undefined : count + 1n));
-    return handles === 0n ? -Errno.ESTALE : file;
+    if (!isMemory(memory) || !Number.isInteger(number) || !(number! > 0)) return -Errno.EBADF;
+    const words = eventWords(memory, number!);
+    const file = new EventFdFile(words, number!);
+    const handles = update(words, HANDLES, (count) =>
+      file.isThere && count !== 0n ? count + 1n : undefined,
+    );
+    if (handles === 0n || !file.isThere) return -Errno.ESTALE;
+    return file;
   }
 
+  /** Another handle of it. */
+  retain(): EventFdFile {
+    Atomics.add(this.#words, HANDLES, 1n);
+    return new EventFdFile(this.#words, this.number);
+  }
+
+  get isThere(): boolean {
+    return Atomics.load(this.#words, NUMBER) === BigInt(this.number);
+  }
+  /** The table that it is in. */
+  get table(): ArrayBufferLike {
+    return this.#words.buffer;
+  }
   /** Whether both are handles of one counter. */
   is(other: EventFdFile): boolean {
-    return this.#number === other.#number;
+    return this.number === other.number && this.table === other.table;
   }
 
   share(): SimEventFdToken {
-    return {
-      backend: 'sim',
-      number: this.#number,
-      memory: this.#words.buffer as unknown as SharedArrayBuffer,
-    };
+    return { backend: 'sim', number: this.number, memory: this.table as unknown as SharedArrayBuffer };
   }
 
   /** write(2). */
@@ -77,10 +90,9 @@ export class EventFdFile {
     return 0;
   }
 
-  /** eventfd_signal(): at the top it stays. */
+  /** eventfd_signal(). */
   signal(): void {
-    update(this.#words, COUNT, (value) => (value < TOP ? value + 1n : undefined));
-    Atomics.notify(this.#words, COUNT);
+    signalEvent(this.#words);
   }
 
   /** read(2). */
@@ -103,7 +115,7 @@ export class EventFdFile {
   /** A handle of it is closed. */
   release(): void {
     this.#stop?.();
-    Atomics.sub(this.#words, HANDLES, 1n);
+    if (Atomics.sub(this.#words, HANDLES, 1n) === 1n) Atomics.store(this.#words, NUMBER, 0n);
   }
 }
 
@@ -111,7 +123,7 @@ export class EventFdFile {
 const isMemory = (memory: unknown): memory is SharedArrayBuffer =>
   typeof SharedArrayBuffer !== 'undefined' &&
   memory instanceof SharedArrayBuffer &&
-  memory.byteLength === SIZE;
+  memory.byteLength === TABLE_BYTES;
 
 /** Calls back from the event loop while the count is not 0, until it is stopped. */
 function watch(words: BigInt64Array, callback: () => void): () => void {

@@ -26,6 +26,11 @@ export interface SimulatedHost {
   readonly faultSize?: number;
   /** How code is executed; `both` without it. Only the speed differs: a way to compare. */
   readonly tier?: Tier;
+  /**
+   * What decides which of a VM's started vCPUs is next, and for how many instructions: a whole number, 1 without it. The
+   * same seed gives the same run.
+   */
+  readonly seed?: number;
 }
 
 /** The same, with what the simulator is given by whoever opens it. */
@@ -53,6 +58,7 @@ export class Host {
   readonly dialect: Dialect;
   readonly faultSize: number;
   readonly tier: Tier;
+  readonly seed: number;
   readonly kicks: Kicks;
   readonly sharing: Sharing;
   /**
@@ -64,7 +70,8 @@ export class Host {
   /** @throws RangeError ERR_KVM_INVALID_ARG */
   constructor(options: SimOptions, arena: Arena) {
     const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
-    const { tier = 'both' } = options;
+    const { tier = 'both', seed = 1 } = options;
+    if (!Number.isSafeInteger(seed) || seed < 0) throw outOfRange('seed', seed, 'a whole number from 0');
     if (!TIERS.includes(tier)) throw outOfRange('tier', tier, "'closures', 'wasm' or 'both'");
     if (vendor !== 'amd' && vendor !== 'intel') throw outOfRange('vendor', vendor, "'amd' or 'intel'");
     if (!Object.hasOwn(dialects, dialect)) throw outOfRange('dialect', dialect, "'mainline', 'v9' or 'rfc'");
@@ -76,6 +83,7 @@ export class Host {
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;
     this.tier = tier;
+    this.seed = seed;
     this.kicks = new Kicks(options.kicks);
     this.sharing = new Sharing(this.arena, () => this.kicks.number());
     this.choices = new Map([

@@ -56,7 +56,7 @@ export class Ioeventfds {
         (length !== wanted.length || either(datamatch, wanted.datamatch, undefined)),
     );
     if (collides) return -Errno.EEXIST;
-    this.#all.push(wanted);
+    this.#all.push({ ...wanted, eventFd: wanted.eventFd.retain() });
     return 0;
   }
 
@@ -70,8 +70,13 @@ export class Ioeventfds {
         datamatch === wanted.datamatch,
     );
     if (index < 0) return -Errno.ENOENT;
-    this.#all.splice(index, 1);
+    for (const { eventFd } of this.#all.splice(index, 1)) eventFd.release();
     return 0;
+  }
+
+  /** The VM is gone. */
+  clear(): void {
+    for (const { eventFd } of this.#all.splice(0)) eventFd.release();
   }
 
   /** ioeventfd_in_range(): gives whether the write was for one of them, and is done. */

@@ -15,14 +15,11 @@ import type { KvmVcpu } from './vcpu.ts';
 
 type Regs = Value<typeof kvm_regs>;
 
-/** Instructions between two looks at kicks and the deadline: a fraction of a millisecond to some milliseconds. */
-const SLICE = 2 ** 18;
-
 const KNOWN_SETS = SyncRegs.REGS | SyncRegs.SREGS | SyncRegs.EVENTS;
 const CR8_RESERVED = ~0xfn;
 
 /** Why a run ends: an exit reason, or a negated errno. Undefined: it goes on. */
-type End = number | undefined;
+export type End = number | undefined;
 
 /** Whether the answer goes into the instruction: registers have been written back before a write to MMIO exits. */
 const waits = (stop: Stop | undefined): boolean =>
@@ -39,19 +36,45 @@ export class Runner {
     this.#vcpu = vcpu;
   }
 
-  /** KVM_RUN with a deadline: gives the exit reason or a negated errno, -ETIME when the deadline has passed. */
-  run(timeoutMs: number): number {
-    const { kick, run } = this.#vcpu;
-    const immediate = run.get('immediateExit') !== 0 || kick.pending;
-    const deadline = timeoutMs === Number.POSITIVE_INFINITY ? undefined : performance.now() + timeoutMs;
+  /** The last exit waits for userspace's answer. */
+  get asks(): boolean {
+    return this.#pending !== undefined;
+  }
+
+  /** KVM_RUN begins: what userspace has written, and the rest of the instruction that the last exit interrupted. */
+  begin(): End {
+    const { cpu, run } = this.#vcpu;
     run.set('flags', 0);
-    this.#vcpu.cpu.enter();
-    const end = this.#prepare() ?? this.#complete() ?? (immediate ? -Errno.EINTR : this.#enter(deadline));
-    if (Number(run.get('kvmValidRegs')) !== 0) this.#storeSets();
+    cpu.enter();
+    return this.#prepare() ?? this.#complete() ?? (run.get('immediateExit') !== 0 ? -Errno.EINTR : undefined);
+  }
+
+  /** The guest is about to be entered: from now on exit_reason is this run's. */
+  enter(): void {
+    this.#vcpu.run.set('exitReason', Exit.UNKNOWN);
+  }
+
+  /** Some instructions. A time slice is bounded work: what else it may depend on is looked at after it. */
+  slice(instructions: number, exactly: boolean): End {
+    const { cpu, run } = this.#vcpu;
+    // kvm_dirty_ring_check_request(): until userspace has made room.
+    if (this.#vcpu.ring?.isSoftFull) {
+      run.set('exitReason', Exit.DIRTY_RING_FULL);
+      return Exit.DIRTY_RING_FULL;
+    }
+    const stop = cpu.run(instructions, exactly);
+    return stop.kind === 'slice' ? undefined : this.#stopped(stop);
+  }
+
+  /** A signal that comes while the guest runs says so; one that was there before leaves exit_reason alone. */
+  interrupted(): void {
+    this.#vcpu.run.set('exitReason', Exit.INTR);
+  }
+
+  /** KVM_RUN ends. */
+  leave(): void {
+    if (Number(this.#vcpu.run.get('kvmValidRegs')) !== 0) this.#storeSets();
     this.#save();
-    // A kick stays pending until it has interrupted a run.
-    if (end === -Errno.EINTR) kick.clear();
-    return end;
   }
 
   /** What userspace wrote into kvm_run. */
@@ -181,27 +204,6 @@ export class Runner {
     } finally {
       if (!cpu.unfinished) this.#before = undefined;
       setRegs(cpu, { ...set, rip });
-    }
-  }
-
-  /** vcpu_run(). */
-  #enter(deadline: number | undefined): number {
-    const { cpu, run, kick } = this.#vcpu;
-    run.set('exitReason', Exit.UNKNOWN);
-    for (;;) {
-      // kvm_dirty_ring_check_request(): until userspace has made room.
-      if (this.#vcpu.ring?.isSoftFull) {
-        run.set('exitReason', Exit.DIRTY_RING_FULL);
-        return Exit.DIRTY_RING_FULL;
-      }
-      const stop = cpu.run(SLICE);
-      const end = stop.kind === 'slice' ? undefined : this.#stopped(stop);
-      if (end !== undefined) return end;
-      const late = deadline !== undefined && performance.now() >= deadline;
-      if (!late && !kick.pending) continue;
-      // A signal that comes while the guest runs says so; one that was there before leaves exit_reason alone.
-      run.set('exitReason', Exit.INTR);
-      return kick.pending ? -Errno.EINTR : -Errno.ETIME;
     }
   }
 

@@ -1,36 +1,23 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
-import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
 import { type Access, FAULT, type SecondStage } from '../cpu/processor.ts';
 import { DirtyRing } from '../memory/dirty.ts';
-import type { KickWord } from './kicks.ts';
+import { aside } from './aside.ts';
+import { type KickWord, Standing } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
 import { secondStageEvent } from './observe.ts';
 import { Runner } from './run.ts';
+import { Runs } from './runs.ts';
+import { scheduler } from './schedule.ts';
 import type { KvmVm } from './vm.ts';
 
 /** A thousandth of the frequency of the time-stamp counter, which counts instructions: they take a nanosecond each. */
 export const TSC_KHZ = 1_000_000;
-/** What a timer can be set to, in milliseconds. */
-const MAX_TIMEOUT = 2 ** 31 - 1;
-const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
-
-/**
- * Instructions of this thread that are in the middle, while somebody is called. What they have computed so far is in
- * variables that all processors use, so no other may run now.
- */
-let inMiddle = 0;
-function aside<T>(call: () => T): T {
-  inMiddle++;
-  try {
-    return call();
-  } finally {
-    inMiddle--;
-  }
-}
+/** Which vCPU of this thread has executed last. */
+let lastToExecute = 0;
 
 const pageOf = (gpa: number): number => gpa - (gpa % PAGE);
 
@@ -49,9 +36,8 @@ export class KvmVcpu {
   failed = 0;
   /** KVM_CAP_DIRTY_LOG_RING. */
   readonly ring: DirtyRing | undefined;
+  readonly runs = new Runs(this);
   #open = true;
-  /** In KVM_RUN, whose file stays until it returns, whatever an observer does. */
-  #running = false;
 
   /** By create(). */
   constructor(vm: KvmVm, id: number, kick: KickWord) {
@@ -112,33 +98,41 @@ export class KvmVcpu {
 
   /** A page that is in the ring now. One that filled it was an exit from the guest, which is not entered again. */
   #entered(page: number): number {
-    if (!this.#running || !this.ring!.isSoftFull) return page;
+    if (!this.runs.running || !this.ring!.isSoftFull) return page;
     this.failed = 0;
     this.run.set('exitReason', Exit.DIRTY_RING_FULL);
     return FAULT;
   }
 
-  /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
-  readonly enter = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
-    if (typeof timeoutMs !== 'number')
-      throw wrongType('timeoutMs', timeoutMs, `a number of milliseconds, ${TIMEOUTS}`);
-    if (!(timeoutMs > 0) || (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity))
-      throw outOfRange('timeoutMs', timeoutMs, TIMEOUTS);
-    if (!this.#open) return -Errno.EBADF;
-    if (this.#running || inMiddle > 0) return -Errno.EBUSY;
-    this.hasRun = true;
-    this.#running = true;
-    try {
-      return this.runner.run(timeoutMs);
-    } finally {
-      this.#running = false;
-      if (!this.#open) this.#free();
-    }
-  };
+  /** Instructions that were begun: cheaper than those that are completed, and the same between two slices. */
+  get instructions(): bigint {
+    return this.cpu.state.count;
+  }
+  /** Others may have written to its code: it is compared before it is executed. */
+  looksAnew(): void {
+    this.cpu.enter();
+  }
+  /** It is about to execute: if another vCPU has since it did last, that may have written to its code. */
+  takesOver(): void {
+    if (lastToExecute !== this.kick.id) this.looksAnew();
+    lastToExecute = this.kick.id;
+  }
 
+  get isOpen(): boolean {
+    return this.#open;
+  }
+
+  /** It is in no run any more: whoever waits for that is told, and what was closed meanwhile goes. */
+  stands(): void {
+    if (!this.#open) this.#free();
+    else this.kick.standing = this.runner.asks ? Standing.ASKING : Standing.IDLE;
+  }
+
+  /** A run in progress keeps it until that has ended, whatever an observer does. */
   close(): void {
     this.#open = false;
-    if (!this.#running) this.#free();
+    if (this.runs.started) scheduler.wake();
+    else if (!this.runs.running) this.#free();
   }
   #free(): void {
     this.kick.close();

@@ -20,6 +20,7 @@ import { type Handlers, type StructArgument, Table } from './dispatch.ts';
 import type { Host } from './host.ts';
 import { Ioeventfds } from './ioeventfd.ts';
 import { VmMsrPolicy } from './msr-policy.ts';
+import { Random } from './random.ts';
 import { clearDirtyLog, getDirtyLog, setRegion, setRegion2 } from './regions.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
 
@@ -39,6 +40,8 @@ export class KvmVm extends Counted {
   /** Numbers are given once: a vCPU lives as long as its VM. */
   readonly vcpuIds = new Set<number>();
   readonly ioeventfds = new Ioeventfds();
+  /** Decides which of its vCPUs is next. */
+  readonly random: Random;
 
   constructor(host: Host, type: number) {
     super();
@@ -46,6 +49,7 @@ export class KvmVm extends Counted {
     this.type = type;
     this.hasPrivate = type !== VmType.DEFAULT;
     this.choice = host.choices.get(type);
+    this.random = new Random(host.seed);
     this.memory = new VmMemory({
       arena: host.arena,
       dialect: host.dialect,
@@ -67,6 +71,7 @@ export class KvmVm extends Counted {
 
   protected free(): void {
     this.memory.destroy();
+    this.ioeventfds.clear();
   }
 }
 

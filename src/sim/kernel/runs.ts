@@ -1,0 +1,198 @@
+/**
+ * The runs of a vCPU: synchronous ones, and those that are started and go on from the thread's event loop. What is asked of
+ * the vCPU meanwhile, by kick, stop and pause, is looked at between its time slices.
+ */
+import { VCPU_RUNNING } from '../../hypervisor/backend.ts';
+import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
+import { Errno } from '../../uapi/errno.ts';
+import { isAside } from './aside.ts';
+import { Standing } from './kicks.ts';
+import type { End } from './run.ts';
+import { scheduler } from './schedule.ts';
+import type { KvmVcpu } from './vcpu.ts';
+
+/** Instructions between two looks at what is asked: some tens of microseconds, or some hundred where code is cold. */
+export const SLICE = 2 ** 15;
+/** What a timer can be set to, in milliseconds. */
+const MAX_TIMEOUT = 2 ** 31 - 1;
+const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
+/** Milliseconds between two looks at kvm_run's immediate_exit, of which no word tells, while a run waits. */
+const LOOK_MS = 100;
+
+/** When a run must end, in performance.now()'s time. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
+function deadlineOf(timeoutMs: number): number {
+  if (typeof timeoutMs !== 'number')
+    throw wrongType('timeoutMs', timeoutMs, `a number of milliseconds, ${TIMEOUTS}`);
+  if (!(timeoutMs > 0) || (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity))
+    throw outOfRange('timeoutMs', timeoutMs, TIMEOUTS);
+  return timeoutMs === Infinity ? Infinity : performance.now() + timeoutMs;
+}
+
+/** What a step of a started run gives: how the run has ended, that it is paused, or that it goes on. */
+export type Step = number | 'paused' | undefined;
+
+export class Runs {
+  readonly vcpu: KvmVcpu;
+  /** In KVM_RUN, on this thread's stack. */
+  running = false;
+  /** Begun by a starter, and not done. */
+  started = false;
+  /** Of the run that was started. */
+  deadline = Number.POSITIVE_INFINITY;
+  /** Of the starter that began it. */
+  done: (result: number) => void = () => {};
+  /** How far the run has come: before begin(), before its first slice, or in the guest. */
+  #phase: 'new' | 'begun' | 'guest' = 'new';
+  #parked = false;
+
+  constructor(vcpu: KvmVcpu) {
+    this.vcpu = vcpu;
+  }
+
+  /** Whether a call on the vCPU would have to wait for the end of its run. */
+  get busy(): boolean {
+    return this.started && !this.#parked;
+  }
+  /** Started, and waiting for resume(). */
+  get parked(): boolean {
+    return this.#parked;
+  }
+
+  /** Parked, and somebody asks something else of it by now. */
+  get released(): boolean {
+    const { kick, run } = this.vcpu;
+    return !kick.paused || kick.stopped || run.get('immediateExit') !== 0;
+  }
+
+  #refused(): number {
+    if (!this.vcpu.isOpen) return -Errno.EBADF;
+    if (this.running || isAside()) return -Errno.EBUSY;
+    return this.started ? VCPU_RUNNING : 0;
+  }
+
+  /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
+  readonly run = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
+    const deadline = deadlineOf(timeoutMs);
+    const refused = this.#refused();
+    if (refused !== 0) return refused;
+    const { vcpu } = this;
+    this.#phase = 'new';
+    vcpu.kick.standing = Standing.RUNNING;
+    this.running = true;
+    try {
+      for (;;) {
+        const step = this.#step(SLICE, false);
+        if (typeof step === 'number') return step;
+        if (deadline !== Infinity && performance.now() >= deadline) return this.expire();
+        if (step === 'paused' && !this.#wait(deadline)) return this.#end(-Errno.EINTR);
+      }
+    } finally {
+      this.running = false;
+      this.#parked = false;
+      vcpu.stands();
+    }
+  };
+
+  /** As the backend's starter. */
+  starter(done: (result: number) => void): (timeoutMs?: number) => number {
+    return (timeoutMs = Number.POSITIVE_INFINITY) => {
+      const deadline = deadlineOf(timeoutMs);
+      const refused = this.#refused();
+      if (refused !== 0) return refused;
+      this.started = true;
+      this.deadline = deadline;
+      this.done = done;
+      this.#phase = 'new';
+      this.vcpu.kick.standing = Standing.RUNNING;
+      scheduler.add(this);
+      return 0;
+    };
+  }
+
+  /** A part of a started run. */
+  step(instructions: number, exactly: boolean): Step {
+    if (!this.vcpu.isOpen) return -Errno.EBADF;
+    this.running = true;
+    try {
+      return this.#step(instructions, exactly);
+    } finally {
+      this.running = false;
+    }
+  }
+  /** Its deadline has passed, or it was closed. */
+  expire(): number {
+    const { isOpen, kick } = this.vcpu;
+    if (!isOpen) return -Errno.EBADF;
+    return this.#end(kick.kicked && !this.#parked ? -Errno.EINTR : -Errno.ETIME);
+  }
+  /** The started run is over, with what the next one may need already. */
+  finish(): void {
+    this.started = false;
+    this.#parked = false;
+    this.vcpu.stands();
+  }
+
+  #step(instructions: number, exactly: boolean): Step {
+    const { kick, runner } = this.vcpu;
+    if (this.#phase === 'new') {
+      // A vCPU that is paused and has nothing to complete is left as it is: whoever paused it may be reading it.
+      if (!runner.asks && kick.requested) {
+        const asked = this.#attend();
+        if (asked !== undefined) return asked;
+      }
+      this.vcpu.hasRun = true;
+      this.#phase = 'begun';
+      const end = runner.begin();
+      if (end !== undefined) return this.#end(end);
+    }
+    if (kick.requested) {
+      const asked = this.#attend();
+      if (asked !== undefined) return asked;
+    }
+    if (this.#phase === 'begun') {
+      this.#phase = 'guest';
+      runner.enter();
+    }
+    this.vcpu.takesOver();
+    const end: End = runner.slice(instructions, exactly);
+    return end === undefined ? undefined : this.#end(end);
+  }
+
+  /** What others ask of the vCPU: stop() comes before all, and a kick waits until it is resumed. */
+  #attend(): Step {
+    const { kick, run } = this.vcpu;
+    if (kick.takeStop()) return this.#end(-Errno.ECANCELED);
+    if (kick.paused) {
+      if (run.get('immediateExit') !== 0) return this.#end(-Errno.EINTR);
+      if (!this.#parked) {
+        this.#parked = true;
+        kick.standing = Standing.PARKED;
+      }
+      return 'paused';
+    }
+    if (this.#parked) {
+      this.#parked = false;
+      kick.standing = Standing.RUNNING;
+      this.vcpu.cpu.enter();
+      return this.#attend(); // it may have been paused again before it was seen to run
+    }
+    // Before begin() there is an access to complete, or kvm_run to be read.
+    return kick.kicked && this.#phase !== 'new' ? this.#end(-Errno.EINTR) : undefined;
+  }
+
+  #end(end: number): number {
+    const { kick, runner } = this.vcpu;
+    const signalled = end === -Errno.EINTR || end === -Errno.ETIME || end === -Errno.ECANCELED;
+    if (signalled && this.#phase === 'guest') runner.interrupted();
+    if (this.#phase !== 'new') runner.leave();
+    // A kick stays pending until it has interrupted a run.
+    if (end === -Errno.EINTR) kick.takeKick();
+    return end;
+  }
+
+  /** Until something has changed; false where this thread may not wait. */
+  #wait(deadline: number): boolean {
+    const ms = Math.min(LOOK_MS, deadline - performance.now());
+    return this.vcpu.kick.wait(Math.max(ms, 0));
+  }
+}
