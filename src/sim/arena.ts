@@ -1,7 +1,7 @@
 /**
  * The simulated host's memory: one WebAssembly.Memory in which guest RAM, guest_memfds and the processors' state lie
  * side by side, because translated code reaches only one memory (there is no multi-memory or memory64 in Node 20).
- * It is shared, so that growing it detaches nothing.
+ * It is shared: growing it detaches nothing, and other threads can have it. What is free of it is told in the memory itself.
  */
 
 import { type Memory, WebAssembly } from './webassembly.ts';
@@ -40,40 +40,114 @@ function viewsOf(memory: Memory): Views {
   };
 }
 
-/** Offsets are bytes from the start of the memory; offset 0 is never given out. */
+/**
+ * Words of the first page, which is never given out: who changes the list of free ranges, the page at which that begins (0:
+ * there is none), and how many bytes there are, in pages. Then which arena it is.
+ */
+const [LOCK, FREE, SIZE, NAME] = [0, 1, 2, 4] as const;
+/** How often one tries for the lock: far longer than anybody has it. Who has it still is gone in the middle. */
+const TRIES = 2 ** 28;
+
+/**
+ * Offsets are bytes from the start of the memory; offset 0 is never given out. Free ranges are a list in order of their
+ * pages: a range's first words are the page of the next one and the page behind its own end. Ranges are given out from their
+ * ends. Each change is made by writes of which none but the last can be missed, so that a thread that is terminated in the
+ * middle loses a range at most.
+ */
 export class Arena {
-  readonly memory: Memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
-  views: Views = viewsOf(this.memory);
-  /** Free ranges in order of their offsets, no two of them adjacent. */
-  readonly #free: { start: number; end: number }[] = [{ start: PAGE, end: WASM_PAGE }];
+  readonly memory: Memory;
+  views: Views;
+
+  /** @param memory another thread's, to have the same arena here */
+  constructor(memory?: Memory) {
+    this.memory = memory ?? new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
+    this.views = viewsOf(this.memory);
+    if (memory !== undefined) this.refresh();
+    else {
+      const { u32, u8 } = this.views;
+      u8.set(crypto.getRandomValues(new Uint8Array(8)), NAME * 4);
+      const last = WASM_PAGE / PAGE;
+      u32[SIZE] = last;
+      u32[FREE] = 1;
+      this.#setRange(1, 0, last);
+    }
+  }
+
+  /** Which it is, in whatever thread. */
+  get name(): bigint {
+    return this.views.u64[NAME / 2]!;
+  }
+
+  /** Views of all that other threads have made it by now. */
+  refresh(): void {
+    if (Atomics.load(this.views.u32, SIZE) * PAGE <= this.views.u8.length && this.views.u8.length !== 0)
+      return;
+    this.memory.grow(0); // until then an engine may have the old length
+    this.views = viewsOf(this.memory);
+  }
+
+  #next = (page: number): number => this.views.u32[(page * PAGE) / 4]!;
+  #end = (page: number): number => this.views.u32[(page * PAGE) / 4 + 1]!;
+  #setRange(page: number, next: number, end: number): void {
+    this.views.u32[(page * PAGE) / 4] = next;
+    this.views.u32[(page * PAGE) / 4 + 1] = end;
+  }
+  /** @param before the page of a range, or 0: the list's beginning */
+  #setNext(before: number, page: number): void {
+    this.views.u32[before === 0 ? FREE : (before * PAGE) / 4] = page;
+  }
+
+  #locked<T>(change: () => T): T {
+    const words = this.views.u32;
+    for (let i = 0; i < TRIES && Atomics.compareExchange(words, LOCK, 0, 1) !== 0; i++);
+    this.refresh();
+    try {
+      return change();
+    } finally {
+      Atomics.store(words, LOCK, 0);
+    }
+  }
 
   /** A range of zeroes, page-aligned, or undefined when 4 GiB are in use. `size` in bytes. */
   allocate(size: number): number | undefined {
-    const length = Math.ceil(size / PAGE) * PAGE;
-    let range = this.#free.find(({ start, end }) => end - start >= length);
-    if (range === undefined) {
-      if (!this.#grow(length)) return undefined;
-      range = this.#free.at(-1)!;
+    const count = Math.ceil(size / PAGE);
+    return this.#locked(() => this.#take(count) ?? (this.#grow(count) ? this.#take(count) : undefined));
+  }
+  #take(count: number): number | undefined {
+    for (let before = 0, page = this.views.u32[FREE]!; page !== 0; before = page, page = this.#next(page)) {
+      const start = this.#end(page) - count;
+      if (start < page) continue;
+      if (start === page) this.#setNext(before, this.#next(page));
+      this.#setRange(page, start === page ? 0 : this.#next(page), start === page ? 0 : start);
+      return start * PAGE;
     }
-    const { start } = range;
-    range.start += length;
-    if (range.start === range.end) this.#free.splice(this.#free.indexOf(range), 1);
-    return start;
+    return undefined;
   }
 
   /** Gives a range back; it is zero when it is given out again. */
   free(offset: number, size: number): void {
-    const length = Math.ceil(size / PAGE) * PAGE;
-    this.zero(offset, length);
-    const index = this.#free.findIndex(({ start }) => start > offset);
-    const at = index < 0 ? this.#free.length : index;
-    this.#free.splice(at, 0, { start: offset, end: offset + length });
-    for (const i of [at, at - 1]) {
-      const [low, high] = [this.#free[i], this.#free[i + 1]];
-      if (low === undefined || high === undefined || low.end !== high.start) continue;
-      low.end = high.end;
-      this.#free.splice(i + 1, 1);
+    const count = Math.ceil(size / PAGE);
+    this.zero(offset, count * PAGE);
+    this.#locked(() => this.#give(offset / PAGE, count));
+  }
+  #give(start: number, count: number): void {
+    let before = 0;
+    let next = this.views.u32[FREE]!;
+    while (next !== 0 && next < start) [before, next] = [next, this.#next(next)];
+    let end = start + count;
+    let after = next;
+    if (next === end) {
+      end = this.#end(next);
+      after = this.#next(next);
+      this.#setNext(before, after);
+      this.#setRange(next, 0, 0);
     }
+    if (before !== 0 && this.#end(before) === start) {
+      this.#setRange(before, after, end);
+      return;
+    }
+    this.#setRange(start, after, end);
+    this.#setNext(before, start);
   }
 
   /** Zeroes what is not zero already: a page that was never written costs no memory of the host's. */
@@ -87,21 +161,23 @@ export class Arena {
     }
   }
 
-  #grow(length: number): boolean {
-    const top = this.views.u8.length;
-    const last = this.#free.at(-1);
-    const start = last?.end === top ? last.start : top;
-    const pages = Math.ceil((start + length - top) / WASM_PAGE);
-    if (top / WASM_PAGE + pages > MAX_PAGES) return false;
+  /** So that there is a free range of so many pages at its end. */
+  #grow(count: number): boolean {
+    const top = this.views.u8.length / PAGE;
+    let last = 0;
+    for (let page = this.views.u32[FREE]!; page !== 0; page = this.#next(page)) last = page;
+    const start = last !== 0 && this.#end(last) === top ? last : top;
+    const pages = Math.ceil(((start + count - top) * PAGE) / WASM_PAGE);
+    if ((top * PAGE) / WASM_PAGE + pages > MAX_PAGES) return false;
     try {
       this.memory.grow(pages);
     } catch {
       return false; // RangeError: the host gives no more address space
     }
     this.views = viewsOf(this.memory);
-    const end = this.views.u8.length;
-    if (last?.end === top) last.end = end;
-    else this.#free.push({ start: top, end });
+    const end = this.views.u8.length / PAGE;
+    Atomics.store(this.views.u32, SIZE, end);
+    this.#give(top, end - top);
     return true;
   }
 }

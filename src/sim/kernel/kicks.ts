@@ -7,7 +7,7 @@
  * another vCPU than its own.
  */
 import { Errno } from '../../uapi/errno.ts';
-import { WebAssembly } from '../webassembly.ts';
+import { sharedMemory } from '../shared-memory.ts';
 
 /** The last number that was given and which table this is; then a row for each vCPU; then one for each eventfd. */
 export type KickTable = Int32Array<ArrayBufferLike>;
@@ -49,14 +49,6 @@ const NUMBERS = 2 ** 31;
 /** Names of tables are above 0, and leave an id a safe integer. */
 const NAMES = 2 ** 22;
 const nameBy = (number: number): number => 1 + (number % (NAMES - 1));
-
-/** Shared memory; a page that is not cross-origin isolated has no name for it, and has the thing all the same. */
-function sharedMemory(bytes: number): ArrayBufferLike {
-  if (typeof SharedArrayBuffer !== 'undefined') return new SharedArrayBuffer(bytes);
-  const { buffer } = new WebAssembly.Memory({ initial: 1, maximum: 1, shared: true });
-  const Shared = buffer.constructor as new (bytes: number) => ArrayBufferLike;
-  return new Shared(bytes);
-}
 
 /** One that threads can share. @param maker the number of the thread that makes it: no other makes one */
 export function makeKickTable(maker: number): KickTable {

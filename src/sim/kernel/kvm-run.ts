@@ -9,6 +9,7 @@ import { kvm_sync_regs } from '../../uapi/x86.ts';
 import { PAGE } from '../arena.ts';
 import type { Stop } from '../cpu/processor.ts';
 import type { Failure } from '../memory/vm-memory.ts';
+import { sharedMemory } from '../shared-memory.ts';
 
 /** kvm_run, the page of port data, and the one for the ring of coalesced writes: KVM_GET_VCPU_MMAP_SIZE. */
 export const MMAP_SIZE = 3 * PAGE;
@@ -69,8 +70,14 @@ const writers: Writers = {
 
 export class KvmRun {
   /** What userspace maps. */
-  readonly bytes = new Uint8Array(MMAP_SIZE);
-  readonly #view = viewOf(this.bytes);
+  readonly bytes: Uint8Array;
+  readonly #view: DataView;
+
+  /** @param memory that another thread has made */
+  constructor(memory: ArrayBufferLike = sharedMemory(MMAP_SIZE)) {
+    this.bytes = new Uint8Array(memory);
+    this.#view = viewOf(this.bytes);
+  }
 
   get<K extends keyof Head>(field: K): Head[K] {
     const { offset, type } = head[field] as { offset: number; type: Type };

@@ -115,7 +115,7 @@ function createGuestMemfd(vm: KvmVm, argument: StructArgument<typeof kvm_create_
   if (size === 0n || size >= 1n << 63n || size % BigInt(PAGE) !== 0n) return -Errno.EINVAL;
   const { host } = vm;
   const converts = host.dialect.truth === 'allocation';
-  return new GuestMemfdFile(host.arena, vm, Number(size), Number(flags), converts);
+  return GuestMemfdFile.create(host.arena, vm, Number(size), Number(flags), converts) ?? -Errno.ENOMEM;
 }
 
 function createVcpu(vm: KvmVm, id: number): KvmVcpu | number {

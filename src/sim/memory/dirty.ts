@@ -3,6 +3,8 @@ import { DirtyGfnFlag, DirtyLog as Option } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { viewOf } from '../../uapi/layout.ts';
 import { kvm_dirty_gfn } from '../../uapi/structs.ts';
+import type { Arena } from '../arena.ts';
+import { sharedMemory } from '../shared-memory.ts';
 
 const ENTRY = kvm_dirty_gfn.size;
 /** KVM_DIRTY_RING_MAX_ENTRIES. */
@@ -48,21 +50,42 @@ export class DirtyTracking {
   }
 }
 
-/** The bits of a slot's log, in whole words of 64. */
+/** The bits of a slot's log, in whole words of 64, in the arena: whoever runs a vCPU of the VM sets them. */
 export class DirtyBits {
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  constructor(pages: number, set: boolean) {
-    this.bytes = new Uint8Array(Math.ceil(pages / 64) * 8);
-    if (set) for (let page = 0; page < pages; page++) this.set(page);
+  readonly #arena: Arena;
+  readonly base: number;
+  readonly size: number;
+
+  /** @param base where they are already */
+  constructor(arena: Arena, base: number, size: number) {
+    this.#arena = arena;
+    this.base = base;
+    this.size = size;
+  }
+  /** Undefined when the arena is full. */
+  static create(arena: Arena, pages: number, set: boolean): DirtyBits | undefined {
+    const size = Math.ceil(pages / 64) * 8;
+    const base = arena.allocate(size);
+    if (base === undefined) return undefined;
+    const bits = new DirtyBits(arena, base, size);
+    if (set) for (let page = 0; page < pages; page++) bits.set(page);
+    return bits;
+  }
+  free(): void {
+    this.#arena.free(this.base, this.size);
+  }
+
+  get copy(): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(this.#arena.views.u8.subarray(this.base, this.base + this.size));
   }
   has(page: number): boolean {
-    return (this.bytes[page >>> 3]! & (1 << (page & 7))) !== 0;
+    return (this.#arena.views.u8[this.base + (page >>> 3)]! & (1 << (page & 7))) !== 0;
   }
   set(page: number): void {
-    this.bytes[page >>> 3]! |= 1 << (page & 7);
+    this.#arena.views.u8[this.base + (page >>> 3)]! |= 1 << (page & 7);
   }
   clear(page: number): void {
-    this.bytes[page >>> 3]! &= ~(1 << (page & 7));
+    this.#arena.views.u8[this.base + (page >>> 3)]! &= ~(1 << (page & 7));
   }
 }
 
@@ -74,17 +97,28 @@ export function* setBits(bytes: Uint8Array): Generator<number> {
 
 export class DirtyRing {
   /** What userspace maps. */
-  readonly bytes: Uint8Array<ArrayBuffer>;
-  /** How many entries were ever written, and how many given back. */
-  pushed = 0;
-  #reset = 0;
+  readonly bytes: Uint8Array;
+  /** All of it in one piece: the ring, and behind it how many entries were ever written, and how many given back. */
+  readonly memory: ArrayBufferLike;
   readonly #view: DataView;
   readonly #entries: number;
+  readonly #counts: Float64Array;
 
-  constructor(bytes: number) {
-    this.bytes = new Uint8Array(bytes);
+  /** @param memory that another thread has made; else of `bytes` bytes */
+  constructor(memory: ArrayBufferLike | number) {
+    this.memory = typeof memory === 'number' ? sharedMemory(memory + 16) : memory;
+    const size = this.memory.byteLength - 16;
+    this.bytes = new Uint8Array(this.memory, 0, size);
     this.#view = viewOf(this.bytes);
-    this.#entries = bytes / ENTRY;
+    this.#entries = size / ENTRY;
+    this.#counts = new Float64Array(this.memory, size, 2);
+  }
+
+  get pushed(): number {
+    return this.#counts[0]!;
+  }
+  get #reset(): number {
+    return this.#counts[1]!;
   }
 
   /** kvm_dirty_ring_soft_full(): the vCPU does not enter the guest. */
@@ -98,13 +132,13 @@ export class DirtyRing {
       slot,
       offset: page,
     });
-    this.pushed++;
+    this.#counts[0]!++;
   }
 
   /** kvm_dirty_ring_reset(): takes back what userspace has marked, and gives how many. */
   reset(protect: (slot: number, page: number) => void): number {
     let count = 0;
-    for (; count < this.#entries; count++, this.#reset++) {
+    for (; count < this.#entries; count++, this.#counts[1]!++) {
       const at = (this.#reset % this.#entries) * ENTRY;
       const { flags, slot, offset } = kvm_dirty_gfn.get(this.#view, at);
       if ((flags & DirtyGfnFlag.RESET) === 0) break;

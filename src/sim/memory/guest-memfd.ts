@@ -2,6 +2,7 @@
 import { GuestMemfdFlag } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { type Arena, PAGE } from '../arena.ts';
+import { type Chunk, Chunks } from './chunks.ts';
 import { Counted, checkFallocate, Falloc, type MemoryFile } from './host-memory.ts';
 
 /** Whom it tells that pages are gone or are there: the VM that made it. */
@@ -18,11 +19,9 @@ export interface Binding {
 /** Bytes of the arena that are taken at once. A file that can be mapped is all one chunk, for views are contiguous. */
 const CHUNK = 2 * 2 ** 20;
 
-interface Chunk {
-  readonly base: number;
-  /** One bit a page. */
-  readonly allocated: Uint8Array;
-}
+const isMappable = (flags: number): boolean => (flags & GuestMemfdFlag.MMAP) !== 0;
+const chunkSizeOf = (size: number, flags: number): number =>
+  isMappable(flags) ? size : Math.min(CHUNK, size);
 
 export class GuestMemfdFile extends Counted implements MemoryFile {
   readonly size: number;
@@ -33,24 +32,45 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   readonly bindings = new Set<Binding>();
   readonly #arena: Arena;
   readonly #chunkSize: number;
-  readonly #chunks = new Map<number, Chunk>();
+  readonly #chunks: Chunks;
   /** Offsets of pages that cannot be had, and why: negated errnos. */
   readonly #failing = new Map<number, number>();
   /** Zaps also what is allocated: in the first of the ABIs, that makes a page private. */
   readonly #allocationConverts: boolean;
 
-  constructor(arena: Arena, owner: object, size: number, flags: number, allocationConverts: boolean) {
+  /** By create(). */
+  constructor(
+    arena: Arena,
+    owner: object,
+    size: number,
+    flags: number,
+    allocationConverts: boolean,
+    chunks: Chunks,
+  ) {
     super();
     this.#arena = arena;
     this.owner = owner;
     this.size = size;
     this.flags = flags;
-    this.#chunkSize = this.mappable ? size : Math.min(CHUNK, size);
+    this.#chunkSize = chunkSizeOf(size, flags);
     this.#allocationConverts = allocationConverts;
+    this.#chunks = chunks;
+  }
+
+  /** Undefined when the arena is full. */
+  static create(
+    arena: Arena,
+    owner: object,
+    size: number,
+    flags: number,
+    allocationConverts: boolean,
+  ): GuestMemfdFile | undefined {
+    const chunks = Chunks.create(arena, chunkSizeOf(size, flags), size);
+    return chunks && new GuestMemfdFile(arena, owner, size, flags, allocationConverts, chunks);
   }
 
   get mappable(): boolean {
-    return (this.flags & GuestMemfdFlag.MMAP) !== 0;
+    return isMappable(this.flags);
   }
 
   /** Whether the host can touch what it maps: else the first touch is a SIGBUS. */
@@ -65,23 +85,13 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   }
 
   #chunk(index: number): Chunk | undefined {
-    let chunk = this.#chunks.get(index);
-    if (chunk === undefined) {
-      const base = this.#arena.allocate(this.#chunkSize);
-      if (base === undefined) return undefined;
-      chunk = { base, allocated: new Uint8Array(Math.ceil(this.#chunkSize / PAGE / 8)) };
-      this.#chunks.set(index, chunk);
-    }
-    return chunk;
-  }
-
-  #find(offset: number): Chunk | undefined {
-    return this.#chunks.get(Math.floor(offset / this.#chunkSize));
+    return this.#chunks.make(index);
   }
 
   isAllocated(offset: number): boolean {
     const page = (offset % this.#chunkSize) / PAGE;
-    return ((this.#find(offset)?.allocated[page >> 3] ?? 0) & (1 << (page & 7))) !== 0;
+    const chunk = this.#chunks.all.get(Math.floor(offset / this.#chunkSize));
+    return chunk !== undefined && (this.#arena.views.u8[chunk.bits + (page >> 3)]! & (1 << (page & 7))) !== 0;
   }
 
   /** kvm_gmem_get_pfn(): where the page lies in the arena, allocated if need be, or a negated errno. */
@@ -92,8 +102,7 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     if (chunk === undefined) return -Errno.ENOMEM;
     const within = offset % this.#chunkSize;
     const bit = 1 << ((within / PAGE) & 7);
-    const byte = (within / PAGE) >> 3;
-    chunk.allocated[byte]! |= bit;
+    this.#arena.views.u8[chunk.bits + ((within / PAGE) >> 3)]! |= bit;
     return chunk.base + within;
   }
 
@@ -122,7 +131,7 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     this.#zap(start, end);
     for (const offset of this.#failing.keys())
       if (offset >= start && offset < end) this.#failing.delete(offset);
-    for (const [index, chunk] of this.#chunks) {
+    for (const [index, chunk] of [...this.#chunks.all]) {
       const first = index * this.#chunkSize;
       const [from, to] = [Math.max(start, first), Math.min(end, first + this.#chunkSize)];
       if (from < to) this.#forget(index, chunk, from - first, to - first);
@@ -130,13 +139,15 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     return 0;
   }
 
-  #forget(index: number, chunk: Chunk, from: number, to: number): void {
-    for (let page = from / PAGE; page < to / PAGE; page++) chunk.allocated[page >> 3]! &= ~(1 << (page & 7));
-    this.#arena.zero(chunk.base + from, to - from);
+  #forget(index: number, { base, bits }: Chunk, from: number, to: number): void {
     // A page that goes back and forth keeps its place: only what is punched as a whole is given back.
-    if (to - from < this.#chunkSize || this.mappable) return;
-    this.#arena.free(chunk.base, this.#chunkSize);
-    this.#chunks.delete(index);
+    if (to - from >= this.#chunkSize && !this.mappable) {
+      this.#chunks.drop(index);
+      return;
+    }
+    const { u8 } = this.#arena.views;
+    for (let page = from / PAGE; page < to / PAGE; page++) u8[bits + (page >> 3)]! &= ~(1 << (page & 7));
+    this.#arena.zero(base + from, to - from);
   }
 
   #zap(start: number, end: number): void {
@@ -157,6 +168,6 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
 
   protected free(): void {
     for (const binding of this.bindings) binding.unbound();
-    for (const chunk of this.#chunks.values()) this.#arena.free(chunk.base, this.#chunkSize);
+    this.#chunks.free();
   }
 }

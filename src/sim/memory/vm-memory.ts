@@ -91,12 +91,13 @@ export class VmMemory {
     const change = this.slots.check(region, this.options.rules);
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
+    if (change.kind !== 'delete' && !this.#keepsLog(change.slot)) return -Errno.ENOMEM;
     this.#generation++;
-    if (change.kind !== 'delete') this.#keepsLog(change.slot);
     if (change.kind !== 'delete') retain(change.slot); // first: it may be the old one's
     if (change.old !== undefined) {
       this.#remove(change.old);
       if (change.kind !== 'flags') this.#zapMoved(change.old);
+      if (change.kind === 'delete' || change.slot.dirty !== change.old.dirty) change.old.dirty?.free();
       release(change.old);
     }
     if (change.kind !== 'delete') this.#add(change.slot);
@@ -173,6 +174,7 @@ export class VmMemory {
   destroy(): void {
     for (const slot of this.slots.all) {
       this.#unbind(slot);
+      slot.dirty?.free();
       release(slot);
     }
     this.slots.clear();
@@ -193,10 +195,12 @@ export class VmMemory {
 
   // --- dirty pages ---
 
-  /** kvm_prepare_memory_region(): a slot that goes on being logged keeps its log. */
-  #keepsLog(slot: Slot): void {
-    if ((slot.flags & MemFlag.LOG_DIRTY_PAGES) === 0 || this.dirty.ringBytes !== 0) return;
-    slot.dirty ??= new DirtyBits((slot.end - slot.start) / PAGE, this.dirty.isSetAtFirst);
+  /** kvm_prepare_memory_region(): a slot that goes on being logged keeps its log. False when there is no room for one. */
+  #keepsLog(slot: Slot): boolean {
+    if ((slot.flags & MemFlag.LOG_DIRTY_PAGES) === 0 || this.dirty.ringBytes !== 0) return true;
+    const { arena } = this.options;
+    slot.dirty ??= DirtyBits.create(arena, (slot.end - slot.start) / PAGE, this.dirty.isSetAtFirst);
+    return slot.dirty !== undefined;
   }
 
   /** mark_page_dirty_in_slot(). @param ring that of the vCPU that does it */
@@ -227,7 +231,7 @@ export class VmMemory {
   getDirtyLog(id: number): Uint8Array<ArrayBuffer> | number {
     const slot = this.#log(id);
     if (typeof slot === 'number') return slot;
-    const copy = slot.dirty.bytes.slice();
+    const { copy } = slot.dirty;
     if (!this.dirty.isManual) this.#clear(slot, setBits(copy));
     return copy;
   }
