@@ -7,17 +7,19 @@
  * registers are not hidden, their MMIO needs no #VC or #VE, and launching them is not modelled (ENOTTY): their first
  * private pages come by populate().
  */
-import {
-  type Backend,
-  type EventFds,
-  type Handle,
-  type MemoryToken,
-  type Observer,
-  type Reference,
-  VCPU_RUNNING,
+import type {
+  Backend,
+  EventFds,
+  Handle,
+  MemoryToken,
+  Observer,
+  Reference,
+  VcpuToken,
+  VmToken,
 } from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
+import { ioctls } from '../uapi/ioctls.ts';
 import { Arena, PAGE } from './arena.ts';
 import { type Argument, type Given, PlaceOf, type Table } from './kernel/dispatch.ts';
 import { EventFdFile } from './kernel/eventfd.ts';
@@ -126,6 +128,41 @@ const tables: readonly (readonly [Class<Opened>, Table<any>, Table<any, any>?])[
   [KvmVcpu, vcpuIoctls],
 ];
 
+/** What a copy of a VM answers: all else is its owner's to ask. */
+const OWN: ReadonlySet<number> = new Set([
+  ioctls.KVM_CHECK_EXTENSION.request,
+  ioctls.KVM_GET_TSC_KHZ.request,
+]);
+/** What of a VM is neither memory nor vCPUs is set by these. */
+const CONFIGURING: ReadonlySet<number> = new Set([
+  ioctls.KVM_ENABLE_CAP.request,
+  ioctls.KVM_X86_SET_MSR_FILTER.request,
+  ioctls.KVM_IOEVENTFD.request,
+]);
+
+/** A call that no other thread's vCPU of the VM sees half done. */
+function locked<T>(vm: object, call: () => T): T {
+  if (!(vm instanceof KvmVm) || vm.share === undefined) return call();
+  vm.enter();
+  try {
+    return call();
+  } finally {
+    vm.leave();
+  }
+}
+
+/** An ioctl: VCPU_RUNNING while another thread runs the vCPU, -EPERM where the VM is another thread's. */
+function serialized<T>(object: Opened, request: number, call: () => T): T | number {
+  if (object instanceof KvmVcpu) return object.use(call);
+  if (!(object instanceof KvmVm) || object.share === undefined) return call();
+  if (object.isCopy && !OWN.has(request)) return -Errno.EPERM;
+  return locked(object, () => {
+    const result = call();
+    if (CONFIGURING.has(request)) object.share!.tellConfig();
+    return result;
+  });
+}
+
 class Simulator implements SimBackend {
   readonly name = 'sim';
   readonly dialect;
@@ -145,9 +182,12 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): number => {
     const object = open(handle);
-    if (object instanceof KvmVcpu && object.runs.busy) return VCPU_RUNNING;
     const table = tables.find(([type]) => object instanceof type)?.[1];
-    return table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
+    return serialized(
+      object,
+      request,
+      () => table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY,
+    );
   };
 
   readonly create = (
@@ -157,10 +197,12 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): Handle | number => {
     const object = open(handle);
-    if (object instanceof KvmVcpu && object.runs.busy) return VCPU_RUNNING;
     const table = tables.find(([type]) => object instanceof type)?.[2];
-    const made: Opened | number =
-      table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY;
+    const made: Opened | number = serialized(
+      object,
+      request,
+      () => table?.call(object, request, argument, references?.map(given)) ?? -Errno.ENOTTY,
+    );
     return typeof made === 'number' ? made : wrap(made);
   };
 
@@ -228,6 +270,7 @@ class Simulator implements SimBackend {
   readonly fallocate = (handle: Handle, mode: number, offset: number, size: number): number => {
     const object = open(handle);
     const file = object instanceof Mapping ? object.file : object;
+    if (file instanceof GuestMemfdFile) return locked(file.owner, () => file.fallocate(mode, offset, size));
     if (file !== undefined && 'fallocate' in file) return file.fallocate(mode, offset, size);
     throw wrongType('memory', handle, 'guest memory or a guest_memfd');
   };
@@ -262,8 +305,18 @@ class Simulator implements SimBackend {
   readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').runs.run;
   readonly starter = (vcpu: Handle, done: (result: number) => void): ((timeoutMs?: number) => number) =>
     as(KvmVcpu, vcpu, 'vcpu').runs.starter(done);
+  readonly shareVm = (vm: Handle): VmToken | number => as(KvmVm, vm, 'vm').token();
+  readonly openVm = (token: VmToken): Handle | number => {
+    const vm = KvmVm.open(this.#host, token);
+    return typeof vm === 'number' ? vm : wrap(vm);
+  };
+  readonly shareVcpu = (vcpu: Handle): VcpuToken | number => as(KvmVcpu, vcpu, 'vcpu').token();
+  readonly openVcpu = (token: VcpuToken): Handle | number => {
+    const vcpu = KvmVcpu.open(this.#host, token, KvmVm.open);
+    return typeof vcpu === 'number' ? vcpu : wrap(vcpu);
+  };
   readonly kickId = (vcpu: Handle): number => as(KvmVcpu, vcpu, 'vcpu').kick.id;
-  readonly completed = (vcpu: Handle): bigint => as(KvmVcpu, vcpu, 'vcpu').cpu.completed;
+  readonly completed = (vcpu: Handle): bigint => as(KvmVcpu, vcpu, 'vcpu').completed;
   readonly observe = (vcpu: Handle, observer: Observer | undefined): void =>
     as(KvmVcpu, vcpu, 'vcpu').cpu.observe(observer);
   readonly kick = (id: number): boolean | undefined => this.#host.kicks.kick(id);
@@ -304,7 +357,7 @@ class Simulator implements SimBackend {
     if (!(offset >= 0 && offset < file.size)) throw wrongType('offset', offset, `below ${file.size}`);
     if (errno !== 'EHWPOISON' && errno !== 'ENOMEM')
       throw wrongType('errno', errno, "'EHWPOISON' or 'ENOMEM'");
-    file.fail(offset - (offset % PAGE), Errno[errno]);
+    locked(file.owner, () => file.fail(offset - (offset % PAGE), Errno[errno]));
   };
 
   readonly populate = (guestMemfd: Handle, offset: number, bytes: Uint8Array): void => {
@@ -315,7 +368,7 @@ class Simulator implements SimBackend {
     for (let done = 0; done < bytes.length; ) {
       const within = (offset + done) % PAGE;
       const part = bytes.subarray(done, done + PAGE - within);
-      const page = file.page(offset + done - within);
+      const page = locked(file.owner, () => file.page(offset + done - within));
       if (page < 0) throw new KvmError(page, 'populate');
       this.#host.arena.views.u8.set(part, page + within);
       done += part.length;

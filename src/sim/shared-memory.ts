@@ -7,3 +7,7 @@ export function sharedMemory(bytes: number): ArrayBufferLike {
   const Shared = buffer.constructor as new (bytes: number) => ArrayBufferLike;
   return new Shared(bytes);
 }
+
+/** Whether something is such memory. A page that is not cross-origin isolated has no name for it, and can send none. */
+export const isSharedMemory = (memory: unknown): memory is SharedArrayBuffer =>
+  typeof SharedArrayBuffer !== 'undefined' && memory instanceof SharedArrayBuffer;

@@ -8,6 +8,9 @@ import {
   type Value,
 } from '../../src/uapi/index.ts';
 
+export { simulator } from '../../src/open.ts';
+export { Errno, Exit } from '../../src/uapi/index.ts';
+
 export const MEMORY = 1 << 20;
 
 export function made(result: Handle | number): Handle {

@@ -75,6 +75,15 @@ export interface GuestChoice {
   readonly set: 'private' | 'shared';
 }
 
+/** Counts how often one was set. */
+class Msrs extends Map<number, bigint> {
+  changes = 0;
+  override set(index: number, value: bigint): this {
+    this.changes++;
+    return super.set(index, value);
+  }
+}
+
 /** As after INIT: 64 KiB that can be read and written. */
 const segment = (overrides: Partial<Segment>): Segment =>
   flatSegment({ selector: 0, limit: 0xffff, db: 0, g: 0, ...overrides });
@@ -110,7 +119,7 @@ export class Cpu {
   /** DR0-3; 4 and 5 are unused. */
   readonly dr: bigint[] = [0n, 0n, 0n, 0n, 0n, 0n, 0xffff_0ff0n, 0x400n];
   /** Model-specific registers with nothing behind them but their value; the others are in msrs.ts. */
-  readonly msrs = new Map<number, bigint>();
+  readonly msrs = new Msrs();
   cpuid: readonly CpuidEntry[] = [];
 
   // --- events ---

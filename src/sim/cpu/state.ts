@@ -48,6 +48,9 @@ export const State = {
   size: 0x15000,
 } as const;
 
+/** What of it is the processor's; behind it there are caches. */
+export const STATE_BYTES = 0x2b0;
+
 /** RFLAGS (SDM volume 1, 3.4.3). */
 export const Flag = {
   CF: 0x1,

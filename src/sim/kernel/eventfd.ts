@@ -1,6 +1,7 @@
 /** eventfd(2), in memory that threads can share (fs/eventfd.c). */
 import type { EventFdToken } from '../../hypervisor/backend.ts';
 import { Errno } from '../../uapi/errno.ts';
+import { isSharedMemory } from '../shared-memory.ts';
 import type { Host } from './host.ts';
 import { EventWord, eventWords, signalEvent, TABLE_BYTES } from './kicks.ts';
 
@@ -44,6 +45,11 @@ export class EventFdFile {
     if (made === undefined) return -Errno.ENFILE;
     made.words.set([BigInt(initial), semaphore ? 1n : 0n, 1n], COUNT);
     return new EventFdFile(made.words, made.number);
+  }
+
+  /** One that somebody else keeps. */
+  static at(table: ArrayBufferLike, number: number): EventFdFile {
+    return new EventFdFile(eventWords(table, number), number);
   }
 
   /** -ESTALE when its last handle is closed. */
@@ -121,9 +127,7 @@ export class EventFdFile {
 
 /** A token is data from elsewhere. */
 const isMemory = (memory: unknown): memory is SharedArrayBuffer =>
-  typeof SharedArrayBuffer !== 'undefined' &&
-  memory instanceof SharedArrayBuffer &&
-  memory.byteLength === TABLE_BYTES;
+  isSharedMemory(memory) && memory.byteLength === TABLE_BYTES;
 
 /** Calls back from the event loop while the count is not 0, until it is stopped. */
 function watch(words: BigInt64Array, callback: () => void): () => void {

@@ -51,6 +51,11 @@ function choiceBit(name: string, bit: number): number {
   throw outOfRange(name, bit, `a bit of a page-table entry's address, from ${lowest} to ${highest}`);
 }
 
+/** As a token carries it. */
+export function hostOf({ iced: _, kicks: __, ...host }: SimOptions): SimulatedHost {
+  return host;
+}
+
 export class Host {
   readonly arena: Arena;
   readonly decoder: Decoder;
@@ -61,14 +66,21 @@ export class Host {
   readonly seed: number;
   readonly kicks: Kicks;
   readonly sharing: Sharing;
+  /** This thread's, as far as others must know it. */
+  readonly thread: number;
+  /** What it was told to be. */
+  readonly options: SimOptions;
   /**
    * The VM types whose guests choose between private and shared memory. No machine has both; here a VMM can be tried
    * with either.
    */
   readonly choices: ReadonlyMap<number, GuestChoice>;
 
-  /** @throws RangeError ERR_KVM_INVALID_ARG */
-  constructor(options: SimOptions, arena: Arena) {
+  /**
+   * @param like another host of this thread, which is the same thread to others
+   * @throws RangeError ERR_KVM_INVALID_ARG
+   */
+  constructor(options: SimOptions, arena: Arena, like?: Host) {
     const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
     const { tier = 'both', seed = 1 } = options;
     if (!Number.isSafeInteger(seed) || seed < 0) throw outOfRange('seed', seed, 'a whole number from 0');
@@ -78,14 +90,16 @@ export class Host {
     if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))
       throw outOfRange('faultSize', faultSize, 'a power of two from 4096 to 1 GiB');
     this.arena = arena;
-    this.decoder = new Decoder(options.iced, vendor);
+    this.decoder = like?.vendor === vendor ? like.decoder : new Decoder(options.iced, vendor);
     this.vendor = vendor;
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;
     this.tier = tier;
     this.seed = seed;
-    this.kicks = new Kicks(options.kicks);
+    this.kicks = like?.kicks ?? new Kicks(options.kicks);
     this.sharing = new Sharing(this.arena, () => this.kicks.number());
+    this.thread = like?.thread ?? this.kicks.number();
+    this.options = options;
     this.choices = new Map([
       [VmType.SNP, { bit: choiceBit('cBit', cBit), set: 'private' as const }],
       [VmType.TDX, { bit: choiceBit('sharedBit', sharedBit), set: 'shared' as const }],

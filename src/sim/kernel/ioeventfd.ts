@@ -74,6 +74,17 @@ export class Ioeventfds {
     return 0;
   }
 
+  /** What another thread makes the same of. */
+  get entry(): unknown {
+    return this.#all.map(({ eventFd, ...rest }) => ({ ...rest, eventFd: eventFd.number }));
+  }
+  /** In a copy: whoever owns the VM keeps the eventfds. @param table where they are */
+  copy(entry: unknown, table: ArrayBufferLike): void {
+    const all = entry as (Omit<Ioeventfd, 'eventFd'> & { eventFd: number })[];
+    const copies = all.map((one) => ({ ...one, eventFd: EventFdFile.at(table, one.eventFd) }));
+    this.#all.splice(0, this.#all.length, ...copies);
+  }
+
   /** The VM is gone. */
   clear(): void {
     for (const { eventFd } of this.#all.splice(0)) eventFd.release();

@@ -8,6 +8,7 @@
  */
 import { Errno } from '../../uapi/errno.ts';
 import { sharedMemory } from '../shared-memory.ts';
+import { GONE_MS } from './vm-lock.ts';
 
 /** The last number that was given and which table this is; then a row for each vCPU; then one for each eventfd. */
 export type KickTable = Int32Array<ArrayBufferLike>;
@@ -17,13 +18,20 @@ const HEAD = 2;
 const PLACES = 4096;
 /** Who waits for one vCPU to stand still, at most. */
 const WAITERS = 24;
-/** The words of a vCPU's row: its number, what is asked of it, its state, and the eventfds to be signalled. */
-const [NUMBER, REQUESTS, STATE, ACKS] = [0, 1, 2, 3] as const;
+/**
+ * The words of a vCPU's row: its number, what is asked of it, its state, which thread runs it, when that has last given a sign
+ * of life, and the eventfds to be signalled.
+ */
+const [NUMBER, REQUESTS, STATE, RUNNER, BEAT, ACKS] = [0, 1, 2, 3, 4, 5] as const;
 const WORDS = ACKS + WAITERS;
 
 /** Requests: three bits, of which the third says that somebody waits, and above them how often it is paused. */
 const [KICK, STOP, WAITED, PAUSE] = [1, 2, 4, 8] as const;
 const PAUSES = ~(KICK | STOP | WAITED);
+
+/** Milliseconds, of which the lower 32 bits count. */
+const now = (): number => Date.now() | 0;
+const isOld = (beat: number): boolean => ((now() - beat) | 0) > GONE_MS;
 
 /** Where a vCPU is. In the first two it stands still. */
 export const Standing = {
@@ -115,6 +123,32 @@ export class KickWord {
   takeStop(): boolean {
     if (!this.stopped) return false;
     return (Atomics.and(this.#table, this.#at + REQUESTS, ~STOP) & STOP) !== 0;
+  }
+
+  /** A thread begins to run it. False while another one does: unless that was terminated, which only its silence tells. */
+  claim(thread: number): boolean {
+    const at = this.#at + RUNNER;
+    const runner = Atomics.compareExchange(this.#table, at, 0, thread);
+    const got =
+      runner === 0 ||
+      runner === thread ||
+      (this.isSilent && Atomics.compareExchange(this.#table, at, runner, thread) === runner);
+    if (got) this.beat();
+    return got;
+  }
+  unclaim(thread: number): void {
+    Atomics.compareExchange(this.#table, this.#at + RUNNER, thread, 0);
+  }
+  /** The thread that runs it, or 0. */
+  get runner(): number {
+    return Atomics.load(this.#table, this.#at + RUNNER);
+  }
+  beat(): void {
+    Atomics.store(this.#table, this.#at + BEAT, now());
+  }
+  /** Whoever had it last has given no sign of life for so long that it is taken for gone. */
+  get isSilent(): boolean {
+    return isOld(Atomics.load(this.#table, this.#at + BEAT));
   }
 
   get standing(): Standing {
@@ -258,6 +292,7 @@ export class Kicks {
     const full = ack === at + WORDS;
     if (!full) Atomics.or(table, at + REQUESTS, WAITED);
     // One that was closed meanwhile has told whom it found.
+    this.#forget(at);
     const moves = Atomics.load(table, at + STATE) > Standing.PARKED;
     if (moves && full) {
       this.resume(id);
@@ -266,6 +301,15 @@ export class Kicks {
     if (moves || full) return moves ? 1 : 0;
     // If it has been told in between, the eventfd is signalled.
     return Atomics.compareExchange(table, ack, event, 0) === event ? 0 : 1;
+  }
+
+  /** One that ran in a thread that is gone stands still where that has left it. */
+  #forget(at: number): void {
+    const { table } = this;
+    const runner = Atomics.load(table, at + RUNNER);
+    if (runner === 0 || !isOld(Atomics.load(table, at + BEAT))) return;
+    if (Atomics.compareExchange(table, at + RUNNER, runner, 0) === runner)
+      Atomics.compareExchange(table, at + STATE, Standing.RUNNING, Standing.IDLE);
   }
 
   resume(id: number): number | undefined {

@@ -28,6 +28,18 @@ export class VmMsrPolicy implements MsrPolicy {
   #allowed = true;
   #ranges: readonly Range[] = [];
 
+  /** What another thread makes the same of. */
+  get entry(): unknown {
+    const ranges = this.#ranges.map((range) => ({ ...range, bitmap: [...range.bitmap] }));
+    return { exits: this.exits, allowed: this.#allowed, ranges };
+  }
+  copy(entry: unknown): void {
+    const { exits, allowed, ranges } = entry as { exits: number; allowed: boolean; ranges: Range[] };
+    this.exits = exits;
+    this.#allowed = allowed;
+    this.#ranges = ranges.map((range) => ({ ...range, bitmap: Uint8Array.from(range.bitmap) }));
+  }
+
   /** KVM_CAP_X86_USER_SPACE_MSR. */
   enable(reasons: bigint): number {
     if ((reasons & ~BigInt(EXIT_REASONS)) !== 0n) return -Errno.EINVAL;

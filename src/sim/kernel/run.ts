@@ -41,6 +41,16 @@ export class Runner {
     return this.#pending !== undefined;
   }
 
+  /** Another thread has run the vCPU since: nothing is left of what was in the middle here. */
+  abandon(): void {
+    const { cpu } = this.#vcpu;
+    this.#pending = undefined;
+    this.#before = undefined;
+    cpu.abandon();
+    cpu.current = undefined;
+    cpu.stop = undefined;
+  }
+
   /** KVM_RUN begins: what userspace has written, and the rest of the instruction that the last exit interrupted. */
   begin(): End {
     const { cpu, run } = this.#vcpu;

@@ -67,7 +67,11 @@ export class Runs {
   #refused(): number {
     if (!this.vcpu.isOpen) return -Errno.EBADF;
     if (this.running || isAside()) return -Errno.EBUSY;
-    return this.started ? VCPU_RUNNING : 0;
+    if (this.started) return VCPU_RUNNING;
+    const { kick, vm } = this.vcpu;
+    // If who has begun the access that waits is gone, it begins anew.
+    if (this.vcpu.asksElsewhere && !kick.isSilent) return -Errno.EBUSY;
+    return kick.claim(vm.host.thread) ? 0 : VCPU_RUNNING;
   }
 
   /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
@@ -77,14 +81,14 @@ export class Runs {
     if (refused !== 0) return refused;
     const { vcpu } = this;
     this.#phase = 'new';
-    vcpu.kick.standing = Standing.RUNNING;
     this.running = true;
     try {
       for (;;) {
         const step = this.#step(SLICE, false);
         if (typeof step === 'number') return step;
         if (deadline !== Infinity && performance.now() >= deadline) return this.expire();
-        if (step === 'paused' && !this.#wait(deadline)) return this.#end(-Errno.EINTR);
+        if (step === undefined) vcpu.vm.share?.lock.yield();
+        else if (!this.#wait(deadline)) return this.#alone(() => this.#end(-Errno.EINTR));
       }
     } finally {
       this.running = false;
@@ -123,7 +127,7 @@ export class Runs {
   expire(): number {
     const { isOpen, kick } = this.vcpu;
     if (!isOpen) return -Errno.EBADF;
-    return this.#end(kick.kicked && !this.#parked ? -Errno.EINTR : -Errno.ETIME);
+    return this.#alone(() => this.#end(kick.kicked && !this.#parked ? -Errno.EINTR : -Errno.ETIME));
   }
   /** The started run is over, with what the next one may need already. */
   finish(): void {
@@ -133,11 +137,39 @@ export class Runs {
   }
 
   #step(instructions: number, exactly: boolean): Step {
+    const { kick, share } = this.vcpu;
+    kick.beat();
+    if (share === undefined) return this.#advance(instructions, exactly);
+    return this.#alone(() => {
+      share.runs();
+      return this.#advance(instructions, exactly);
+    });
+  }
+
+  /** While no other thread does anything to the VM. */
+  #alone<T>(call: () => T): T | number {
+    const { kick, share, vm } = this.vcpu;
+    if (share === undefined) return call();
+    vm.enter();
+    try {
+      // It was taken for gone, and another thread has the vCPU now.
+      return kick.runner === vm.host.thread ? share.using(call) : -Errno.EBUSY;
+    } finally {
+      vm.leave();
+    }
+  }
+
+  #advance(instructions: number, exactly: boolean): Step {
     const { kick, runner } = this.vcpu;
     if (this.#phase === 'new') {
       // A vCPU that is paused and has nothing to complete is left as it is: whoever paused it may be reading it.
       if (!runner.asks && kick.requested) {
         const asked = this.#attend();
+        if (asked !== undefined) return asked;
+      }
+      kick.standing = Standing.RUNNING;
+      if (!runner.asks && kick.requested) {
+        const asked = this.#attend(); // it was not seen to run before
         if (asked !== undefined) return asked;
       }
       this.vcpu.hasRun = true;

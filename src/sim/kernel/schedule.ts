@@ -94,7 +94,11 @@ class Scheduler {
   /** Gives whether anybody can go on. */
   #run(until: number): boolean {
     // What was written to the guests' code since is looked for once a tick.
-    for (const all of this.#started.values()) for (const { vcpu } of all) vcpu.looksAnew();
+    for (const all of this.#started.values())
+      for (const { vcpu } of all) {
+        vcpu.looksAnew();
+        vcpu.kick.beat();
+      }
     for (let now = 0; now < until; now = performance.now()) {
       let any = false;
       for (const [vm, all] of [...this.#started]) {
@@ -121,8 +125,10 @@ class Scheduler {
       const step: Step = runs.step(left, !alone);
       if (step === 'paused') return true;
       left -= Number(runs.vcpu.instructions - before);
-      if (step === undefined) slices++;
-      else if (!this.#done(runs, step)) return 'ends';
+      if (step === undefined) {
+        slices++;
+        vm.share?.lock.yield();
+      } else if (!this.#done(runs, step)) return 'ends';
     }
     return true;
   }

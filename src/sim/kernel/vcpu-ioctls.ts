@@ -52,7 +52,8 @@ function setCpuid(vcpu: KvmVcpu, argument: Entries): number {
 
 const handlers: Handlers<KvmVcpu> = {
   KVM_GET_REGS: ({ cpu }, argument) => argument.answer(getRegs(cpu)),
-  KVM_SET_REGS: ({ runner }, argument) => {
+  KVM_SET_REGS: ({ runner, asksElsewhere }, argument) => {
+    if (asksElsewhere) return -Errno.EBUSY; // the instruction that waits there keeps its own
     runner.setRegs(argument.value);
     return 0;
   },

@@ -1,4 +1,5 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
+import { VCPU_RUNNING, type VcpuToken } from '../../hypervisor/backend.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import { PAGE } from '../arena.ts';
@@ -6,16 +7,21 @@ import { Cpu } from '../cpu/cpu.ts';
 import { type Access, FAULT, type SecondStage } from '../cpu/processor.ts';
 import { DirtyRing } from '../memory/dirty.ts';
 import { aside } from './aside.ts';
+import type { Host } from './host.ts';
 import { type KickWord, Standing } from './kicks.ts';
 import { KvmRun } from './kvm-run.ts';
 import { secondStageEvent } from './observe.ts';
 import { Runner } from './run.ts';
 import { Runs } from './runs.ts';
 import { scheduler } from './schedule.ts';
+import { isVcpuToken, type SimVcpuToken, VcpuShare } from './vcpu-share.ts';
 import type { KvmVm } from './vm.ts';
 
 /** A thousandth of the frequency of the time-stamp counter, which counts instructions: they take a nanosecond each. */
 export const TSC_KHZ = 1_000_000;
+/** vCPUs of this thread that others have, or that others have made, by the numbers by which they are kicked. */
+const here = new Map<number, KvmVcpu>();
+
 /** Which vCPU of this thread has executed last. */
 let lastToExecute = 0;
 
@@ -25,7 +31,7 @@ export class KvmVcpu {
   readonly vm: KvmVm;
   readonly id: number;
   readonly cpu: Cpu;
-  readonly run = new KvmRun();
+  readonly run: KvmRun;
   readonly runner: Runner;
   readonly kick: KickWord;
   /** cpu.exception has been raised and not yet been delivered: KVM_SET_REGS takes it back. */
@@ -40,7 +46,8 @@ export class KvmVcpu {
   #open = true;
 
   /** By create(). */
-  constructor(vm: KvmVm, id: number, kick: KickWord) {
+  constructor(vm: KvmVm, id: number, kick: KickWord, token?: SimVcpuToken) {
+    this.run = new KvmRun(token?.run);
     this.vm = vm.retain();
     this.id = id;
     this.kick = kick;
@@ -53,7 +60,7 @@ export class KvmVcpu {
     });
     const { ringBytes, rings } = vm.memory.dirty;
     if (ringBytes !== 0) {
-      this.ring = new DirtyRing(ringBytes);
+      this.ring = new DirtyRing(token?.ring ?? ringBytes);
       rings.push(this.ring);
     }
     this.cpu.code.tier = host.tier;
@@ -73,6 +80,83 @@ export class KvmVcpu {
       vm.release();
       if (error instanceof RangeError) return -Errno.ENOMEM; // the arena is full
       throw error;
+    }
+  }
+
+  /** Named for other threads. */
+  share: VcpuShare | undefined;
+
+  /** What it is opened by in another thread; or a negated errno. */
+  token(): SimVcpuToken | number {
+    const vm = this.vm.token();
+    if (typeof vm === 'number') return vm;
+    if (this.share === undefined) {
+      this.share = VcpuShare.create(this, vm);
+      here.set(this.kick.id, this);
+    }
+    return this.share.token;
+  }
+
+  /** The vCPU that a token names, in this thread; or a negated errno. */
+  static open(host: Host, token: VcpuToken, openVm: typeof KvmVm.open): KvmVcpu | number {
+    if (!isVcpuToken(token)) return -Errno.EBADF;
+    const known = here.get(token.kickId);
+    if (known !== undefined) return known.#retain();
+    const kick = host.kicks.find(token.kickId);
+    if (kick === undefined) return -Errno.ESTALE;
+    const vm = openVm(host, token.vm);
+    if (typeof vm === 'number') return vm;
+    try {
+      const vcpu = new KvmVcpu(vm, token.id, kick, token);
+      vcpu.share = new VcpuShare(vcpu, token);
+      if (!vcpu.share.retain()) {
+        vcpu.#free(false);
+        return -Errno.ESTALE;
+      }
+      here.set(token.kickId, vcpu);
+      return vcpu;
+    } catch (error) {
+      if (error instanceof RangeError) return -Errno.ENOMEM; // the arena is full
+      throw error;
+    } finally {
+      vm.release(); // the vCPU has it
+    }
+  }
+
+  /** Another handle of this thread's. */
+  #retain(): this {
+    this.#handles++;
+    return this;
+  }
+  #handles = 1;
+
+  /** Another thread is running it. */
+  get isElsewhere(): boolean {
+    const { kick, vm } = this;
+    const { runner } = kick;
+    if (runner === 0 || runner === vm.host.thread || kick.standing !== Standing.RUNNING) return false;
+    if (!kick.isSilent) return true;
+    kick.unclaim(runner);
+    kick.standing = Standing.IDLE;
+    return false;
+  }
+
+  /** An access waits for userspace in another thread's processor. */
+  get asksElsewhere(): boolean {
+    const { kick, share, vm } = this;
+    return share !== undefined && kick.standing === Standing.ASKING && share.ran !== vm.host.thread;
+  }
+
+  /** A call on it, unless it runs: VCPU_RUNNING. */
+  use<T>(call: () => T): T | number {
+    if (this.runs.busy) return VCPU_RUNNING;
+    const { share, vm } = this;
+    if (share === undefined) return call();
+    vm.enter();
+    try {
+      return this.isElsewhere ? VCPU_RUNNING : share.using(call);
+    } finally {
+      vm.leave();
     }
   }
 
@@ -104,6 +188,18 @@ export class KvmVcpu {
     return FAULT;
   }
 
+  /** Instructions that were completed. */
+  get completed(): bigint {
+    const { share, vm, cpu } = this;
+    if (share === undefined) return cpu.completed;
+    vm.enter();
+    try {
+      if (!this.isElsewhere) share.load();
+      return cpu.completed;
+    } finally {
+      vm.leave();
+    }
+  }
   /** Instructions that were begun: cheaper than those that are completed, and the same between two slices. */
   get instructions(): bigint {
     return this.cpu.state.count;
@@ -114,8 +210,10 @@ export class KvmVcpu {
   }
   /** It is about to execute: if another vCPU has since it did last, that may have written to its code. */
   takesOver(): void {
-    if (lastToExecute !== this.kick.id) this.looksAnew();
-    lastToExecute = this.kick.id;
+    const { id } = this.kick;
+    const anotherThreads = this.vm.share?.takesTurn(id | 0) ?? false;
+    if (anotherThreads || lastToExecute !== id) this.looksAnew();
+    lastToExecute = id;
   }
 
   get isOpen(): boolean {
@@ -124,18 +222,27 @@ export class KvmVcpu {
 
   /** It is in no run any more: whoever waits for that is told, and what was closed meanwhile goes. */
   stands(): void {
+    const { kick, runner, vm } = this;
+    kick.standing = runner.asks ? Standing.ASKING : Standing.IDLE;
+    kick.unclaim(vm.host.thread);
     if (!this.#open) this.#free();
-    else this.kick.standing = this.runner.asks ? Standing.ASKING : Standing.IDLE;
   }
 
   /** A run in progress keeps it until that has ended, whatever an observer does. */
   close(): void {
+    if (--this.#handles > 0) return;
     this.#open = false;
     if (this.runs.started) scheduler.wake();
     else if (!this.runs.running) this.#free();
   }
-  #free(): void {
-    this.kick.close();
+  #free(hasHandle = true): void {
+    if (!hasHandle) {
+      // It was gone before it was here.
+    } else if (this.share === undefined) this.kick.close();
+    else {
+      here.delete(this.kick.id);
+      if (this.share.close()) this.kick.close();
+    }
     this.vm.memory.translators.delete(this.cpu);
     this.cpu.free();
     this.vm.release();

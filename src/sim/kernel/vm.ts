@@ -1,13 +1,16 @@
 /** A VM: what its fd's ioctls do (virt/kvm/kvm_main.c and arch/x86/kvm/x86.c, kvm_vm_ioctl). */
+import type { VmToken } from '../../hypervisor/backend.ts';
 import { Cap } from '../../uapi/cap.ts';
 import { MemoryAttribute, VmType } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import type { kvm_create_guest_memfd, kvm_enc_region, kvm_memory_attributes } from '../../uapi/structs.ts';
-import { PAGE } from '../arena.ts';
+import { Arena, PAGE } from '../arena.ts';
 import type { GuestChoice } from '../cpu/cpu.ts';
 import { GuestMemfdFile } from '../memory/guest-memfd.ts';
 import { Counted } from '../memory/host-memory.ts';
 import { VmMemory } from '../memory/vm-memory.ts';
+import { isSharedMemory } from '../shared-memory.ts';
+import { type Memory, WebAssembly } from '../webassembly.ts';
 import {
   checkExtension,
   enableVmCap,
@@ -17,12 +20,13 @@ import {
   VM_TYPES,
 } from './capabilities.ts';
 import { type Handlers, type StructArgument, Table } from './dispatch.ts';
-import type { Host } from './host.ts';
+import { Host } from './host.ts';
 import { Ioeventfds } from './ioeventfd.ts';
 import { VmMsrPolicy } from './msr-policy.ts';
 import { Random } from './random.ts';
 import { clearDirtyLog, getDirtyLog, setRegion, setRegion2 } from './regions.ts';
 import { KvmVcpu, TSC_KHZ } from './vcpu.ts';
+import { type Config, type SimVmToken, VM_WORDS_BYTES, VmShare } from './vm-share.ts';
 
 /** In use by its fd and by its vCPUs. */
 export class KvmVm extends Counted {
@@ -66,13 +70,147 @@ export class KvmVm extends Counted {
   }
 
   static create(host: Host, type: number): KvmVm | number {
+    reap();
     return VM_TYPES.includes(type) ? new KvmVm(host, type) : -Errno.EINVAL;
   }
 
+  /** Named for other threads. Undefined when the arena is full. */
+  share: VmShare | undefined;
+
+  /** What it is opened by in another thread. */
+  token(): SimVmToken | number {
+    if (this.share === undefined) {
+      this.share = VmShare.create(this);
+      if (this.share === undefined) return -Errno.ENOMEM;
+      here.set(keyOf(this.host.arena, this.share.token), this);
+    }
+    return this.share.token;
+  }
+
+  /** The VM that a token names, in this thread; or a negated errno. */
+  static open(host: Host, token: VmToken): KvmVm | number {
+    if (!isSimToken(token) || token.table !== host.kicks.table[1]) return -Errno.EBADF;
+    const arena = arenaOf(host.arena, token.arena);
+    const key = keyOf(arena, token);
+    const known = here.get(key);
+    if (known !== undefined && lent.has(known) && known.share!.isUnused) known.reap();
+    else if (known !== undefined) return known.retain();
+    if (!VM_TYPES.includes(token.type)) return -Errno.EBADF;
+    const vm = new KvmVm(new Host({ ...token.host, iced: host.options.iced }, arena, host), token.type);
+    vm.share = VmShare.open(vm, token);
+    if (vm.share === undefined) return -Errno.ESTALE;
+    here.set(key, vm);
+    vm.enter();
+    vm.leave();
+    return vm;
+  }
+
+  /** Another thread has made it, and changes its slots, attributes and capabilities. */
+  get isCopy(): boolean {
+    return this.share !== undefined && !this.share.isOwner;
+  }
+  /** No other thread does anything to it until leave(). */
+  enter(): void {
+    this.share?.enter();
+  }
+  leave(): void {
+    this.share?.leave();
+  }
+
+  get config(): Config {
+    const { manual, ringBytes } = this.memory.dirty;
+    return {
+      exitHypercalls: this.exitHypercalls,
+      exceptionPayload: this.exceptionPayload,
+      zapsAll: this.memory.zapsAll,
+      manual,
+      ringBytes,
+      msrs: this.msrPolicy.entry,
+      ioeventfds: this.ioeventfds.entry,
+    };
+  }
+  /** In a copy. */
+  configure({
+    exitHypercalls,
+    exceptionPayload,
+    zapsAll,
+    manual,
+    ringBytes,
+    msrs,
+    ioeventfds,
+  }: Config): void {
+    this.exitHypercalls = exitHypercalls;
+    this.exceptionPayload = exceptionPayload;
+    this.memory.zapsAll = zapsAll;
+    this.memory.dirty.manual = manual;
+    this.memory.dirty.ringBytes = ringBytes;
+    this.msrPolicy.copy(msrs);
+    this.ioeventfds.copy(ioeventfds, this.host.kicks.table.buffer);
+  }
+
+  /** The last handle of this thread is gone. What it owns stays as long as another thread has one. */
   protected free(): void {
+    if (this.share === undefined) {
+      this.#destroy();
+      return;
+    }
+    this.share.release();
+    if (this.isCopy) here.delete(keyOf(this.host.arena, this.share.token));
+    else lent.add(this);
+    reap();
+  }
+  /** Its owner's handles are gone, and perhaps all others too. */
+  reap(): void {
+    if (!this.share!.isUnused) return;
+    lent.delete(this);
+    here.delete(keyOf(this.host.arena, this.share!.token));
+    this.share!.free();
+    this.#destroy();
+  }
+  /** Somebody of its owner's thread has it again. */
+  override retain(): this {
+    if (lent.delete(this)) this.share!.retain();
+    return super.retain();
+  }
+  #destroy(): void {
     this.memory.destroy();
     this.ioeventfds.clear();
   }
+}
+
+/** VMs of this thread that others have, or that others have made, by token. */
+const here = new Map<string, KvmVm>();
+const keyOf = (arena: Arena, { number }: VmToken): string => `${arena.name} ${number}`;
+/** Those that this thread has made and closed, and others have still. */
+const lent = new Set<KvmVm>();
+function reap(): void {
+  for (const vm of lent) vm.reap();
+}
+
+/** Arenas of other threads, by name. */
+const arenas = new Map<bigint, Arena>();
+function arenaOf(own: Arena, memory: Memory): Arena {
+  const arena = new Arena(memory);
+  if (arena.name === own.name) return own;
+  const known = arenas.get(arena.name) ?? arena;
+  arenas.set(arena.name, known);
+  known.refresh();
+  return known;
+}
+
+/** A token is data from elsewhere. */
+function isSimToken(token: VmToken): token is SimVmToken {
+  const { arena, words, host, number, table } = token as Partial<SimVmToken>;
+  return (
+    arena instanceof (WebAssembly.Memory as unknown as new () => object) &&
+    isSharedMemory(arena.buffer) &&
+    isSharedMemory(words) &&
+    words.byteLength === VM_WORDS_BYTES &&
+    typeof host === 'object' &&
+    host !== null &&
+    Number.isSafeInteger(number) &&
+    typeof table === 'number'
+  );
 }
 
 /** Both ends of a range of whole pages, or a negated errno. `end` is exclusive. */

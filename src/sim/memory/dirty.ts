@@ -55,10 +55,12 @@ export class DirtyBits {
   readonly #arena: Arena;
   readonly base: number;
   readonly size: number;
+  readonly #isCopy: boolean;
 
   /** @param base where they are already */
-  constructor(arena: Arena, base: number, size: number) {
+  constructor(arena: Arena, base: number, size: number, isCopy = true) {
     this.#arena = arena;
+    this.#isCopy = isCopy;
     this.base = base;
     this.size = size;
   }
@@ -67,12 +69,12 @@ export class DirtyBits {
     const size = Math.ceil(pages / 64) * 8;
     const base = arena.allocate(size);
     if (base === undefined) return undefined;
-    const bits = new DirtyBits(arena, base, size);
+    const bits = new DirtyBits(arena, base, size, false);
     if (set) for (let page = 0; page < pages; page++) bits.set(page);
     return bits;
   }
   free(): void {
-    this.#arena.free(this.base, this.size);
+    if (!this.#isCopy) this.#arena.free(this.base, this.size);
   }
 
   get copy(): Uint8Array<ArrayBuffer> {

@@ -14,6 +14,8 @@ export interface Binding {
   zap(start: number, end: number): void;
   /** The file is gone; the slot stays, with nothing private behind it. */
   unbound(): void;
+  /** Which pages cannot be had has changed. */
+  fails(): void;
 }
 
 /** Bytes of the arena that are taken at once. A file that can be mapped is all one chunk, for views are contiguous. */
@@ -67,6 +69,23 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   ): GuestMemfdFile | undefined {
     const chunks = Chunks.create(arena, chunkSizeOf(size, flags), size);
     return chunks && new GuestMemfdFile(arena, owner, size, flags, allocationConverts, chunks);
+  }
+
+  /** The same file in another thread, by what `place` gives. */
+  static copy(
+    arena: Arena,
+    owner: object,
+    size: number,
+    flags: number,
+    allocationConverts: boolean,
+    place: number,
+  ): GuestMemfdFile {
+    const chunks = Chunks.open(arena, place, chunkSizeOf(size, flags));
+    return new GuestMemfdFile(arena, owner, size, flags, allocationConverts, chunks);
+  }
+  /** Where its chunks are told in the arena. */
+  get place(): number {
+    return this.#chunks.base;
   }
 
   get mappable(): boolean {
@@ -129,8 +148,9 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
     const end = Math.min(start + size, this.size);
     if (end <= start) return 0;
     this.#zap(start, end);
-    for (const offset of this.#failing.keys())
-      if (offset >= start && offset < end) this.#failing.delete(offset);
+    const mended = [...this.#failing.keys()].filter((offset) => offset >= start && offset < end);
+    for (const offset of mended) this.#failing.delete(offset);
+    if (mended.length > 0) for (const binding of this.bindings) binding.fails();
     for (const [index, chunk] of [...this.#chunks.all]) {
       const first = index * this.#chunkSize;
       const [from, to] = [Math.max(start, first), Math.min(end, first + this.#chunkSize)];
@@ -164,6 +184,14 @@ export class GuestMemfdFile extends Counted implements MemoryFile {
   fail(offset: number, errno: number): void {
     this.#zap(offset, offset + PAGE);
     this.#failing.set(offset, -errno);
+    for (const binding of this.bindings) binding.fails();
+  }
+  get failing(): [offset: number, errno: number][] {
+    return [...this.#failing];
+  }
+  set failing(pages: readonly (readonly [offset: number, errno: number])[]) {
+    this.#failing.clear();
+    for (const [offset, errno] of pages) this.#failing.set(offset, errno);
   }
 
   protected free(): void {

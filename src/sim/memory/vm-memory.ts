@@ -8,10 +8,18 @@ import { Errno } from '../../uapi/errno.ts';
 import { type Arena, PAGE } from '../arena.ts';
 import { Access, MMIO } from '../cpu/processor.ts';
 import { DirtyBits, type DirtyRing, DirtyTracking, setBits } from './dirty.ts';
-import type { Binding } from './guest-memfd.ts';
+import type { Binding, GuestMemfdFile } from './guest-memfd.ts';
 import type { Notifier } from './host-memory.ts';
 import { Attributes, type Privacy, privacyOf } from './privacy.ts';
-import { isGuestMemfdOnly, MAX_SLOTS, type Region, type Slot, type SlotRules, Slots } from './slots.ts';
+import {
+  type Change,
+  isGuestMemfdOnly,
+  MAX_SLOTS,
+  type Region,
+  type Slot,
+  type SlotRules,
+  Slots,
+} from './slots.ts';
 
 /** Why an access does not succeed, in whole pages. */
 export interface Failure {
@@ -48,6 +56,16 @@ export interface Translator {
   flushWrites(): void;
 }
 
+/** What is told of changes. */
+export interface Told {
+  slot(id: number, slot: Slot | undefined): void;
+  attributes(start: number, end: number, attributes: number): void;
+  zap(start: number, end: number): void;
+  protect(start: number, end: number): void;
+  /** Which of its pages cannot be had has changed. */
+  fails(file: GuestMemfdFile): void;
+}
+
 const WRITABLE = 1;
 /** So many pages without memory are remembered as such; a guest can touch more. */
 const MAX_IO_PAGES = 2 ** 16;
@@ -58,6 +76,8 @@ export class VmMemory {
   readonly attributes = new Attributes();
   readonly translators = new Set<Translator>();
   readonly dirty = new DirtyTracking();
+  /** Who tells other threads that have a copy of this. */
+  told: Told | undefined;
   readonly #privacy: Privacy;
   readonly #bindings = new Map<Slot, Binding>();
   readonly #notifiers = new Map<Slot, Notifier>();
@@ -92,6 +112,29 @@ export class VmMemory {
     if (typeof change === 'number') return change;
     if (change.kind === 'nothing') return 0;
     if (change.kind !== 'delete' && !this.#keepsLog(change.slot)) return -Errno.ENOMEM;
+    this.#apply(change);
+    this.told?.slot(region.slot, change.kind === 'delete' ? undefined : change.slot);
+    return 0;
+  }
+
+  /** In a copy: what the VM's owner has made of a slot. */
+  copySlot(id: number, slot: Slot | undefined): void {
+    const old = this.slots.byId(id);
+    if (slot === undefined) {
+      if (old !== undefined) this.#apply({ kind: 'delete', old });
+    } else if (old === undefined || old.start !== slot.start) this.#apply({ kind: 'place', old, slot });
+    else this.#apply({ kind: 'flags', old, slot });
+  }
+  /** In a copy: all that is known of the VM counts no more. */
+  clear(): void {
+    for (const slot of [...this.slots.all]) this.#remove(slot);
+    this.attributes.clear();
+    this.#io.clear();
+    this.zap(0, Number.POSITIVE_INFINITY);
+    this.#flush();
+  }
+
+  #apply(change: Exclude<Change, { kind: 'nothing' }>): void {
     this.#generation++;
     if (change.kind !== 'delete') retain(change.slot); // first: it may be the old one's
     if (change.old !== undefined) {
@@ -102,23 +145,20 @@ export class VmMemory {
     }
     if (change.kind !== 'delete') this.#add(change.slot);
     if (change.kind === 'flags') this.#changed(change.old, change.slot);
-    return 0;
   }
 
   #zapMoved({ start, end }: Slot): void {
-    if (this.zapsAll) this.zap(0, Number.POSITIVE_INFINITY);
-    else this.zap(start, end);
+    if (this.zapsAll) this.#zap(0, Number.POSITIVE_INFINITY);
+    else this.#zap(start, end);
   }
 
   /** kvm_mmu_slot_apply_flags(): turning USERFAULT on makes each page's bit be looked at before the next access. */
   #changed(old: Slot, slot: Slot): void {
     const added = slot.flags & ~old.flags;
-    if ((added & MemFlag.USERFAULT) !== 0) this.zap(slot.start, slot.end);
+    if ((added & MemFlag.USERFAULT) !== 0) this.#zap(slot.start, slot.end);
     // Where all pages count as written at first, KVM_CLEAR_DIRTY_LOG does it, bit by bit.
     if ((added & MemFlag.LOG_DIRTY_PAGES) === 0 || this.dirty.isSetAtFirst) return;
-    const [first, last] = [(slot.start / PAGE) * 2, (slot.end / PAGE) * 2];
-    for (const key of this.#mappings.keys()) if (key >= first && key < last) this.#protect((key / 2) * PAGE);
-    this.#flushWrites();
+    this.protect(slot.start, slot.end);
   }
 
   #add(slot: Slot): void {
@@ -136,8 +176,10 @@ export class VmMemory {
         zap: (from, to) => this.zap(from + toGpa, to + toGpa),
         unbound: () => {
           slot.guestMemfd = undefined;
+          this.told?.slot(slot.id, slot);
           this.zap(slot.start, slot.end);
         },
+        fails: () => this.told?.fails(file),
       };
       file.bindings.add(binding);
       this.#bindings.set(slot, binding);
@@ -167,7 +209,8 @@ export class VmMemory {
   /** KVM_SET_MEMORY_ATTRIBUTES, and the ninth version's regions, over [start, end), which is checked. */
   setAttributes(start: number, end: number, attributes: number): void {
     this.attributes.set(start, end, attributes);
-    this.zap(start, end);
+    this.#zap(start, end);
+    this.told?.attributes(start, end, attributes);
   }
 
   /** The VM is gone: nothing of it is in use any more. */
@@ -183,6 +226,10 @@ export class VmMemory {
 
   /** Forgets the mappings of [start, end). */
   zap(start: number, end: number): void {
+    this.#zap(start, end);
+    this.told?.zap(start, end);
+  }
+  #zap(start: number, end: number): void {
     const before = this.#mappings.size;
     const [first, last] = [(start / PAGE) * 2, (end / PAGE) * 2];
     if (last - first > before) {
@@ -248,13 +295,23 @@ export class VmMemory {
   }
 
   #clear({ dirty, start }: Slot & { readonly dirty: DirtyBits }, pages: Iterable<number>): void {
-    let any = false;
+    let [low, high] = [Number.POSITIVE_INFINITY, 0];
     for (const page of pages) {
       dirty.clear(page);
       this.#protect(start + page * PAGE);
-      any = true;
+      [low, high] = [Math.min(low, page), Math.max(high, page + 1)];
     }
-    if (any) this.#flushWrites();
+    if (high === 0) return;
+    this.#flushWrites();
+    this.told?.protect(start + low * PAGE, start + high * PAGE);
+  }
+
+  /** In a copy: pages whose next write counts again. */
+  protect(start: number, end: number): void {
+    const [first, last] = [(start / PAGE) * 2, (end / PAGE) * 2];
+    for (const key of this.#mappings.keys())
+      if (key >= first && key < last && key % 2 === 0) this.#protect((key / 2) * PAGE);
+    this.#flushWrites();
   }
 
   /** KVM_RESET_DIRTY_RINGS: how many entries of all vCPUs; or a negated errno. */
@@ -267,7 +324,10 @@ export class VmMemory {
         if (slot !== undefined && page * PAGE < slot.end - slot.start)
           this.#protect(slot.start + page * PAGE);
       });
-    if (count > 0) this.#flushWrites();
+    if (count > 0) {
+      this.#flushWrites();
+      this.told?.protect(0, Number.POSITIVE_INFINITY);
+    }
     return count;
   }
 
