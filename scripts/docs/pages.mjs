@@ -28,7 +28,7 @@ export const pages = [
     page: 'run-loop',
     title: 'Run loop and devices',
     about: 'The loop around KVM_RUN, devices on buses, and what shows how a guest runs.',
-    files: [/^vmm\/(run-loop|bus|devices|trace|exceptions|registers|disassemble)$/],
+    files: [/^vmm\/(run-loop|run-loops|threads\/[\w-]+|bus|devices|trace|exceptions|registers|disassemble)$/],
   },
   {
     page: 'private-memory',

@@ -14,8 +14,8 @@ import type {
   MemoryToken,
   Observer,
   Reference,
-  VcpuToken,
-  VmToken,
+  SharedVcpu,
+  SharedVm,
 } from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
@@ -305,13 +305,13 @@ class Simulator implements SimBackend {
   readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').runs.run;
   readonly starter = (vcpu: Handle, done: (result: number) => void): ((timeoutMs?: number) => number) =>
     as(KvmVcpu, vcpu, 'vcpu').runs.starter(done);
-  readonly shareVm = (vm: Handle): VmToken | number => as(KvmVm, vm, 'vm').token();
-  readonly openVm = (token: VmToken): Handle | number => {
+  readonly shareVm = (vm: Handle): SharedVm | number => as(KvmVm, vm, 'vm').token();
+  readonly openVm = (token: SharedVm): Handle | number => {
     const vm = KvmVm.open(this.#host, token);
     return typeof vm === 'number' ? vm : wrap(vm);
   };
-  readonly shareVcpu = (vcpu: Handle): VcpuToken | number => as(KvmVcpu, vcpu, 'vcpu').token();
-  readonly openVcpu = (token: VcpuToken): Handle | number => {
+  readonly shareVcpu = (vcpu: Handle): SharedVcpu | number => as(KvmVcpu, vcpu, 'vcpu').token();
+  readonly openVcpu = (token: SharedVcpu): Handle | number => {
     const vcpu = KvmVcpu.open(this.#host, token, KvmVm.open);
     return typeof vcpu === 'number' ? vcpu : wrap(vcpu);
   };
@@ -333,11 +333,6 @@ class Simulator implements SimBackend {
       );
     return kicks.pause(id, number);
   };
-
-  readonly shareVm = (): number => -Errno.ENOSYS;
-  readonly openVm = (): number => -Errno.ENOSYS;
-  readonly shareVcpu = (): number => -Errno.ENOSYS;
-  readonly openVcpu = (): number => -Errno.ENOSYS;
 
   readonly close = (handle: Handle): void => {
     const opened = handle as unknown;

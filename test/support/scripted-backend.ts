@@ -99,6 +99,35 @@ export class ScriptedBackend implements Backend {
   kick(): boolean {
     return true;
   }
+  shareVm(): number {
+    return -Errno.ENOMEM;
+  }
+  openVm(): number {
+    return -Errno.EBADF;
+  }
+  shareVcpu(): number {
+    return -Errno.ENOMEM;
+  }
+  openVcpu(): number {
+    return -Errno.EBADF;
+  }
+  /** As run(), from the event loop. */
+  starter(vcpu: Handle, done: (result: number) => void): () => number {
+    const run = this.runner(vcpu);
+    return () => {
+      setImmediate(() => done(run()));
+      return 0;
+    };
+  }
+  pause(): number {
+    return 0;
+  }
+  resume(): number {
+    return 0;
+  }
+  stop(): boolean {
+    return true;
+  }
   close(): void {}
 }
 

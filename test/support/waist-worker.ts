@@ -8,7 +8,7 @@ import { join } from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { Worker } from 'node:worker_threads';
 import { rolldown } from 'rolldown';
-import type { VcpuToken } from '../../src/hypervisor/backend.ts';
+import type { SharedVcpu } from '../../src/hypervisor/backend.ts';
 import { DEADLINE_MS } from './limits.ts';
 
 const root = join(import.meta.dirname, '..', '..');
@@ -96,7 +96,7 @@ export class WaistWorker {
   #waits: ((message: unknown) => void) | undefined;
   #failed: unknown;
 
-  private constructor(url: string, token: VcpuToken) {
+  private constructor(url: string, token: SharedVcpu) {
     const source = `data:text/javascript,${encodeURIComponent(program(url))}`;
     const workerData = { token, deadlineMs: DEADLINE_MS, words: this.words };
     this.worker = new Worker(new URL(source), { workerData });
@@ -112,7 +112,7 @@ export class WaistWorker {
     });
   }
 
-  static async open(url: string, token: VcpuToken): Promise<WaistWorker> {
+  static async open(url: string, token: SharedVcpu): Promise<WaistWorker> {
     const made = new WaistWorker(url, token);
     await made.#next();
     return made;

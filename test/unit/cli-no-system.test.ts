@@ -2,7 +2,7 @@
 import { expect } from 'vitest';
 import { layNoKernel, layVectors } from '../../src/cli/no-system.ts';
 import { runOrFail } from '../../src/cli/run.ts';
-import { flatImage, type Hypervisor, isReset, Machine, type Mode, RunLoop } from '../../src/index.ts';
+import { flatImage, type Hypervisor, isReset, Machine, type Mode, RunLoops } from '../../src/index.ts';
 import { onEach } from '../support/host.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 
@@ -12,7 +12,7 @@ async function end(hv: Hypervisor, mode: Mode, code: readonly number[], at = 0x1
   if (mode === 'long') layNoKernel(machine.vcpu);
   else layVectors(machine);
   machine.load(flatImage(Uint8Array.from(code), mode, 'guest', { at }));
-  const ended = await runOrFail(machine.vm, new RunLoop(machine.vcpu), { timeoutMs: DEADLINE_MS });
+  const ended = await runOrFail(machine.vm, new RunLoops(machine.vcpus), { timeoutMs: DEADLINE_MS });
   if ('error' in ended) return ended.error.message;
   return isReset(machine.vcpu) ? 'reset' : ended.reason;
 }

@@ -25,10 +25,15 @@ const vmm = [
   'progress-guard',
   'registers',
   'run-loop',
+  'run-loops',
   'snapshot/cpuid',
   'snapshot/restore',
   'snapshot/schema',
   'snapshot/state',
+  'threads/ask-owner',
+  'threads/index',
+  'threads/memory-owner',
+  'threads/protocol',
 ].map((name) => `src/vmm/${name}.ts`);
 
 const files = [

@@ -1,6 +1,6 @@
 /** A simulated VM in several threads: its vCPUs run in workers, and the main thread owns it. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type Backend, type Handle, VCPU_RUNNING, type VcpuToken } from '../../src/hypervisor/backend.ts';
+import { type Backend, type Handle, type SharedVcpu, VCPU_RUNNING } from '../../src/hypervisor/backend.ts';
 import { simulator } from '../../src/open.ts';
 import { Errno, Exit, ioctls, kvm_memory_attributes, kvm_regs, MemFlag } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
@@ -57,7 +57,7 @@ beforeAll(async () => {
 });
 afterAll(() => waist.dispose());
 
-const shared = (backend: Backend, vcpu: Handle): VcpuToken => {
+const shared = (backend: Backend, vcpu: Handle): SharedVcpu => {
   const token = backend.shareVcpu(vcpu);
   if (typeof token === 'number') throw new Error(`shareVcpu() gave ${token}`);
   return token;
@@ -371,7 +371,7 @@ describe('the main thread', () => {
       { kickId: 'one' },
       {},
     ]) {
-      const wrong = { ...token, kickId: 5, ...change } as unknown as VcpuToken;
+      const wrong = { ...token, kickId: 5, ...change } as unknown as SharedVcpu;
       expect([-Errno.EBADF, -Errno.ESTALE]).toContain(backend.openVcpu(wrong));
     }
     const whole = backend.shareVm(vm.vm) as unknown as Record<string, unknown>;

@@ -2,7 +2,7 @@
  * A vCPU that several threads have: each has a processor of its own, with its own caches and its own page of state, and one of
  * these is the one that counts. Whoever uses the vCPU, with the VM's lock, takes over from it first.
  */
-import type { VcpuToken } from '../../hypervisor/backend.ts';
+import type { SharedVcpu } from '../../hypervisor/backend.ts';
 import { PAGE } from '../arena.ts';
 import { SharedFields } from '../cpu/fields.ts';
 import { STATE_BYTES } from '../cpu/state.ts';
@@ -12,7 +12,8 @@ import type { KvmVcpu } from './vcpu.ts';
 import type { SimVmToken } from './vm-share.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
-export interface SimVcpuToken extends VcpuToken {
+export interface SimVcpuToken extends SharedVcpu {
+  readonly id: number;
   readonly vm: SimVmToken;
   readonly words: ArrayBufferLike;
   /** kvm_run, with the pages after it. */
@@ -131,7 +132,7 @@ export class VcpuShare {
 }
 
 /** A token is data from elsewhere. */
-export function isVcpuToken(token: VcpuToken): token is SimVcpuToken {
+export function isVcpuToken(token: SharedVcpu): token is SimVcpuToken {
   const { words, run, ring, vm, kickId, id } = token as Partial<SimVcpuToken>;
   return (
     isSharedMemory(words) &&

@@ -1,5 +1,5 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
-import { VCPU_RUNNING, type VcpuToken } from '../../hypervisor/backend.ts';
+import { type SharedVcpu, VCPU_RUNNING } from '../../hypervisor/backend.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import { PAGE } from '../arena.ts';
@@ -98,7 +98,7 @@ export class KvmVcpu {
   }
 
   /** The vCPU that a token names, in this thread; or a negated errno. */
-  static open(host: Host, token: VcpuToken, openVm: typeof KvmVm.open): KvmVcpu | number {
+  static open(host: Host, token: SharedVcpu, openVm: typeof KvmVm.open): KvmVcpu | number {
     if (!isVcpuToken(token)) return -Errno.EBADF;
     const known = here.get(token.kickId);
     if (known !== undefined) return known.#retain();

@@ -3,7 +3,7 @@
  * capabilities. The others have copies of these, which they bring up to date whenever they get the lock. What changes while
  * vCPUs run is in memory that all of them share: guest memory, the chunks of guest_memfds, logs and rings, the vCPUs.
  */
-import type { VmToken } from '../../hypervisor/backend.ts';
+import type { SharedVm } from '../../hypervisor/backend.ts';
 import { Copier, Teller } from '../memory/copies.ts';
 import { type Entry, JOURNAL_WORDS, Journal } from '../memory/journal.ts';
 import { sharedMemory } from '../shared-memory.ts';
@@ -13,7 +13,8 @@ import type { KvmVm } from './vm.ts';
 import { LOCK_WORDS, VmLock } from './vm-lock.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
-export interface SimVmToken extends VmToken {
+export interface SimVmToken extends SharedVm {
+  readonly type: number;
   readonly arena: Memory;
   readonly words: ArrayBufferLike;
   readonly host: SimulatedHost;

@@ -1,5 +1,5 @@
 /** A VM: what its fd's ioctls do (virt/kvm/kvm_main.c and arch/x86/kvm/x86.c, kvm_vm_ioctl). */
-import type { VmToken } from '../../hypervisor/backend.ts';
+import type { SharedVm } from '../../hypervisor/backend.ts';
 import { Cap } from '../../uapi/cap.ts';
 import { MemoryAttribute, VmType } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
@@ -88,7 +88,7 @@ export class KvmVm extends Counted {
   }
 
   /** The VM that a token names, in this thread; or a negated errno. */
-  static open(host: Host, token: VmToken): KvmVm | number {
+  static open(host: Host, token: SharedVm): KvmVm | number {
     if (!isSimToken(token) || token.table !== host.kicks.table[1]) return -Errno.EBADF;
     const arena = arenaOf(host.arena, token.arena);
     const key = keyOf(arena, token);
@@ -180,7 +180,7 @@ export class KvmVm extends Counted {
 
 /** VMs of this thread that others have, or that others have made, by token. */
 const here = new Map<string, KvmVm>();
-const keyOf = (arena: Arena, { number }: VmToken): string => `${arena.name} ${number}`;
+const keyOf = (arena: Arena, { number }: SharedVm): string => `${arena.name} ${number}`;
 /** Those that this thread has made and closed, and others have still. */
 const lent = new Set<KvmVm>();
 function reap(): void {
@@ -199,7 +199,7 @@ function arenaOf(own: Arena, memory: Memory): Arena {
 }
 
 /** A token is data from elsewhere. */
-function isSimToken(token: VmToken): token is SimVmToken {
+function isSimToken(token: SharedVm): token is SimVmToken {
   const { arena, words, host, number, table } = token as Partial<SimVmToken>;
   return (
     arena instanceof (WebAssembly.Memory as unknown as new () => object) &&
