@@ -1,12 +1,11 @@
 #include "look.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <time.h>
 
 #include <map>
 #include <mutex>
 
+#include "syscalls.h"
 #include "vcpu.h"
 
 namespace vmexit {
@@ -16,9 +15,11 @@ namespace {
 std::mutex mutex;
 int workers = 0;
 bool looking = false;
+uv_thread_t looker;
+bool looked = false;  // there was one
 
 // Signals the runs that have been going on since it last came by. They enter the guest again at once.
-void* Look(void*) {
+void Look(void*) {
   for (std::map<uint32_t, uint32_t> last;;) {
     const timespec time{.tv_sec = 0, .tv_nsec = kLookEvery};
     nanosleep(&time, nullptr);
@@ -26,7 +27,7 @@ void* Look(void*) {
       const std::lock_guard<std::mutex> lock(mutex);
       if (workers == 0) {
         looking = false;
-        return nullptr;
+        return;
       }
     }
     std::map<uint32_t, uint32_t> now;
@@ -43,13 +44,9 @@ void* Look(void*) {
 }
 
 void StartLooking() {
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  pthread_t thread;
-  looking = pthread_create(&thread, nullptr, Look, nullptr) == 0;
-  if (looking) pthread_detach(thread);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  // The one before has ended, or is about to.
+  if (looked) uv_thread_join(&looker);
+  looking = looked = StartThread(&looker, Look, nullptr) == 0;
 }
 
 }  // namespace

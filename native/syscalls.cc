@@ -42,6 +42,15 @@ void Unblock(int signal) {
   syscall(SYS_rt_sigprocmask, SIG_UNBLOCK, &set, nullptr, sizeof(set));
 }
 
+int StartThread(uv_thread_t* thread, uv_thread_cb main, void* argument) {
+  const uint64_t all = ~uint64_t{0};
+  uint64_t before = 0;
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &before, sizeof(all));
+  const int error = -uv_thread_create(thread, main, argument);  // libuv's errors are Linux's
+  syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, nullptr, sizeof(before));
+  return error;
+}
+
 int Fstat(int fd, struct stat* stat) { return static_cast<int>(syscall(SYS_fstat, fd, stat)); }
 
 }  // namespace vmexit

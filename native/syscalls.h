@@ -4,6 +4,7 @@
 #pragma once
 
 #include <sys/stat.h>
+#include <uv.h>
 
 namespace vmexit {
 
@@ -15,5 +16,9 @@ void Unblock(int signal);
 
 // fstat(2): 0, or -1 with errno set.
 int Fstat(int fd, struct stat* stat);
+
+// Starts a thread with every signal blocked, for those of the process are its own threads'. By libuv, since
+// pthread_create() and pthread_sigmask() are newer than glibc 2.28 by their versions. 0 or an errno.
+int StartThread(uv_thread_t* thread, uv_thread_cb main, void* argument);
 
 }  // namespace vmexit

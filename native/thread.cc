@@ -2,12 +2,13 @@
 
 #include <errno.h>
 #include <linux/futex.h>
-#include <signal.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <climits>
 #include <cmath>
+
+#include "syscalls.h"
 
 namespace vmexit {
 
@@ -66,18 +67,10 @@ int VcpuThread::Begin() {
   async_.data = new std::shared_ptr<VcpuThread>(shared_from_this());
   begun_ = true;
 
-  // The signals of the process are its own threads'.
-  sigset_t all, before;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &before);
-  const auto main = [](void* self) -> void* {
-    static_cast<VcpuThread*>(self)->Loop();
-    return nullptr;
-  };
-  const int error = pthread_create(&thread_, nullptr, main, this);
-  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  const int error = StartThread(
+      &thread_, [](void* self) { static_cast<VcpuThread*>(self)->Loop(); }, this);
+  has_thread_ = error == 0;
   if (error) {
-    thread_ = 0;
     Close();
     return error;
   }
@@ -125,12 +118,12 @@ void VcpuThread::Tell(int result) {
 
 void VcpuThread::Close() {
   if (!state_) return;
-  if (thread_) {
+  if (has_thread_) {
     quits_.store(true);
     Order();
     state_->Interrupt();
     state_->Ring();
-    pthread_join(thread_, nullptr);
+    uv_thread_join(&thread_);
   }
   state_.reset();
   if (!begun_) return;

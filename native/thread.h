@@ -1,7 +1,6 @@
 // A vCPU's own thread: KVM_RUN while the event loop lives on.
 #pragma once
 
-#include <pthread.h>
 #include <uv.h>
 
 #include <atomic>
@@ -33,7 +32,8 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   napi_ref done_ = nullptr;          // strong while a run is in progress
   bool begun_ = false;
   bool running_ = false;
-  pthread_t thread_{};
+  uv_thread_t thread_{};
+  bool has_thread_ = false;
   uv_async_t async_{};
   napi_async_cleanup_hook_handle hook_ = nullptr;
 

@@ -187,7 +187,7 @@ let runs = 0;
 const EINTR = -4;
 const ETIME = -62;
 
-const names = [...Object.keys(native), 'run', 'issue'];
+const names = [...Object.keys(native), 'run', 'start', 'issue'];
 const deep = ['ioctl', 'ioctl', 'ioctl', 'create', 'run'];
 /** enum Kind of native/handle.h. */
 const kindOf = {
@@ -266,6 +266,19 @@ const copied = () => {
   return [choice(open.memory), choice([0, 1, 4095, 4096, 65_535, 65_536, 2 ** 53 - 1]), array];
 };
 
+const vcpuNumber = () =>
+  chance(0.3) || open.vcpu.length === 0 ? below(2000) : native.kickId(choice(open.vcpu));
+
+/** Runs that were begun on threads of vCPUs' own and have ended. */
+let ticks = 0;
+const tick = () => {
+  if (++ticks % 50 === 0)
+    throw Object.assign(new Error('a callback that throws'), { code: 'ERR_KVM_CLOSED' });
+};
+process.on('uncaughtException', (error) => {
+  if (error?.message !== 'a callback that throws') count.wrong.push(`uncaught: ${error?.stack ?? error}`);
+});
+
 const pageOffsets = [0, PAGE, 15 * PAGE, 16 * PAGE, 1, 2 ** 52];
 
 /** Arguments that the function may well accept. */
@@ -313,9 +326,19 @@ const plausible = {
   buffer: () => [choice([...open.memory, ...open.vcpu, ...open.ring])],
   fd: () => [anyHandle()],
   close: () => [anyHandle()],
+  shareVm: () => [choice(open.vm)],
+  openVm: () => {
+    const vm = choice(open.vm);
+    return [vm !== undefined && chance(0.8) ? native.shareVm(vm) : below(64)];
+  },
+  openVcpu: () => [vcpuNumber()],
   runner: () => [choice(open.vcpu)],
+  starter: () => [choice(open.vcpu), choice([() => {}, () => {}, tick])],
   kickId: () => [choice(open.vcpu)],
-  kick: () => [chance(0.5) ? below(2000) : open.vcpu.length > 0 ? native.kickId(choice(open.vcpu)) : 0],
+  kick: () => [vcpuNumber()],
+  stop: () => [vcpuNumber()],
+  pause: () => [vcpuNumber(), choice(open.eventfd)],
+  resume: () => [vcpuNumber()],
   userfaultfd: () => [paged],
   shareUserfaultfd: () => [choice(open.userfaultfd)],
   openUserfaultfd: () => {
@@ -348,6 +371,7 @@ const plausible = {
   drainEventfd: () => [choice(open.eventfd)],
   watch: () => [choice([...open.userfaultfd, ...open.eventfd]), choice([undefined, () => {}])],
   run: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
+  start: () => [choice([0.0001, 0.01, 0.5, 1, 2])],
 };
 
 /** Keeps a call from taking the host's memory or time; what JS may do to itself is not what is tested. */
@@ -367,10 +391,17 @@ function tame(name, args) {
     argument.fill(0, 12, 16);
   // Pages of a file that is too large would be allocated by fallocate().
   if (name === 'create' && is('KVM_CREATE_GUEST_MEMFD') && readable(argument) >= 8) argument.fill(0, 3, 8);
+  // As many as there are would share the processors for ever.
+  if (name === 'start' && (args[0] === undefined || (typeof args[0] === 'number' && args[0] > 10)))
+    args[0] = 1;
   // Without a limit, and with none to stop it, a guest may run for ever: also that of a vCPU which is left to
   // the garbage collector.
   if (name === 'run' && !(typeof args[0] === 'number' && args[0] <= 10)) {
-    for (const { id } of open.functions) native.kick(id);
+    for (const { id } of open.functions) {
+      // A run of one that is paused waits, whoever kicks it.
+      while (native.resume(id) === 0);
+      native.kick(id);
+    }
   }
 }
 
@@ -385,7 +416,8 @@ function call(name) {
   if (style < 6 && style > 2) args[below(args.length + 1)] = value();
   args = args.slice();
   tame(name, args);
-  const target = { run: choice(open.functions)?.run, issue: choice(prepared)?.() }[name] ?? native[name];
+  const mine = { run: choice(open.functions)?.run, start: choice(starters), issue: choice(prepared)?.() };
+  const target = mine[name] ?? native[name];
   if (target === undefined) return;
   if (log !== undefined) writeSync(log, describe(name, args), 0);
 
@@ -406,8 +438,15 @@ function call(name) {
   if (name === 'userfaultfd' && isExternal(result)) native.close(result);
   if (name === 'runner' && typeof result === 'function')
     open.functions.push({ run: result, id: native.kickId(args[0]) });
+  if (name === 'starter' && typeof result === 'function') starters.push(result);
+  if (name === 'openVm') keep('vm', result);
+  if (name === 'openVcpu') keep('vcpu', result);
+  while (starters.length > 8) starters.shift();
   if (name === 'close') forgetClosed(args[0]);
 }
+
+/** Functions that begin a run on a thread of the vCPU's own. */
+const starters = [];
 
 /** Ioctls that were made ready; their bytes are filled with anything, and now and then taken away. */
 const prepared = [];
@@ -474,8 +513,8 @@ function attempt(name) {
 
 for (let i = 0; count.calls < Number(CALLS); i++) {
   if (i % 400 === 0) furnish();
-  if (i % 5000 === 0) {
-    globalThis.gc?.();
+  if (i % 5000 === 0) globalThis.gc?.();
+  if (i % 1000 === 0) {
     // Finalizers and the ends of detached buffers come with the event loop.
     await new Promise((resolve) => setImmediate(resolve));
   }
@@ -485,6 +524,7 @@ for (let i = 0; count.calls < Number(CALLS); i++) {
 
 for (const kind of kinds) while (open[kind].length > 0) discard(kind, 0);
 open.functions.length = 0;
+starters.length = 0;
 closedHandles.length = 0;
 for (let i = 0; i < 3; i++) {
   globalThis.gc?.();
@@ -497,6 +537,7 @@ process.stdout.write(
     accepted: [...accepted],
     runs,
     fds: readdirSync('/proc/self/fd').length,
+    ticks,
     maxRssMiB: process.resourceUsage().maxRSS >> 10,
   })}\n`,
 );
