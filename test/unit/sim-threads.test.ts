@@ -2,7 +2,16 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Backend, type Handle, type SharedVcpu, VCPU_RUNNING } from '../../src/hypervisor/backend.ts';
 import { simulator } from '../../src/open.ts';
-import { Errno, Exit, ioctls, kvm_memory_attributes, kvm_regs, MemFlag } from '../../src/uapi/index.ts';
+import {
+  Errno,
+  Exit,
+  ioctls,
+  kvm_create_guest_memfd,
+  kvm_memory_attributes,
+  kvm_regs,
+  kvm_userspace_memory_region2,
+  MemFlag,
+} from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { getRegs, getSregs, made, setRegs, WaistVm } from '../support/waist.ts';
@@ -194,7 +203,7 @@ describe('a vCPU that a worker has opened', () => {
   });
 });
 
-describe('two workers that run vCPUs of one VM', () => {
+describe('two threads that run vCPUs of one VM', () => {
   it('lose no update that is made with LOCK', async () => {
     const backend = simulator();
     using vm = new WaistVm(backend);
@@ -271,6 +280,52 @@ describe('two workers that run vCPUs of one VM', () => {
     }
   });
 
+  it('have the same private memory, whoever touches a page first, and lose it when it is punched', async () => {
+    const backend = simulator();
+    using vm = new WaistVm(backend, PROTECTED);
+    const size = 0x10_0000;
+    const file = kvm_create_guest_memfd.encode({ size: 4 * size });
+    const secret = made(backend.create(vm.vm, ioctls.KVM_CREATE_GUEST_MEMFD.request, file));
+    const region = kvm_userspace_memory_region2.encode({
+      slot: 1,
+      flags: MemFlag.GUEST_MEMFD,
+      guestPhysAddr: size,
+      memorySize: 4 * size,
+      guestMemfdOffset: 0,
+    });
+    const { request } = ioctls.KVM_SET_USER_MEMORY_REGION2;
+    const shared = made(backend.allocate(4 * size));
+    expect(backend.ioctl(vm.vm, request, region, [{ memory: shared, offset: 0 }, secret])).toBe(0);
+    const attributes = kvm_memory_attributes.encode({ address: size, size: 4 * size, attributes: 8n });
+    expect(backend.ioctl(vm.vm, ioctls.KVM_SET_MEMORY_ATTRIBUTES.request, attributes)).toBe(0);
+    const adding = guest(
+      16,
+      `
+      b8 ff ff       | mov ax, 0xffff
+      8e d8          | mov ds, ax
+      66 ff 06 10 00 | inc dword ptr [0x10] # at 0x100000
+      66 a1 10 00    | mov eax, [0x10]
+      f4             | hlt
+      `,
+    );
+    const vcpus = [0x1000, 0x2000].map((at) => vm.vcpu(adding.code, at));
+    await using one = await opened(backend, vcpus[0]!);
+    const run = backend.runner(vcpus[1]!);
+    for (let count = 1n; count < 4n; count++) {
+      for (const [i, vcpu] of vcpus.entries()) setRegs(backend, vcpu, { rip: BigInt(0x1000 * (i + 1)) });
+      expect(await one.does('once')).toBe(Exit.HLT);
+      expect(getRegs(backend, vcpus[0]!).rax).toBe(2n * count - 1n);
+      expect(run(DEADLINE_MS)).toBe(Exit.HLT);
+      expect(getRegs(backend, vcpus[1]!).rax).toBe(2n * count);
+    }
+    expect(backend.bytes(shared)[0]).toBe(0);
+    expect(backend.fallocate(secret, 3, 0, 4 * size)).toBe(0);
+    for (const [i, vcpu] of vcpus.entries()) setRegs(backend, vcpu, { rip: BigInt(0x1000 * (i + 1)) });
+    expect(await one.does('once')).toBe(Exit.HLT);
+    expect(getRegs(backend, vcpus[0]!).rax).toBe(1n);
+    for (const handle of [secret, shared]) backend.close(handle);
+  });
+
   it('find a slot gone that the main thread deletes while they run', async () => {
     const backend = simulator();
     using vm = new WaistVm(backend);
@@ -302,9 +357,7 @@ describe('the main thread', () => {
         expect([0, 1]).toContain(now);
         return now === 1;
       });
-      await until(() =>
-        waits.every((vcpu) => acks[vcpus.indexOf(vcpu)]! && drained(backend, acks[vcpus.indexOf(vcpu)]!)),
-      );
+      for (const vcpu of waits) await until(() => backend.eventFds.drain(acks[vcpus.indexOf(vcpu)]!) > 0);
       for (const vcpu of chosen) expect(regsOf(backend, vcpu)).toBe(0);
       if (chosen.length === 2) {
         const before = vm.u32(COUNTER);
@@ -381,5 +434,3 @@ describe('the main thread', () => {
     }
   });
 });
-
-const drained = (backend: Backend, ack: Handle): boolean => backend.eventFds.drain(ack) > 0;

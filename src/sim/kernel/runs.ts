@@ -49,9 +49,9 @@ export class Runs {
     this.vcpu = vcpu;
   }
 
-  /** Whether a call on the vCPU would have to wait for the end of its run. */
+  /** Whether a call on the vCPU would have to wait for the end of its run; one from within it, by an observer, does not. */
   get busy(): boolean {
-    return this.started && !this.#parked;
+    return this.started && !this.#parked && !this.running;
   }
   /** Started, and waiting for resume(). */
   get parked(): boolean {

@@ -9,6 +9,8 @@ export const LOCK_WORDS = 4;
 
 /** How often one looks before one waits: some microseconds. */
 const SPINS = 200;
+/** How many slices there may be between two that wait for whom nobody has seen come: a tenth of a second. */
+const MOST_SKIPS = 4096;
 /** Milliseconds between two looks, should nobody wake who waits. */
 const LOOK_MS = 20;
 /** Milliseconds without a sign of life after which a thread is taken for gone: it cannot say so when it is terminated. */
@@ -72,10 +74,18 @@ export class VmLock {
     if (Atomics.load(words, WANTED) > 0) Atomics.notify(words, HOLDER);
   }
 
-  /** After leave(), by who comes again at once: lets somebody else have it who waits for it. */
+  /**
+   * After leave(), by who comes again at once: lets somebody else have it who waits for it. Who was terminated while it waited
+   * is still counted: the more often nobody comes, the more seldom it is waited for.
+   */
   yield(): void {
     const words = this.#words;
     const turns = Atomics.load(words, TURNS);
-    if (Atomics.load(words, WANTED) > 0) wait(words, TURNS, turns, 1);
+    if (Atomics.load(words, WANTED) <= 0 || this.#skips-- > 0) return;
+    wait(words, TURNS, turns, 1);
+    this.#skip = Atomics.load(words, TURNS) === turns ? Math.min(this.#skip * 2, MOST_SKIPS) : 1;
+    this.#skips = this.#skip;
   }
+  #skip = 1;
+  #skips = 0;
 }
