@@ -44,17 +44,35 @@ class Cells {
   }
 }
 
-/** What can be compared with what it was: values, and objects that are never changed in place. */
-function valuesOf(cpu: Cpu): unknown[] {
-  const { segments, ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, cr8, efer, xcr0, dr, msrs, cpuid } = cpu;
-  const { exception, interrupt, nmiPending, nmiMasked, shadow, halted, debug, debugging } = cpu;
-  return [
-    ...segments,
-    ...[ldtr, tr, gdtr, idtr, cr0, cr2, cr3, cr4, cr8, efer, xcr0, msrs.changes, cpuid],
-    ...dr,
-    ...[exception, interrupt, nmiPending, nmiMasked, shadow, halted],
-    ...[debug.hits, debug.stepLost, debug.held, debugging],
-  ];
+/** What can be compared with what it was: values, and objects that are never changed in place. Into an array that is there. */
+function collect(cpu: Cpu, into: unknown[]): void {
+  const { debug } = cpu;
+  let i = 0;
+  for (const one of cpu.segments) into[i++] = one;
+  for (const value of cpu.dr) into[i++] = value;
+  into[i++] = cpu.ldtr;
+  into[i++] = cpu.tr;
+  into[i++] = cpu.gdtr;
+  into[i++] = cpu.idtr;
+  into[i++] = cpu.cr0;
+  into[i++] = cpu.cr2;
+  into[i++] = cpu.cr3;
+  into[i++] = cpu.cr4;
+  into[i++] = cpu.cr8;
+  into[i++] = cpu.efer;
+  into[i++] = cpu.xcr0;
+  into[i++] = cpu.msrs.changes;
+  into[i++] = cpu.cpuid;
+  into[i++] = cpu.exception;
+  into[i++] = cpu.interrupt;
+  into[i++] = cpu.nmiPending;
+  into[i++] = cpu.nmiMasked;
+  into[i++] = cpu.shadow;
+  into[i++] = cpu.halted;
+  into[i++] = debug.hits;
+  into[i++] = debug.stepLost;
+  into[i++] = debug.held;
+  into[i++] = cpu.debugging;
 }
 
 export class SharedFields {
@@ -62,6 +80,7 @@ export class SharedFields {
   readonly #memory: ArrayBufferLike;
   readonly #offset: number;
   #last: unknown[] = [];
+  #now: unknown[] = [];
 
   /** @param offset where its cells begin */
   constructor(cpu: Cpu, memory: ArrayBufferLike, offset: number) {
@@ -72,14 +91,17 @@ export class SharedFields {
 
   /** Writes them, if one is not what it was. */
   store(): void {
-    const values = valuesOf(this.#cpu);
-    if (values.length === this.#last.length && values.every((value, i) => value === this.#last[i])) return;
-    this.#last = values;
+    const [last, now] = [this.#last, this.#now];
+    collect(this.#cpu, now);
+    let i = 0;
+    while (i < now.length && now[i] === last[i]) i++;
+    if (i === now.length) return;
+    [this.#last, this.#now] = [now, last];
     this.#write(new Cells(this.#memory, this.#offset));
   }
   load(): void {
     this.#read(new Cells(this.#memory, this.#offset));
-    this.#last = valuesOf(this.#cpu);
+    collect(this.#cpu, this.#last);
   }
 
   #write(cells: Cells): void {

@@ -11,8 +11,8 @@ import type { End } from './run.ts';
 import { scheduler } from './schedule.ts';
 import type { KvmVcpu } from './vcpu.ts';
 
-/** Instructions between two looks at what is asked: some tens of microseconds, or some hundred where code is cold. */
-export const SLICE = 2 ** 15;
+/** Instructions between two looks at what is asked: so many that they take some tens of microseconds. */
+const Slice = { least: 2 ** 11, first: 2 ** 13, most: 2 ** 16, shortMs: 0.03, longMs: 0.1 } as const;
 /** What a timer can be set to, in milliseconds. */
 const MAX_TIMEOUT = 2 ** 31 - 1;
 const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
@@ -82,13 +82,18 @@ export class Runs {
     const { vcpu } = this;
     this.#phase = 'new';
     this.running = true;
+    let last: number | undefined;
     try {
       for (;;) {
-        const step = this.#step(SLICE, false);
+        const step = this.#step(this.slice, false);
         if (typeof step === 'number') return step;
-        if (deadline !== Infinity && performance.now() >= deadline) return this.expire();
-        if (step === undefined) vcpu.vm.share?.lock.yield();
-        else if (!this.#wait(deadline)) return this.#alone(() => this.#end(-Errno.EINTR));
+        const now = performance.now();
+        if (now >= deadline) return this.expire();
+        if (step === undefined) {
+          if (last !== undefined) this.adapt(now - last);
+          last = now;
+          vcpu.vm.share?.lock.yield();
+        } else if (!this.#wait(deadline)) return this.#alone(() => this.#end(-Errno.EINTR));
       }
     } finally {
       this.running = false;
@@ -111,6 +116,14 @@ export class Runs {
       scheduler.add(this);
       return 0;
     };
+  }
+
+  /** Instructions of a slice, where it makes no difference to the guest how many they are. */
+  slice: number = Slice.first;
+  /** @param ms what the last slice took */
+  adapt(ms: number): void {
+    if (ms > Slice.longMs) this.slice = Math.max(this.slice / 2, Slice.least);
+    else if (ms < Slice.shortMs) this.slice = Math.min(this.slice * 2, Slice.most);
   }
 
   /** A part of a started run. */

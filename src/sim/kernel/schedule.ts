@@ -13,8 +13,6 @@ import type { KvmVm } from './vm.ts';
 
 /** Instructions that a vCPU executes at most before another one's turn comes. */
 const QUANTUM = 2 ** 14;
-/** Of a vCPU that is alone: nobody could tell where its quanta end. */
-const ALONE = 2 ** 15;
 /** Of one quantum, how many slices that end early, because the code is cold. */
 const SLICES = 4;
 const TICK_MS = 1;
@@ -51,6 +49,8 @@ function bySending(): ((call: () => void) => void) | undefined {
 class Scheduler {
   /** What is started in this thread, of each VM in the order of the vCPUs' numbers. */
   readonly #started = new Map<KvmVm, Runs[]>();
+  /** Whose end is being told: it may begin again. */
+  #telling: Runs | undefined;
   #armed = false;
   /** In a tick: what is started now needs no other. */
   #ticking = false;
@@ -58,6 +58,7 @@ class Scheduler {
   readonly #watched = new Set<Runs>();
 
   add(runs: Runs): void {
+    if (runs === this.#telling) return; // it is where it was
     const { vm, id } = runs.vcpu;
     const all = this.#started.get(vm) ?? [];
     const at = all.findIndex((other) => other.vcpu.id > id);
@@ -119,7 +120,9 @@ class Scheduler {
     if (ready.length === 0) return false;
     const alone = ready.length === 1;
     const runs = alone ? ready[0]! : ready[vm.random.below(ready.length)]!;
-    let left = alone ? ALONE : 1 + vm.random.below(QUANTUM);
+    // Of one that is alone nobody could tell where its quanta end.
+    let left = alone ? runs.slice : 1 + vm.random.below(QUANTUM);
+    let exits = false;
     for (let slices = 0; slices < SLICES && left > 0; ) {
       const before = runs.vcpu.instructions;
       const step: Step = runs.step(left, !alone);
@@ -129,15 +132,22 @@ class Scheduler {
         slices++;
         vm.share?.lock.yield();
       } else if (!this.#done(runs, step)) return 'ends';
+      else exits = true;
     }
+    if (alone && !exits) runs.adapt(performance.now() - now);
     return true;
   }
 
   /** Tells how a run has ended; gives whether the next one has begun. */
   #done(runs: Runs, result: number): boolean {
-    this.#remove(runs);
     runs.finish();
-    runs.done(result);
+    this.#telling = runs;
+    try {
+      runs.done(result);
+    } finally {
+      this.#telling = undefined;
+      if (!runs.started) this.#remove(runs);
+    }
     return runs.started;
   }
   #remove(runs: Runs): void {
