@@ -74,6 +74,11 @@ export class Decoder {
     return this.#emulators;
   }
 
+  /** A thread's first instruction costs some fifty milliseconds, in which iced-x86 makes its tables: to have it behind one. */
+  prepare(): void {
+    this.decode(Uint8Array.of(0x90), 64, 0n, () => false);
+  }
+
   /**
    * The instructions from the start of `bytes` on: as long as `more` says so, and they are whole. When there is none,
    * gives whether more bytes would have helped ('short') or the bytes are no instruction ('invalid').

@@ -104,6 +104,7 @@ export class Runs {
 
   /** As the backend's starter. */
   starter(done: (result: number) => void): (timeoutMs?: number) => number {
+    this.vcpu.vm.host.decoder.prepare(); // a tick is shorter than that
     return (timeoutMs = Number.POSITIVE_INFINITY) => {
       const deadline = deadlineOf(timeoutMs);
       const refused = this.#refused();
