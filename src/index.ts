@@ -2,6 +2,8 @@
 export * from './core.ts';
 export { type OpenOptions, openHypervisor, type SimulatedHost } from './open.ts';
 export { type Feature, features, missing } from './probe/features.ts';
+export { ReplayError, type ReplayFailure } from './replay/errors.ts';
+export { openReplay, Replay, type ReplayOptions } from './replay/index.ts';
 export type { GuestException } from './vmm/exceptions.ts';
 export { type LoadOptions, loadGuest } from './vmm/loader.ts';
 export {

@@ -2,12 +2,14 @@
 import { getEnvironmentData, setEnvironmentData, threadId } from 'node:worker_threads';
 import { connectDiagnostics } from './diagnostics.ts';
 import { object } from './hypervisor/args.ts';
-import type { BackendName } from './hypervisor/backend.ts';
+import type { Backend, BackendName } from './hypervisor/backend.ts';
 import { outOfRange, UnavailableError, wrongType } from './hypervisor/errors.ts';
 import { Hypervisor } from './hypervisor/hypervisor.ts';
 import { kvmBackend } from './kvm/backend.ts';
 import { ADDON_WARNED, packageRequire } from './package.ts';
 import { type Feature, features, missing } from './probe/features.ts';
+import { RecordingFile } from './replay/file.ts';
+import { recordingBackend } from './replay/record.ts';
 import {
   type KickTable,
   makeKickTable,
@@ -33,6 +35,11 @@ export interface OpenOptions {
   readonly device?: string;
   /** What the simulated host is, if it comes to that. */
   readonly simulated?: SimulatedHost;
+  /**
+   * The file in which all that goes on between this Hypervisor and its backend is recorded, for openReplay(). It is whole
+   * once all that was opened is closed, or when the process ends. A recording takes time at each exit.
+   */
+  readonly record?: string;
 }
 
 /**
@@ -52,7 +59,7 @@ export interface OpenOptions {
  */
 export function openHypervisor(options: OpenOptions = {}): Hypervisor {
   connectDiagnostics();
-  const { backend = 'auto', needs = [], device, simulated } = object('options', options);
+  const { backend = 'auto', needs = [], device, simulated, record } = object('options', options);
   if (backend !== 'auto' && backend !== 'kvm' && backend !== 'sim')
     throw outOfRange('backend', backend, "'auto', 'kvm' or 'sim'");
   if (!Array.isArray(needs)) throw wrongType('needs', needs, 'an array of features');
@@ -63,36 +70,56 @@ export function openHypervisor(options: OpenOptions = {}): Hypervisor {
   if (device !== undefined && typeof device !== 'string') throw wrongType('device', device, 'a path');
   if (device === '') throw outOfRange('device', device, 'a path');
   if (simulated !== undefined) object('simulated', simulated);
+  if (record !== undefined && (typeof record !== 'string' || record === ''))
+    throw wrongType('record', record, 'a path');
 
-  if (backend === 'kvm') return openKvm(needs, device);
-  if (backend === 'sim') return openSimulator(needs, simulated);
+  if (backend === 'kvm') return openKvm(needs, record, device);
+  if (backend === 'sim') return openSimulator(needs, record, simulated);
   try {
-    return openKvm(needs, device);
+    return openKvm(needs, record, device);
   } catch (error) {
     if (!(error instanceof UnavailableError)) throw error;
-    return fallBack(error, needs, simulated);
+    return fallBack(error, needs, record, simulated);
   }
 }
 
-const openKvm = (needs: readonly Feature[], device?: string): Hypervisor =>
-  able(new Hypervisor(kvmBackend(device)), needs, "this host's KVM");
+const openKvm = (needs: readonly Feature[], record?: string, device?: string): Hypervisor =>
+  able(kvmBackend(device), needs, "this host's KVM", record);
 
-const openSimulator = (needs: readonly Feature[], host?: SimulatedHost, why?: string): Hypervisor =>
-  able(new Hypervisor(simulator(host), why), needs, 'the simulator');
+const openSimulator = (
+  needs: readonly Feature[],
+  record?: string,
+  host?: SimulatedHost,
+  why?: string,
+): Hypervisor => able(simulator(host), needs, 'the simulator', record, why);
 
-/** The hypervisor, if it can do all that is needed. */
-function able(hv: Hypervisor, needs: readonly Feature[], name: string): Hypervisor {
+/** The hypervisor, if it can do all that is needed. That is tried before anything is recorded. */
+function able(
+  backend: Backend,
+  needs: readonly Feature[],
+  name: string,
+  record: string | undefined,
+  why?: string,
+): Hypervisor {
+  const hv = new Hypervisor(backend, why);
   const lacks = missing(hv, needs);
-  if (lacks.length === 0) return hv;
+  if (lacks.length === 0 && record === undefined) return hv;
   hv.close();
+  if (record !== undefined && lacks.length === 0)
+    return new Hypervisor(recordingBackend(backend, new RecordingFile(record), why), why);
   const list = lacks.map(({ feature, reason }) => `${feature} (${reason})`).join(', ');
   throw new UnavailableError('feature', `${name} lacks ${list}`);
 }
 
 /** The simulator in KVM's place. Where it cannot be had either, what is wrong with KVM is what matters. */
-function fallBack(why: UnavailableError, needs: readonly Feature[], host?: SimulatedHost): Hypervisor {
+function fallBack(
+  why: UnavailableError,
+  needs: readonly Feature[],
+  record?: string,
+  host?: SimulatedHost,
+): Hypervisor {
   try {
-    const hv = openSimulator(needs, host, why.message);
+    const hv = openSimulator(needs, record, host, why.message);
     if (why.reason === 'addon') warnOfAddon(why);
     return hv;
   } catch (error) {

@@ -55,6 +55,12 @@ export const pages = [
     files: [/^vmm\/migration\//],
   },
   {
+    page: 'replay',
+    title: 'Record and replay',
+    about: 'A recorded session again, without KVM.',
+    files: [/^replay\//],
+  },
+  {
     page: 'features',
     title: 'Features of a host',
     about: 'What a hypervisor can do, found by trying, and why it lacks the rest.',

@@ -268,6 +268,10 @@ export interface Backend {
   observe?(vcpu: Handle, observer: Observer | undefined): void;
   /** Calls before the kernel itself touches a page of this memory, with its offset: in the simulator. */
   ownAccesses?(memory: Handle, serve: ((offset: number) => void) | undefined): void;
+  /** Bytes of a memory were written by a way that no call here shows. Where that is kept: in a recording. */
+  mark?(memory: Handle, offset: number, size: number): void;
+  /** What a VMM takes from elsewhere: kept in a recording, and given back by its replay. Hypervisor.input() is this. */
+  input?<T>(name: string, read: () => T): T;
   /** Idempotent. */
   close(handle: Handle): void;
 }

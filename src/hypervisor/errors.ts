@@ -32,7 +32,13 @@ export type ErrorCode =
   /** What only the thread may do that has made the VM. */
   | 'ERR_KVM_NOT_OWNER'
   /** A guest that could not be handed over: the peer is gone, silent, of another version, or sends what it must not. */
-  | 'ERR_KVM_MIGRATION';
+  | 'ERR_KVM_MIGRATION'
+  /** What a recording cannot have faithfully: the message names it. */
+  | 'ERR_KVM_UNRECORDABLE'
+  /** A recording that cannot be written: a full disk, most often. */
+  | 'ERR_KVM_RECORDING'
+  /** A replay that cannot go on, or a recording that cannot be read: a ReplayError says where and how. */
+  | 'ERR_KVM_REPLAY';
 
 /** A system call that the kernel (or the simulator, with the same errno) refused. */
 export class KvmError extends Error {

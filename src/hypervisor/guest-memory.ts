@@ -113,7 +113,9 @@ export class GuestMemory implements Disposable {
    */
   markDirty(offset: number, size: number): void {
     const from = integer('offset', offset, this.size);
-    this.#mark(from, integer('size', size, this.size - from));
+    const length = integer('size', size, this.size - from);
+    this.#backend.mark?.(this.handle, from, length);
+    this.#mark(from, length);
   }
   #mark(offset: number, size: number): void {
     if (this.#listeners === undefined || size === 0) return;

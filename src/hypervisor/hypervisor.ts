@@ -265,6 +265,19 @@ export class Hypervisor implements Disposable {
     throw new KvmError(result, 'open', undefined, `the ${what} that was shared is closed, or never was`);
   }
 
+  /**
+   * What a VMM takes from elsewhere than from its guest: a clock, a file, what somebody types. It is what `read` gives; in a
+   * recording it is kept, and in a replay it is what was kept, and `read` is not called. See openReplay() of vmexit.
+   * @param name tells inputs apart: a replay whose VMM asks for another one has diverged
+   * @param read gives numbers, bigints, strings, bytes, and arrays and plain objects of them; it must not use this package
+   */
+  input<T>(name: string, read: () => T): T {
+    if (typeof name !== 'string') throw wrongType('name', name, 'a string');
+    if (typeof read !== 'function') throw wrongType('read', read, 'a function');
+    const { backend } = this.#fd;
+    return backend.input === undefined ? read() : backend.input(name, read);
+  }
+
   /** What Node shows of it in a terminal: its backend, and why it is not the other one. */
   [inspect](depth: number, options: unknown, nodes: Inspect): string {
     const { backend, fallback, closed } = this;

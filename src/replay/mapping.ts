@@ -1,0 +1,43 @@
+/** Memory that VMM and kernel both write without a call: kvm_run with the pages after it, and rings. */
+import type { Value } from './codec.ts';
+
+/** A mapping, and what it held when it was looked at last. */
+export class Mapping {
+  readonly bytes: Uint8Array;
+  readonly #words: Int32Array;
+  readonly #shadow: Int32Array;
+
+  /** Begins as zeroes: the first changes() tells what is there. */
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+    this.#words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >>> 2);
+    this.#shadow = new Int32Array(this.#words.length);
+  }
+
+  /** What has changed since, as pairs of an offset and the bytes there. */
+  changes(): Value[] {
+    const words = this.#words;
+    const shadow = this.#shadow;
+    const found: Value[] = [];
+    for (let i = 0; i < words.length; i++) {
+      if (words[i] === shadow[i]) continue;
+      let end = i + 1;
+      while (end < words.length && words[end] !== shadow[end]) end++;
+      shadow.set(words.subarray(i, end), i);
+      found.push(i * 4, this.bytes.slice(i * 4, end * 4));
+      i = end;
+    }
+    return found;
+  }
+
+  /** Puts such changes in place, as nobody's here. */
+  apply(changes: readonly Value[]): void {
+    const shadow = new Uint8Array(this.#shadow.buffer);
+    for (let i = 0; i < changes.length; i += 2) {
+      const at = changes[i] as number;
+      const bytes = changes[i + 1] as Uint8Array;
+      this.bytes.set(bytes, at);
+      shadow.set(bytes, at);
+    }
+  }
+}

@@ -1,0 +1,534 @@
+/** The replaying backend: it answers from a recording, and holds the VMM to what the recorded one did. */
+import type { Backend, BackendName, Handle, Observer, Reference } from '../hypervisor/backend.ts';
+import { KvmError, VmexitError } from '../hypervisor/errors.ts';
+import { type DialectName, dialects } from '../uapi/dialects.ts';
+import { Errno } from '../uapi/errno.ts';
+import { ioctls } from '../uapi/ioctls.ts';
+import { decoded, encoded, fingerprint, HandleId, sameBytes, type Value } from './codec.ts';
+import { ReplayError, type ReplayFailure } from './errors.ts';
+import { Mapping } from './mapping.ts';
+import { PageModel } from './page-model.ts';
+import { callbacks, type Entry, floating, type Kind, type Source } from './records.ts';
+import { argumentOf, describe, difference, discards, rows, touchesPages } from './waist.ts';
+
+const PAGE = 4096;
+
+/** A handle of this backend's. */
+interface Opened {
+  readonly id: HandleId;
+  /** `vCPU 0` */
+  readonly name: string;
+  readonly size: number;
+  closed: boolean;
+  /** Of a vCPU or a ring. */
+  mapping?: Mapping;
+  readonly of?: Opened;
+  /** The VM of a vCPU. */
+  readonly vm?: Opened;
+  /** Of guest memory, once it is needed. */
+  memory?: Uint8Array;
+  readonly model: PageModel;
+  kickId?: number;
+  running?: boolean;
+  done?: (result: number) => void;
+  ready?: (() => void) | undefined;
+  observer?: Observer | undefined;
+  serve?: ((offset: number) => void) | undefined;
+}
+
+/** What a call has got: its result, and what else its record has. */
+interface Answer {
+  readonly result: Value;
+  readonly rest: readonly Value[];
+}
+
+/** How long the VMM may keep a replay waiting for its next call, in milliseconds. */
+export const STALL_MS = 30_000;
+
+export class Replayer {
+  readonly #source: Source;
+  readonly #stallMs: number;
+  readonly #opened = new Map<number, Opened>();
+  #next: Entry | undefined;
+  #sequence = 0;
+  /** Calls back that came before a call which the VMM has made already. */
+  readonly #late: Entry[] = [];
+  #scheduled = false;
+  #error: ReplayError | undefined;
+  /** What keeps the event loop alive, and tells of a VMM that does nothing. */
+  #stall: ReturnType<typeof setTimeout> | undefined;
+  #waiting = 0;
+
+  constructor(source: Source, stallMs = STALL_MS) {
+    this.#source = source;
+    this.#stallMs = stallMs;
+    this.#advance();
+  }
+
+  /** The number of the last record that was replayed. */
+  get position(): number {
+    return this.#next === undefined ? this.#sequence : this.#sequence - 1;
+  }
+  /** Whether all of it was replayed, but for what was closed. */
+  get ended(): boolean {
+    this.#skip();
+    return this.#late.length === 0 && this.#next === undefined;
+  }
+  get error(): ReplayError | undefined {
+    return this.#error;
+  }
+
+  #advance(): void {
+    this.#next = this.#source.next();
+    if (this.#next !== undefined) this.#sequence++;
+  }
+  #skip(): void {
+    while (this.#next !== undefined && floating.has(this.#next.kind)) this.#advance();
+  }
+  #nameOf = ({ id }: HandleId): string => this.#opened.get(id)?.name ?? `handle ${id}`;
+
+  #fail(failure: ReplayFailure, expected: string | undefined, came: string, how: string): ReplayError {
+    const what = `${failure === 'ended' ? 'ends' : failure === 'stalled' ? 'waits' : 'diverges'} at record ${this.#sequence}`;
+    const message = `the replay ${what}: ${how}`;
+    this.#error ??= new ReplayError(failure, message, { sequence: this.#sequence, expected, came });
+    this.#wait(-this.#waiting);
+    return this.#error;
+  }
+  #over(came: string): ReplayError {
+    const why = this.#source.complete ? 'the recorded VMM ended there' : 'the recording was cut off there';
+    return this.#fail('ended', undefined, came, `${why}, and ${came} comes next`);
+  }
+
+  /** The record of the next call; what is to be called back before it is put by. */
+  #head(): Entry | undefined {
+    this.#skip();
+    while (this.#next !== undefined && callbacks.has(this.#next.kind)) {
+      this.#late.push(this.#next);
+      this.#advance();
+      this.#skip();
+    }
+    return this.#next;
+  }
+
+  /** Takes the record of this call. */
+  #take(kind: Kind, given: readonly Value[]): Answer {
+    if (this.#error) throw this.#error;
+    const entry = this.#head();
+    const bytes = encoded(given);
+    const came = () => describe({ kind, given: bytes }, this.#nameOf);
+    if (entry === undefined) throw this.#over(came());
+    if (entry.kind !== kind || !sameBytes(entry.given, bytes)) throw this.#diverged(entry, kind, bytes);
+    this.#advance();
+    return this.#answer(entry);
+  }
+
+  #diverged(entry: Entry, kind: Kind, bytes: Uint8Array): ReplayError {
+    const expected = describe(entry, this.#nameOf);
+    const came = describe({ kind, given: bytes }, this.#nameOf);
+    if (expected !== came)
+      return this.#fail('diverged', expected, came, `the recording has ${expected}, and ${came} came`);
+    const [had, has] = difference(entry, bytes, this.#nameOf);
+    return this.#fail(
+      'diverged',
+      `${expected}: ${had}`,
+      `${came}: ${has}`,
+      `${expected} with ${had} is recorded, and with ${has} it came`,
+    );
+  }
+
+  /** What the record says that has come of the call, with its effects in place. */
+  #answer(entry: Entry): Answer {
+    const [threw, result, mapped = [], pages = [], ...rest] = decoded(entry.got);
+    this.#progress();
+    if (threw) throw rethrown(result as { [name: string]: Value });
+    this.#apply(mapped as Value[], pages as Value[]);
+    return { result, rest };
+  }
+  #apply(mapped: readonly Value[], pages: readonly Value[]): void {
+    for (const [id, ...changes] of mapped as (readonly [HandleId, ...Value[]])[])
+      this.#opened.get(id.id)?.mapping?.apply(changes);
+    for (const [id, ...changes] of pages as (readonly [number, ...Value[]])[]) {
+      const opened = this.#opened.get(id);
+      if (opened === undefined) continue;
+      const memory = memoryOf(opened);
+      for (let i = 0; i < changes.length; i += 2) {
+        const page = changes[i] as number;
+        const bytes = changes[i + 1] as Uint8Array | null;
+        if (bytes !== null) opened.model.write(page * PAGE, bytes);
+        memory.set(bytes ?? opened.model.bytes(page), page * PAGE);
+      }
+    }
+  }
+
+  // The event loop
+
+  /** Sees to it that what is called back is called back, and that the event loop lives until then. */
+  #progress(): void {
+    if (this.#stall !== undefined) {
+      clearTimeout(this.#stall);
+      this.#stall = undefined;
+    }
+    this.#wait(0);
+    const isNext = this.#late.length > 0 || (this.#next !== undefined && callbacks.has(this.#next.kind));
+    if (!isNext || this.#scheduled) return;
+    this.#scheduled = true;
+    soon(this.#deliver);
+  }
+  #wait(more: number): void {
+    this.#waiting += more;
+    if (this.#waiting > 0) this.#stall ??= setTimeout(this.#stalled, this.#stallMs);
+    else {
+      clearTimeout(this.#stall);
+      this.#stall = undefined;
+    }
+  }
+  #stalled = (): void => {
+    this.#stall = undefined;
+    if (this.#error) return;
+    this.#skip();
+    if (this.#next === undefined) this.#over('the end of a run');
+    else {
+      const expected = describe(this.#next, this.#nameOf);
+      this.#fail(
+        'stalled',
+        expected,
+        'nothing',
+        `${expected} is recorded, and the VMM has made no call for ${this.#stallMs / 1000} s`,
+      );
+    }
+    for (const opened of this.#opened.values()) {
+      if (!opened.running) continue;
+      opened.running = false;
+      opened.done?.(-Errno.EIO);
+    }
+  };
+
+  #deliver = (): void => {
+    this.#scheduled = false;
+    if (this.#error) return;
+    this.#skip();
+    let entry = this.#late.shift();
+    if (entry === undefined && this.#next !== undefined && callbacks.has(this.#next.kind)) {
+      entry = this.#next;
+      this.#advance();
+    }
+    if (entry === undefined) return;
+    const { result } = this.#answer(entry);
+    this.#callBack(entry, result);
+  };
+
+  #callBack(entry: Entry, result: Value): void {
+    const [id, name] = decoded(entry.given) as [HandleId, string];
+    const opened = this.#opened.get(id.id);
+    if (opened === undefined) return;
+    if (entry.kind === 'ready') opened.ready?.();
+    else if (entry.kind === 'ownAccess') opened.serve?.((result as number[])[0]!);
+    else if (entry.kind === 'observed') {
+      const observer = opened.observer as { [name: string]: ((...args: unknown[]) => void) | undefined };
+      observer?.[name]?.(...(result as Value[]));
+    } else if (opened.running) {
+      opened.running = false;
+      this.#wait(-1);
+      opened.done?.(result as number);
+    }
+  }
+
+  // The waist
+
+  #of(handle: Handle): Opened {
+    return handle as unknown as Opened;
+  }
+  #id = (handle: Handle): HandleId => this.#of(handle).id;
+  #open(result: Value, name: string, also: Partial<Opened> = {}): Handle | number {
+    if (!(result instanceof HandleId)) return result as number;
+    const opened: Opened = { id: result, name, size: 0, closed: false, model: new PageModel(), ...also };
+    this.#opened.set(result.id, opened);
+    return opened as unknown as Handle;
+  }
+
+  #written(vcpu: Opened): Value[] {
+    const changed: Value[] = [];
+    for (const opened of this.#opened.values()) {
+      if (opened.mapping === undefined || (opened !== vcpu && opened.of !== vcpu)) continue;
+      const changes = opened.mapping.changes();
+      if (changes.length > 0) changed.push([opened.id, ...changes]);
+    }
+    return changed;
+  }
+  #reference = (reference: Reference): Value => {
+    if (reference === null || reference instanceof Uint8Array) return reference;
+    return 'memory' in reference
+      ? [this.#id(reference.memory), reference.offset]
+      : this.#id(reference as Handle);
+  };
+
+  #ioctl = (
+    handle: Handle,
+    request: number,
+    argument?: number | bigint | Uint8Array,
+    references: readonly Reference[] = [],
+  ): number => {
+    const opened = this.#of(handle);
+    const row = rows.get(request);
+    const touched = touchesPages(row) ? this.#pagesOf(opened) : [];
+    const written = touched.flatMap((vcpu) => this.#written(vcpu));
+    const given = [opened.id, request, argumentOf(row, argument), references.map(this.#reference), written];
+    const { result, rest } = this.#take('ioctl', given);
+    fill(argument, references, rest);
+    return result as number;
+  };
+  #pagesOf(opened: Opened): Opened[] {
+    if (opened.mapping) return opened.running ? [] : [opened];
+    return [...this.#opened.values()].filter(
+      ({ vm, mapping, running }) => mapping && vm === opened && !running,
+    );
+  }
+
+  #create = (
+    handle: Handle,
+    request: number,
+    argument: number | bigint | Uint8Array,
+    references: readonly Reference[] = [],
+  ): Handle | number => {
+    const row = rows.get(request);
+    const on = this.#of(handle);
+    const given = [on.id, request, argumentOf(row, argument), references.map(this.#reference)];
+    const { result, rest } = this.#take('create', given);
+    fill(argument, references, rest);
+    if (row === ioctls.KVM_CREATE_VCPU) return this.#open(result, `vCPU ${argument}`, { vm: on });
+    return this.#open(result, row === ioctls.KVM_CREATE_VM ? 'the VM' : `what ${row?.name} made`);
+  };
+
+  #bytes = (handle: Handle): Uint8Array => {
+    const opened = this.#of(handle);
+    const isPages = opened.size === 0;
+    if (opened.closed && isPages) return new Uint8Array(0);
+    if (!isPages) {
+      this.#take('bytes', [opened.id]);
+      return memoryOf(opened);
+    }
+    // Its size is in the record, and has to be there before the contents are put in place.
+    const next = this.#head();
+    if (opened.mapping === undefined && next?.kind === 'bytes')
+      opened.mapping = new Mapping(new Uint8Array(decoded(next.got)[1] as number));
+    this.#take('bytes', [opened.id]);
+    return opened.mapping!.bytes;
+  };
+
+  #runner = (vcpu: Handle): ((timeoutMs?: number) => number) => {
+    const opened = this.#of(vcpu);
+    this.#take('runner', [opened.id]);
+    return () => {
+      if (opened.closed) return -Errno.EBADF;
+      const isTold = this.#head()?.kind === 'runBegin';
+      const begun = this.#take(isTold ? 'runBegin' : 'run', [opened.id, this.#written(opened)]);
+      return (isTold ? this.#toldRun(opened) : begun.result) as number;
+    };
+  };
+  /** Observers are told inside of it. */
+  #toldRun(opened: Opened): Value {
+    try {
+      while (this.#next?.kind === 'observed' || this.#next?.kind === 'ownAccess') {
+        const entry = this.#next;
+        this.#advance();
+        this.#callBack(entry, this.#answer(entry).result);
+      }
+    } catch (error) {
+      // The recorded one has thrown here too, or this one has gone another way.
+      if ((this.#next?.kind as Kind | undefined) === 'runEnd') this.#advance();
+      throw error;
+    }
+    return this.#take('runEnd', [opened.id]).result;
+  }
+
+  #starter = (vcpu: Handle, done: (result: number) => void): (() => number) => {
+    const opened = this.#of(vcpu);
+    opened.done = done;
+    this.#take('starter', [opened.id]);
+    return () => {
+      if (opened.closed) return -Errno.EBADF;
+      const given = [opened.id, opened.running ? [] : this.#written(opened)];
+      const result = this.#take('start', given).result as number;
+      if (result === 0) {
+        opened.running = true;
+        this.#wait(1);
+        this.#progress();
+      }
+      return result;
+    };
+  };
+
+  #isKicked = (number: number): boolean =>
+    [...this.#opened.values()].some(({ kickId, closed }) => kickId === number && !closed);
+
+  #plain = (kind: Kind, ...given: Value[]): number => this.#take(kind, given).result as number;
+
+  backend(): Backend {
+    const id = this.#id;
+    const { head } = this.#source;
+    const has = (name: string) => head.has.includes(name);
+    // The recorder has refused them: whoever calls has diverged.
+    const none = (name: string) => (): never => {
+      throw this.#error ?? this.#fail('diverged', undefined, name, `${name}() is in no recording`);
+    };
+    const plain = this.#plain;
+    return {
+      name: head.backend as BackendName,
+      ...(head.dialect !== undefined && head.dialect in dialects && { dialect: head.dialect as DialectName }),
+      open: () => this.#open(this.#take('open', []).result, 'the hypervisor') as Handle,
+      ioctl: this.#ioctl,
+      create: this.#create,
+      ...(has('readStats') && {
+        readStats: (stats, offset, bytes) => {
+          const { result, rest } = this.#take('readStats', [id(stats), offset, bytes.length]);
+          if (rest[0] instanceof Uint8Array) bytes.set(rest[0]);
+          return result as number;
+        },
+      }),
+      allocate: (size) => this.#open(this.#take('allocate', [size]).result, 'guest memory', { size }),
+      reserve: (size) => this.#open(this.#take('reserve', [size]).result, 'a reservation'),
+      mapGuestMemfd: none('mapGuestMemfd'),
+      mapDirtyRing: (vcpu) => {
+        const of = this.#of(vcpu);
+        return this.#open(this.#take('mapDirtyRing', [of.id]).result, `the ring of ${of.name}`, { of });
+      },
+      share: (memory) => this.#take('share', [id(memory)]).result as never,
+      openMemory: none('openMemory'),
+      bytes: this.#bytes,
+      write: (memory, offset, bytes) => {
+        const opened = this.#of(memory);
+        this.#take('write', [opened.id, offset, fingerprint(bytes)]);
+        memoryOf(opened).set(bytes, offset);
+        opened.model.write(offset, bytes);
+      },
+      read: (memory, offset, into) => {
+        const opened = this.#of(memory);
+        this.#take('read', [opened.id, offset, into.length]);
+        into.set(memoryOf(opened).subarray(offset, offset + into.length));
+      },
+      fallocate: (handle, mode, offset, size) => {
+        const result = plain('fallocate', id(handle), mode, offset, size);
+        if (result === 0 && discards.fallocate(mode)) punch(this.#of(handle), offset, size);
+        return result;
+      },
+      seek: (memory, offset, whence) => plain('seek', id(memory), offset, whence),
+      madvise: (memory, advice, offset, size) => {
+        const result = plain('madvise', id(memory), advice, offset, size);
+        if (result === 0 && discards.madvise(advice)) punch(this.#of(memory), offset, size);
+        return result;
+      },
+      eventFds: {
+        create: (initial, semaphore) =>
+          this.#open(this.#take('createEventFd', [initial, semaphore]).result, 'an eventfd'),
+        share: (eventFd) => this.#take('shareEventFd', [id(eventFd)]).result as never,
+        open: (token) => this.#open(this.#take('openEventFd', [token.number]).result, 'an eventfd'),
+        signal: (eventFd, count) => plain('signal', id(eventFd), count),
+        drain: (eventFd) => plain('drain', id(eventFd)),
+        watch: (eventFd, callback) => {
+          const opened = this.#of(eventFd);
+          const result = plain('watch', opened.id, callback !== undefined);
+          if (result >= 0) {
+            this.#wait((callback ? 1 : 0) - (opened.ready ? 1 : 0));
+            opened.ready = callback;
+          }
+          return result;
+        },
+      },
+      shareVm: none('shareVm'),
+      openVm: none('openVm'),
+      shareVcpu: none('shareVcpu'),
+      openVcpu: none('openVcpu'),
+      runner: this.#runner,
+      starter: this.#starter,
+      kickId: (vcpu) => {
+        const opened = this.#of(vcpu);
+        opened.kickId = plain('kickId', opened.id);
+        return opened.kickId;
+      },
+      kick: this.#isKicked,
+      pause: (number, acknowledged) => plain('pause', number, id(acknowledged)),
+      resume: (number) => plain('resume', number),
+      stop: this.#isKicked,
+      ...(has('completed') && {
+        completed: (vcpu) => this.#take('completed', [id(vcpu)]).result as bigint,
+      }),
+      ...(has('observe') && {
+        observe: (vcpu, observer) => {
+          const names = (['instruction', 'secondStage', 'exception', 'lacking'] as const).filter(
+            (name) => observer?.[name] !== undefined,
+          );
+          this.#take('observe', [id(vcpu), names]);
+          this.#of(vcpu).observer = observer;
+        },
+      }),
+      ...(has('ownAccesses') && {
+        ownAccesses: (memory, serve) => {
+          this.#take('ownAccesses', [id(memory), serve !== undefined]);
+          this.#of(memory).serve = serve;
+        },
+      }),
+      mark: (memory, offset, size) => {
+        this.#take('mark', [id(memory), offset, size]);
+      },
+      input: <T>(name: string, _read: () => T): T => this.#take('input', [name]).result as T,
+      close: (handle) => {
+        const opened = this.#of(handle);
+        if (opened.closed) return;
+        opened.closed = true;
+        if (opened.ready) this.#wait(-1);
+        opened.ready = undefined;
+        if (opened.size > 0) delete opened.memory;
+      },
+    };
+  }
+
+  close(): void {
+    this.#wait(-this.#waiting);
+    this.#source.close();
+  }
+}
+
+function memoryOf(opened: Opened): Uint8Array {
+  if (opened.closed) return new Uint8Array(0);
+  opened.memory ??= new Uint8Array(opened.size);
+  return opened.memory;
+}
+function punch(opened: Opened, offset: number, size: number): void {
+  memoryOf(opened).fill(0, offset, offset + size);
+  opened.model.punch(offset, size);
+}
+
+/** Puts the kernel's answers where the VMM looks for them. */
+function fill(
+  argument: number | bigint | Uint8Array | undefined,
+  references: readonly Reference[],
+  [answer, bytes]: readonly Value[],
+): void {
+  if (argument instanceof Uint8Array && answer instanceof Uint8Array) argument.set(answer);
+  references.forEach((reference, i) => {
+    const answered = (bytes as Value[] | undefined)?.[i];
+    if (reference instanceof Uint8Array && answered instanceof Uint8Array) reference.set(answered);
+  });
+}
+
+/** What the recorded call threw. */
+function rethrown({ name, message, code, errno, syscall, request }: { [name: string]: Value }): Error {
+  const text = String(message);
+  if (typeof errno === 'number') {
+    const error = new KvmError(errno, String(syscall), request as string | undefined);
+    error.message = text;
+    return error;
+  }
+  if (name === 'TypeError' || name === 'RangeError') {
+    const error = name === 'TypeError' ? new TypeError(text) : new RangeError(text);
+    return code === undefined ? error : Object.assign(error, { code });
+  }
+  if (typeof code === 'string' && code.startsWith('ERR_KVM_')) return new VmexitError(code as never, text);
+  return Object.assign(new Error(text), code === undefined ? {} : { code });
+}
+
+/** From the event loop. A browser has no setImmediate(). */
+const soon = (call: () => void): void => {
+  if ('setImmediate' in globalThis) setImmediate(call);
+  else setTimeout(call, 0);
+};
