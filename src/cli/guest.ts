@@ -4,6 +4,7 @@ import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { openHypervisor } from '../open.ts';
+import type { Replay } from '../replay/index.ts';
 import type { DirtyPages } from '../vmm/dirty-pages.ts';
 import { badGuest, type GuestImage } from '../vmm/image.ts';
 import { guestIn, type LoadOptions, loadGuest } from '../vmm/loader.ts';
@@ -35,6 +36,9 @@ export interface ProgramValues {
   readonly memory?: string | undefined;
   readonly cpus?: string | undefined;
   readonly private?: boolean | undefined;
+  /** Where its session is recorded, with its time limit. */
+  readonly record?: string | undefined;
+  readonly timeoutMs?: number | undefined;
 }
 
 /** The first option that says what a snapshot's guest already is. */
@@ -56,6 +60,19 @@ export interface OpenGuest extends Disposable {
   readonly dirty?: DirtyPages | undefined;
   /** Of the VMM's devices, by name. */
   readonly devices: ReadonlyMap<string, Uint8Array>;
+  /** What its VMM takes from elsewhere is kept, or comes from where it was kept. */
+  readonly recorded?: boolean;
+  /** The time limit of a recorded run. */
+  readonly timeoutMs?: number | undefined;
+}
+
+/** What makes a program's guest: of a recording, all that a replay needs beside it. */
+interface Program {
+  readonly image: GuestImage;
+  readonly memory: number;
+  readonly cpus: number;
+  readonly privateMemory: boolean;
+  readonly timeoutMs: number | undefined;
 }
 
 /** The guest of a program, at its beginning. */
@@ -75,8 +92,15 @@ export async function loadedGuest(
   // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
   const image = await program(path, { mode, at, entry, force: values.force, most: memory });
   const needs = privateMemory ? (['private-memory', 'map-gpa-range'] as const) : [];
-  const hv = openHypervisor({ backend, needs, ...deviceOf(values) });
+  const { record, timeoutMs } = values;
+  const recording = record === undefined ? {} : { record };
+  const hv = openHypervisor({ backend, needs, ...deviceOf(values), ...recording });
+  return programGuest(hv, () => ({ image, memory, cpus, privateMemory, timeoutMs }), record !== undefined);
+}
+
+function programGuest(hv: Hypervisor, given: () => Program, recorded: boolean): OpenGuest {
   return closing(hv, () => {
+    const { image, memory, cpus, privateMemory, timeoutMs } = hv.input('program', given);
     const machine = new Machine(hv, { memory, privateMemory, cpus });
     return closing(machine, () => {
       if (image.mode === 'long') for (const vcpu of machine.vcpus) layNoKernel(vcpu);
@@ -89,6 +113,8 @@ export async function loadedGuest(
         name: image.name,
         mode: image.mode,
         devices: new Map(),
+        recorded,
+        timeoutMs,
         [Symbol.dispose]() {
           machine.close();
           hv.close();
@@ -97,6 +123,10 @@ export async function loadedGuest(
     });
   });
 }
+
+/** The guest of a recorded run, with its program. @throws ReplayError for a recording that vmexit run has not made */
+export const replayedGuest = (replay: Replay): OpenGuest =>
+  programGuest(replay.hypervisor, () => undefined as never, true);
 
 /** For openHypervisor(), which takes no undefined. */
 export const deviceOf = ({ device }: { readonly device?: string | undefined }) =>

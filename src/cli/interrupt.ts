@@ -2,13 +2,13 @@
 
 const SIGNALS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 
-/** Runs `use`; when a signal comes, aborts it and gives 128 and the signal's number whatever it gives. */
+/** Runs `use`; when a signal comes, aborts it with 128 and the signal's number, and gives that whatever it gives. */
 export async function interruptible(use: (signal: AbortSignal) => Promise<number>): Promise<number> {
   const abort = new AbortController();
   let status: number | undefined;
   const stop = (name: NodeJS.Signals) => {
     status ??= SIGNALS[name as keyof typeof SIGNALS];
-    abort.abort();
+    abort.abort(status);
   };
   for (const name of Object.keys(SIGNALS)) process.on(name, stop);
   try {

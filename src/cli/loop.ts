@@ -26,17 +26,20 @@ export interface LoopOptions {
   /** Where serial output goes: stdout without it. */
   readonly output?: NodeJS.WritableStream;
   readonly trace?: Trace | undefined;
+  /** The clock of a recorded run. */
+  readonly now?: (() => number) | undefined;
 }
 
 export function guestLoop(
   { vm, vcpus, devices }: Pick<OpenGuest, 'vm' | 'vcpus' | 'devices'>,
-  { handlers = [], output = process.stdout, trace }: LoopOptions = {},
+  { handlers = [], output = process.stdout, trace, now }: LoopOptions = {},
 ): GuestLoop {
   const faults = new MemoryFaultService(vm, { trace: (event) => trace?.memory(event) });
   const { send, flush } = serialOutput(output);
   const options = {
     handlers: [...handlers, faults],
     onSlice: flush,
+    ...(now && { now }),
     ...(trace ? { onExit: (vcpu: Vcpu) => trace.exit(vcpu) } : {}),
   };
   const loop = new RunLoops(vcpus, options, [...(devices.get(HALTED) ?? [])]);

@@ -8,10 +8,11 @@ import type { RunLoops } from '../vmm/run-loops.ts';
 import { Trace } from '../vmm/trace.ts';
 import { pagingAccount } from './account.ts';
 import { BACKENDS, oneOf, parse, seconds, UsageError } from './args.ts';
-import { fixedOption, loadedGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
+import { fixedOption, loadedGuest, type OpenGuest, PROGRAM_OPTIONS, restoredGuest } from './guest.ts';
 import { interruptible } from './interrupt.ts';
 import { guestLoop } from './loop.ts';
 import { missingSystem } from './no-system.ts';
+import { clockOf, RecordedSignal } from './recorded.ts';
 import { Watch } from './watch.ts';
 
 const HELP = `vmexit run [options] <guest>: run a guest until it ends
@@ -38,6 +39,8 @@ input. What is recognised as something else (a bzImage, an ISO image, a source) 
   --restore FILE     go on with a guest that vmexit snapshot has saved; there is no <guest> then. It runs on the backend
                      that it was saved on unless another is named, which must have its processor's features. Of one that
                      was saved by --since the older snapshots are read too, from where they were
+  --record FILE      record all that goes on between the guest and its VMM: vmexit replay FILE runs it again, without KVM.
+                     Not with --private, --restore or --trace-instructions
   --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
@@ -68,6 +71,7 @@ const OPTIONS = {
   trace: { type: 'string' },
   'trace-instructions': { type: 'boolean', default: false },
   json: { type: 'boolean', default: false },
+  record: { type: 'string' },
   backend: { type: 'string', default: 'auto' },
 } as const;
 
@@ -106,19 +110,46 @@ export async function run(argv: string[]): Promise<number> {
     throw new UsageError('--trace-instructions needs --trace FILE');
   const backend = backendFor(oneOf('--backend', values.backend, BACKENDS), instructions);
   const timeoutMs = values.timeout === undefined ? undefined : seconds('--timeout', values.timeout);
-  const { restore, lazy } = values;
+  const { restore, lazy, record } = values;
   if (lazy && restore === undefined) throw new UsageError('--lazy needs --restore FILE');
   const told = fixedOption(values);
   if (restore !== undefined && told !== undefined)
     throw new UsageError(`--${told} is in the snapshot: --restore takes no other`);
+  if (record !== undefined) checkRecordable(values);
 
   using guest =
     restore === undefined
-      ? await loadedGuest(positionals[0]!, values, backend)
+      ? await loadedGuest(positionals[0]!, { ...values, timeoutMs }, backend)
       : await restoredGuest(restore, lazy, backend, values);
-  const { hv, vcpus } = guest;
   if (backend !== values.backend)
     process.stderr.write('vmexit: sim: KVM does not tell of single instructions\n');
+  return await runGuest(guest, { ...values, timeoutMs, instructions });
+}
+
+/** @throws UsageError for what a recording cannot have, before anything is opened */
+function checkRecordable(values: { [option: string]: unknown }): void {
+  const reasons = {
+    private: "KVM keeps no log of private memory's pages",
+    restore: 'a recording has no snapshot in it',
+    'trace-instructions': 'it has exits, and no single instructions',
+  };
+  for (const [option, why] of Object.entries(reasons))
+    if (values[option]) throw new UsageError(`--record takes no --${option}: ${why}`);
+}
+
+export interface RunSettings {
+  readonly timeoutMs?: number | undefined;
+  readonly trace?: string | undefined;
+  readonly instructions?: boolean;
+  readonly json: boolean;
+  /** The guest is that of a recording. */
+  readonly replays?: boolean;
+}
+
+/** Runs a guest until it ends, and gives the exit status. */
+export async function runGuest(guest: OpenGuest, values: RunSettings): Promise<number> {
+  const { timeoutMs, instructions = false, replays = false } = values;
+  const { hv, vcpus } = guest;
   if (hv.fallback !== undefined) process.stderr.write(`vmexit: ${hv.backend}: ${hv.fallback}\n`);
 
   using trace = values.trace === undefined ? undefined : openTrace(values.trace);
@@ -129,17 +160,20 @@ export async function run(argv: string[]): Promise<number> {
     handlers: guest.pager ? [guest.pager] : [],
     output: values.json ? process.stderr : process.stdout,
     trace,
+    now: guest.recorded ? clockOf(hv) : undefined,
   });
 
   // Awaited here: what is opened above is closed when this function returns.
-  return await interruptible(async (signal) => {
+  return await interruptible(async (interrupt) => {
+    const signal = guest.recorded ? new RecordedSignal(hv, interrupt, replays) : interrupt;
     const begun = performance.now();
     const end = await runOrFail(guest.vm, loop, { timeoutMs, signal });
     await guest.pager?.stop();
     const paging = guest.pager?.report;
     const elapsedMs = Math.round((performance.now() - begun) * 1000) / 1000;
     const [result] = ends[end.reason];
-    const status = statusOf(end);
+    const interrupted = end.reason === 'abort' && typeof signal.reason === 'number';
+    const status = interrupted ? (signal.reason as number) : statusOf(end);
     const error = 'exit' in end || 'error' in end ? explain(end) : undefined;
     if (values.json) {
       const { memoryFaults, conversions } = faults.counters;
@@ -191,6 +225,9 @@ function backendFor(asked: (typeof BACKENDS)[number], instructions: boolean): (t
   return 'sim';
 }
 
+/** Failures that are the recording's, and no end of the guest. */
+const notTheGuests: ReadonlySet<string> = new Set(['ERR_KVM_REPLAY', 'ERR_KVM_RECORDING']);
+
 type Failed = { readonly reason: 'unhandled'; readonly error: VmexitError | KvmError };
 
 /** The run's end. What the memory-fault service refuses, or KVM_RUN itself, is an end too, and has its summary. */
@@ -207,6 +244,7 @@ export async function runOrFail(
       ? end
       : { reason: 'unhandled', error: new VmexitError('ERR_KVM_BAD_GUEST', missing) };
   } catch (error) {
+    if (error instanceof VmexitError && notTheGuests.has(error.code)) throw error;
     if (error instanceof VmexitError || error instanceof KvmError) return { reason: 'unhandled', error };
     throw error;
   }

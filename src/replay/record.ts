@@ -123,7 +123,7 @@ class Recorder {
   /** After a run: the same of the kernel's doing, and guest memory. */
   #effects(vcpu: Opened): Got {
     if (vcpu.ring) this.#watch.peek(vcpu.ring);
-    return [this.#written(vcpu), this.#watch.collect()];
+    return [this.#written(vcpu), this.#watch.collect(), this.#inner.completed?.(vcpu.handle)];
   }
 
   #ioctl = (
@@ -290,6 +290,7 @@ class Recorder {
 
   #observe = (vcpu: Handle, observer: Observer | undefined): void => {
     const { id } = this.#of(vcpu);
+    const inner = this.#inner;
     const names = (['instruction', 'secondStage', 'exception', 'lacking'] as const).filter(
       (name) => observer?.[name] !== undefined,
     );
@@ -298,7 +299,7 @@ class Recorder {
         name,
         (...args: Value[]) => {
           // Of an instruction's bytes, a copy: they are the simulator's.
-          this.#add('observed', encoded([id, name]), [false, args]);
+          this.#add('observed', encoded([id, name]), [false, args, [], [], inner.completed?.(vcpu)]);
           (observer![name] as (...args: Value[]) => void)(...args);
         },
       ]),
@@ -309,7 +310,7 @@ class Recorder {
     this.#call(
       'observe',
       [id, names],
-      () => this.#inner.observe!(vcpu, observer && (wrapped as Observer)),
+      () => inner.observe!(vcpu, observer && (wrapped as Observer)),
       () => [],
     );
   };
@@ -516,15 +517,8 @@ class Recorder {
           () => inner.stop(number),
           (there) => [there],
         ),
-      ...(inner.completed && {
-        completed: (vcpu) =>
-          this.#call(
-            'completed',
-            [id(vcpu)],
-            () => inner.completed!(vcpu),
-            (count) => [count],
-          ),
-      }),
+      // It changes in runs and where observers are told, and is in their records.
+      ...(inner.completed && { completed: (vcpu) => inner.completed!(vcpu) }),
       ...(inner.observe && { observe: this.#observe }),
       ...(inner.ownAccesses && { ownAccesses: this.#ownAccesses }),
       mark: (memory, offset, size) => {

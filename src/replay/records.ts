@@ -35,7 +35,6 @@ export const kinds = [
   'pause',
   'resume',
   'stop',
-  'completed',
   'observe',
   'ownAccesses',
   'close',

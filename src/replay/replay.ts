@@ -29,6 +29,8 @@ interface Opened {
   memory?: Uint8Array;
   readonly model: PageModel;
   kickId?: number;
+  /** Instructions, as the last run or observer has it. */
+  completed?: bigint;
   running?: boolean;
   done?: (result: number) => void;
   ready?: (() => void) | undefined;
@@ -88,7 +90,7 @@ export class Replayer {
   #nameOf = ({ id }: HandleId): string => this.#opened.get(id)?.name ?? `handle ${id}`;
 
   #fail(failure: ReplayFailure, expected: string | undefined, came: string, how: string): ReplayError {
-    const what = `${failure === 'ended' ? 'ends' : failure === 'stalled' ? 'waits' : 'diverges'} at record ${this.#sequence}`;
+    const what = `${failure === 'ended' ? 'X ${this.#sequence}`;
     const message = `the replay ${what}: ${how}`;
     this.#error ??= new ReplayError(failure, message, { sequence: this.#sequence, expected, came });
     this.#wait(-this.#waiting);
@@ -142,6 +144,11 @@ export class Replayer {
     this.#progress();
     if (threw) throw rethrown(result as { [name: string]: Value });
     this.#apply(mapped as Value[], pages as Value[]);
+    if (typeof rest[0] === 'bigint') {
+      const [vcpu] = decoded(entry.given) as [HandleId];
+      const opened = this.#opened.get(vcpu.id);
+      if (opened) opened.completed = rest[0];
+    }
     return { result, rest };
   }
   #apply(mapped: readonly Value[], pages: readonly Value[]): void {
@@ -450,7 +457,7 @@ export class Replayer {
       resume: (number) => plain('resume', number),
       stop: this.#isKicked,
       ...(has('completed') && {
-        completed: (vcpu) => this.#take('completed', [id(vcpu)]).result as bigint,
+        completed: (vcpu) => this.#of(vcpu).completed ?? 0n,
       }),
       ...(has('observe') && {
         observe: (vcpu, observer) => {

@@ -25,6 +25,11 @@ export interface RunLoopOptions {
   readonly onSlice?: () => void;
   /** How long the thread is kept at a time, in milliseconds: 50 without it. */
   readonly sliceMs?: number;
+  /**
+   * The clock by which slices and limits are measured, in milliseconds: `performance.now` without it. Where the session is
+   * recorded, one by Hypervisor.input(), so that a replay has the same slices.
+   */
+  readonly now?: () => number;
 }
 
 /** What ends a run that the guest does not end. */
@@ -119,6 +124,7 @@ export class RunLoop {
   readonly #onExit: ((vcpu: Vcpu, exit: number) => void) | undefined;
   readonly #onSlice: (() => void) | undefined;
   readonly #sliceMs: number;
+  readonly #now: () => number;
   readonly #counts = new Map<number, number>();
   #stopped: { readonly reason: 'stop'; readonly value: number } | undefined;
 
@@ -134,6 +140,7 @@ export class RunLoop {
     this.#onExit = options.onExit;
     this.#onSlice = options.onSlice;
     this.#sliceMs = sliceMs;
+    this.#now = options.now ?? (() => performance.now());
   }
 
   /** The guest's exits so far, by name. What the host's own timers and signals end is not among them. */
@@ -153,12 +160,12 @@ export class RunLoop {
    */
   async run({ timeoutMs = Number.POSITIVE_INFINITY, signal }: RunLimits = {}): Promise<RunEnd> {
     if (!(timeoutMs > 0)) throw outOfRange('timeoutMs', timeoutMs, 'above 0');
-    const deadline = performance.now() + timeoutMs;
+    const deadline = this.#now() + timeoutMs;
     this.#stopped = undefined;
     try {
       for (;;) {
         if (signal?.aborted) return this.#pause({ reason: 'abort' });
-        const left = deadline - performance.now();
+        const left = deadline - this.#now();
         if (left <= 0) return this.#pause({ reason: 'timeout' });
         this.#check();
         const sliced = this.#slice(Math.min(this.#sliceMs, left));
@@ -215,8 +222,8 @@ export class RunLoop {
   }
 
   #slice(ms: number): Served {
-    const end = performance.now() + ms;
-    for (let left = ms; left > 0; left = end - performance.now()) {
+    const end = this.#now() + ms;
+    for (let left = ms; left > 0; left = end - this.#now()) {
       const exit = this.vcpu.run(Math.max(left, LEAST_RUN_MS));
       this.#check();
       if (exit === Exit.STOPPED) return { reason: 'stop', value: 0 };
