@@ -90,7 +90,8 @@ export class Replayer {
   #nameOf = ({ id }: HandleId): string => this.#opened.get(id)?.name ?? `handle ${id}`;
 
   #fail(failure: ReplayFailure, expected: string | undefined, came: string, how: string): ReplayError {
-    const what = `${failure === 'ended' ? 'X ${this.#sequence}`;
+    const place = { ended: 'ends after', stalled: 'waits at', diverged: 'diverges at', damaged: 'fails at' };
+    const what = `${place[failure]} record ${this.#sequence}`;
     const message = `the replay ${what}: ${how}`;
     this.#error ??= new ReplayError(failure, message, { sequence: this.#sequence, expected, came });
     this.#wait(-this.#waiting);
