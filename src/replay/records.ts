@@ -55,10 +55,10 @@ export const numberOf = new Map(kinds.map((kind, i) => [kind, i]));
 /** Calls back from the event loop. */
 export const callbacks: ReadonlySet<Kind> = new Set<Kind>(['done', 'ready', 'observed', 'ownAccess']);
 /**
- * Calls whose place in the sequence follows from something outside, and whose effect is in other records: they are in a
- * recording to be seen, and a replay takes them where they come.
+ * Calls whose place in the sequence follows from something outside: a replay takes them where they come, and their records
+ * where they are. What a kick does is in the record of a run; what others have written to memory is in a mark's.
  */
-export const floating: ReadonlySet<Kind> = new Set<Kind>(['kick', 'stop', 'close']);
+export const floating: ReadonlySet<Kind> = new Set<Kind>(['kick', 'stop', 'close', 'mark']);
 
 /** A record as it lies in a recording. */
 export interface Entry {

@@ -85,7 +85,11 @@ export class Replayer {
     if (this.#next !== undefined) this.#sequence++;
   }
   #skip(): void {
-    while (this.#next !== undefined && floating.has(this.#next.kind)) this.#advance();
+    while (this.#next !== undefined && floating.has(this.#next.kind)) {
+      const entry = this.#next;
+      this.#advance();
+      if (entry.kind === 'mark') this.#answer(entry);
+    }
   }
   #nameOf = ({ id }: HandleId): string => this.#opened.get(id)?.name ?? `handle ${id}`;
 
@@ -475,9 +479,7 @@ export class Replayer {
           this.#of(memory).serve = serve;
         },
       }),
-      mark: (memory, offset, size) => {
-        this.#take('mark', [id(memory), offset, size]);
-      },
+      mark: () => this.#skip(),
       input: <T>(name: string, _read: () => T): T => this.#take('input', [name]).result as T,
       close: (handle) => {
         const opened = this.#of(handle);

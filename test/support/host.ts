@@ -5,8 +5,12 @@
 import { existsSync } from 'node:fs';
 import { delimiter, join } from 'node:path';
 import { expect, type TestContext, it as test } from 'vitest';
-import { type BackendName, type Hypervisor, openHypervisor, UnavailableError } from '../../src/index.ts';
+import { type BackendName, Hypervisor, openHypervisor, Replay, UnavailableError } from '../../src/index.ts';
+import { kvmBackend } from '../../src/kvm/backend.ts';
 import { loadNative } from '../../src/kvm/native.ts';
+import { simulator } from '../../src/open.ts';
+import { recordingBackend } from '../../src/replay/record.ts';
+import { Memo } from '../../src/replay/records.ts';
 import { type Condition, lacking } from './conditions.ts';
 import { inLab, TEST_MS } from './limits.ts';
 
@@ -120,6 +124,28 @@ export type It = (
   limitMs?: number,
 ) => void;
 
+/** Each case is recorded, and shown once more by a replay (VMEXIT_TEST_REPLAY): what a recording refuses is skipped. */
+async function shownTwice(
+  backend: BackendName,
+  shows: (hv: Hypervisor) => void | Promise<void>,
+  context: TestContext,
+): Promise<void> {
+  const memo = new Memo();
+  try {
+    await shows(new Hypervisor(recordingBackend(backend === 'kvm' ? kvmBackend() : simulator(), memo)));
+  } catch (error) {
+    const { code, message, cause } = error as { code?: string; message: string; cause?: { code?: string } };
+    if (
+      code === 'ERR_KVM_UNRECORDABLE' ||
+      cause?.code === 'ERR_KVM_UNRECORDABLE' ||
+      /UNRECORDABLE|recording cannot/.test(message)
+    )
+      return context.skip(message);
+    throw error;
+  }
+  await shows(new Replay(memo).hypervisor);
+}
+
 /** Cases on a backend, with conditions on it. */
 export const on =
   (backend: BackendName, ...conditions: readonly Condition[]): It =>
@@ -129,7 +155,8 @@ export const on =
       if (reason !== undefined) return context.skip(reason);
       const hv = open(backend) as Hypervisor;
       expect(hv.backend).toBe(backend);
-      await shows(hv, context);
+      if (process.env.VMEXIT_TEST_REPLAY) await shownTwice(backend, (hv) => shows(hv, context), context);
+      else await shows(hv, context);
     });
 
 /** Cases on the real KVM. */
