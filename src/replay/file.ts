@@ -4,7 +4,7 @@
  *     0        magic, u32 version, u32 bytes of the head, u32 their CRC-32
  *     20       the head: JSON
  *              blocks, each u32 bytes as they are stored, u32 bytes of records, u32 records, u32 CRC-32 of the bytes as they
- *              are stored, and those: the records, deflated
+ *              are stored, u32 CRC-32 of these four words, and those bytes: the records, deflated
  *
  * A record is a byte for its kind, and two lists of values with their lengths before them. A block without bytes, of
  * 0xffffffff records, is the end; a file without one was cut off.
@@ -19,7 +19,7 @@ import { type Entry, type Head, kinds, numberOf, type Sink, type Source } from '
 const MAGIC = new TextEncoder().encode('vmexit\x1b\n');
 const VERSION = 1;
 const PREFIX = 20;
-const BLOCK = 16;
+const BLOCK = 20;
 /** Bytes of records after which a block is written. */
 const BLOCK_SIZE = 2 ** 18;
 /** Of a block, as a check: one record has no more than a guest's memory. */
@@ -124,7 +124,9 @@ function blockHead(...words: readonly number[]): Uint8Array {
   words.forEach((word, i) => {
     view.setUint32(i * 4, word, true);
   });
-  return new Uint8Array(view.buffer);
+  const head = new Uint8Array(view.buffer);
+  view.setUint32(BLOCK - 4, crc32(head.subarray(0, BLOCK - 4)), true);
+  return head;
 }
 
 /** Reads a recording. All of it is checked when it is opened. */
@@ -199,14 +201,16 @@ export class ReplayFile implements Source {
   #check(from: number, size: number): { records: number; complete: boolean } {
     let records = 0;
     for (let at = from; at + BLOCK <= size; ) {
-      const view = new DataView(this.#read(at, BLOCK).buffer);
+      const head = this.#read(at, BLOCK);
+      const view = new DataView(head.buffer);
       const word = (i: number) => view.getUint32(i * 4, true);
       const [stored, raw, count] = [word(0), word(1), word(2)];
+      const altered = (end: number) =>
+        this.#damaged(`it was altered between bytes ${at} and ${end}, at record ${records + 1} or after it`);
+      if (crc32(head.subarray(0, BLOCK - 4)) !== word(4)) throw altered(at + BLOCK);
       if (at + BLOCK + stored > size) break;
       if (raw > MAX_BLOCK || crc32(this.#read(at + BLOCK, stored)) !== word(3))
-        throw this.#damaged(
-          `it was altered between bytes ${at} and ${at + BLOCK + stored}, at record ${records + 1} or after it`,
-        );
+        throw altered(at + BLOCK + stored);
       at += BLOCK + stored;
       if (count === END) {
         if (at !== size) throw this.#damaged(`it has ${size - at} bytes behind its end`);

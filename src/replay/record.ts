@@ -134,7 +134,7 @@ class Recorder {
   ): number => {
     const opened = this.#of(handle);
     const row = rows.get(request);
-    const refused = refusal(row, argument, references);
+    const refused = refusal(row, references);
     if (refused !== undefined) throw unrecordable(refused);
     if (row === ioctls.KVM_REGISTER_COALESCED_MMIO && opened.vm) this.#coalesce(opened.vm);
     const touched = touchesPages(row) ? this.#pagesOf(opened) : [];
@@ -203,7 +203,7 @@ class Recorder {
   ): Handle | number => {
     const opened = this.#of(handle);
     const row = rows.get(request);
-    const refused = refusal(row, argument, references);
+    const refused = refusal(row, references);
     if (refused !== undefined) throw unrecordable(refused);
     if (row === ioctls.KVM_CREATE_VCPU && opened.vm) this.#checkZones(opened.vm, 1);
     const given = [opened.id, request, argumentOf(row, argument), references.map(this.#reference)];

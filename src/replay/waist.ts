@@ -4,7 +4,7 @@ import { type Ioctl, ioctls } from '../uapi/ioctls.ts';
 import { EXIT_OFFSET, kvm_run } from '../uapi/kvm-run.ts';
 import { viewOf } from '../uapi/layout.ts';
 import { hex } from '../uapi/text.ts';
-import { decoded, HandleId, type Value } from './codec.ts';
+import { decoded, encoded, HandleId, sameBytes, type Value } from './codec.ts';
 import type { Entry } from './records.ts';
 
 /** By the full number of the request. */
@@ -42,12 +42,7 @@ const refused: ReadonlyMap<Ioctl | undefined, string> = new Map<Ioctl, string>([
   [ioctls.KVM_MEMORY_ENCRYPT_UNREG_REGION, `${ENCRYPTED} (KVM_MEMORY_ENCRYPT_UNREG_REGION)`],
 ]);
 /** What of this ioctl no replay could have; undefined where it can. */
-export function refusal(
-  row: Ioctl | undefined,
-  argument: Argument,
-  references: readonly Reference[],
-): string | undefined {
-  void argument;
+export function refusal(row: Ioctl | undefined, references: readonly Reference[]): string | undefined {
   const always = refused.get(row);
   if (always !== undefined) return always;
   if (row === ioctls.KVM_ENABLE_CAP && references[1])
@@ -99,9 +94,7 @@ export function difference(
   return [words(expected, nameOf), words(found, nameOf)];
 }
 
-function same(a: Value, b: Value): boolean {
-  return words(a, ({ id }) => String(id)) === words(b, ({ id }) => String(id));
-}
+const same = (a: Value, b: Value): boolean => sameBytes(encoded([a]), encoded([b]));
 
 function words(value: Value, nameOf: NameOf): string {
   if (value instanceof HandleId) return nameOf(value);
