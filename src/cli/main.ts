@@ -20,13 +20,13 @@ const commands: {
     summary: 'run a guest: a flat binary or an ELF64 executable',
     load: async () => (await import('./run.ts')).run,
   },
-  replay: {
-    summary: 'run again, without KVM, what vmexit run --record has recorded',
-    load: async () => (await import('./replay.ts')).replay,
-  },
   snapshot: {
     summary: 'run a guest to some point, and save it there: run --restore goes on',
     load: async () => (await import('./snapshot.ts')).snapshot,
+  },
+  replay: {
+    summary: 'run again, without KVM, what vmexit run --record has recorded',
+    load: async () => (await import('./replay.ts')).replay,
   },
   migrate: {
     summary: 'run a guest for a while, and hand it over to a vmexit receive elsewhere',

@@ -210,17 +210,29 @@ const readers: { readonly [tag: number]: (from: Reader) => Value } = {
   },
 };
 
+/** Lent to one list at a time: a getter of a caller's value may encode another one meanwhile. */
+const writers: Writer[] = [];
+
 /** A list of values as its bytes. */
 export function encoded(values: readonly Value[]): Uint8Array {
-  const writer = new Writer();
+  const writer = writers.pop() ?? new Writer();
   writer.list(values);
-  return writer.bytes;
+  const bytes = writer.bytes.slice();
+  writer.clear();
+  // One that has grown to a guest's memory is not kept.
+  if (bytes.length < KEPT) writers.push(writer);
+  return bytes;
 }
+const KEPT = 2 ** 20;
+
 /** The list of values that the bytes are. */
 export const decoded = (bytes: Uint8Array): Value[] => new Reader(bytes).list();
 
-export const sameBytes = (a: Uint8Array, b: Uint8Array): boolean =>
-  a.length === b.length && a.every((byte, i) => byte === b[i]);
+export function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
 
 /** Up to so many bytes a record has as they are; of more it has their number and a digest. */
 const WHOLE = 64;

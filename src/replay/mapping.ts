@@ -1,6 +1,10 @@
 /** Memory that VMM and kernel both write without a call: kvm_run with the pages after it, and rings. */
 import type { Value } from './codec.ts';
 
+const NONE: readonly Value[] = [];
+/** kvm_run and the page of port data, in words: what follows is the ring of coalesced writes. */
+const PAGES = (2 * 4096) / 4;
+
 /** A mapping, and what it held when it was looked at last. */
 export class Mapping {
   readonly bytes: Uint8Array;
@@ -14,20 +18,25 @@ export class Mapping {
     this.#shadow = new Int32Array(this.#words.length);
   }
 
-  /** What has changed since, as pairs of an offset and the bytes there. */
-  changes(): Value[] {
+  /**
+   * What has changed since, as pairs of an offset and the bytes there.
+   * @param some only of kvm_run and port data: no writes are coalesced
+   */
+  changes(some = false): readonly Value[] {
     const words = this.#words;
     const shadow = this.#shadow;
-    const found: Value[] = [];
-    for (let i = 0; i < words.length; i++) {
+    const length = some ? Math.min(PAGES, words.length) : words.length;
+    let found: Value[] | undefined;
+    for (let i = 0; i < length; i++) {
       if (words[i] === shadow[i]) continue;
       let end = i + 1;
-      while (end < words.length && words[end] !== shadow[end]) end++;
+      while (end < length && words[end] !== shadow[end]) end++;
+      found ??= [];
       shadow.set(words.subarray(i, end), i);
       found.push(i * 4, this.bytes.slice(i * 4, end * 4));
       i = end;
     }
-    return found;
+    return found ?? NONE;
   }
 
   /** Puts such changes in place, as nobody's here. */

@@ -199,17 +199,25 @@ export class MemoryWatch {
   #pend({ memory, firstPage }: WatchedSlot, bitmap: Uint8Array): void {
     if (!memory.exposed) return;
     for (let byte = 0; byte < bitmap.length; byte++) {
+      if (bitmap[byte] === 0) continue;
       for (let bits = bitmap[byte]!, bit = 0; bits !== 0; bits >>>= 1, bit++)
         if (bits & 1) memory.pending.add(firstPage + byte * 8 + bit);
     }
   }
+
+  /** Zeroed, for one call. */
+  #bitmapOf(bytes: number): Uint8Array {
+    if (this.#bitmap.length < bytes) this.#bitmap = new Uint8Array(bytes);
+    return this.#bitmap.subarray(0, bytes).fill(0);
+  }
+  #bitmap = new Uint8Array(0);
 
   /** Reads the slot's log, of which the VMM is owed what it has asked for. */
   #drain(slot: WatchedSlot): void {
     if (!slot.logged || slot.vm.rings || !slot.memory.exposed) return;
     const { vm, pages, owed } = slot;
     const number = viewOf(slot.argument).getUint32(REGION.SLOT, true);
-    const bitmap = new Uint8Array(owed.length);
+    const bitmap = this.#bitmapOf(owed.length);
     const log = kvm_dirty_log.encode({ slot: number });
     if (this.#backend.ioctl(vm.handle, ioctls.KVM_GET_DIRTY_LOG.request, log, [bitmap]) < 0) return;
     this.#pend(slot, bitmap);

@@ -115,7 +115,7 @@ class Recorder {
     const changed: Value[] = [];
     for (const opened of this.#mapped) {
       if (opened !== vcpu && opened.of !== vcpu) continue;
-      const changes = opened.mapping!.changes();
+      const changes = opened.mapping!.changes(opened.of === undefined && this.#zones.size === 0);
       if (changes.length > 0) changed.push([opened.id, ...changes]);
     }
     return changed;

@@ -51,6 +51,10 @@ export class Replayer {
   readonly #source: Source;
   readonly #stallMs: number;
   readonly #opened = new Map<number, Opened>();
+  /** vCPUs and rings whose pages are looked at. */
+  readonly #mapped = new Set<Opened>();
+  /** Writes are coalesced. */
+  #coalesces = false;
   #next: Entry | undefined;
   #sequence = 0;
   /** Calls back that came before a call which the VMM has made already. */
@@ -260,9 +264,9 @@ export class Replayer {
 
   #written(vcpu: Opened): Value[] {
     const changed: Value[] = [];
-    for (const opened of this.#opened.values()) {
-      if (opened.mapping === undefined || (opened !== vcpu && opened.of !== vcpu)) continue;
-      const changes = opened.mapping.changes();
+    for (const opened of this.#mapped) {
+      if (opened !== vcpu && opened.of !== vcpu) continue;
+      const changes = opened.mapping!.changes(opened.of === undefined && !this.#coalesces);
       if (changes.length > 0) changed.push([opened.id, ...changes]);
     }
     return changed;
@@ -282,6 +286,7 @@ export class Replayer {
   ): number => {
     const opened = this.#of(handle);
     const row = rows.get(request);
+    if (row === ioctls.KVM_REGISTER_COALESCED_MMIO) this.#coalesces = true;
     const touched = touchesPages(row) ? this.#pagesOf(opened) : [];
     const written = touched.flatMap((vcpu) => this.#written(vcpu));
     const given = [opened.id, request, argumentOf(row, argument), references.map(this.#reference), written];
@@ -321,8 +326,10 @@ export class Replayer {
     }
     // Its size is in the record, and has to be there before the contents are put in place.
     const next = this.#head();
-    if (opened.mapping === undefined && next?.kind === 'bytes')
+    if (opened.mapping === undefined && next?.kind === 'bytes') {
       opened.mapping = new Mapping(new Uint8Array(decoded(next.got)[1] as number));
+      this.#mapped.add(opened);
+    }
     this.#take('bytes', [opened.id]);
     return opened.mapping!.bytes;
   };
@@ -485,6 +492,7 @@ export class Replayer {
         const opened = this.#of(handle);
         if (opened.closed) return;
         opened.closed = true;
+        this.#mapped.delete(opened);
         if (opened.ready) this.#wait(-1);
         opened.ready = undefined;
         if (opened.size > 0) delete opened.memory;

@@ -35,6 +35,18 @@ const vmm = [
   'threads/memory-owner',
   'threads/protocol',
 ].map((name) => `src/vmm/${name}.ts`);
+/** All of a recording but its file. */
+const replay = [
+  'codec',
+  'errors',
+  'mapping',
+  'memory-watch',
+  'page-model',
+  'record',
+  'records',
+  'replay',
+  'waist',
+].map((name) => `src/replay/${name}.ts`);
 
 const files = [
   ...folders.flatMap((folder) =>
@@ -43,6 +55,7 @@ const files = [
       .map((name) => join(folder, name)),
   ),
   ...vmm,
+  ...replay,
   'src/core.ts',
   'src/simulator.ts',
 ];
