@@ -33,5 +33,7 @@ export async function replay(argv: string[]): Promise<number> {
   using recording = openReplay(positionals[0]!);
   using guest = replayedGuest(recording);
   const status = await runGuest(guest, { ...values, timeoutMs: guest.timeoutMs, replays: true });
-  return recording.error === undefined ? status : 1;
+  if (recording.error === undefined) return status;
+  process.stderr.write(`vmexit: ${recording.error.message}\n`);
+  return 1;
 }

@@ -185,7 +185,11 @@ export class Replayer {
       this.#stall = undefined;
     }
     this.#wait(0);
-    const isNext = this.#late.length > 0 || (this.#next !== undefined && callbacks.has(this.#next.kind));
+    while (this.#next !== undefined && floating.has(this.#next.kind) && this.#next.kind !== 'mark')
+      this.#advance();
+    const kind = this.#next?.kind;
+    // What others have written is there once the VMM's own turn is over.
+    const isNext = this.#late.length > 0 || (kind !== undefined && (callbacks.has(kind) || kind === 'mark'));
     if (!isNext || this.#scheduled) return;
     this.#scheduled = true;
     soon(this.#deliver);

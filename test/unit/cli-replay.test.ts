@@ -76,6 +76,14 @@ describe('vmexit replay', () => {
     expect(account(ran)).toMatchObject({ backend: 'sim', status: 42, exits: { IO: 10 } });
   });
 
+  it('runs several processors in the order in which they ran', () => {
+    const file = program('tells', tells);
+    const options = ['--backend', 'sim', '--cpus', '2', '--record', recording];
+    const ran = vmexit(['run', file, ...options]);
+    expect([ran.status, ran.stdout.length]).toEqual([42, expect.any(Number)]);
+    expect(vmexit(['replay', recording])).toEqual(ran);
+  });
+
   it('ends by the time limit where the run did, in no time', () => {
     const ran = vmexit([
       'run',

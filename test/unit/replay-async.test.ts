@@ -1,7 +1,7 @@
 /** Runs that end in the event loop: a replay ends them in the order in which they ended, whatever its VMM's timing. */
 import { describe, expect, it } from 'vitest';
 import type { Backend, Handle } from '../../src/hypervisor/backend.ts';
-import { Exit, guest, Hypervisor, Replay } from '../../src/index.ts';
+import { Bus, Exit, flatImage, guest, Hypervisor, Machine, Replay, RunLoops } from '../../src/index.ts';
 import { simulator } from '../../src/open.ts';
 import { recordingBackend } from '../../src/replay/record.ts';
 import { Memo } from '../../src/replay/records.ts';
@@ -149,6 +149,30 @@ describe('runs of several vCPUs that end in the event loop', () => {
     const { memo, result } = await recorded([4, 0, 0]);
     const slow = () => new Promise<void>((done) => setTimeout(done, 2));
     expect(await vmm(new Replayer(memo).backend(), slow)).toEqual(result);
+  });
+
+  it('end behind a stop that another one’s end has brought', async () => {
+    const session = async (hv: Hypervisor) => {
+      using machine = new Machine(hv, { memory: 0x10_0000, cpus: 2 });
+      machine.load(flatImage(counts.code, 'real'), { rax: 3 });
+      const seen: unknown[] = [];
+      const bell = {
+        name: 'bell',
+        read() {},
+        write: (_: number, data: Uint8Array) => void seen.push(data[0]),
+      };
+      const loops = new RunLoops(machine.vcpus, { ports: new Bus().attach(0x10, 1, bell) });
+      machine.vcpus[0]!.stop();
+      seen.push(await loops.run());
+      hv.close();
+      return seen;
+    };
+    const memo = new Memo();
+    const result = await session(new Hypervisor(recordingBackend(simulator(), memo)));
+    expect(result.at(-1)).toEqual({ reason: 'stop', value: 0 });
+    const replay = new Replay(memo);
+    expect(await session(replay.hypervisor)).toEqual(result);
+    expect([replay.ended, replay.error]).toEqual([true, undefined]);
   });
 
   it('fail where the VMM does not make the call that comes next', async () => {

@@ -2,15 +2,7 @@
 import { readFileSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import {
-  Exit,
-  flatImage,
-  guest,
-  type Hypervisor,
-  Machine,
-  openHypervisor,
-  openReplay,
-} from '../../src/index.ts';
+import { Exit, guest, type Hypervisor, openHypervisor, openReplay } from '../../src/index.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { failureOf } from '../support/recording.ts';
 import { root, scratchFolder } from './cli-vmexit.ts';
@@ -33,12 +25,18 @@ const reads = guest(
   `,
 );
 
-/** Reads a port whose answers change, by a view of the memory. */
+/** Reads a port whose answers change, by a view of the memory. Its calls are fixed: a recording in the fixtures has them. */
 function vmm(hv: Hypervisor): string[] {
-  const machine = new Machine(hv, { memory: 0x10_0000 });
-  machine.load(flatImage(reads.code, 'real'));
-  const { bytes } = machine.memory;
-  const { vcpu } = machine;
+  const vm = hv.createVm();
+  const memory = vm.allocate(0x10_0000);
+  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory });
+  const vcpu = vm.createVcpu();
+  vcpu.setCpuid2(hv.getSupportedCpuid());
+  const { bytes } = memory;
+  bytes.set(reads.code, 0x1000);
+  const { cs } = vcpu.getSregs();
+  vcpu.changeSregs({ cs: { ...cs, base: 0n, selector: 0 } });
+  vcpu.setRegs({ rip: 0x1000, rflags: 2 });
   const seen: string[] = [hv.backend];
   for (let answer = 7; ; ) {
     const exit = vcpu.run(DEADLINE_MS);
@@ -48,9 +46,8 @@ function vmm(hv: Hypervisor): string[] {
     if (vcpu.io.direction === 0) vcpu.io.value = answer += 3;
     else seen.push(`${vcpu.io.value}`);
   }
-  seen.push(`${machine.memory.read(0x8ff0, 32)}`);
-  machine.close();
-  hv.close();
+  seen.push(`${memory.read(0x8ff0, 32)}`);
+  for (const opened of [vcpu, memory, vm, hv]) opened.close();
   return seen;
 }
 
