@@ -175,6 +175,31 @@ describe('runs of several vCPUs that end in the event loop', () => {
     expect([replay.ended, replay.error]).toEqual([true, undefined]);
   });
 
+  it('stand still where they were paused, go on where they were resumed, and end where they were stopped', async () => {
+    const session = async (hv: Hypervisor) => {
+      using machine = new Machine(hv, { memory: 0x10_0000 });
+      machine.load(flatImage(Uint8Array.of(0xfe, 0xc0, 0xeb, 0xfc), 'real')); // again: inc al; jmp again
+      const { vcpu } = machine;
+      const end = vcpu.start([]);
+      await vcpu.pause();
+      const seen: unknown[] = [vcpu.getRegs().rax, vcpu.getRegs().rip];
+      vcpu.resume();
+      await vcpu.pause();
+      seen.push(vcpu.getRegs().rax);
+      vcpu.resume();
+      vcpu.stop();
+      seen.push(await end);
+      hv.close();
+      return seen;
+    };
+    const memo = new Memo();
+    const result = await session(new Hypervisor(recordingBackend(simulator(), memo)));
+    expect(result.at(-1)).toBe(Exit.STOPPED);
+    const replay = new Replay(memo);
+    expect(await session(replay.hypervisor)).toEqual(result);
+    expect([replay.ended, replay.error]).toEqual([true, undefined]);
+  });
+
   it('fail where the VMM does not make the call that comes next', async () => {
     const { memo } = await recorded([1]);
     const replayer = new Replayer(memo, 20);
