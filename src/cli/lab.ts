@@ -27,7 +27,8 @@ Each has --help.
 
 const BUILD_HELP = `vmexit lab build [options]: build the lab's kernel, unless that is done
 
-  --install        install missing Debian packages first (as root)
+  --install        install missing Debian packages first (as root), and on bookworm take the QEMU of its backports
+                   into the cache
   --kernel NAME    which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL}); may be repeated
   --jobs N         how many compilers at a time (default: all processors)
   --verbose        show what the build writes, not one line of progress
@@ -39,8 +40,8 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
-  --cpus N            processors of the machine (default: 1 where it is emulated, for QEMU's sake; else those of this
-                      one, at most 4)
+  --cpus N            processors of the machine (default: those of this one, at most 4; where it is emulated at most 2,
+                      and 1 if QEMU is older than 8.1)
   --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
   --parameter NAME=VALUE
                       a parameter for the kernel, such as kvm.tdp_mmu=0; may be repeated
@@ -140,14 +141,17 @@ async function build(argv: string[], { signal }: Ended): Promise<number> {
     return 0;
   }
   using progress = values.verbose ? undefined : showProgress(process.stderr);
+  const notes: string[] = [];
   const built = await buildKernels({
     signal,
+    onNote: (note) => notes.push(note),
     ...(values.install ? { install: true } : {}),
     ...(values.kernel === undefined ? {} : { kernels: values.kernel }),
     ...(values.jobs === undefined ? {} : { jobs: Number(values.jobs) }),
     ...(progress ? { report: progress.report } : { onLine: (line) => process.stderr.write(`${line}\n`) }),
   });
   progress?.[Symbol.dispose]();
+  for (const note of notes) say(note);
   for (const { version, kernel, directory } of built) {
     say(`kernel ${version} (${kernel}) is built`);
     process.stdout.write(`${directory}\n`);
@@ -252,11 +256,14 @@ async function status(argv: string[]): Promise<number> {
       built ? `${built.version}, ${built.directory}` : `not built: npx vmexit lab build --kernel ${name}`,
     ]),
     ['cache', found.cache],
+    ['QEMU', found.qemu ? `${found.qemu.description}, ${found.qemu.program}` : 'none'],
     ['packages to run', missing.run.join(' ') || 'all there'],
     ['packages to build', missing.build.join(' ') || 'all there'],
     [
       'acceleration',
-      acceleration.description + (acceleration.whyNotKvm ? ` (${acceleration.whyNotKvm})` : ''),
+      acceleration.description +
+        (acceleration.whyNotKvm ? ` (${acceleration.whyNotKvm})` : '') +
+        (found.qemu ? `, processors: ${found.qemu.cpus}` : ''),
     ],
   ] as const;
   const width = Math.max(...rows.map(([title]) => title!.length));

@@ -1,6 +1,7 @@
 /** Which way the lab's machine runs here: on the host's own nested virtualization, or emulated by QEMU. */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
+import { translatesSafely } from './emulator.ts';
 import { LabError } from './errors.ts';
 
 export type Accel = 'kvm' | 'tcg';
@@ -57,15 +58,14 @@ export function chooseAccel(choice: AccelChoice, host: HostNesting): Accel {
 }
 
 /** The most that a machine has unless it is told: what runs in the lab gains nothing from more. */
-const USUAL_CPUS = 4;
+const USUAL_CPUS: Record<Accel, number> = { kvm: 4, tcg: 2 };
 
 /**
- * How many processors a machine has unless it is told. An emulated one has one: QEMU's TCG may go on executing code
- * that another processor has replaced while it was being translated (until 8.1; its commit deba78709ae8), and V8
- * compiles on other processors than the one that executes what they make. With two, node was ended so within minutes.
+ * How many processors a machine has unless it is told. Where a QEMU before 8.1 emulates it, one: V8 compiles on other
+ * processors than the one that executes what they make, and such a QEMU may go on executing code that was replaced.
  */
-export const usualCpus = (accel: Accel): number =>
-  accel === 'tcg' ? 1 : Math.min(availableParallelism(), USUAL_CPUS);
+export const usualCpus = (accel: Accel, version: string): number =>
+  accel === 'tcg' && !translatesSafely(version) ? 1 : Math.min(availableParallelism(), USUAL_CPUS[accel]);
 
 /** In words: `nested VMX (kvm)` or `emulated SVM (tcg)`. */
 export function describeAccel(accel: Accel, host: HostNesting): string {

@@ -9,6 +9,8 @@ import { closeSync, openSync } from 'node:fs';
 import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, statfs, writeFile } from 'node:fs/promises';
 import { availableParallelism } from 'node:os';
 import { basename, join } from 'node:path';
+import { canFetchEmulator, emulatorNote, fetchEmulator } from './backports.ts';
+import { emulatorFolder, findEmulator, translatesSafely } from './emulator.ts';
 import { LabError } from './errors.ts';
 import {
   installCommands,
@@ -38,7 +40,10 @@ import { step, type Work } from './step.ts';
 export interface BuildOptions {
   /** Which ones: `vanilla`, or folders of lab/kernel/patches. `['vanilla']` by default. */
   kernels?: readonly string[];
-  /** Install missing packages with apt-get; needs root. */
+  /**
+   * Install missing packages with apt-get, which needs root; on Debian bookworm, take a newer QEMU from its backports
+   * into the cache, which does not.
+   */
   install?: boolean;
   /** How many compilers run at a time, from 1; all processors by default. */
   jobs?: number;
@@ -48,6 +53,8 @@ export interface BuildOptions {
   report?: Report;
   /** Told of each line that the build's programs write. */
   onLine?: (line: string) => void;
+  /** Told what is not as it could be, and how to mend it. */
+  onNote?: (note: string) => void;
 }
 
 /** What the unpacked source and the objects take at their largest, in bytes. */
@@ -101,9 +108,11 @@ export async function buildKernels(options: BuildOptions = {}): Promise<BuiltKer
   const failedLog = join(cache, 'build-failed.log');
   const work: Work = { cache, folder, log, failedLog, fd: openSync(log, 'w'), jobs, options };
   const tree: Tree = { path: join(folder, SOURCE_PACKAGE), applied: undefined };
-  const needed = neededPackages(recipes);
   try {
+    const note = await prepareEmulator(work, install);
+    const needed = neededPackages(recipes, findEmulator(emulatorFolder(cache))?.own);
     if (install) await installMissing(work, needed);
+    if (note) options.onNote?.(note);
     const installed = installedPackages();
     const source = sourceVersion(installed) ?? (await archiveVersion());
     const built: BuiltKernel[] = [];
@@ -142,6 +151,20 @@ async function makeFolder(cache: string): Promise<string> {
 async function archiveVersion(): Promise<string> {
   const archive = await stat(SOURCE_ARCHIVE).catch(() => undefined);
   return archive ? `${archive.size}-${Math.trunc(archive.mtimeMs)}` : 'none';
+}
+
+/** Sees to a QEMU in which the lab has all its processors; what to say where there is none. */
+async function prepareEmulator(work: Work, install: boolean): Promise<string | undefined> {
+  const there = findEmulator(emulatorFolder(work.cache));
+  if (there && translatesSafely(there.version)) return undefined;
+  if (!install) {
+    const remedy = `npx vmexit lab build --install takes a newer one from Debian's backports into the cache`;
+    return canFetchEmulator() ? emulatorNote(there, remedy) : undefined;
+  }
+  const fetched = await fetchEmulator(work);
+  return 'missing' in fetched
+    ? emulatorNote(there, `no newer one is to be had (${fetched.missing})`)
+    : undefined;
 }
 
 async function installMissing(work: Work, needed: ReturnType<typeof neededPackages>): Promise<void> {

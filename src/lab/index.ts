@@ -2,7 +2,8 @@
  * The lab: a real kernel with private guest memory on any x86-64 Linux machine. QEMU boots a small kernel built
  * from Debian's source, with the host's own root file system inside, and runs a command there.
  */
-import { type Accel, chooseAccel, describeAccel, hostNesting } from './accel.ts';
+import { type Accel, chooseAccel, describeAccel, hostNesting, usualCpus } from './accel.ts';
+import { describeEmulator, findEmulator } from './emulator.ts';
 import { installedPackages, missingPackages, neededPackages, sourceVersion } from './packages.ts';
 import {
   type BuiltKernel,
@@ -26,16 +27,25 @@ export interface LabStatus {
   readonly cache: string;
   /** Debian packages that are missing to run, and to build the default kernel. */
   readonly missing: { readonly run: readonly string[]; readonly build: readonly string[] };
+  /** The QEMU that runs it; undefined if there is none that starts. */
+  readonly qemu?: {
+    readonly program: string;
+    readonly version: string;
+    readonly description: string;
+    /** Processors of a machine that is not told how many. */
+    readonly cpus: number;
+  };
   readonly acceleration: { readonly accel: Accel; readonly description: string; readonly whyNotKvm?: string };
 }
 
-/** What the lab has here and what it would use. Starts nothing. */
+/** What the lab has here and what it would use. Boots nothing. */
 export function labStatus(): LabStatus {
   const installed = installedPackages();
   const source = sourceVersion(installed);
   const names = (packages: readonly { readonly name: string }[]) => packages.map((row) => row.name);
   const host = hostNesting();
   const accel = chooseAccel('auto', host);
+  const emulator = findEmulator();
   return {
     kernels: kernelNames().map((name) => {
       const built = findKernel(name, source);
@@ -43,9 +53,19 @@ export function labStatus(): LabStatus {
     }),
     cache: cacheFolder(),
     missing: {
-      run: names(missingPackages(neededPackages(), installed)),
-      build: names(missingPackages(neededPackages([readRecipe()]), installed)),
+      run: names(missingPackages(neededPackages([], emulator?.own), installed)),
+      build: names(missingPackages(neededPackages([readRecipe()], emulator?.own), installed)),
     },
+    ...(emulator
+      ? {
+          qemu: {
+            program: emulator.program,
+            version: emulator.version,
+            description: describeEmulator(emulator),
+            cpus: usualCpus(accel, emulator.version),
+          },
+        }
+      : {}),
     acceleration: {
       accel,
       description: describeAccel(accel, host),

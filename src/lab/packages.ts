@@ -27,10 +27,13 @@ export const PACKAGES: readonly Package[] = [
   { name: 'patch', for: 'patches', shownBy: 'patch' },
 ];
 
-/** The packages needed to build these recipes and run the results; without recipes, only to run. */
-export function neededPackages(recipes: readonly Recipe[] = []): Package[] {
+/**
+ * The packages needed to build these recipes and run the results; without recipes, only to run. Where the lab has a QEMU
+ * of its own, none is needed to run.
+ */
+export function neededPackages(recipes: readonly Recipe[] = [], ownEmulator = false): Package[] {
   const needed = {
-    run: true,
+    run: !ownEmulator,
     build: recipes.length > 0,
     patches: recipes.some((recipe) => recipe.patches.length > 0),
   };

@@ -1,7 +1,6 @@
 /** The machine, as arguments of QEMU; and the two files that tell its init what to do. */
 import type { Accel } from './accel.ts';
-
-export const QEMU = 'qemu-system-x86_64';
+import { translatesSafely } from './emulator.ts';
 
 /** The file descriptors that QEMU inherits, one socket for each port of the machine; init knows their order. */
 export const PORTS = [
@@ -12,6 +11,8 @@ export const PORTS = [
 
 export interface Machine {
   readonly accel: Accel;
+  /** QEMU's, such as `10.0.2`. */
+  readonly version: string;
   readonly bzImage: string;
   /** Guest memory in MiB. */
   readonly memory: number;
@@ -24,18 +25,20 @@ export interface Machine {
   readonly share?: string | undefined;
 }
 
-const ACCELERATION: Record<Accel, string[]> = {
-  kvm: ['-accel', 'kvm', '-cpu', 'host'],
+function acceleration(accel: Accel, version: string): string[] {
+  if (accel === 'kvm') return ['-accel', 'kvm', '-cpu', 'host'];
+  // In one thread, processors take turns, and none replaces code while another executes it.
+  const threads = translatesSafely(version) ? 'multi' : 'single';
   // An AMD processor, because QEMU emulates SVM with nested paging and no VMX.
-  tcg: ['-accel', 'tcg,thread=multi', '-cpu', 'EPYC-v2,+svm,+npt'],
-};
+  return ['-accel', `tcg,thread=${threads}`, '-cpu', 'EPYC-v2,+svm,+npt'];
+}
 
 /** QEMU splits its options at commas; a doubled comma stands for one. */
 const value = (text: string) => text.replaceAll(',', ',,');
 
 /** QEMU's arguments for a machine. */
 export function qemuArguments(machine: Machine): string[] {
-  const { accel, bzImage, memory, cpus, runFolder, share, parameters = [] } = machine;
+  const { accel, version, bzImage, memory, cpus, runFolder, share, parameters = [] } = machine;
   // multidevs=remap: the host's root is many file systems, whose inode numbers would collide as one.
   const folder = (path: string, tag: string, more: string) => [
     '-virtfs',
@@ -43,7 +46,7 @@ export function qemuArguments(machine: Machine): string[] {
   ];
   return [
     ...['-name', 'vmexit-lab', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
-    ...['-machine', 'q35', ...ACCELERATION[accel]],
+    ...['-machine', 'q35', ...acceleration(accel, version)],
     ...['-smp', String(cpus), '-m', String(memory)],
     ...['-kernel', bzImage, '-append', kernelCommandLine(runFolder, parameters)],
     ...folder('/', 'root', ',readonly=on'),

@@ -6,9 +6,10 @@ import { tmpdir, totalmem } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { Duplex, Readable } from 'node:stream';
 import { type Accel, type AccelChoice, chooseAccel, describeAccel, hostNesting, usualCpus } from './accel.ts';
+import { describeEmulator, type Emulator, findEmulator, QEMU } from './emulator.ts';
 import { LabError } from './errors.ts';
 import { sourceVersion } from './packages.ts';
-import { commandScript, fstab, PORTS, QEMU, qemuArguments } from './qemu.ts';
+import { commandScript, fstab, PORTS, qemuArguments } from './qemu.ts';
 import { DEFAULT_KERNEL, findKernel, labFolder } from './recipe.ts';
 
 export const DEFAULT_TIMEOUT_MS = 10 * 60_000;
@@ -42,13 +43,19 @@ export interface LabRun {
   accel?: AccelChoice;
   /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
-  /** Processors of the machine, 1 to 8; by default those of the host, at most 4, and one where it is emulated. */
+  /**
+   * Processors of the machine, 1 to 8; by default those of the host, at most 4, and 2 where it is emulated, or 1 by a QEMU
+   * before 8.1.
+   */
   cpus?: number;
   /** The time limit from start to end, the boot included: 1 ms to 2^31-1 ms, 10 minutes by default. */
   timeoutMs?: number;
   /** Ends the run: the machine is ended and ERR_LAB_ABORTED thrown. */
   signal?: AbortSignal;
-  /** Told what is about to boot, such as `kernel 6.12.117 (vanilla), emulated SVM (tcg)`. */
+  /**
+   * Told what is about to boot, such as `kernel 6.12.117 (vanilla), emulated SVM (tcg), 2 processors, QEMU 10.0.2 (the
+   * lab's own)`.
+   */
   onStart?: (description: string) => void;
   onStdout?: (chunk: Buffer) => void;
   onStderr?: (chunk: Buffer) => void;
@@ -97,9 +104,18 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   }
   const host = hostNesting();
   const accel = chooseAccel(run.accel ?? 'auto', host);
-  const cpus = run.cpus ?? usualCpus(accel);
+  const emulator = findEmulator();
+  if (!emulator) {
+    const remedy = 'npx vmexit lab build --install, or apt-get install qemu-system-x86';
+    throw new LabError('ERR_LAB_PACKAGES', `${QEMU} is not installed: ${remedy}`);
+  }
+  const { version } = emulator;
+  const cpus = run.cpus ?? usualCpus(accel, version);
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
-  run.onStart?.(`kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}`);
+  const processors = `${cpus} ${cpus === 1 ? 'processor' : 'processors'}`;
+  run.onStart?.(
+    `kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}, ${processors}, ${describeEmulator(emulator)}`,
+  );
 
   const runFolder = await mkdtemp(join(await realpath(tmpdir()), 'vmexit-lab-'));
   const remove = () => rmSync(runFolder, { recursive: true, force: true });
@@ -110,9 +126,9 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     const script = commandScript({ command: run.command, args: run.args ?? [], cwd, env });
     await writeFile(join(runFolder, 'command'), script);
     const arguments_ = qemuArguments({
-      ...{ accel, bzImage: built.bzImage, memory, cpus, runFolder, share, parameters },
+      ...{ accel, version, bzImage: built.bzImage, memory, cpus, runFolder, share, parameters },
     });
-    return { kernel, accel, ...(await runMachine(arguments_, run, timeoutMs)) };
+    return { kernel, accel, ...(await runMachine(emulator, arguments_, run, timeoutMs)) };
   } finally {
     remove();
     process.off('exit', remove);
@@ -196,12 +212,14 @@ class Tail {
 
 /** Starts QEMU, serves its ports (the protocol is in lab/init), and ends it whatever happens. */
 async function runMachine(
+  emulator: Emulator,
   args: string[],
   run: LabRun,
   timeoutMs: number,
 ): Promise<{ status: number; bootMs: number; elapsedMs: number }> {
   const started = Date.now();
-  const qemu = spawn(QEMU, args, {
+  const qemu = spawn(emulator.program, [...emulator.arguments, ...args], {
+    env: { ...process.env, ...emulator.environment },
     stdio: ['ignore', 'pipe', 'pipe', ...PORTS.map(() => 'pipe' as const)],
     // Not in the terminal's group: an interrupt reaches the launcher, which ends QEMU in order.
     detached: true,
@@ -220,11 +238,7 @@ async function runMachine(
       const fail = (code: LabError['code'], what: string) =>
         reject(new LabError(code, what + machine.tails()));
 
-      qemu.once('error', (error: NodeJS.ErrnoException) => {
-        if (error.code !== 'ENOENT') return fail('ERR_LAB_BOOT', `${QEMU} does not start: ${error.message}`);
-        const remedy = 'apt-get install qemu-system-x86, or npx vmexit lab build --install';
-        fail('ERR_LAB_PACKAGES', `${QEMU} is not installed: ${remedy}`);
-      });
+      qemu.once('error', (error) => fail('ERR_LAB_BOOT', `${QEMU} does not start: ${error.message}`));
       qemu.once('close', (code, signal) => {
         const how = `QEMU ended with ${code ?? signal}`;
         if (machine.bootMs === undefined)

@@ -170,6 +170,8 @@ describe('packages', () => {
     const vanilla = names(neededPackages([readRecipe()]));
     expect(vanilla).toEqual(expect.arrayContaining(['qemu-system-x86', 'linux-source-6.12', 'gcc', 'flex']));
     expect(vanilla).not.toContain('patch');
+    expect(names(neededPackages([], true))).toEqual([]);
+    expect(names(neededPackages([readRecipe()], true))).not.toContain('qemu-system-x86');
     const patched: Recipe = { kernel: 'x', fragment: '', patches: [{ path: 'p', text: 't' }] };
     expect(names(neededPackages([readRecipe(), patched]))).toContain('patch');
   });
@@ -237,13 +239,17 @@ describe('acceleration', () => {
 });
 
 describe('the machine', () => {
-  it('has one processor where it is emulated, and some where it is not', () => {
-    expect(usualCpus('tcg')).toBe(1);
-    expect(usualCpus('kvm')).toBe(Math.min(availableParallelism(), 4));
+  it('has two processors where it is emulated, or one by a QEMU before 8.1, and more where it is not', () => {
+    expect(usualCpus('tcg', '8.0.5')).toBe(1);
+    expect(usualCpus('tcg', '7.2.22')).toBe(1);
+    for (const version of ['8.1', '10.0.2'])
+      expect(usualCpus('tcg', version)).toBe(Math.min(availableParallelism(), 2));
+    expect(usualCpus('kvm', '7.2.22')).toBe(Math.min(availableParallelism(), 4));
   });
 
   const machine: Machine = {
     accel: 'tcg',
+    version: '10.0.2',
     bzImage: '/k/bzImage',
     memory: 512,
     cpus: 2,
@@ -269,6 +275,13 @@ describe('the machine', () => {
     const nested = qemuArguments({ ...machine, accel: 'kvm' });
     expect(valuesOf(nested, '-cpu')).toEqual(['host']);
     expect(valuesOf(nested, '-accel')).toEqual(['kvm']);
+  });
+
+  it('has a thread for each processor, or one for all in a QEMU that may execute code that was replaced', () => {
+    const threads = (version: string) => valuesOf(qemuArguments({ ...machine, version }), '-accel');
+    expect(threads('10.0.2')).toEqual(['tcg,thread=multi']);
+    expect(threads('8.1.0')).toEqual(['tcg,thread=multi']);
+    expect(threads('8.0.5')).toEqual(['tcg,thread=single']);
   });
 
   it("gives its kernel the parameters of a run, before init's own arguments", () => {
