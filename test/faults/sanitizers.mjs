@@ -1,46 +1,253 @@
-// The hostile calls on an addon that is built with AddressSanitizer and UndefinedBehaviorSanitizer. Not one of the
-// tests: it takes a compiler, and twice the time. node test/faults/sanitizers.mjs [SEED [CALLS]]
+// The native suites on builds of the addon with sanitizers. Not one of the tests: it takes a compiler, and time.
+//
+//   node test/faults/sanitizers.mjs [--sanitizer NAME]... [--where PLACE]... [--calls N] [--seed N] [SUITE...]
+//
+// Sanitizers are `address`, with that of undefined behaviour, and `thread`; places are `here`, if this host has a KVM, and
+// `lab`: without a KVM almost none of the addon runs. Each build has bugs of its own, one of each kind, which must be found
+// first. The calls of the addon's functions are counted in every process, and a run in which there were none has failed;
+// so has one with a report of the sanitizer's from any process, whatever the suite makes of that. Without SUITE all of the
+// native ones run, and hostile-native.mjs with N calls (default 20000; 0 leaves it out). Needs `npm run setup`.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { cpSync, existsSync, mkdtempSync, rmSync, symlinkSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 
-const [, , seed = '1', calls = '100000'] = process.argv;
 const root = fileURLToPath(new URL('../../', import.meta.url));
-const work = mkdtempSync(join(tmpdir(), 'vmexit-sanitizers-'));
-const flags = '-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -O1 -g';
-const prefix = dirname(dirname(process.execPath));
-const nodedir = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
+const self = fileURLToPath(import.meta.url);
+const parts = fileURLToPath(new URL('sanitizers/', import.meta.url));
 
-try {
+const SUITES = [
+  'test/conformance',
+  ...['threads', 'lifetime', 'kick-ids', 'userfaultfd', 'hostile'].map(
+    (name) => `test/faults/${name}.test.ts`,
+  ),
+];
+
+const SANITIZERS = {
+  address: {
+    flags: '-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined',
+    library: 'libasan.so',
+    planted: { overflow: /heap-buffer-overflow|insufficient space/, undefined: /signed integer overflow/ },
+  },
+  thread: { flags: '-fsanitize=thread', library: 'libtsan.so', planted: { race: /data race/ } },
+};
+
+/** What of Node-API is a macro while the addon is compiled: see instrumented.cc. */
+const INSTRUMENTED = {
+  napi_create_function: 'instrumented_create_function',
+  napi_get_cb_info: 'instrumented_get_cb_info',
+  napi_register_module_v1: 'instrumented_register_module',
+};
+
+/** How long one place may take with one sanitizer, in ms. */
+const TIME_LIMIT_MS = 120 * 60_000;
+
+const say = (text) => process.stdout.write(`sanitizers: ${text}\n`);
+
+/** Builds the addon with a sanitizer in a copy of its sources; the path of the library. */
+function build(name, work) {
+  const tree = join(work, name);
+  mkdirSync(tree);
   for (const part of ['native', 'binding.gyp', 'package.json'])
-    cpSync(join(root, part), join(work, part), { recursive: true });
-  symlinkSync(join(root, 'node_modules'), join(work, 'node_modules'));
+    cpSync(join(root, part), join(tree, part), { recursive: true });
+  symlinkSync(join(root, 'node_modules'), join(tree, 'node_modules'));
+  cpSync(join(parts, 'instrumented.cc'), join(tree, 'native', 'instrumented.cc'));
+  const gyp = readFileSync(join(tree, 'binding.gyp'), 'utf8');
+  writeFileSync(join(tree, 'binding.gyp'), gyp.replace('"native/addon.cc",', '$& "native/instrumented.cc",'));
+  const flags = `${SANITIZERS[name].flags} -fno-omit-frame-pointer -O1 -g`;
+  const macros = Object.entries(INSTRUMENTED).map(([from, to]) => `-D${from}=${to}`);
+  const prefix = dirname(dirname(process.execPath));
+  const headers = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];
   execFileSync(
     process.execPath,
-    [join(root, 'node_modules/node-gyp/bin/node-gyp.js'), 'rebuild', '--silent', ...nodedir],
+    [join(root, 'node_modules/node-gyp/bin/node-gyp.js'), 'rebuild', '--silent', '--jobs=max', ...headers],
     {
-      cwd: work,
-      env: { ...process.env, CXXFLAGS: flags, LDFLAGS: flags },
+      cwd: tree,
+      env: { ...process.env, CXXFLAGS: [flags, ...macros].join(' '), LDFLAGS: flags },
       stdio: ['ignore', 'ignore', 'inherit'],
     },
   );
-  const library = execFileSync('g++', ['-print-file-name=libasan.so'], { encoding: 'utf8' }).trim();
-  const program = fileURLToPath(new URL('hostile-native.mjs', import.meta.url));
-  const { status, signal } = spawnSync(process.execPath, ['--expose-gc', program, seed, calls], {
-    stdio: 'inherit',
-    env: {
-      ...process.env,
-      VMEXIT_ADDON: join(work, 'build', 'Release', 'vmexit.node'),
-      LD_PRELOAD: library,
-      // Node itself frees nothing when it ends.
-      ASAN_OPTIONS: 'detect_leaks=0',
-      UBSAN_OPTIONS: 'print_stacktrace=1',
-    },
+  const addon = join(work, `${name}.node`);
+  cpSync(join(tree, 'build', 'Release', 'vmexit.node'), addon);
+  rmSync(tree, { recursive: true });
+  return addon;
+}
+
+/** The environment in which node has a sanitizer: whatever it reports is a file of `reports`. */
+function environment(name, { reports, calls }) {
+  const { library } = SANITIZERS[name];
+  const preload = execFileSync('g++', [`-print-file-name=${library}`], { encoding: 'utf8' }).trim();
+  const options = readFileSync(join(parts, 'options'), 'utf8')
+    .replace(/#.*$/gm, '')
+    .split('\n')
+    .map((line) => /^(\w+)\s+(\S+)/.exec(line))
+    .filter((match) => match?.[1] === name)
+    .map((match) => match[2]);
+  const text = [...options, `log_path=${join(reports, name)}`].join(':');
+  const variables = { address: ['ASAN_OPTIONS', 'UBSAN_OPTIONS'], thread: ['TSAN_OPTIONS'] }[name];
+  return {
+    ...process.env,
+    ...Object.fromEntries(variables.map((variable) => [variable, text])),
+    LD_PRELOAD: preload,
+    VMEXIT_CALLS: calls,
+  };
+}
+
+function folders(work, place) {
+  const made = { reports: join(work, place, 'reports'), calls: join(work, place, 'calls') };
+  for (const folder of Object.values(made)) mkdirSync(folder, { recursive: true });
+  return made;
+}
+
+const texts = (folder) =>
+  readdirSync(folder, { withFileTypes: true })
+    .filter((entry) => entry.isFile())
+    .map((entry) => readFileSync(join(folder, entry.name), 'utf8'))
+    .filter((text) => text.trim() !== '');
+
+/** Calls by function, of all processes: the tables of instrumented.cc. */
+function countsIn(folder) {
+  const counts = {};
+  for (const file of readdirSync(folder)) {
+    const bytes = readFileSync(join(folder, file));
+    for (let at = 0; at + 32 <= bytes.length && bytes[at] !== 0; at += 32) {
+      const name = bytes.toString('latin1', at, at + 24).replace(/\0.*$/, '');
+      counts[name] = (counts[name] ?? 0) + Number(bytes.readBigUInt64LE(at + 24));
+    }
+  }
+  return counts;
+}
+
+/** Whether each planted bug of a build is found. */
+function findsPlanted(name, addon, work) {
+  return Object.entries(SANITIZERS[name].planted).every(([kind, report]) => {
+    const where = folders(work, `planted-${kind}`);
+    const script = `require(${JSON.stringify(addon)}).planted(${JSON.stringify(kind)})`;
+    spawnSync(process.execPath, ['--eval', script], { env: environment(name, where), stdio: 'ignore' });
+    const found = texts(where.reports).some((text) => report.test(text));
+    say(`${name}: the planted ${kind} is ${found ? 'found' : 'NOT FOUND'}`);
+    return found;
   });
-  process.exitCode = status ?? 1;
-  if (signal !== null) process.stderr.write(`ended by ${signal}\n`);
-} finally {
-  rmSync(work, { recursive: true, force: true });
+}
+
+// --- in the place ------------------------------------------------------------------------------------------------
+
+/** Runs what is asked for on the addon, which is put in the place of the tree's; writes what came of it to `result`. */
+function inside({ name, addon, suites, calls, seed, result }) {
+  execFileSync('mount', ['--bind', addon, join(root, 'build', 'Release', 'vmexit.node')]);
+  const own = folders(mkdtempSync(join(tmpdir(), 'vmexit-sanitized-')), 'inside');
+  const env = environment(name, own);
+  const vitest = join(root, 'node_modules', 'vitest', 'vitest.mjs');
+  const runs = suites.map((suite) => [suite, [vitest, 'run', '--project', 'quick', suite]]);
+  const storm = join(root, 'test/faults/hostile-native.mjs');
+  if (calls > 0) runs.push([`${calls} hostile calls`, ['--expose-gc', storm, String(seed), String(calls)]]);
+  const ends = runs.map(([what, args]) => {
+    const started = Date.now();
+    const { status, signal } = spawnSync(process.execPath, args, { cwd: root, env, stdio: 'inherit' });
+    return { what, end: status ?? signal, seconds: Math.round((Date.now() - started) / 1000) };
+  });
+  writeFileSync(result, JSON.stringify({ ends, counts: countsIn(own.calls), reports: texts(own.reports) }));
+}
+
+// --- from outside ------------------------------------------------------------------------------------------------
+
+const PLACES = {
+  /** In a mount namespace, so that the tree's own addon stays. */
+  async here(task) {
+    const unshare = ['--mount', ...(process.getuid() === 0 ? [] : ['--map-root-user'])];
+    spawnSync('unshare', [...unshare, process.execPath, self, '--inside', JSON.stringify(task)], {
+      stdio: 'inherit',
+      timeout: TIME_LIMIT_MS,
+    });
+  },
+  async lab(task, share) {
+    const { runInLab } = await import('../../dist/lab/index.js');
+    await runInLab({
+      command: process.execPath,
+      args: [self, '--inside', JSON.stringify(task)],
+      cwd: root,
+      share,
+      timeoutMs: TIME_LIMIT_MS,
+      onStart: say,
+      onStdout: (chunk) => process.stdout.write(chunk),
+      onStderr: (chunk) => process.stderr.write(chunk),
+    });
+  },
+};
+
+const hasKvm = () => {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+};
+
+/** Runs the suites with one sanitizer in one place; whether all is well. */
+async function runIn(place, name, addon, work, asked) {
+  const result = join(work, `${name}-${place}.json`);
+  await PLACES[place]({ name, addon, result, ...asked }, work).catch((error) => say(error.message));
+  if (!existsSync(result)) {
+    say(`${name}, ${place}: FAILED, it has not come to its end`);
+    return false;
+  }
+  const { ends, counts, reports } = JSON.parse(readFileSync(result, 'utf8'));
+  const sum = Object.values(counts).reduce((all, count) => all + count, 0);
+  for (const { what, end, seconds } of ends)
+    say(`${name}, ${place}: ${what}: ended with ${end} after ${seconds} s`);
+  for (const text of reports) process.stdout.write(`${text}\n`);
+  const most = Object.entries(counts).sort(([, a], [, b]) => b - a);
+  say(`${name}, ${place}: ${reports.length} reports, ${sum} calls of ${most.length} functions of the addon`);
+  say(`${name}, ${place}: ${most.map(([called, count]) => `${called} ${count}`).join(', ')}`);
+  return sum > 0 && reports.length === 0 && ends.every(({ end }) => end === 0);
+}
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    sanitizer: { type: 'string', multiple: true, default: Object.keys(SANITIZERS) },
+    where: { type: 'string', multiple: true, default: Object.keys(PLACES) },
+    calls: { type: 'string', default: '20000' },
+    seed: { type: 'string', default: '1' },
+    inside: { type: 'string' },
+  },
+});
+if (values.inside !== undefined) inside(JSON.parse(values.inside));
+else {
+  const places = values.where.filter((place) => {
+    if (place !== 'here' || hasKvm()) return true;
+    say('this host has no KVM: its suites run in the lab alone');
+    return false;
+  });
+  const work = mkdtempSync(join(tmpdir(), 'vmexit-sanitizers-'));
+  const asked = {
+    suites: positionals.length > 0 ? positionals : SUITES,
+    calls: Number(values.calls),
+    seed: Number(values.seed),
+  };
+  try {
+    for (const name of values.sanitizer) {
+      say(`building the addon with ${SANITIZERS[name].flags.split(' ')[0]}`);
+      const addon = build(name, work);
+      if (!findsPlanted(name, addon, work)) process.exitCode = 1;
+      for (const place of places) if (!(await runIn(place, name, addon, work, asked))) process.exitCode = 1;
+    }
+  } finally {
+    rmSync(work, { recursive: true, force: true });
+  }
 }
