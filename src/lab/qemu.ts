@@ -69,6 +69,9 @@ function kernelCommandLine(runFolder: string, parameters: readonly string[]): st
     // The delay loop of a 4 GHz clock at 250 Hz, so no delay is too short. Unless told, each processor but the
     // first measures it, which takes an emulated one a second and fails.
     'lpj=16000000',
+    // The kernel panics if ten ticks of 4 ms do not come within 40 ms of an early delay, and on a busy host they may not.
+    // Guests of hypervisors that it knows are spared this check.
+    'no_timer_check',
     // Nothing on the host changes its root under a run that matters to it, so lookups may be remembered.
     ...['root=root', 'rootfstype=9p', `rootflags=${P9_OPTIONS},cache=loose`, 'ro'],
     ...parameters,
