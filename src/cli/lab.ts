@@ -40,8 +40,7 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
-  --cpus N            processors of the machine (default: those of this one, at most 4; where it is emulated at most 2,
-                      and 1 if QEMU is older than 8.1)
+  --cpus N            processors of the machine (default: 1 where it is emulated; else those of this one, at most 4)
   --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
   --parameter NAME=VALUE
                       a parameter for the kernel, such as kvm.tdp_mmu=0; may be repeated

@@ -1,7 +1,6 @@
 /** Which way the lab's machine runs here: on the host's own nested virtualization, or emulated by QEMU. */
 import { accessSync, constants, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
-import { translatesSafely } from './emulator.ts';
 import { LabError } from './errors.ts';
 
 export type Accel = 'kvm' | 'tcg';
@@ -58,14 +57,15 @@ export function chooseAccel(choice: AccelChoice, host: HostNesting): Accel {
 }
 
 /** The most that a machine has unless it is told: what runs in the lab gains nothing from more. */
-const USUAL_CPUS: Record<Accel, number> = { kvm: 4, tcg: 2 };
+const USUAL_CPUS = 4;
 
 /**
- * How many processors a machine has unless it is told. Where a QEMU before 8.1 emulates it, one: V8 compiles on other
- * processors than the one that executes what they make, and such a QEMU may go on executing code that was replaced.
+ * How many processors a machine has unless it is told. An emulated one has one. A QEMU before 8.1 may go on executing
+ * code that another processor replaced; and with two processors, a thread each, QEMU 10.0 has now and then lost the
+ * timer of the second one while the kernel booted on a busy host, which then waited for ever (scripts/lab-soak.mjs).
  */
-export const usualCpus = (accel: Accel, version: string): number =>
-  accel === 'tcg' && !translatesSafely(version) ? 1 : Math.min(availableParallelism(), USUAL_CPUS[accel]);
+export const usualCpus = (accel: Accel): number =>
+  accel === 'tcg' ? 1 : Math.min(availableParallelism(), USUAL_CPUS);
 
 /** In words: `nested VMX (kvm)` or `emulated SVM (tcg)`. */
 export function describeAccel(accel: Accel, host: HostNesting): string {

@@ -43,17 +43,14 @@ export interface LabRun {
   accel?: AccelChoice;
   /** Guest memory in MiB, an integer from 256 to what the host has; 3072 by default. */
   memory?: number;
-  /**
-   * Processors of the machine, 1 to 8; by default those of the host, at most 4, and 2 where it is emulated, or 1 by a QEMU
-   * before 8.1.
-   */
+  /** Processors of the machine, 1 to 8; by default those of the host, at most 4, and one where it is emulated. */
   cpus?: number;
   /** The time limit from start to end, the boot included: 1 ms to 2^31-1 ms, 10 minutes by default. */
   timeoutMs?: number;
   /** Ends the run: the machine is ended and ERR_LAB_ABORTED thrown. */
   signal?: AbortSignal;
   /**
-   * Told what is about to boot, such as `kernel 6.12.117 (vanilla), emulated SVM (tcg), 2 processors, QEMU 10.0.2 (the
+   * Told what is about to boot, such as `kernel 6.12.117 (vanilla), emulated SVM (tcg), 1 processor, QEMU 10.0.2 (the
    * lab's own)`.
    */
   onStart?: (description: string) => void;
@@ -110,7 +107,7 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     throw new LabError('ERR_LAB_PACKAGES', `${QEMU} is not installed: ${remedy}`);
   }
   const { version } = emulator;
-  const cpus = run.cpus ?? usualCpus(accel, version);
+  const cpus = run.cpus ?? usualCpus(accel);
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
   const processors = `${cpus} ${cpus === 1 ? 'processor' : 'processors'}`;
   run.onStart?.(

@@ -141,9 +141,9 @@ describe('the QEMU of the lab', () => {
     expect(versions.filter(translatesSafely)).toEqual(['8.1', '8.2.0', '10.0.2']);
   });
 
-  it('is told of by a build only where it has one processor', () => {
+  it('is told of by a build only where it is older', () => {
     const old: Emulator = { program: '', version: '7.2.22', own: false, arguments: [], environment: {} };
-    expect(emulatorNote(old, 'why')).toMatch(/QEMU 7\.2\.22 \(installed\), with one processor .*: why/);
+    expect(emulatorNote(old, 'why')).toMatch(/QEMU 7\.2\.22 \(installed\), which is not safe .*: why/);
     expect(emulatorNote({ ...old, version: '10.0.2' }, 'why')).toBeUndefined();
     expect(emulatorNote(undefined, 'why')).toBeUndefined();
   });
