@@ -27,8 +27,8 @@ Each has --help.
 
 const BUILD_HELP = `vmexit lab build [options]: build the lab's kernel, unless that is done
 
-  --install        install missing Debian packages first (as root), and on bookworm take the QEMU of its backports
-                   into the cache
+  --install        install missing Debian packages first (as root)
+  --backports      on Debian bookworm, take the QEMU of its backports into the cache: no root is needed, nothing is installed
   --kernel NAME    which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL}); may be repeated
   --jobs N         how many compilers at a time (default: all processors)
   --verbose        show what the build writes, not one line of progress
@@ -130,6 +130,7 @@ async function build(argv: string[], { signal }: Ended): Promise<number> {
     options: {
       help: { type: 'boolean', short: 'h' },
       install: { type: 'boolean' },
+      backports: { type: 'boolean' },
       kernel: { type: 'string', multiple: true },
       jobs: { type: 'string' },
       verbose: { type: 'boolean' },
@@ -145,6 +146,7 @@ async function build(argv: string[], { signal }: Ended): Promise<number> {
     signal,
     onNote: (note) => notes.push(note),
     ...(values.install ? { install: true } : {}),
+    ...(values.backports ? { backports: true } : {}),
     ...(values.kernel === undefined ? {} : { kernels: values.kernel }),
     ...(values.jobs === undefined ? {} : { jobs: Number(values.jobs) }),
     ...(progress ? { report: progress.report } : { onLine: (line) => process.stderr.write(`${line}\n`) }),

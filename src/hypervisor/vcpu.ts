@@ -235,7 +235,7 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
    * machine.load(flatImage(Uint8Array.of(0xeb, 0xfe), 'real')); // jmp $
    * let turns = 0;
    * const timer = setInterval(() => turns++, 1);
-   * console.log(exitName(await machine.vcpu.runAsync(100)), turns > 2);
+   * console.log(exitName(await machine.vcpu.runAsync(1000)), turns > 0);
    * clearInterval(timer);
    * machine.close();
    * hv.close();

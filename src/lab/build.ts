@@ -40,11 +40,10 @@ import { step, type Work } from './step.ts';
 export interface BuildOptions {
   /** Which ones: `vanilla`, or folders of lab/kernel/patches. `['vanilla']` by default. */
   kernels?: readonly string[];
-  /**
-   * Install missing packages with apt-get, which needs root; on Debian bookworm, take a newer QEMU from its backports
-   * into the cache, which does not.
-   */
+  /** Install missing packages with apt-get; needs root. */
   install?: boolean;
+  /** On Debian bookworm, take a newer QEMU from its backports into the cache, which needs no root. */
+  backports?: boolean;
   /** How many compilers run at a time, from 1; all processors by default. */
   jobs?: number;
   /** Ends the build: its processes are ended, its files removed, and ERR_LAB_ABORTED thrown. */
@@ -91,7 +90,13 @@ const LEFT_OVER_MS = 60 * 60_000;
  * built by then stay.
  */
 export async function buildKernels(options: BuildOptions = {}): Promise<BuiltKernel[]> {
-  const { kernels = [DEFAULT_KERNEL], install = false, jobs = availableParallelism(), signal } = options;
+  const {
+    kernels = [DEFAULT_KERNEL],
+    install = false,
+    backports = false,
+    jobs = availableParallelism(),
+    signal,
+  } = options;
   if (!Number.isInteger(jobs) || jobs < 1) {
     throw new LabError('ERR_LAB_ARGUMENT', `jobs is ${jobs}: it must be an integer from 1`);
   }
@@ -109,7 +114,7 @@ export async function buildKernels(options: BuildOptions = {}): Promise<BuiltKer
   const work: Work = { cache, folder, log, failedLog, fd: openSync(log, 'w'), jobs, options };
   const tree: Tree = { path: join(folder, SOURCE_PACKAGE), applied: undefined };
   try {
-    const note = await prepareEmulator(work, install);
+    const note = await prepareEmulator(work, backports);
     const needed = neededPackages(recipes, findEmulator(emulatorFolder(cache))?.own);
     if (install) await installMissing(work, needed);
     if (note) options.onNote?.(note);
@@ -154,11 +159,11 @@ async function archiveVersion(): Promise<string> {
 }
 
 /** Sees to a QEMU in which the lab has all its processors; what to say where there is none. */
-async function prepareEmulator(work: Work, install: boolean): Promise<string | undefined> {
+async function prepareEmulator(work: Work, backports: boolean): Promise<string | undefined> {
   const there = findEmulator(emulatorFolder(work.cache));
   if (there && translatesSafely(there.version)) return undefined;
-  if (!install) {
-    const remedy = `npx vmexit lab build --install takes a newer one from Debian's backports into the cache`;
+  if (!backports) {
+    const remedy = `npx vmexit lab build --backports takes a newer one from Debian's backports into the cache`;
     return canFetchEmulator() ? emulatorNote(there, remedy) : undefined;
   }
   const fetched = await fetchEmulator(work);

@@ -25,10 +25,10 @@ export interface Machine {
   readonly share?: string | undefined;
 }
 
-function acceleration(accel: Accel, version: string): string[] {
+function acceleration(accel: Accel, version: string, cpus: number): string[] {
   if (accel === 'kvm') return ['-accel', 'kvm', '-cpu', 'host'];
   // In one thread, processors take turns, and none replaces code while another executes it.
-  const threads = translatesSafely(version) ? 'multi' : 'single';
+  const threads = cpus === 1 || translatesSafely(version) ? 'multi' : 'single';
   // An AMD processor, because QEMU emulates SVM with nested paging and no VMX.
   return ['-accel', `tcg,thread=${threads}`, '-cpu', 'EPYC-v2,+svm,+npt'];
 }
@@ -46,7 +46,7 @@ export function qemuArguments(machine: Machine): string[] {
   ];
   return [
     ...['-name', 'vmexit-lab', '-no-user-config', '-nodefaults', '-display', 'none', '-no-reboot'],
-    ...['-machine', 'q35', ...acceleration(accel, version)],
+    ...['-machine', 'q35', ...acceleration(accel, version, cpus)],
     ...['-smp', String(cpus), '-m', String(memory)],
     ...['-kernel', bzImage, '-append', kernelCommandLine(runFolder, parameters)],
     ...folder('/', 'root', ',readonly=on'),

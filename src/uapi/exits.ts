@@ -171,6 +171,7 @@ export const exitRows = {
   AGAIN: bare('vCPU not runnable (EAGAIN)'),
   FAULT: bare('guest memory that the kernel could not reach (EFAULT, without fault information)'),
   DEADLINE: bare('deadline passed'),
+  STOPPED: bare('stopped'),
   // biome-ignore lint/suspicious/noExplicitAny: each row has its own fields.
 } as const satisfies { readonly [K in ExitName]?: ExitRow<any> };
 

@@ -232,6 +232,7 @@ const cases: Case[] = [
   ['AGAIN', nothing, {}, 'vCPU not runnable (EAGAIN)'],
   ['FAULT', nothing, {}, 'guest memory that the kernel could not reach (EFAULT, without fault information)'],
   ['DEADLINE', nothing, {}, 'deadline passed'],
+  ['STOPPED', nothing, {}, 'stopped'],
 ];
 
 describe('a decoded exit', () => {
