@@ -137,8 +137,8 @@ int Runner::Once(double timeout_ms) {
   vcpu->expired = false;
   *current_ = vcpu;
   vcpu->Run(tid_);
-  if (vcpu->kicked.load() || vcpu->pauses.load() > 0 || vcpu->stopped.load() || quits_->load())
-    run->immediate_exit = 1;
+  asked_ = vcpu->kicked.load() || vcpu->pauses.load() > 0 || vcpu->stopped.load() || quits_->load();
+  if (asked_) run->immediate_exit = 1;
   if (timed) ThreadTimer().Start(timeout_ms);
 
   const int result = ioctl(vcpu->fd, KVM_RUN, 0) == 0 ? static_cast<int>(run->exit_reason) : -errno;
@@ -150,8 +150,10 @@ int Runner::Once(double timeout_ms) {
   const bool completed = result >= 0 || result == -EINTR || result == -EFAULT || result == -EHWPOISON;
   vcpu->Leave(completed ? result >= 0 && Waits(result) : !vcpu->IsComplete());
   // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
-  signalled_ = vcpu->signalled.exchange(false);
-  if (signalled_) syscall(SYS_gettid);
+  if (vcpu->signalled.exchange(false)) {
+    asked_ = true;
+    syscall(SYS_gettid);
+  }
   *current_ = nullptr;
   run->immediate_exit = immediate_exit;
   return result;
@@ -182,7 +184,7 @@ int Runner::Run(double timeout_ms, napi_env env) {
         const bool looked = vcpu->look.exchange(false);
         if (looked && env && !CanCallJs(env)) return -EINTR;
         // Neither a look around nor a pause that was undone meanwhile is anybody's; any other signal is.
-        if (!looked && !signalled_) return -EINTR;
+        if (!looked && !asked_) return -EINTR;
       }
     }
     if (timed) {

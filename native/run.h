@@ -27,7 +27,7 @@ struct Runner {
   RunState* volatile* const current_;  // where the signal handler looks
   const LookAround look_;
   const std::atomic<bool>* const quits_;
-  bool signalled_ = false;  // the last KVM_RUN was interrupted on somebody's behalf
+  bool asked_ = false;  // the last KVM_RUN was interrupted on somebody's behalf
 };
 
 // The signal of kicks and deadlines.

@@ -60,7 +60,7 @@ export class RunLoops {
 
   /** The ids of those of several vCPUs that have halted: they do not run again, and nothing in their registers says so. */
   get halted(): number[] {
-    return [...this.#halted].map(({ vcpu }) => vcpu.id);
+    return [...this.#halted].map(({ vcpu }) => vcpu.id).sort((a, b) => a - b);
   }
 
   /** Whose end was that of the last run: the last that has halted, or the first that has ended otherwise. */

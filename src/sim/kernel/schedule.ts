@@ -100,7 +100,7 @@ class Scheduler {
         vcpu.looksAnew();
         vcpu.kick.beat();
       }
-    for (let now = 0; now < until; now = performance.now()) {
+    for (let now = performance.now(); now < until; now = performance.now()) {
       let any = false;
       for (const [vm, all] of [...this.#started]) {
         const outcome = this.#quantum(vm, all, now);

@@ -1,0 +1,93 @@
+/** vCPUs on threads of their own, and in several threads, on whichever backend this host has. The programs are in vcpu-threads.mjs. */
+import { describe, expect, it } from 'vitest';
+import { TEST_MS } from '../support/limits.ts';
+import { scenario } from './child.ts';
+
+const run = (name: string) => scenario('vcpu-threads.mjs', name);
+const test = (sentence: string, shows: () => Promise<void>) => it(sentence, shows, TEST_MS);
+
+const RUNNING = 'ERR_KVM_VCPU_RUNNING';
+
+describe('a vCPU on a thread of its own', () => {
+  test('ends by its exit, a time limit, an abort, stop() and close()', async () => {
+    const ends = ['HLT', 'HLT', 'DEADLINE', 'DEADLINE', 'STOPPED', 'STOPPED', 'STOPPED', 'ERR_KVM_CLOSED'];
+    expect(await run('ends')).toEqual(ends);
+  });
+
+  test('refuses every call while it runs, and none while it stands still', async () => {
+    const { refused, standing, kicked } = await run('refusals');
+    expect(refused).toEqual(Array(8).fill(RUNNING));
+    expect(standing.slice(0, -1)).toEqual(Array(6).fill('ok'));
+    expect(kicked).toBe('INTERRUPTED');
+  });
+
+  test('has its exits served by handlers, by ones that take their time, and by a loop', async () => {
+    expect(await run('handlers')).toEqual({
+      end: 'IO',
+      seen: 101,
+      thrown: 'ERR_OWN',
+      looped: 50,
+      onlyPorts: true,
+    });
+  });
+
+  test('stands still from pause() to resume(), whenever that is asked for', async () => {
+    expect(await run('pauses')).toEqual({
+      moved: 0,
+      pending: 0,
+      tooOften: 'EINVAL',
+      still: true,
+      goesOn: true,
+      end: 'STOPPED',
+      waits: 'DEADLINE',
+    });
+  });
+
+  test('finishes a read-modify-write before it stands still', async () => {
+    expect(await run('completes')).toEqual({ here: ['MMIO read 0', 'MMIO write 42'], immediate: false });
+  });
+});
+
+describe('several threads', () => {
+  test('open a vCPU and a VM: one runs it, and the other pauses it and owns the memory', async () => {
+    const { codes, ...rest } = await run('worker');
+    expect(rest).toEqual({ moved: 0, ran: true, end: 'STOPPED', back: 'ok', gone: false });
+    expect(codes).toEqual([...Array(5).fill('ERR_KVM_NOT_OWNER'), 'ok']);
+  });
+
+  test('may be terminated in the middle of a run', async () => {
+    expect(await run('terminated')).toBe(true);
+  });
+
+  test('end with their process, whatever runs', async () => {
+    expect(await run('exits')).toBe('exiting');
+  });
+
+  test('leave vCPUs to the garbage collector', async () => {
+    expect(await run('forgotten')).toBe(true);
+  });
+
+  test('have their vCPUs’ memory faults served by the owner of the memory', async () => {
+    const { denied, allowed, count } = await run('owner');
+    expect(denied.faults).toBe(3);
+    for (const [exit, code, message] of denied.ends) {
+      expect([exit, code]).toEqual(['MEMORY_FAULT', 'ERR_KVM_REFUSED']);
+      expect(message).toMatch(/0x8000/);
+    }
+    expect(allowed).toEqual({ ends: [['MEMORY_FAULT', 'HLT'], ['HLT'], ['HLT']], faults: 1 });
+    expect(count).toBe(3);
+  });
+});
+
+describe('several vCPUs in one loop', () => {
+  test('end their guest when all have halted, or when one crashes', async () => {
+    expect(await run('loops')).toEqual({
+      end: { reason: 'halt' },
+      again: { reason: 'halt' },
+      heard: [0, 1, 2, 3],
+      exits: { IO: 4, HLT: 4 },
+      halted: [0, 1, 2, 3],
+      crashed: 'unhandled',
+    });
+  });
+});
