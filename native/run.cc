@@ -160,7 +160,9 @@ int Runner::Once(double timeout_ms) {
 }
 
 int Runner::Run(double timeout_ms, napi_env env) {
-  RunState* vcpu = state.get();
+  // CanCallJs() may run JS, which may close the vCPU.
+  const std::shared_ptr<RunState> held = state;
+  RunState* vcpu = held.get();
   const bool timed = std::isfinite(timeout_ms);
   if (timed && ThreadTimer().error) return -ThreadTimer().error;
   const int64_t until = timed ? Now() + static_cast<int64_t>(timeout_ms * kMillisecond) : INT64_MAX;
@@ -183,6 +185,7 @@ int Runner::Run(double timeout_ms, napi_env env) {
         if (vcpu->expired) return -ETIME;
         const bool looked = vcpu->look.exchange(false);
         if (looked && env && !CanCallJs(env)) return -EINTR;
+        if (!state) return -EBADF;
         // Neither a look around nor a pause that was undone meanwhile is anybody's; any other signal is.
         if (!looked && !asked_) return -EINTR;
       }
@@ -202,6 +205,7 @@ int Runner::Wait(int64_t until, napi_env env) {
     if (vcpu->stopped.exchange(false)) return -ECANCELED;
     if (vcpu->pauses.load() == 0) return 0;
     if (env && !CanCallJs(env)) return -EINTR;
+    if (!state) return -EBADF;
     const int64_t left = until == INT64_MAX ? INT64_MAX : until - Now();
     if (left <= 0) return -ETIME;
     vcpu->WaitForBell(bell, std::min(left, kLookEvery));

@@ -145,15 +145,15 @@ bool RunState::StandsStill() const {
 }
 
 int RunState::Pause(int eventfd) {
+  // First: what has failed has changed nothing.
+  const int awaited = fcntl(eventfd, F_DUPFD_CLOEXEC, 0);
+  if (awaited < 0) return -errno;
   pauses.fetch_add(1);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (StandsStill()) return 0;
-    const int awaited = fcntl(eventfd, F_DUPFD_CLOEXEC, 0);
-    if (awaited < 0) {
-      const int error = errno;
-      pauses.fetch_sub(1);
-      return -error;
+    if (StandsStill()) {
+      close(awaited);
+      return 0;
     }
     awaited_.push_back(awaited);
   }

@@ -1,5 +1,4 @@
 /** A guest for `vmexit run` and `vmexit snapshot`: from its program, or from a snapshot of it. */
-import { integer } from '../hypervisor/args.ts';
 import type { Hypervisor } from '../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
@@ -10,7 +9,7 @@ import { badGuest, type GuestImage } from '../vmm/image.ts';
 import { guestIn, type LoadOptions, loadGuest } from '../vmm/loader.ts';
 import { checkMachineMemory, MAX_MACHINE_CPUS, Machine } from '../vmm/machine.ts';
 import type { Pager } from '../vmm/pager/pager.ts';
-import { address, type BACKENDS, count, oneOf, size } from './args.ts';
+import { address, type BACKENDS, count, oneOf, size, UsageError } from './args.ts';
 import { layNoKernel, layVectors } from './no-system.ts';
 
 /** How a program becomes a guest, and where KVM is. */
@@ -86,8 +85,9 @@ export async function loadedGuest(
   const entry = values.entry === undefined ? undefined : address('--entry', values.entry);
   const memory = size('--memory', values.memory ?? DEFAULT_MEMORY);
   const privateMemory = values.private === true;
-  const cpus =
-    values.cpus === undefined ? 1 : integer('--cpus', count('--cpus', values.cpus), MAX_MACHINE_CPUS, 1);
+  const cpus = values.cpus === undefined ? 1 : count('--cpus', values.cpus);
+  if (cpus > MAX_MACHINE_CPUS)
+    throw new UsageError(`--cpus is ${cpus}, and a guest has at most ${MAX_MACHINE_CPUS} processors`);
   checkMachineMemory(memory);
   // The guest is looked at before a machine is made for it; its file can be no larger than the machine's memory.
   const image = await program(path, { mode, at, entry, force: values.force, most: memory });

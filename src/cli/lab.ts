@@ -28,7 +28,7 @@ Each has --help.
 const BUILD_HELP = `vmexit lab build [options]: build the lab's kernel, unless that is done
 
   --install        install missing Debian packages first (as root)
-  --backports      on Debian bookworm, take the QEMU of its backports into the cache: no root is needed, nothing is installed
+  --backports      on Debian bookworm, take the QEMU of its backports into the cache: no root, nothing is installed
   --kernel NAME    which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL}); may be repeated
   --jobs N         how many compilers at a time (default: all processors)
   --verbose        show what the build writes, not one line of progress

@@ -12,9 +12,9 @@ import { quarters } from './text.ts';
 
 const HELP = `vmexit migrate [options] --to ADDRESS <guest>: run a guest, and hand it over to another process
 
-The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend and
---device are here too. Then it is paused, and goes on at once where \`vmexit receive ADDRESS\` waits; its memory follows. What it has sent to the serial port
-until then is here, the rest is there. When it cannot be handed over it goes on here, to its end.
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend
+and --device are here too. Then it is paused, and goes on at once where \`vmexit receive ADDRESS\` waits; its memory
+follows. What it has sent to the serial port until then is here, the rest is there. When it cannot be handed over it goes on here, to its end.
 
   --to ADDRESS       unix:PATH or tcp:HOST:PORT
   --after MS         hand it over after so many milliseconds (default 1000)

@@ -39,17 +39,17 @@ input. What is recognised as something else (a bzImage, an ISO image, a source) 
   --restore FILE     go on with a guest that vmexit snapshot has saved; there is no <guest> then. It runs on the backend
                      that it was saved on unless another is named, which must have its processor's features. Of one that
                      was saved by --since the older snapshots are read too, from where they were
-  --record FILE      record all that goes on between the guest and its VMM: vmexit replay FILE runs it again, without KVM.
-                     Not with --private, --restore or --trace-instructions
+  --record FILE      record what goes on between the guest and its VMM: vmexit replay FILE runs it again without KVM
+                     (not with --private, --restore or --trace-instructions)
   --lazy             with --restore: begin at once, and read memory as the guest touches it
 
 In 64-bit mode the first 4 GiB are mapped one to one by 2 MiB pages, the stack is below the page tables at the end of
 memory, rdi holds the size of memory in bytes and rsi is 1 with --private. All processors begin at the same place, with
-their number in rdx (in real mode dx), each with a stack of its own; the guest has ended when all have halted. In real mode all segments begin at 0 (the
-code segment at the entry's 64 KiB), and the stack is below 0x1000, or below 0xff00 if the program is there. Interrupts
-are off, and there is no interrupt controller, no BIOS and no kernel: a guest that calls one is ended, and told of. For
-that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less memory, at its end), and SYSCALL to
-an address that is not mapped.
+their number in rdx (in real mode dx), each with a stack of its own; the guest has ended when all have halted. In real
+mode all segments begin at 0 (the code segment at the entry's 64 KiB), and the stack is below 0x1000, or below 0xff00 if
+the program is there. Interrupts are off, and there is no interrupt controller, no BIOS and no kernel: a guest that
+calls one is ended, and told of. For that the interrupt vectors of real mode lead to 256 bytes at 0xfff00 (or, with less
+memory, at its end), and SYSCALL to an address that is not mapped.
 
 What the guest sends to the serial port (0x3f8) goes to stdout, byte for byte. It ends by HLT, or by writing to port
 0xf4: what it writes is the exit status, 255 for more than that. Ports and addresses that nobody has read as all ones.

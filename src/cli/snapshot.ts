@@ -10,9 +10,9 @@ import { quarters } from './text.ts';
 const HELP = `vmexit snapshot [options] --output FILE <guest>: run a guest to some point, and save it there
 vmexit snapshot [options] --since OLD --output FILE: go on with a saved guest, and save what has changed
 
-The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend and
---device are here too. Then it is paused, and its registers, pending events and memory are written to FILE: \`vmexit run --restore FILE\` goes on from
-there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
+The guest runs as with vmexit run, whose options --mode, --at, --entry, --force, --memory, --cpus, --private, --backend
+and --device are here too. Then it is paused, and its registers, pending events and memory are written to FILE:
+\`vmexit run --restore FILE\` goes on from there. Pages that are all zeroes take no room. FILE is there when all of it is; Ctrl-C leaves none.
 
 With --since the guest is the one in the snapshot OLD, and goes on from there. FILE then holds its registers, and of its
 memory only the pages that are other than in OLD. It needs OLD to be restored: unaltered, and in the same place as seen

@@ -386,6 +386,11 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
       for (let i = 0; i < MAX_COMPLETIONS; i++) {
         const exit = this.run();
         if (exit === Exit.INTERRUPTED) return;
+        // It is the next run's.
+        if (exit === Exit.STOPPED) {
+          this.stop();
+          return;
+        }
         service(exit);
       }
     } finally {

@@ -4,6 +4,9 @@ import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { Bus } from './bus.ts';
 import { type RunEnd, type RunLimits, RunLoop, type RunLoopOptions } from './run-loop.ts';
 
+/** Ends that stop nobody else. */
+const limited: ReadonlySet<RunEnd['reason']> = new Set(['halt', 'timeout', 'abort']);
+
 /**
  * A RunLoop for each vCPU, with the same buses and handlers. One vCPU alone is run by RunLoop.run(); several by RunLoop.start(),
  * each on a thread of its own, with their exits served in this one. The guest ends when all of its vCPUs have halted, or
@@ -101,7 +104,8 @@ export class RunLoops {
         if (!first || failed !== undefined) return;
         end = mine;
         this.#ended = loop.vcpu;
-        if (mine.reason !== 'halt') stopOthers(loop);
+        // A limit is that of all: a stop would be left for the next run of one that has met it by itself.
+        if (!limited.has(mine.reason)) stopOthers(loop);
       } catch (error) {
         running.delete(loop);
         failed ??= { error };

@@ -6,11 +6,12 @@ type Register = 'eax' | 'ebx' | 'ecx' | 'edx';
 
 /**
  * The words of CPUID whose bits are features (SDM volume 2, CPUID; APM volume 3, appendix E; cpuid.rst), and bits that
- * are none: CR4.OSXSAVE and CR4.PKE as the guest has set them, the local APIC's state, and what the VMM serves.
+ * are none: CR4.OSXSAVE and CR4.PKE as the guest has set them, the local APIC's state, how many processors there are (HTT), and
+ * what the VMM serves.
  */
 const words: readonly (readonly [leaf: number, subleaf: number, register: Register, none?: number])[] = [
   [1, 0, 'ecx', 1 << 27],
-  [1, 0, 'edx', 1 << 9],
+  [1, 0, 'edx', (1 << 9) | (1 << 28)],
   [7, 0, 'ebx'],
   [7, 0, 'ecx', 1 << 4],
   [7, 0, 'edx'],
