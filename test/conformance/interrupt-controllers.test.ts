@@ -218,8 +218,10 @@ conformance('interrupt controllers in the kernel', ({ needs }) => {
       [Lapic.TIMER_CURRENT]: 2_000_000,
     });
     for (let tick = 0; tick < 3; tick++) expect(nextVector(agent)).toBe(VECTOR);
-    expect(lapicRegister(agent.vcpu, Lapic.TIMER_CURRENT)).toBeGreaterThan(0);
-    expect(lapicRegister(agent.vcpu, Lapic.TIMER_CURRENT)).toBeLessThanOrEqual(2_000_000);
+    // It is 0 where a tick is due, as it may be at any one of them on a busy host.
+    const counts = Array.from({ length: 50 }, () => lapicRegister(agent.vcpu, Lapic.TIMER_CURRENT));
+    expect(Math.max(...counts)).toBeGreaterThan(0);
+    expect(Math.max(...counts)).toBeLessThanOrEqual(2_000_000);
   });
 
   it('KVM_SET_BOOT_CPU_ID decides which processor is the boot processor, and runs by itself', (hv) => {
