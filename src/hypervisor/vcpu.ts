@@ -249,16 +249,13 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
   #begin(timeoutMs: number, then: (outcome: number) => void, thrown: (error: unknown) => void): void {
     const { backend, handle } = this.fd;
     this.#async ??= new AsyncRuns(backend, handle);
-    const started = performance.now();
+    const begun = diagnostics.exit.hasSubscribers ? performance.now() : undefined;
     const result = this.#async.begin(timeoutMs, (result) => {
       let outcome: number;
       try {
         if (this.fd.closed) throw closed('vCPU');
         outcome = this.#conclude(result);
-        if (diagnostics.exit.hasSubscribers) {
-          const us = (performance.now() - started) * 1000;
-          diagnostics.exit.publish({ vcpu: this.id, exit: this.exit, us });
-        }
+        if (begun !== undefined) this.#tell((performance.now() - begun) * 1000);
       } catch (error) {
         thrown(error);
         return;
@@ -324,8 +321,11 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
     const result = this.#run(timeoutMs);
     const us = (performance.now() - begun) * 1000;
     const outcome = this.#conclude(result);
-    diagnostics.exit.publish({ vcpu: this.id, exit: this.exit, us });
+    this.#tell(us);
     return outcome;
+  }
+  #tell(us: number): void {
+    diagnostics.exit.publish({ vcpu: this.id, exit: this.exit, us });
   }
 
   #conclude(result: number): number {
