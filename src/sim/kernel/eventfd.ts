@@ -1,9 +1,9 @@
 /** eventfd(2), in memory that threads can share (fs/eventfd.c). */
 import type { EventFdToken } from '../../hypervisor/backend.ts';
 import { Errno } from '../../uapi/errno.ts';
-import { isSharedMemory } from '../shared-memory.ts';
+import { isSharedMemory, update } from '../shared-memory.ts';
 import type { Host } from './host.ts';
-import { EventWord, eventWords, signalEvent, TABLE_BYTES } from './kicks.ts';
+import { EventWord, eventWords, signalEvent, TABLE_BYTES, TOP } from './kicks.ts';
 
 /** What a token of the simulator's carries besides its number. */
 export interface SimEventFdToken extends EventFdToken {
@@ -11,21 +11,8 @@ export interface SimEventFdToken extends EventFdToken {
 }
 
 const { NUMBER, COUNT, SEMAPHORE, HANDLES } = EventWord;
-/** ULLONG_MAX, to which only the kernel itself counts. */
-const TOP = 2n ** 64n - 1n;
 /** A timer may not be set later. */
 const LATEST = 2 ** 31 - 1;
-
-/** Changes a word by what is there; gives what was there. `next` gives undefined to leave it. */
-function update(words: BigInt64Array, at: number, next: (value: bigint) => bigint | undefined): bigint {
-  for (let found = Atomics.load(words, at); ; ) {
-    const wanted = next(BigInt.asUintN(64, found));
-    if (wanted === undefined) return BigInt.asUintN(64, found);
-    const seen = Atomics.compareExchange(words, at, found, BigInt.asIntN(64, wanted));
-    if (seen === found) return BigInt.asUintN(64, found);
-    found = seen;
-  }
-}
 
 export class EventFdFile {
   readonly #words: BigInt64Array;

@@ -7,7 +7,7 @@
  * another vCPU than its own.
  */
 import { Errno } from '../../uapi/errno.ts';
-import { sharedMemory } from '../shared-memory.ts';
+import { sharedMemory, update } from '../shared-memory.ts';
 import { GONE_MS } from './vm-lock.ts';
 
 /** The last number that was given and which table this is; then a row for each vCPU; then one for each eventfd. */
@@ -75,15 +75,12 @@ export const eventWords = (table: ArrayBufferLike, number: number): BigInt64Arra
 /** Of an eventfd: its number, 0 in a row that is free; its count; whether it is a semaphore; how many handles it has. */
 export const EventWord = { NUMBER: 0, COUNT: 1, SEMAPHORE: 2, HANDLES: 3 } as const;
 
-/** eventfd_signal() by the number, if there is still such a one: at the top it stays. */
+/** ULLONG_MAX, to which only the kernel itself counts. */
+export const TOP = 2n ** 64n - 1n;
+
+/** eventfd_signal(): at the top it stays. */
 export function signalEvent(words: BigInt64Array): void {
-  const TOP = 2n ** 64n - 1n;
-  for (;;) {
-    const count = Atomics.load(words, EventWord.COUNT);
-    const next = BigInt.asIntN(64, BigInt.asUintN(64, count) + 1n);
-    if (BigInt.asUintN(64, count) === TOP) break;
-    if (Atomics.compareExchange(words, EventWord.COUNT, count, next) === count) break;
-  }
+  update(words, EventWord.COUNT, (count) => (count < TOP ? count + 1n : undefined));
   Atomics.notify(words, EventWord.COUNT);
 }
 

@@ -6,7 +6,7 @@ import type { SharedVcpu } from '../../hypervisor/backend.ts';
 import { PAGE } from '../arena.ts';
 import { SharedFields } from '../cpu/fields.ts';
 import { STATE_BYTES } from '../cpu/state.ts';
-import { isSharedMemory, sharedMemory } from '../shared-memory.ts';
+import { isSharedMemory, retain, sharedMemory } from '../shared-memory.ts';
 import { MMAP_SIZE } from './kvm-run.ts';
 import type { KvmVcpu } from './vcpu.ts';
 import type { SimVmToken } from './vm-share.ts';
@@ -64,12 +64,7 @@ export class VcpuShare {
 
   /** Another thread has a handle; false when none had one any more. */
   retain(): boolean {
-    const words = this.#words;
-    for (;;) {
-      const threads = Atomics.load(words, THREADS);
-      if (threads === 0) return false;
-      if (Atomics.compareExchange(words, THREADS, threads, threads + 1) === threads) return true;
-    }
+    return retain(this.#words, THREADS);
   }
 
   /** The thread that has run it last: an access that waits for userspace is in that one's processor. */

@@ -6,7 +6,7 @@
 import type { SharedVm } from '../../hypervisor/backend.ts';
 import { Copier, Teller } from '../memory/copies.ts';
 import { type Entry, JOURNAL_WORDS, Journal } from '../memory/journal.ts';
-import { sharedMemory } from '../shared-memory.ts';
+import { retain, sharedMemory } from '../shared-memory.ts';
 import type { Memory } from '../webassembly.ts';
 import { hostOf, type SimulatedHost } from './host.ts';
 import type { KvmVm } from './vm.ts';
@@ -77,11 +77,7 @@ export class VmShare {
 
   /** Another thread has a handle; false when none had one any more. */
   retain(): boolean {
-    for (;;) {
-      const threads = Atomics.load(this.#words, THREADS);
-      if (threads === 0) return false;
-      if (Atomics.compareExchange(this.#words, THREADS, threads, threads + 1) === threads) return true;
-    }
+    return retain(this.#words, THREADS);
   }
   release(): void {
     Atomics.sub(this.#words, THREADS, 1);
