@@ -1,5 +1,5 @@
 /** Memory that VMM and kernel both write without a call: kvm_run with the pages after it, and rings. */
-import type { Value } from './codec.ts';
+import type { HandleId, Value } from './codec.ts';
 
 const NONE: readonly Value[] = [];
 /** kvm_run and the page of port data, in words: what follows is the ring of coalesced writes. */
@@ -49,4 +49,25 @@ export class Mapping {
       shadow.set(bytes, at);
     }
   }
+}
+
+/** What may have such memory: a vCPU, or a ring, which is of one. */
+interface Mapped {
+  readonly id: HandleId;
+  readonly mapping?: Mapping;
+  readonly of?: Mapped;
+}
+
+/**
+ * What has been written since to the memory of a vCPU and to that of its rings.
+ * @param coalesces whether the ring of coalesced writes is in use, behind kvm_run
+ */
+export function written(mapped: Iterable<Mapped>, vcpu: Mapped, coalesces: boolean): Value[] {
+  const changed: Value[] = [];
+  for (const { id, mapping, of } of mapped) {
+    if (id !== vcpu.id && of !== vcpu) continue;
+    const changes = mapping!.changes(of === undefined && !coalesces);
+    if (changes.length > 0) changed.push([id, ...changes]);
+  }
+  return changed;
 }

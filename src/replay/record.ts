@@ -4,15 +4,15 @@
  */
 import type { Backend, Handle, Observer, Reference } from '../hypervisor/backend.ts';
 import { isHandle } from '../hypervisor/backend.ts';
-import { KvmError } from '../hypervisor/errors.ts';
 import type { Ioctl } from '../uapi/ioctls.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { encoded, fingerprint, HandleId, type Value } from './codec.ts';
 import { unrecordable } from './errors.ts';
-import { Mapping } from './mapping.ts';
+import { Mapping, written } from './mapping.ts';
 import { MemoryWatch, type Watched, type WatchedRing, type WatchedVm } from './memory-watch.ts';
+import { answers, thrown } from './outcomes.ts';
 import type { Kind, Sink } from './records.ts';
-import { argumentOf, discards, refusal, rows, touchesPages } from './waist.ts';
+import { argumentOf, discards, referenceOf, refusal, rows, touchesPages } from './waist.ts';
 
 /** What a handle of the recorded backend is here. */
 interface Opened {
@@ -31,12 +31,6 @@ interface Opened {
   readonly of?: Opened;
   /** Of a vCPU: start() has begun a run that is not done. */
   running?: boolean;
-}
-
-/** An error as a record has it. */
-function thrown(error: unknown): Value {
-  const { name, message, code, errno, syscall, request } = error as KvmError;
-  return { name, message, code, ...(error instanceof KvmError && { errno, syscall, request }) };
 }
 
 /** A call's result beside what it has changed. */
@@ -112,13 +106,7 @@ class Recorder {
 
   /** What the VMM has written since to pages that it shares with the kernel, of a vCPU and its ring. */
   #written(vcpu: Opened): Value[] {
-    const changed: Value[] = [];
-    for (const opened of this.#mapped) {
-      if (opened !== vcpu && opened.of !== vcpu) continue;
-      const changes = opened.mapping!.changes(opened.of === undefined && this.#zones.size === 0);
-      if (changes.length > 0) changed.push([opened.id, ...changes]);
-    }
-    return changed;
+    return written(this.#mapped, vcpu, this.#zones.size > 0);
   }
   /** After a run: the same of the kernel's doing, and guest memory. */
   #effects(vcpu: Opened): Got {
@@ -152,10 +140,7 @@ class Recorder {
     if (opened.mapping) return opened.running ? [] : [opened];
     return [...this.#mapped].filter(({ vcpuOf, running }) => vcpuOf === opened.vm && !running);
   }
-  #reference = (reference: Reference): Value => {
-    if (reference === null || reference instanceof Uint8Array) return reference;
-    return 'memory' in reference ? [this.#id(reference.memory), reference.offset] : this.#id(reference);
-  };
+  #reference = (reference: Reference): Value => referenceOf(reference, this.#id);
 
   /** Where the recorder has ioctls of its own, the VMM's find what they would find without. */
   #issue(
@@ -532,17 +517,4 @@ class Recorder {
       close: this.#close,
     };
   }
-}
-
-/** What the kernel wrote into the argument and into bytes that it refers to. */
-function answers(
-  row: Ioctl | undefined,
-  argument: number | bigint | Uint8Array | undefined,
-  references: readonly Reference[],
-): Got {
-  const reads = argument instanceof Uint8Array && row?.dir !== 'write';
-  return [
-    reads ? argument.slice() : undefined,
-    references.map((reference) => (reference instanceof Uint8Array ? reference.slice() : undefined)),
-  ];
 }

@@ -1,15 +1,15 @@
 /** The replaying backend: it answers from a recording, and holds the VMM to what the recorded one did. */
 import type { Backend, BackendName, Handle, Observer, Reference } from '../hypervisor/backend.ts';
-import { KvmError, VmexitError } from '../hypervisor/errors.ts';
 import { type DialectName, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { decoded, encoded, fingerprint, HandleId, sameBytes, type Value } from './codec.ts';
 import { ReplayError, type ReplayFailure } from './errors.ts';
-import { Mapping } from './mapping.ts';
+import { Mapping, written } from './mapping.ts';
+import { fill, rethrown } from './outcomes.ts';
 import { PageModel } from './page-model.ts';
 import { callbacks, type Entry, floating, type Kind, type Source } from './records.ts';
-import { argumentOf, describe, difference, discards, rows, touchesPages } from './waist.ts';
+import { argumentOf, describe, difference, discards, referenceOf, rows, touchesPages } from './waist.ts';
 
 const PAGE = 4096;
 
@@ -267,20 +267,9 @@ export class Replayer {
   }
 
   #written(vcpu: Opened): Value[] {
-    const changed: Value[] = [];
-    for (const opened of this.#mapped) {
-      if (opened !== vcpu && opened.of !== vcpu) continue;
-      const changes = opened.mapping!.changes(opened.of === undefined && !this.#coalesces);
-      if (changes.length > 0) changed.push([opened.id, ...changes]);
-    }
-    return changed;
+    return written(this.#mapped, vcpu, this.#coalesces);
   }
-  #reference = (reference: Reference): Value => {
-    if (reference === null || reference instanceof Uint8Array) return reference;
-    return 'memory' in reference
-      ? [this.#id(reference.memory), reference.offset]
-      : this.#id(reference as Handle);
-  };
+  #reference = (reference: Reference): Value => referenceOf(reference, this.#id);
 
   #ioctl = (
     handle: Handle,
@@ -518,35 +507,6 @@ function memoryOf(opened: Opened): Uint8Array {
 function punch(opened: Opened, offset: number, size: number): void {
   memoryOf(opened).fill(0, offset, offset + size);
   opened.model.punch(offset, size);
-}
-
-/** Puts the kernel's answers where the VMM looks for them. */
-function fill(
-  argument: number | bigint | Uint8Array | undefined,
-  references: readonly Reference[],
-  [answer, bytes]: readonly Value[],
-): void {
-  if (argument instanceof Uint8Array && answer instanceof Uint8Array) argument.set(answer);
-  references.forEach((reference, i) => {
-    const answered = (bytes as Value[] | undefined)?.[i];
-    if (reference instanceof Uint8Array && answered instanceof Uint8Array) reference.set(answered);
-  });
-}
-
-/** What the recorded call threw. */
-function rethrown({ name, message, code, errno, syscall, request }: { [name: string]: Value }): Error {
-  const text = String(message);
-  if (typeof errno === 'number') {
-    const error = new KvmError(errno, String(syscall), request as string | undefined);
-    error.message = text;
-    return error;
-  }
-  if (name === 'TypeError' || name === 'RangeError') {
-    const error = name === 'TypeError' ? new TypeError(text) : new RangeError(text);
-    return code === undefined ? error : Object.assign(error, { code });
-  }
-  if (typeof code === 'string' && code.startsWith('ERR_KVM_')) return new VmexitError(code as never, text);
-  return Object.assign(new Error(text), code === undefined ? {} : { code });
 }
 
 /** From the event loop. A browser has no setImmediate(). */

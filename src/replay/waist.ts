@@ -1,5 +1,5 @@
 /** What recorder and replay know of the calls at the waist: how arguments lie in a record, and what is refused. */
-import type { Reference } from '../hypervisor/backend.ts';
+import type { Handle, Reference } from '../hypervisor/backend.ts';
 import { type Ioctl, ioctls } from '../uapi/ioctls.ts';
 import { EXIT_OFFSET, kvm_run } from '../uapi/kvm-run.ts';
 import { viewOf } from '../uapi/layout.ts';
@@ -17,6 +17,12 @@ type Argument = number | bigint | Uint8Array | undefined;
 /** What the kernel only writes is no part of what the VMM gives. */
 export const argumentOf = (row: Ioctl | undefined, argument: Argument): Value =>
   argument instanceof Uint8Array && row?.dir === 'read' ? argument.length : argument;
+
+/** A reference by its numbers. */
+export const referenceOf = (reference: Reference, idOf: (handle: Handle) => HandleId): Value => {
+  if (reference === null || reference instanceof Uint8Array) return reference;
+  return 'memory' in reference ? [idOf(reference.memory), reference.offset] : idOf(reference as Handle);
+};
 
 const touching: ReadonlySet<Ioctl | undefined> = new Set<Ioctl>([
   ioctls.KVM_RUN,

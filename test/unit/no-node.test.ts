@@ -41,6 +41,7 @@ const replay = [
   'errors',
   'mapping',
   'memory-watch',
+  'outcomes',
   'page-model',
   'record',
   'records',
