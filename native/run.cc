@@ -148,14 +148,17 @@ int Runner::Once(double timeout_ms) {
   if (timed) ThreadTimer().Stop();
   // What fails otherwise has failed before it looked at what was pending.
   const bool completed = result >= 0 || result == -EINTR || result == -EFAULT || result == -EHWPOISON;
-  vcpu->Leave(completed ? result >= 0 && Waits(result) : !vcpu->IsComplete());
+  const bool waits = completed ? result >= 0 && Waits(result) : !vcpu->IsComplete();
+  vcpu->Return();
   // A kick's signal may still be on its way: this system call takes it, so that it interrupts no other.
   if (vcpu->signalled.exchange(false)) {
     asked_ = true;
     syscall(SYS_gettid);
   }
   *current_ = nullptr;
+  // Before anybody is told that it stands still, who may set the flag for himself.
   run->immediate_exit = immediate_exit;
+  vcpu->Leave(waits);
   return result;
 }
 

@@ -105,13 +105,13 @@ void RunState::Run(pid_t tid) {
   phase.exchange(kRunning);
 }
 
-void RunState::Leave(bool waiting) {
-  int running = kRunning;
-  while (!phase.compare_exchange_strong(running, kEntering)) {
-    if (running == kEntering) break;
+void RunState::Return() {
+  for (int running = kRunning; !phase.compare_exchange_strong(running, kEntering); running = kRunning) {
     sched_yield();
-    running = kRunning;
   }
+}
+
+void RunState::Leave(bool waiting) {
   waiting_.store(waiting);
   phase.store(kIdle);
   if (pauses.load() > 0) Acknowledge();

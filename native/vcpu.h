@@ -19,8 +19,8 @@ enum { kVcpuRunning = -4096 };
 
 // Lives as long as a handle of it is open in any thread, or a run or a kick in progress needs it.
 struct RunState : std::enable_shared_from_this<RunState> {
-  // Nobody has it; a thread is about to run it; a thread runs it; a kick is under way, so that thread cannot
-  // leave; an ioctl of some thread's has it.
+  // Nobody has it; a thread is about to run it, or has just done so; a thread runs it; a kick is under way,
+  // so that thread cannot come back; an ioctl of some thread's has it.
   enum Phase : int { kIdle, kEntering, kRunning, kKicking, kIoctl };
 
   static std::shared_ptr<RunState> Create(int fd, uint64_t vm_type, std::shared_ptr<Mapping> mapping,
@@ -34,10 +34,12 @@ struct RunState : std::enable_shared_from_this<RunState> {
   // For an ioctl: false while another thread runs it.
   bool Take();
   void Give();
-  // For a run: false while another thread runs it. Then Run() or Leave().
+  // For a run: false while another thread runs it. Then Run() and Return(), and Leave() in any case.
   bool Enter();
   void Run(pid_t tid);
-  // The run is over; `waiting`: its exit waits for userspace's answer.
+  // From now on nobody signals this thread. One signal may still be on its way.
+  void Return();
+  // Anybody may have it; `waiting`: the last exit waits for userspace's answer.
   void Leave(bool waiting);
 
   void Kick();
