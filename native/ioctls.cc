@@ -179,9 +179,7 @@ struct Prepared {
 };
 
 napi_value IssuePrepared(napi_env env, napi_callback_info info) {
-  void* data = nullptr;
-  napi_get_cb_info(env, info, nullptr, nullptr, nullptr, &data);
-  const auto* call = static_cast<Prepared*>(data);
+  const auto* call = DataOf<Prepared>(env, info, nullptr, nullptr);
   int result = -EBADF;
   if (*call->fd >= 0) {
     const auto vcpu = call->vcpu.lock();
@@ -291,18 +289,12 @@ Napi::Value Prepare(const Napi::CallbackInfo& info) {
   auto buffer = ViewOf(env, bytes, &view);
   if (buffer.IsEmpty()) return env.Undefined();
   if (!handle->live) handle->live = std::make_shared<int>(handle->fd);
-  auto* prepared = new Prepared{row, handle->live, handle->run, bytes};
-  napi_value function = nullptr;
-  if (napi_create_function(env, "issue", NAPI_AUTO_LENGTH, IssuePrepared, prepared, &function) != napi_ok) {
-    delete prepared;
-    return env.Undefined();
-  }
-  napi_add_finalizer(
-      env, function, prepared, [](napi_env, void* data, void*) { delete static_cast<Prepared*>(data); },
-      nullptr, nullptr);
+  const auto issue =
+      FunctionWith(env, "issue", IssuePrepared,
+                   std::make_shared<Prepared>(Prepared{row, handle->live, handle->run, bytes}));
   auto result = Napi::Object::New(env);
   result["buffer"] = buffer;
-  result["issue"] = Napi::Value(env, function);
+  result["issue"] = issue;
   return result;
 }
 

@@ -1,5 +1,6 @@
 #include "look.h"
 
+#include <errno.h>
 #include <time.h>
 
 #include <map>
@@ -35,7 +36,7 @@ void Look(void*) {
       const uint32_t runs = now[state->id] = state->runs.load();
       const auto before = last.find(state->id);
       if (before == last.end() || before->second != runs) continue;
-      if (state->phase.load() != RunState::kRunning) continue;
+      if (state->phase.load() != RunState::kRunning || !state->looks.load()) continue;
       state->look.store(true);
       state->Interrupt();
     }
@@ -43,10 +44,11 @@ void Look(void*) {
   }
 }
 
-void StartLooking() {
+bool StartLooking() {
   // The one before has ended, or is about to.
   if (looked) uv_thread_join(&looker);
   looking = looked = StartThread(&looker, Look, nullptr) == 0;
+  return looking;
 }
 
 }  // namespace
@@ -58,15 +60,20 @@ bool CanCallJs(napi_env env) {
          napi_has_named_property(env, global, "", &has) == napi_ok;
 }
 
-LookAround::LookAround(bool worker) : worker_(worker) {
-  if (!worker_) return;
+LookAround::LookAround(bool worker) : worker(worker) {
+  if (!worker) return;
   const std::lock_guard<std::mutex> lock(mutex);
   workers++;
-  if (!looking) StartLooking();
+}
+
+int LookAround::Start() {
+  const std::lock_guard<std::mutex> lock(mutex);
+  begun_ = looking || StartLooking();
+  return begun_ ? 0 : ENOMEM;  // not EAGAIN, which KVM_RUN has another meaning for
 }
 
 LookAround::~LookAround() {
-  if (!worker_) return;
+  if (!worker) return;
   const std::lock_guard<std::mutex> lock(mutex);
   workers--;
 }

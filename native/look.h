@@ -22,8 +22,15 @@ class LookAround {
   LookAround(const LookAround&) = delete;
   LookAround& operator=(const LookAround&) = delete;
 
+  // Before a run: 0, or an errno where there is no thread to look.
+  int Begin() { return !worker || begun_ ? 0 : Start(); }
+
+  const bool worker;
+
  private:
-  const bool worker_;
+  int Start();
+
+  bool begun_ = false;
 };
 
 }  // namespace vmexit

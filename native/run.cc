@@ -17,40 +17,44 @@ namespace vmexit {
 namespace {
 
 constexpr int64_t kMillisecond = 1'000'000;
-constinit const std::atomic<bool> kNever{false};
+constexpr int64_t kForever = INT64_MAX;
+constinit const std::atomic<int> kNever{0};
 
 // What this thread is running, for the signal handler.
 thread_local RunState* volatile current = nullptr;
 
 // api.rst, "immediate_exit": KVM reads the flag when it is about to enter the guest with signals pending
 // seen, so a handler that sets it cannot lose a signal that arrives just before KVM_RUN.
-void OnSignal(int, siginfo_t* info, void*) {
+void OnSignal(int) {
   RunState* state = current;
-  if (!state) return;
-  if (info->si_code == SI_TIMER) state->expired = true;
-  state->run->immediate_exit = 1;
+  if (state) state->run->immediate_exit = 1;
 }
 
 // A timer that signals this thread alone; made when the thread first runs with a deadline.
-struct DeadlineTimer {
-  int timer = 0;
-  int error = 0;
-
-  DeadlineTimer() { error = CreateThreadTimer(KickSignal(), &timer); }
+class DeadlineTimer {
+ public:
   ~DeadlineTimer() {
-    if (!error) syscall(SYS_timer_delete, timer);
+    if (made_) syscall(SYS_timer_delete, timer_);
   }
-  void Start(double milliseconds) {
-    // Zero would disarm it, so a time above 0 is at least a nanosecond.
-    const auto nanoseconds = std::max<int64_t>(static_cast<int64_t>(milliseconds * 1e6), 1);
-    Set(itimerspec{
-        .it_interval = {},
-        .it_value = {.tv_sec = nanoseconds / 1'000'000'000, .tv_nsec = nanoseconds % 1'000'000'000}});
+  // 0 or an errno. timer_create(2) fails with EAGAIN, which KVM_RUN has another meaning for, where the kernel
+  // has no memory, or the user no place in the queue of signals (RLIMIT_SIGPENDING). Both may pass.
+  int Make() {
+    if (made_) return 0;
+    const int error = CreateThreadTimer(KickSignal(), &timer_);
+    made_ = error == 0;
+    return error == EAGAIN ? ENOMEM : error;
+  }
+  void Start(int64_t until) {
+    Set(itimerspec{.it_interval = {},
+                   .it_value = {.tv_sec = until / 1'000'000'000, .tv_nsec = until % 1'000'000'000}});
   }
   void Stop() { Set(itimerspec{}); }
 
  private:
-  void Set(const itimerspec& spec) { syscall(SYS_timer_settime, timer, 0, &spec, nullptr); }
+  void Set(const itimerspec& spec) { syscall(SYS_timer_settime, timer_, TIMER_ABSTIME, &spec, nullptr); }
+
+  int timer_ = 0;
+  bool made_ = false;
 };
 
 DeadlineTimer& ThreadTimer() {
@@ -89,9 +93,7 @@ constexpr char kTimeouts[] = "above 0 and below 2^31 (milliseconds), or Infinity
 napi_value CallRunner(napi_env env, napi_callback_info info) {
   size_t argc = 1;
   napi_value arg = nullptr;
-  void* data = nullptr;
-  napi_get_cb_info(env, info, &argc, &arg, nullptr, &data);
-  auto* runner = static_cast<std::shared_ptr<Runner>*>(data)->get();
+  auto* runner = DataOf<Runner>(env, info, &argc, &arg);
   double timeout_ms = INFINITY;
   if (!ToTimeout(env, argc, arg, &timeout_ms)) return nullptr;
   const int result = runner->state ? runner->Run(timeout_ms, env) : -EBADF;
@@ -102,15 +104,19 @@ napi_value CallRunner(napi_env env, napi_callback_info info) {
 
 }  // namespace
 
+// A standard signal: one of real time is not sent where the user's queue of signals is full (signal(7),
+// RLIMIT_SIGPENDING), and a kick would be lost. SIGURG is ignored by default, and debuggers let it through.
 // The first that has no handler yet, for another build of this addon may be in the same process.
 int KickSignal() {
   static const int chosen = [] {
     struct sigaction action {};
-    action.sa_sigaction = OnSignal;
-    action.sa_flags = SA_SIGINFO;  // no SA_RESTART: KVM_RUN must come back
-    int number = SIGRTMIN + 5;
-    for (struct sigaction old{}; number < SIGRTMAX; number++) {
-      if (sigaction(number, nullptr, &old) == 0 && old.sa_handler == SIG_DFL) break;
+    action.sa_handler = OnSignal;  // no SA_RESTART: KVM_RUN must come back
+    int number = SIGURG;
+    for (const int signal : {SIGURG, SIGSTKFLT, SIGPWR, SIGIO}) {
+      struct sigaction old {};
+      if (sigaction(signal, nullptr, &old) != 0 || old.sa_handler != SIG_DFL) continue;
+      number = signal;
+      break;
     }
     sigaction(number, &action, nullptr);
     return number;
@@ -118,28 +124,27 @@ int KickSignal() {
   return chosen;
 }
 
-Runner::Runner(std::shared_ptr<RunState> state, const std::atomic<bool>* quits)
+Runner::Runner(std::shared_ptr<RunState> state, const std::atomic<int>* end)
     : state(std::move(state)),
       tid_(static_cast<pid_t>(syscall(SYS_gettid))),
       current_(&current),
-      look_(!quits && tid_ != getpid()),
-      quits_(quits ? quits : &kNever) {
+      look_(!end && tid_ != getpid()),
+      end_(end ? end : &kNever) {
   Unblock(KickSignal());  // a thread may have been started with every signal blocked
 }
 
 // immediate_exit is the user's before and after; in between a kick or the deadline may set it.
-int Runner::Once(double timeout_ms) {
+int Runner::Once(int64_t until) {
   RunState* vcpu = state.get();
   kvm_run* run = vcpu->run;
   const uint8_t immediate_exit = run->immediate_exit;
-  const bool timed = std::isfinite(timeout_ms);
+  const bool timed = until != kForever;
 
-  vcpu->expired = false;
   *current_ = vcpu;
-  vcpu->Run(tid_);
-  asked_ = vcpu->kicked.load() || vcpu->pauses.load() > 0 || vcpu->stopped.load() || quits_->load();
+  vcpu->Run(tid_, look_.worker);
+  asked_ = vcpu->kicked.load() || vcpu->pauses.load() > 0 || vcpu->stopped.load() || end_->load();
   if (asked_) run->immediate_exit = 1;
-  if (timed) ThreadTimer().Start(timeout_ms);
+  if (timed) ThreadTimer().Start(until);
 
   const int result = ioctl(vcpu->fd, KVM_RUN, 0) == 0 ? static_cast<int>(run->exit_reason) : -errno;
 
@@ -167,10 +172,12 @@ int Runner::Run(double timeout_ms, napi_env env) {
   const std::shared_ptr<RunState> held = state;
   RunState* vcpu = held.get();
   const bool timed = std::isfinite(timeout_ms);
-  if (timed && ThreadTimer().error) return -ThreadTimer().error;
-  const int64_t until = timed ? Now() + static_cast<int64_t>(timeout_ms * kMillisecond) : INT64_MAX;
+  int error = look_.Begin();
+  if (!error && timed) error = ThreadTimer().Make();
+  if (error) return -error;
+  const int64_t until = timed ? Now() + static_cast<int64_t>(timeout_ms * kMillisecond) : kForever;
 
-  for (double left = timeout_ms;;) {
+  for (;;) {
     if (!vcpu->Enter()) return kVcpuRunning;
     // An access that is pending is completed first, and so is what the user's own immediate_exit asks for.
     if (vcpu->pauses.load() > 0 && vcpu->IsComplete() && !vcpu->run->immediate_exit) {
@@ -178,14 +185,14 @@ int Runner::Run(double timeout_ms, napi_env env) {
       const int ended = Wait(until, env);
       if (ended) return ended;
     } else {
-      const int result = Once(left);
+      const int result = Once(until);
       if (result != -EINTR) return result;  // a kick stays pending until it has interrupted a run
-      if (quits_->load()) return -EBADF;
+      if (const int end = end_->load()) return end;
       const bool own = vcpu->run->immediate_exit != 0;
       if (!own && vcpu->stopped.exchange(false)) return -ECANCELED;
       if (vcpu->pauses.load() == 0 || own) {
         if (vcpu->kicked.exchange(false) || own) return -EINTR;
-        if (vcpu->expired) return -ETIME;
+        if (Now() >= until) return -ETIME;
         const bool looked = vcpu->look.exchange(false);
         if (looked && env && !CanCallJs(env)) return -EINTR;
         if (!state) return -EBADF;
@@ -193,10 +200,7 @@ int Runner::Run(double timeout_ms, napi_env env) {
         if (!looked && !asked_) return -EINTR;
       }
     }
-    if (timed) {
-      left = static_cast<double>(until - Now()) / kMillisecond;
-      if (left <= 0) return -ETIME;
-    }
+    if (timed && Now() >= until) return -ETIME;
   }
 }
 
@@ -204,12 +208,12 @@ int Runner::Wait(int64_t until, napi_env env) {
   RunState* vcpu = state.get();
   for (;;) {
     const uint32_t bell = vcpu->bell.load();
-    if (quits_->load()) return -EBADF;
+    if (const int end = end_->load()) return end;
     if (vcpu->stopped.exchange(false)) return -ECANCELED;
     if (vcpu->pauses.load() == 0) return 0;
     if (env && !CanCallJs(env)) return -EINTR;
     if (!state) return -EBADF;
-    const int64_t left = until == INT64_MAX ? INT64_MAX : until - Now();
+    const int64_t left = until == kForever ? kForever : until - Now();
     if (left <= 0) return -ETIME;
     vcpu->WaitForBell(bell, std::min(left, kLookEvery));
   }
@@ -233,24 +237,12 @@ bool ToTimeout(napi_env env, size_t argc, napi_value arg, double* milliseconds) 
   return true;
 }
 
-// A function of its own for each vCPU: its data pointer costs nothing to find, where unwrapping a handle
-// costs half of what the whole call does.
 Napi::Value MakeRunner(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   Handle* vcpu = Unwrap(env, info[0], kVcpu, "vcpu");
   if (!vcpu) return env.Undefined();
   if (!vcpu->runner) vcpu->runner = std::make_shared<Runner>(vcpu->run);
-  auto* runner = new std::shared_ptr<Runner>(vcpu->runner);
-  napi_value function = nullptr;
-  if (napi_create_function(env, "run", NAPI_AUTO_LENGTH, CallRunner, runner, &function) != napi_ok) {
-    delete runner;
-    return env.Undefined();
-  }
-  napi_add_finalizer(
-      env, function, runner,
-      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<Runner>*>(data); }, nullptr,
-      nullptr);
-  return Napi::Value(env, function);
+  return FunctionWith(env, "run", CallRunner, vcpu->runner);
 }
 
 }  // namespace vmexit

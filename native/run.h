@@ -9,9 +9,9 @@ namespace vmexit {
 // One thread's way to run a vCPU. What is a thread's own is looked up when this is made: a thread_local of a
 // library that was loaded later is a call each time.
 struct Runner {
-  // On the thread that is going to run it: one of JS's, or the vCPU's own, which comes back with -EBADF when
-  // `quits` says so and the run was interrupted.
-  explicit Runner(std::shared_ptr<RunState> state, const std::atomic<bool>* quits = nullptr);
+  // On the thread that is going to run it: one of JS's, or the vCPU's own. That one's run gives what is in
+  // `end`, if it is no 0, once it was interrupted.
+  explicit Runner(std::shared_ptr<RunState> state, const std::atomic<int>* end = nullptr);
   // KVM_RUN until it gives something that is userspace's: the exit reason, or a negated errno: -ETIME when
   // the time is over, -ECANCELED for stop(), -EBADF when it is closed. `env`: where JS waits for it.
   int Run(double timeout_ms, napi_env env = nullptr);
@@ -19,14 +19,14 @@ struct Runner {
   std::shared_ptr<RunState> state;  // nullptr once its handle is closed
 
  private:
-  int Once(double timeout_ms);
+  int Once(int64_t until);
   // Until it is resumed: 0, or what the run gives instead.
   int Wait(int64_t until, napi_env env);
 
   const pid_t tid_;
   RunState* volatile* const current_;  // where the signal handler looks
-  const LookAround look_;
-  const std::atomic<bool>* const quits_;
+  LookAround look_;
+  const std::atomic<int>* const end_;
   bool asked_ = false;  // the last KVM_RUN was interrupted on somebody's behalf
 };
 

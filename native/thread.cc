@@ -14,16 +14,22 @@ namespace vmexit {
 
 namespace {
 
-napi_value CallStarter(napi_env env, napi_callback_info info) {
-  size_t argc = 1;
-  napi_value arg = nullptr;
-  void* data = nullptr;
-  napi_get_cb_info(env, info, &argc, &arg, nullptr, &data);
+napi_value CallStart(napi_env env, napi_callback_info info) {
+  size_t argc = 2;
+  napi_value args[2] = {};
+  auto* thread = DataOf<VcpuThread>(env, info, &argc, args);
   double timeout_ms = INFINITY;
-  if (!ToTimeout(env, argc, arg, &timeout_ms)) return nullptr;
+  bool ends = false;
+  if (!ToTimeout(env, argc, args[0], &timeout_ms)) return nullptr;
+  if (argc > 1) napi_get_value_bool(env, args[1], &ends);
   napi_value value = nullptr;
-  napi_create_int32(env, (*static_cast<std::shared_ptr<VcpuThread>*>(data))->Go(timeout_ms), &value);
+  napi_create_int32(env, thread->Go(timeout_ms, ends), &value);
   return value;
+}
+
+napi_value CallEnd(napi_env env, napi_callback_info info) {
+  DataOf<VcpuThread>(env, info, nullptr, nullptr)->End();
+  return nullptr;
 }
 
 }  // namespace
@@ -37,13 +43,12 @@ VcpuThread::~VcpuThread() {
   if (done_) napi_delete_reference(env_, done_);
 }
 
-int VcpuThread::Go(double timeout_ms) {
+int VcpuThread::Go(double timeout_ms, bool ends) {
   if (!state_) return -EBADF;
   if (running_) return kVcpuRunning;
-  if (!begun_) {
-    const int error = Begin();
-    if (error) return -error;
-  }
+  const int error = Begin();
+  if (error) return -error;
+  end_.store(ends ? -ECANCELED : 0);
   timeout_ms_ = timeout_ms;
   running_ = true;
   uint32_t count = 0;
@@ -53,8 +58,19 @@ int VcpuThread::Go(double timeout_ms) {
   return 0;
 }
 
-// 0 or an errno.
 int VcpuThread::Begin() {
+  if (!has_async_) {
+    const int error = MakeAsync();
+    if (error) return error;
+  }
+  if (has_thread_) return 0;
+  const int error = StartThread(
+      &thread_, [](void* self) { static_cast<VcpuThread*>(self)->Loop(); }, this);
+  has_thread_ = error == 0;
+  return error;
+}
+
+int VcpuThread::MakeAsync() {
   uv_loop_t* loop = nullptr;
   if (napi_get_uv_event_loop(env_, &loop) != napi_ok) return EINVAL;
   const int failed = uv_async_init(loop, &async_, [](uv_async_t* async) {
@@ -65,15 +81,7 @@ int VcpuThread::Begin() {
   if (failed) return -failed;  // libuv's errors are Linux's
   uv_unref(reinterpret_cast<uv_handle_t*>(&async_));
   async_.data = new std::shared_ptr<VcpuThread>(shared_from_this());
-  begun_ = true;
-
-  const int error = StartThread(
-      &thread_, [](void* self) { static_cast<VcpuThread*>(self)->Loop(); }, this);
-  has_thread_ = error == 0;
-  if (error) {
-    Close();
-    return error;
-  }
+  has_async_ = true;
   napi_add_async_cleanup_hook(
       env_, [](napi_async_cleanup_hook_handle, void* self) { static_cast<VcpuThread*>(self)->Close(); }, this,
       &hook_);
@@ -81,13 +89,13 @@ int VcpuThread::Begin() {
 }
 
 void VcpuThread::Loop() {
-  Runner runner(state_, &quits_);
+  Runner runner(state_, &end_);
   for (uint32_t seen = 0;; seen++) {
     while (orders_.load() == seen) {
       syscall(SYS_futex, reinterpret_cast<uint32_t*>(&orders_), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
               0);
     }
-    if (quits_.load()) return;
+    if (end_.load() == -EBADF) return;
     result_ = runner.Run(timeout_ms_);
     uv_async_send(&async_);
   }
@@ -116,17 +124,25 @@ void VcpuThread::Tell(int result) {
   }
 }
 
+void VcpuThread::Interrupt(int end) {
+  end_.store(end);
+  state_->Interrupt();
+  state_->Ring();
+}
+
+void VcpuThread::End() {
+  if (state_ && running_) Interrupt(-ECANCELED);
+}
+
 void VcpuThread::Close() {
   if (!state_) return;
   if (has_thread_) {
-    quits_.store(true);
+    Interrupt(-EBADF);
     Order();
-    state_->Interrupt();
-    state_->Ring();
     uv_thread_join(&thread_);
   }
   state_.reset();
-  if (!begun_) return;
+  if (!has_async_) return;
   // libuv frees nothing before this callback, and Node waits for it when the environment ends.
   uv_close(reinterpret_cast<uv_handle_t*>(&async_), [](uv_handle_t* handle) {
     auto* held = static_cast<std::shared_ptr<VcpuThread>*>(handle->data);
@@ -152,18 +168,14 @@ Napi::Value MakeStarter(const Napi::CallbackInfo& info) {
     return env.Undefined();
   }
   vcpu->thread = std::make_shared<VcpuThread>(env, vcpu->run, info[1]);
-  auto* thread = new std::shared_ptr<VcpuThread>(vcpu->thread);
-  napi_value function = nullptr;
-  if (napi_create_function(env, "start", NAPI_AUTO_LENGTH, CallStarter, thread, &function) != napi_ok) {
-    delete thread;
-    return env.Undefined();
-  }
-  napi_add_finalizer(
-      env, function, thread,
-      [](napi_env, void* data, void*) { delete static_cast<std::shared_ptr<VcpuThread>*>(data); }, nullptr,
-      nullptr);
-  napi_set_named_property(env, function, "done", info[1]);
-  return Napi::Value(env, function);
+  const auto start = FunctionWith(env, "start", CallStart, vcpu->thread);
+  const auto end = FunctionWith(env, "end", CallEnd, vcpu->thread);
+  if (start.IsUndefined() || end.IsUndefined()) return env.Undefined();
+  napi_set_named_property(env, start, "done", info[1]);
+  const auto result = Napi::Object::New(env);
+  napi_set_named_property(env, result, "start", start);
+  napi_set_named_property(env, result, "end", end);
+  return result;
 }
 
 }  // namespace vmexit

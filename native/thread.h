@@ -16,21 +16,27 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   // Calls `done` from the event loop with what each run gives. The caller keeps `done` alive between runs.
   VcpuThread(Napi::Env env, std::shared_ptr<RunState> state, napi_value done);
   ~VcpuThread();
-  // Begins a run: 0; kVcpuRunning while one is in progress; or a negated errno.
-  int Go(double timeout_ms);
+  // Begins a run, with `ends` only to complete the access in hand: 0; kVcpuRunning while one is in progress;
+  // or a negated errno.
+  int Go(double timeout_ms, bool ends);
+  // The run in progress, if one is, completes its access and gives -ECANCELED.
+  void End();
   // Ends the run in progress, which gives -EBADF, and the thread.
   void Close();
 
  private:
+  // What a first run needs, as far as it is not there yet: 0 or an errno.
   int Begin();
+  int MakeAsync();
   void Loop();
+  void Interrupt(int end);
   void Order();
   void Tell(int result);
 
   const napi_env env_;
   std::shared_ptr<RunState> state_;  // nullptr once it is closed
   napi_ref done_ = nullptr;          // strong while a run is in progress
-  bool begun_ = false;
+  bool has_async_ = false;
   bool running_ = false;
   uv_thread_t thread_{};
   bool has_thread_ = false;
@@ -39,12 +45,12 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
 
   // Both threads'.
   std::atomic<uint32_t> orders_{0};
-  std::atomic<bool> quits_{false};
+  std::atomic<int> end_{0};  // what an interrupted run gives
   double timeout_ms_ = 0;
   int result_ = 0;
 };
 
-// starter(vcpu, done) -> (timeoutMs) => 0 | -errno
+// starter(vcpu, done) -> { start: (timeoutMs) => 0 | -errno, end: () => undefined }
 Napi::Value MakeStarter(const Napi::CallbackInfo& info);
 
 }  // namespace vmexit

@@ -99,8 +99,9 @@ bool RunState::Enter() {
 
 // Either this thread sees afterwards what is asked of it, or who asks sees kRunning and sends the signal: all
 // of it is sequentially consistent.
-void RunState::Run(pid_t tid) {
+void RunState::Run(pid_t tid, bool of_worker) {
   tid_ = tid;
+  looks.store(of_worker, std::memory_order_relaxed);
   runs.fetch_add(1, std::memory_order_relaxed);
   phase.exchange(kRunning);
 }

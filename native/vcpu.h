@@ -36,7 +36,7 @@ struct RunState : std::enable_shared_from_this<RunState> {
   void Give();
   // For a run: false while another thread runs it. Then Run() and Return(), and Leave() in any case.
   bool Enter();
-  void Run(pid_t tid);
+  void Run(pid_t tid, bool of_worker);
   // From now on nobody signals this thread. One signal may still be on its way.
   void Return();
   // Anybody may have it; `waiting`: the last exit waits for userspace's answer.
@@ -71,8 +71,8 @@ struct RunState : std::enable_shared_from_this<RunState> {
   // A signal was sent to the thread that runs it, and may still be on its way.
   std::atomic<bool> signalled{false};
   std::atomic<uint32_t> runs{0};
-  std::atomic<bool> look{false};  // the run in progress is to look whether its environment ends
-  volatile bool expired = false;  // written by the signal handler on the running thread
+  std::atomic<bool> looks{false};  // the run in progress is a worker's
+  std::atomic<bool> look{false};   // and is to look whether its environment ends
 
  private:
   RunState(int fd, uint64_t vm_type, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots);

@@ -31,6 +31,17 @@ export interface Prepared {
   issue(): number;
 }
 
+/** Runs of a vCPU on a thread of its own, one at a time. */
+export interface Starter {
+  /**
+   * Begins a run: 0, or a negated errno where nothing has begun.
+   * @param ends as if end() were called before the guest is entered
+   */
+  start(timeoutMs?: number, ends?: boolean): number;
+  /** The run in progress completes its access and gives -ECANCELED; without one, nothing, and nothing is left for the next. */
+  end(): void;
+}
+
 /** `kvm`: the kernel's KVM. `sim`: the simulator. */
 export type BackendName = 'kvm' | 'sim';
 
@@ -243,11 +254,10 @@ export interface Backend {
    */
   runner(vcpu: Handle): (timeoutMs?: number) => number;
   /**
-   * KVM_RUN on a thread of the vCPU's own, as a function that begins it and gives 0, or a negated errno where nothing
-   * has begun. `done` is called from the event loop with what a runner would give: -EBADF when the vCPU was closed meanwhile.
-   * A run in progress keeps the event loop alive.
+   * KVM_RUN on a thread of the vCPU's own. `done` is called from the event loop with what a runner would give: -EBADF when the
+   * vCPU was closed meanwhile. A run in progress keeps the event loop alive.
    */
-  starter(vcpu: Handle, done: (result: number) => void): (timeoutMs?: number) => number;
+  starter(vcpu: Handle, done: (result: number) => void): Starter;
   /** The number by which kick() and others find this vCPU, the same in every thread of the process. */
   kickId(vcpu: Handle): number;
   /** Interrupts the run in progress, or the next one; from any thread. Gives whether there is such a vCPU. */

@@ -167,6 +167,10 @@ const table: { readonly [R in IoctlName]?: { readonly [errno: string]: Explain }
       'CONFIG_KVM_SW_PROTECTED_VM and two-dimensional paging)',
     ENOMEM: () => 'the host has no memory for another VM',
   },
+  KVM_RUN: {
+    ENOMEM: () =>
+      'the host has no memory, or no more threads or pending signals for this user (RLIMIT_NPROC, RLIMIT_SIGPENDING)',
+  },
   KVM_CREATE_VCPU: {
     EEXIST: (id) => `there is a vCPU ${id} already`,
     EINVAL: (id) =>

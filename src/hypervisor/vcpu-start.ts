@@ -1,7 +1,7 @@
 /** A vCPU that runs while the event loop lives on: on a thread of its own, whose exits are served here. */
 import { Exit } from '../uapi/exit.ts';
 import type { AbortSignalLike } from './abort.ts';
-import type { Backend, Handle } from './backend.ts';
+import type { Backend, Handle, Starter } from './backend.ts';
 import { outOfRange } from './errors.ts';
 import type { Vcpu } from './vcpu.ts';
 
@@ -21,7 +21,7 @@ export interface ExitHandler {
 export interface StartOptions {
   /** Milliseconds, above 0; no limit without it. The run ends with Exit.DEADLINE. */
   readonly timeoutMs?: number | undefined;
-  /** Ends the run as Vcpu.stop() does, with Exit.STOPPED. */
+  /** Ends the run once the exit in hand is served and its access is finished, with Exit.STOPPED. */
   readonly signal?: AbortSignalLike | undefined;
 }
 
@@ -46,55 +46,68 @@ export function offer(
 
 /** Asynchronous runs of one vCPU, one at a time. */
 export class AsyncRuns {
-  readonly #start: (timeoutMs?: number) => number;
+  readonly #starter: Starter;
   #done: ((result: number) => void) | undefined;
 
   constructor(backend: Backend, vcpu: Handle) {
-    this.#start = backend.starter(vcpu, (result) => {
+    this.#starter = backend.starter(vcpu, (result) => {
       const done = this.#done!;
       this.#done = undefined;
       done(result);
     });
   }
 
-  /** Begins a run: 0, or a negated errno where nothing has begun. `done` is called with what it gave. */
+  /**
+   * Begins a run: 0, or a negated errno where nothing has begun. `done` is called with what it gave.
+   * @param timeoutMs 0: the access in hand is finished, which gives STOPPED
+   */
   begin(timeoutMs: number, done: (result: number) => void): number {
     // Node-API is slow to find that an argument is undefined.
-    const begun = timeoutMs === Number.POSITIVE_INFINITY ? this.#start() : this.#start(timeoutMs);
+    const starter = this.#starter;
+    const begun =
+      timeoutMs === Number.POSITIVE_INFINITY
+        ? starter.start()
+        : starter.start(timeoutMs || undefined, timeoutMs === 0);
     if (begun === 0) this.#done = done;
     return begun;
   }
+
+  /** The run in progress gives STOPPED; without one, nothing. */
+  end(): void {
+    this.#starter.end();
+  }
 }
 
-/** One run: `then` is called with its outcome, or `failed` with what it throws. */
-export type AsyncRun = (
-  timeoutMs: number,
-  then: (outcome: number) => void,
-  failed: (error: unknown) => void,
-) => void;
+/** What serve() runs a vCPU by. */
+export interface Served {
+  /**
+   * One run: `then` is called with its outcome, or `failed` with what it throws.
+   * @param timeoutMs 0: the access in hand is finished, which gives STOPPED
+   */
+  begin(timeoutMs: number, then: (outcome: number) => void, failed: (error: unknown) => void): void;
+  /** The run in progress gives STOPPED; without one, nothing. */
+  end(): void;
+  /** Milliseconds. */
+  now(): number;
+}
 
 /** Vcpu.start(): runs until an exit that no handler serves, and gives that. */
 export function serve(
   vcpu: Vcpu,
-  run: AsyncRun,
+  { begin, end, now }: Served,
   handlers: readonly ExitHandler[],
   { timeoutMs = Number.POSITIVE_INFINITY, signal }: StartOptions,
 ): Promise<number> {
   if (!(timeoutMs > 0)) throw outOfRange('timeoutMs', timeoutMs, 'above 0');
-  const until = performance.now() + timeoutMs;
-  const stop = (): void => vcpu.stop();
+  const limited = timeoutMs !== Number.POSITIVE_INFINITY;
+  const until = limited ? now() + timeoutMs : timeoutMs;
   return new Promise<number>((resolve, reject) => {
     let late = false;
     const next = (): void => {
       for (const handler of handlers) handler.check?.();
-      let left = until - performance.now();
-      if (left <= 0) {
-        // The last exit's answer is still to be taken.
-        if (!late) stop();
-        late = true;
-        left = Number.POSITIVE_INFINITY;
-      }
-      run(left, exited, reject);
+      const left = limited ? until - now() : until;
+      late = left <= 0;
+      begin(late || signal?.aborted ? 0 : left, exited, reject);
     };
     const exited = guarded((outcome: number): void => {
       for (const handler of handlers) handler.check?.();
@@ -116,8 +129,7 @@ export function serve(
         }
       };
     }
-    signal?.addEventListener('abort', stop);
-    if (signal?.aborted) stop();
+    signal?.addEventListener('abort', end);
     guarded(next)(undefined);
-  }).finally(() => signal?.removeEventListener('abort', stop));
+  }).finally(() => signal?.removeEventListener('abort', end));
 }

@@ -296,12 +296,13 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
    */
   async start(handlers: readonly ExitHandler[], options: StartOptions = {}): Promise<number> {
     if (!Array.isArray(handlers)) throw wrongType('handlers', handlers, 'an array of exit handlers');
-    return serve(
-      this,
-      (ms, then, thrown) => this.#begin(ms, then, thrown),
-      handlers,
-      object('options', options),
-    );
+    const served = {
+      begin: (ms: number, then: (outcome: number) => void, thrown: (error: unknown) => void) =>
+        this.#begin(ms, then, thrown),
+      end: () => this.#async?.end(),
+      now: this.#now,
+    };
+    return serve(this, served, handlers, object('options', options));
   }
 
   /**
@@ -315,6 +316,12 @@ export class Vcpu extends VcpuThreads implements Disposable, AsyncIterable<numbe
       yield exit;
     }
   }
+
+  /** A recording has the times that it is asked for, so that its replay ends where it did. */
+  #now = (): number => {
+    const { input } = this.fd.backend;
+    return input === undefined ? performance.now() : input('clock', () => performance.now());
+  };
 
   #runTold(timeoutMs: number | undefined): number {
     const begun = performance.now();

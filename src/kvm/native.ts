@@ -1,6 +1,6 @@
 /** The addon's functions as TypeScript sees them, and how it is found. Loaded only when a KVM backend is opened. */
 import { existsSync, readFileSync } from 'node:fs';
-import type { Handle, Reference, UserfaultfdToken } from '../hypervisor/backend.ts';
+import type { Handle, Reference, Starter, UserfaultfdToken } from '../hypervisor/backend.ts';
 import { UnavailableError } from '../hypervisor/errors.ts';
 import { packageRequire, packageRoot, setupCommand } from '../package.ts';
 
@@ -89,7 +89,7 @@ export interface Native {
   openVm(number: number): Handle | number;
   openVcpu(kickId: number): Handle | number;
   runner(vcpu: Handle): (timeoutMs?: number) => number;
-  starter(vcpu: Handle, done: (result: number) => void): (timeoutMs?: number) => number;
+  starter(vcpu: Handle, done: (result: number) => void): Starter;
   kickId(vcpu: Handle): number;
   kick(id: number): boolean;
   pause(id: number, acknowledged: Handle): number;

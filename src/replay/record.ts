@@ -2,7 +2,7 @@
  * The recording backend: another one, with an account of all that goes through. It answers as that one does, and refuses by
  * name what no replay could have.
  */
-import type { Backend, Handle, Observer, Reference } from '../hypervisor/backend.ts';
+import type { Backend, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
 import { isHandle } from '../hypervisor/backend.ts';
 import type { Ioctl } from '../uapi/ioctls.ts';
 import { ioctls } from '../uapi/ioctls.ts';
@@ -237,31 +237,33 @@ class Recorder {
     };
   };
 
-  #starter = (vcpu: Handle, done: (result: number) => void): ((timeoutMs?: number) => number) => {
+  #starter = (vcpu: Handle, done: (result: number) => void): Starter => {
     const opened = this.#of(vcpu);
     const finished = (result: number): void => {
       opened.running = false;
       this.#add('done', encoded([opened.id]), [false, result, ...this.#effects(opened)]);
       done(result);
     };
-    const start = this.#call(
+    const starter = this.#call(
       'starter',
       [opened.id],
       () => this.#inner.starter(vcpu, finished),
       () => [],
     );
-    return (timeoutMs) => {
+    const start = (timeoutMs?: number, ends?: boolean): number => {
       this.#findRing(opened);
       const given = [opened.id, opened.running ? [] : this.#written(opened)];
       const begun = this.#call(
         'start',
         given,
-        () => (timeoutMs === undefined ? start() : start(timeoutMs)),
+        () => starter.start(timeoutMs, ends),
         (result) => [result, [], [], timeoutMs],
       );
       if (begun === 0) opened.running = true;
       return begun;
     };
+    // What comes of it is in the run's record.
+    return { start, end: () => starter.end() };
   };
 
   /** In a VM with rings, the vCPU's, mapped once more. */

@@ -1,5 +1,5 @@
 /** The replaying backend: it answers from a recording, and holds the VMM to what the recorded one did. */
-import type { Backend, BackendName, Handle, Observer, Reference } from '../hypervisor/backend.ts';
+import type { Backend, BackendName, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
 import { type DialectName, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
@@ -353,11 +353,11 @@ export class Replayer {
     return this.#take('runEnd', [opened.id]).result;
   }
 
-  #starter = (vcpu: Handle, done: (result: number) => void): (() => number) => {
+  #starter = (vcpu: Handle, done: (result: number) => void): Starter => {
     const opened = this.#of(vcpu);
     opened.done = done;
     this.#take('starter', [opened.id]);
-    return () => {
+    const start = (): number => {
       if (opened.closed) return -Errno.EBADF;
       const given = [opened.id, opened.running ? [] : this.#written(opened)];
       const result = this.#take('start', given).result as number;
@@ -368,6 +368,8 @@ export class Replayer {
       }
       return result;
     };
+    // What came of it is in the run's record.
+    return { start, end() {} };
   };
 
   #isKicked = (number: number): boolean =>

@@ -16,6 +16,7 @@ import type {
   Reference,
   SharedVcpu,
   SharedVm,
+  Starter,
 } from '../hypervisor/backend.ts';
 import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts';
 import { Errno } from '../uapi/errno.ts';
@@ -303,7 +304,7 @@ class Simulator implements SimBackend {
   };
 
   readonly runner = (vcpu: Handle): ((timeoutMs?: number) => number) => as(KvmVcpu, vcpu, 'vcpu').runs.run;
-  readonly starter = (vcpu: Handle, done: (result: number) => void): ((timeoutMs?: number) => number) =>
+  readonly starter = (vcpu: Handle, done: (result: number) => void): Starter =>
     as(KvmVcpu, vcpu, 'vcpu').runs.starter(done);
   readonly shareVm = (vm: Handle): SharedVm | number => as(KvmVm, vm, 'vm').token();
   readonly openVm = (token: SharedVm): Handle | number => {

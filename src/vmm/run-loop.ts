@@ -127,6 +127,8 @@ export class RunLoop {
   readonly #now: () => number;
   readonly #counts = new Map<number, number>();
   #stopped: { readonly reason: 'stop'; readonly value: number } | undefined;
+  /** Ends the run of start() that is in progress. */
+  #aborter: AbortController | undefined;
 
   /** @throws RangeError ERR_KVM_INVALID_ARG for a `sliceMs` below 1 or from 2^31 on */
   constructor(vcpu: Vcpu, options: RunLoopOptions = {}) {
@@ -148,9 +150,13 @@ export class RunLoop {
     return Object.fromEntries([...this.#counts].map(([exit, count]) => [exitName(exit), count]));
   }
 
-  /** Ends the run once the exit in hand is served. @param value what the run's end tells */
+  /**
+   * Ends the run: one of start() at once, with its access in hand finished; one of run() once an exit is served.
+   * @param value what the run's end tells
+   */
   stop(value = 0): void {
     this.#stopped ??= { reason: 'stop', value };
+    this.#aborter?.abort();
   }
 
   /**
@@ -185,14 +191,16 @@ export class RunLoop {
    * @throws as run(), and as Vcpu.start()
    */
   async start(limits: RunLimits = {}): Promise<RunEnd> {
+    const { timeoutMs, signal } = limits;
+    const aborter = new AbortController();
+    const abort = (): void => aborter.abort();
     this.#stopped = undefined;
+    this.#aborter = aborter;
     let end: RunEnd | undefined;
     const goesOn = (served: RunEnd | undefined): boolean => {
       if (served === undefined) return true;
       end = served;
-      // The access in hand is finished, and then the run ends.
-      if (served.reason === 'stop') this.vcpu.stop();
-      return served.reason === 'stop';
+      return served.reason === 'stop'; // the access in hand is to be finished
     };
     const handler: ExitHandler = {
       check: () => this.#check(),
@@ -203,11 +211,15 @@ export class RunLoop {
       },
     };
     try {
-      const outcome = await this.vcpu.start([handler], limits);
+      if (signal?.aborted) abort();
+      signal?.addEventListener('abort', abort);
+      const outcome = await this.vcpu.start([handler], { timeoutMs, signal: aborter.signal });
       if (end !== undefined) return end;
       if (outcome === Exit.DEADLINE) return { reason: 'timeout' };
-      return limits.signal?.aborted ? { reason: 'abort' } : { reason: 'stop', value: 0 };
+      return this.#stopped ?? (signal?.aborted ? { reason: 'abort' } : { reason: 'stop', value: 0 });
     } finally {
+      signal?.removeEventListener('abort', abort);
+      this.#aborter = undefined;
       this.#onSlice?.();
     }
   }

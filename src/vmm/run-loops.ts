@@ -4,9 +4,6 @@ import type { Vcpu } from '../hypervisor/vcpu.ts';
 import { Bus } from './bus.ts';
 import { type RunEnd, type RunLimits, RunLoop, type RunLoopOptions } from './run-loop.ts';
 
-/** Ends that stop nobody else. */
-const limited: ReadonlySet<RunEnd['reason']> = new Set(['halt', 'timeout', 'abort']);
-
 /**
  * A RunLoop for each vCPU, with the same buses and handlers. One vCPU alone is run by RunLoop.run(); several by RunLoop.start(),
  * each on a thread of its own, with their exits served in this one. The guest ends when all of its vCPUs have halted, or
@@ -92,7 +89,7 @@ export class RunLoops {
     let end: RunEnd | undefined;
     let failed: { readonly error: unknown } | undefined;
     const stopOthers = (ended: RunLoop): void => {
-      for (const loop of this.loops) if (loop !== ended && running.has(loop)) loop.vcpu.stop();
+      for (const loop of this.loops) if (loop !== ended && running.has(loop)) loop.stop();
     };
     const running = new Set(this.loops.filter((loop) => !this.#halted.has(loop)));
     const run = async (loop: RunLoop): Promise<void> => {
@@ -104,8 +101,7 @@ export class RunLoops {
         if (!first || failed !== undefined) return;
         end = mine;
         this.#ended = loop.vcpu;
-        // A limit is that of all: a stop would be left for the next run of one that has met it by itself.
-        if (!limited.has(mine.reason)) stopOthers(loop);
+        if (mine.reason !== 'halt') stopOthers(loop);
       } catch (error) {
         running.delete(loop);
         failed ??= { error };

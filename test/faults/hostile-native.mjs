@@ -416,7 +416,8 @@ function call(name) {
   if (style < 6 && style > 2) args[below(args.length + 1)] = value();
   args = args.slice();
   tame(name, args);
-  const mine = { run: choice(open.functions)?.run, start: choice(starters), issue: choice(prepared)?.() };
+  const { start, end } = choice(starters) ?? {};
+  const mine = { run: choice(open.functions)?.run, start, end, issue: choice(prepared)?.() };
   const target = mine[name] ?? native[name];
   if (target === undefined) return;
   if (log !== undefined) writeSync(log, describe(name, args), 0);
@@ -438,14 +439,14 @@ function call(name) {
   if (name === 'userfaultfd' && isExternal(result)) native.close(result);
   if (name === 'runner' && typeof result === 'function')
     open.functions.push({ run: result, id: native.kickId(args[0]) });
-  if (name === 'starter' && typeof result === 'function') starters.push(result);
+  if (name === 'starter' && typeof result === 'object') starters.push(result);
   if (name === 'openVm') keep('vm', result);
   if (name === 'openVcpu') keep('vcpu', result);
   while (starters.length > 8) starters.shift();
   if (name === 'close') forgetClosed(args[0]);
 }
 
-/** Functions that begin a run on a thread of the vCPU's own. */
+/** What begins and ends runs on a thread of the vCPU's own. */
 const starters = [];
 
 /** Ioctls that were made ready; their bytes are filled with anything, and now and then taken away. */

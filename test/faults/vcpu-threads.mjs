@@ -1,4 +1,5 @@
 // vCPUs on threads of their own, and in several threads: scenarios of vcpu-threads.test.ts. The workers are this file too.
+import { spawnSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import {
@@ -28,6 +29,11 @@ import {
 const ROUNDS = inLab ? 100 : 300;
 const pass = (ms) => new Promise((done) => setTimeout(done, ms));
 const turn = () => new Promise(setImmediate);
+const limit = (aborted = false) => {
+  const aborter = new AbortController();
+  if (aborted) aborter.abort();
+  return { signal: aborter.signal, abort: () => aborter.abort() };
+};
 const rejection = async (promise) => {
   try {
     return exitName(await promise);
@@ -131,6 +137,61 @@ const scenarios = {
     await turn();
     close(vcpu, ram, vm, hv);
     return [...ends, await closed];
+  },
+
+  /** A limit that was met while an exit was served is that run's alone. */
+  async leftovers() {
+    const { hv, vm, ram, vcpu } = boot(code.out);
+    const during = (act, then) => ({
+      async handle() {
+        await act();
+        return then();
+      },
+    });
+    const fails = () => {
+      throw Object.assign(new Error('no'), { code: 'ERR_OWN' });
+    };
+    const ends = [];
+    for (const then of [() => false, fails, () => true]) {
+      const { signal, abort } = limit();
+      ends.push(await rejection(vcpu.start([during(abort, then)], { signal })));
+      ends.push(exitName(await vcpu.start([])));
+      ends.push(await rejection(vcpu.start([during(() => pass(30), then)], { timeoutMs: 20 })));
+      ends.push(exitName(vcpu.run(DEADLINE_MS)));
+    }
+    const { signal } = limit(true);
+    const { rip } = vcpu.getRegs();
+    let exits = 0;
+    ends.push(exitName(await vcpu.start([{ handle: () => ++exits > 0 }], { signal })));
+    const still = exits === 0 && rip <= vcpu.getRegs().rip;
+    close(vcpu, ram, vm, hv);
+    return { ends, still };
+  },
+
+  /** Of a user whose queue of signals is full. */
+  async signals() {
+    const { hv, vm, ram, vcpu } = boot(code.spin);
+    spawnSync('prlimit', ['--pid', `${process.pid}`, '--sigpending=0:0'], { stdio: 'inherit' });
+    const ends = [];
+    for (const act of [() => vcpu.kick(), () => vcpu.stop()]) {
+      const running = vcpu.runAsync();
+      await pass(20);
+      act();
+      ends.push(exitName(await running));
+    }
+    const running = vcpu.runAsync();
+    await pass(20);
+    await vcpu.pause();
+    vcpu.getRegs();
+    vcpu.resume();
+    vcpu.kick();
+    ends.push(exitName(await running));
+    ends.push(await rejection(vcpu.runAsync(20)));
+    const closed = rejection(vcpu.runAsync());
+    await pass(20);
+    const backend = hv.backend;
+    close(vcpu, ram, vm, hv);
+    return { backend, ends, closed: await closed };
   },
 
   async refusals() {

@@ -14,6 +14,27 @@ describe('a vCPU on a thread of its own', () => {
     expect(await run('ends')).toEqual(ends);
   });
 
+  test('leaves nothing of a limit that was met while an exit was served to the next run', async () => {
+    const { ends, still } = await run('leftovers');
+    expect(ends).toEqual([
+      ...['IO', 'IO', 'IO', 'IO'],
+      ...['ERR_OWN', 'IO', 'ERR_OWN', 'IO'],
+      ...['STOPPED', 'IO', 'DEADLINE', 'IO'],
+      'STOPPED',
+    ]);
+    expect(still).toBe(true);
+  });
+
+  test('is kicked, stopped, paused and closed where no more signals can be queued', async () => {
+    const { backend, ends, closed } = await run('signals');
+    // A deadline takes a place in that queue.
+    const limited = backend === 'kvm' ? 'ENOMEM' : 'DEADLINE';
+    expect({ ends, closed }).toEqual({
+      ends: ['INTERRUPTED', 'STOPPED', 'INTERRUPTED', limited],
+      closed: 'ERR_KVM_CLOSED',
+    });
+  });
+
   test('refuses every call while it runs, and none while it stands still', async () => {
     const { refused, standing, kicked } = await run('refusals');
     expect(refused).toEqual(Array(8).fill(RUNNING));

@@ -2,7 +2,7 @@
  * A backend that does nothing but remember: system calls succeed (or give the errno that the test sets), and KVM_RUN
  * plays a script. For what no host here can show on purpose: guests that choose, poison, calls that fail.
  */
-import type { Backend, Handle } from '../../src/hypervisor/backend.ts';
+import type { Backend, Handle, Starter } from '../../src/hypervisor/backend.ts';
 import { Errno } from '../../src/uapi/errno.ts';
 import { Exit } from '../../src/uapi/exit.ts';
 import { type IoctlName, ioctls } from '../../src/uapi/ioctls.ts';
@@ -112,12 +112,13 @@ export class ScriptedBackend implements Backend {
     return -Errno.EBADF;
   }
   /** As run(), from the event loop. */
-  starter(vcpu: Handle, done: (result: number) => void): () => number {
+  starter(vcpu: Handle, done: (result: number) => void): Starter {
     const run = this.runner(vcpu);
-    return () => {
+    const start = () => {
       setImmediate(() => done(run()));
       return 0;
     };
+    return { start, end() {} };
   }
   pause(): number {
     return 0;

@@ -65,8 +65,8 @@ const doings = {
     }
   },
   starts: ({ timeoutMs = deadlineMs }) => new Promise((resolve) => {
-    const begin = backend.starter(vcpu, (end) => (end === Exit.IO ? begin(timeoutMs) : resolve(end)));
-    begin(timeoutMs);
+    const { start } = backend.starter(vcpu, (end) => (end === Exit.IO ? start(timeoutMs) : resolve(end)));
+    start(timeoutMs);
   }),
   regs: () => getRegs(backend, vcpu),
   ioctl: ({ request, bytes }) => [backend.ioctl(vcpu, request, bytes), bytes],

@@ -28,10 +28,11 @@ function asynchronous(delays: readonly number[]): Backend {
     ...tapped(inner).backend,
     starter: (vcpu, done) => {
       const run = inner.runner(vcpu);
-      return () => {
+      const start = () => {
         setTimeout(() => done(run()), delays[runs++ % delays.length]);
         return 0;
       };
+      return { start, end() {} };
     },
   };
 }
@@ -114,7 +115,7 @@ async function vmm(inner: Backend, between: () => Promise<void> = async () => {}
     vcpus.map(
       (vcpu, i) =>
         new Promise<void>((resolve) => {
-          const start = backend.starter(handles[i]!, async (exit) => {
+          const { start } = backend.starter(handles[i]!, async (exit) => {
             seen.push([i, exit, exit === Exit.IO ? vcpu.io.value : undefined]);
             if (exit !== Exit.IO || seen.length > 30) return resolve();
             await between();
@@ -216,7 +217,7 @@ describe('runs of several vCPUs that end in the event loop', () => {
       vcpu.setRegs({ rip: 0x1000, rflags: 2, rax: 4 + 0x10 * id });
     }
     const ended = new Promise((resolve) => {
-      expect(backend.starter(vcpus[0]!, resolve)()).toBe(0);
+      expect(backend.starter(vcpus[0]!, resolve).start()).toBe(0);
     });
     // The recorded VMM has begun a run of the other vCPU too.
     expect(await ended).toBe(-5);

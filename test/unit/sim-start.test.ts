@@ -66,7 +66,7 @@ const until = async (condition: () => boolean): Promise<void> => {
 /** The run as a promise. */
 const started = (backend: Backend, vcpu: Handle, timeoutMs = DEADLINE_MS): Promise<number> =>
   new Promise((resolve) => {
-    expect(backend.starter(vcpu, resolve)(timeoutMs)).toBe(0);
+    expect(backend.starter(vcpu, resolve).start(timeoutMs)).toBe(0);
   });
 
 /** What two vCPUs that run the code to its HLT leave in the counter, with the end of each. */
@@ -193,12 +193,12 @@ describe('a started vCPU', () => {
     let exits = 0;
     let turns = 0;
     await new Promise<void>((resolve) => {
-      const begin = backend.starter(vcpu, (end) => {
+      const { start } = backend.starter(vcpu, (end) => {
         expect(end).toBe(Exit.IO);
         if (++exits === 1000) resolve();
-        else begin();
+        else start();
       });
-      begin(DEADLINE_MS);
+      start(DEADLINE_MS);
       const count = () => {
         turns++;
         if (exits < 1000) setImmediate(count);
@@ -218,7 +218,7 @@ describe('a started vCPU', () => {
     const { request, struct } = ioctls.KVM_GET_REGS;
     expect(backend.ioctl(vcpu, request, new Uint8Array(struct.size))).toBe(VCPU_RUNNING);
     expect(run(DEADLINE_MS)).toBe(VCPU_RUNNING);
-    expect(backend.starter(vcpu, () => {})()).toBe(VCPU_RUNNING);
+    expect(backend.starter(vcpu, () => {}).start()).toBe(VCPU_RUNNING);
     expect(backend.kick(backend.kickId(vcpu))).toBe(true);
     expect(await end).toBe(-Errno.EINTR);
     expect(backend.ioctl(vcpu, request, new Uint8Array(struct.size))).toBe(0);
@@ -251,9 +251,10 @@ describe('a started vCPU', () => {
     process.removeAllListeners('uncaughtException');
     process.once('uncaughtException', (error) => thrown.push(error));
     try {
-      backend.starter(vcpus[0]!, () => {
+      const { start } = backend.starter(vcpus[0]!, () => {
         throw new Error('from a handler');
-      })(DEADLINE_MS);
+      });
+      start(DEADLINE_MS);
       expect(await started(backend, vcpus[1]!)).toBe(Exit.IO);
       await until(() => thrown.length > 0);
     } finally {

@@ -167,7 +167,7 @@ describe('a vCPU that a worker has opened', () => {
       await until(() => vm.u32(COUNTER) !== before);
       expect(regsOf(backend, vcpu)).toBe(VCPU_RUNNING);
       expect(backend.runner(vcpu)(DEADLINE_MS)).toBe(VCPU_RUNNING);
-      expect(backend.starter(vcpu, () => {})()).toBe(VCPU_RUNNING);
+      expect(backend.starter(vcpu, () => {}).start()).toBe(VCPU_RUNNING);
       expect(backend.kick(backend.kickId(vcpu))).toBe(true);
       const ended = await end;
       expect(how === 'run' ? (ended as { end: number }).end : ended).toBe(-Errno.EINTR);

@@ -2,7 +2,7 @@
  * The runs of a vCPU: synchronous ones, and those that are started and go on from the thread's event loop. What is asked of
  * the vCPU meanwhile, by kick, stop and pause, is looked at between its time slices.
  */
-import { VCPU_RUNNING } from '../../hypervisor/backend.ts';
+import { type Starter, VCPU_RUNNING } from '../../hypervisor/backend.ts';
 import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { isAside } from './aside.ts';
@@ -44,6 +44,8 @@ export class Runs {
   /** How far the run has come: before begin(), before its first slice, or in the guest. */
   #phase: 'new' | 'begun' | 'guest' = 'new';
   #parked = false;
+  /** The starter's end() was called in this run. */
+  #ends = false;
 
   constructor(vcpu: KvmVcpu) {
     this.vcpu = vcpu;
@@ -61,7 +63,7 @@ export class Runs {
   /** Parked, and somebody asks something else of it by now. */
   get released(): boolean {
     const { kick, run } = this.vcpu;
-    return !kick.paused || kick.stopped || run.get('immediateExit') !== 0;
+    return this.#ends || !kick.paused || kick.stopped || run.get('immediateExit') !== 0;
   }
 
   #refused(): number {
@@ -103,13 +105,14 @@ export class Runs {
   };
 
   /** As the backend's starter. */
-  starter(done: (result: number) => void): (timeoutMs?: number) => number {
+  starter(done: (result: number) => void): Starter {
     this.vcpu.vm.host.decoder.prepare(); // a tick is shorter than that
-    return (timeoutMs = Number.POSITIVE_INFINITY) => {
+    const start = (timeoutMs: number = Number.POSITIVE_INFINITY, ends = false): number => {
       const deadline = deadlineOf(timeoutMs);
       const refused = this.#refused();
       if (refused !== 0) return refused;
       this.started = true;
+      this.#ends = ends;
       this.deadline = deadline;
       this.done = done;
       this.#phase = 'new';
@@ -117,6 +120,12 @@ export class Runs {
       scheduler.add(this);
       return 0;
     };
+    const end = (): void => {
+      if (!this.started) return;
+      this.#ends = true;
+      scheduler.wake();
+    };
+    return { start, end };
   }
 
   /** Instructions of a slice, where it makes no difference to the guest how many they are. */
@@ -147,6 +156,7 @@ export class Runs {
   finish(): void {
     this.started = false;
     this.#parked = false;
+    this.#ends = false;
     this.vcpu.stands();
   }
 
@@ -177,12 +187,12 @@ export class Runs {
     const { kick, runner } = this.vcpu;
     if (this.#phase === 'new') {
       // A vCPU that is paused and has nothing to complete is left as it is: whoever paused it may be reading it.
-      if (!runner.asks && kick.requested) {
+      if (!runner.asks && this.#isAsked) {
         const asked = this.#attend();
         if (asked !== undefined) return asked;
       }
       kick.standing = Standing.RUNNING;
-      if (!runner.asks && kick.requested) {
+      if (!runner.asks && this.#isAsked) {
         const asked = this.#attend(); // it was not seen to run before
         if (asked !== undefined) return asked;
       }
@@ -191,7 +201,7 @@ export class Runs {
       const end = runner.begin();
       if (end !== undefined) return this.#end(end);
     }
-    if (kick.requested) {
+    if (this.#isAsked) {
       const asked = this.#attend();
       if (asked !== undefined) return asked;
     }
@@ -204,10 +214,14 @@ export class Runs {
     return end === undefined ? undefined : this.#end(end);
   }
 
-  /** What others ask of the vCPU: stop() comes before all, and a kick waits until it is resumed. */
+  get #isAsked(): boolean {
+    return this.#ends || this.vcpu.kick.requested;
+  }
+
+  /** What others ask of the vCPU: its end comes before all, and a kick waits until it is resumed. */
   #attend(): Step {
     const { kick, run } = this.vcpu;
-    if (kick.takeStop()) return this.#end(-Errno.ECANCELED);
+    if (this.#ends || kick.takeStop()) return this.#end(-Errno.ECANCELED);
     if (kick.paused) {
       if (run.get('immediateExit') !== 0) return this.#end(-Errno.EINTR);
       if (!this.#parked) {
