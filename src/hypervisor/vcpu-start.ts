@@ -19,7 +19,7 @@ export interface ExitHandler {
 
 /** What ends a run that the guest does not end. */
 export interface StartOptions {
-  /** Milliseconds, above 0; no limit without it. The run ends with Exit.DEADLINE. */
+  /** Milliseconds, above 0 and below 2^31; no limit without it. The run ends with Exit.DEADLINE. */
   readonly timeoutMs?: number | undefined;
   /** Ends the run once the exit in hand is served and its access is finished, with Exit.STOPPED. */
   readonly signal?: AbortSignalLike | undefined;
@@ -27,7 +27,6 @@ export interface StartOptions {
 
 /** Ends of a run that are neither the guest's doing nor an end: the guest runs on. */
 const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
-const ends: ReadonlySet<number> = new Set([Exit.DEADLINE, Exit.STOPPED]);
 
 /** Offers an exit to handlers in their order, from one on: whether one has served it. */
 export function offer(
@@ -91,6 +90,22 @@ export interface Served {
   now(): number;
 }
 
+/** What a timer can be set to, in milliseconds. */
+const MAX_TIMEOUT = 2 ** 31 - 1;
+
+/** Calls back once the milliseconds have passed, by performance.now(), which a timer may come before. Gives what calls it off. */
+function after(ms: number, call: () => void): () => void {
+  const until = performance.now() + ms;
+  let timer: ReturnType<typeof setTimeout>;
+  const look = (): void => {
+    const left = until - performance.now();
+    if (left > 0) timer = setTimeout(look, Math.ceil(left));
+    else call();
+  };
+  look();
+  return () => clearTimeout(timer);
+}
+
 /** Vcpu.start(): runs until an exit that no handler serves, and gives that. */
 export function serve(
   vcpu: Vcpu,
@@ -98,20 +113,26 @@ export function serve(
   handlers: readonly ExitHandler[],
   { timeoutMs = Number.POSITIVE_INFINITY, signal }: StartOptions,
 ): Promise<number> {
-  if (!(timeoutMs > 0)) throw outOfRange('timeoutMs', timeoutMs, 'above 0');
   const limited = timeoutMs !== Number.POSITIVE_INFINITY;
+  if (!(timeoutMs > 0 && (timeoutMs <= MAX_TIMEOUT || !limited)))
+    throw outOfRange('timeoutMs', timeoutMs, 'above 0 and below 2^31 (milliseconds), or Infinity');
   const until = limited ? now() + timeoutMs : timeoutMs;
+  let ends = signal?.aborted ?? false;
+  const stop = (): void => {
+    ends = true;
+    end();
+  };
+  const cancel = limited ? after(timeoutMs, stop) : undefined;
+  signal?.addEventListener('abort', stop);
   return new Promise<number>((resolve, reject) => {
-    let late = false;
     const next = (): void => {
       for (const handler of handlers) handler.check?.();
-      const left = limited ? until - now() : until;
-      late = left <= 0;
-      begin(late || signal?.aborted ? 0 : left, exited, reject);
+      begin(ends ? 0 : Number.POSITIVE_INFINITY, exited, reject);
     };
     const exited = guarded((outcome: number): void => {
       for (const handler of handlers) handler.check?.();
-      if (ends.has(outcome)) resolve(late ? Exit.DEADLINE : outcome);
+      // A replay has no more than the clock to tell a limit by.
+      if (outcome === Exit.STOPPED) resolve(limited && now() >= until ? Exit.DEADLINE : outcome);
       else if (passing.has(outcome)) next();
       else {
         const served = offer(handlers, vcpu, outcome);
@@ -129,7 +150,9 @@ export function serve(
         }
       };
     }
-    signal?.addEventListener('abort', end);
     guarded(next)(undefined);
-  }).finally(() => signal?.removeEventListener('abort', end));
+  }).finally(() => {
+    cancel?.();
+    signal?.removeEventListener('abort', stop);
+  });
 }
