@@ -44,7 +44,8 @@ export class RecordingFile implements Sink {
   /** @throws VmexitError ERR_KVM_RECORDING where it cannot be made */
   constructor(path: string) {
     this.#path = path;
-    this.#fd = this.#try(() => openSync(path, 'w'));
+    // Guest memory is in it.
+    this.#fd = this.#try(() => openSync(path, 'w', 0o600));
     process.on('exit', this.#atExit);
   }
 

@@ -246,3 +246,13 @@ it('the C program of From kvm-ioctls or C is one', (context) => {
   const { status, stderr } = spawnSync('gcc', args, { input: block!.code, encoding: 'utf8' });
   expect(status, stderr).toBe(0);
 });
+
+describe('docs/security.md', () => {
+  const rows = [...read('docs/security.md').matchAll(/\[[\w-]+\]\(\.\.\/(test\/[\w/.-]+)\)(?: "([^"]+)")?/g)];
+
+  it('names tests that there are', () => {
+    expect(rows.length).toBeGreaterThan(20);
+    const missing = rows.filter(([, file, title]) => title !== undefined && !read(file!).includes(title));
+    expect(missing.map(([row]) => row)).toEqual([]);
+  });
+});
