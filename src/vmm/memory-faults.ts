@@ -276,10 +276,11 @@ export class MemoryFaultService {
     if (poisoned) this.#counters.poisoned++;
     const repeats = this.#guard.repeats(vcpu, gpa);
     const cause = poisoned ? 'poisoned' : this.#causeOf(gpa, size, flags);
-    if (cause === 'race' && repeats === STEADY && this.#vm.memoryMap.isPrivate(gpa) && !isPrivate(flags)) {
+    if (repeats >= this.#guard.limit) throw this.#stuck(vcpu, gpa, size, flags);
+    // As often as it takes: any signal interrupts a pre-fault.
+    if (cause === 'race' && repeats >= STEADY && this.#vm.memoryMap.isPrivate(gpa) && !isPrivate(flags)) {
       return this.#replaceStale(vcpu, gpa, size, flags);
     }
-    if (repeats >= this.#guard.limit) throw this.#stuck(vcpu, gpa, size, flags);
 
     const { action, why } = cause === 'race' ? retry : this.#decide(vcpu, cause, gpa, size, flags);
     const result = why === undefined ? 0 : -HypercallErrno.EPERM;
