@@ -79,11 +79,13 @@ export class DirtyPages implements Disposable {
   readonly #memories = new Map<GuestMemory, Marks>();
   /** The slots whose logs are whole, as they were when logging began. */
   readonly #slots = new Map<string, Slot>();
-  /** Those that have the flag from here. */
-  readonly #given = new Set<string>();
+  /** Those that have the flag from here, with it. */
+  readonly #given = new Map<string, Slot>();
   /** Where logs are read to: one at a time. */
   #space = new Uint8Array(0);
   #taken = 0;
+  /** Entries of the rings that were taken and not given back yet. */
+  #left = 0;
   #closed = false;
 
   private constructor(vm: Vm, { vcpus = [], marksAll = false }: DirtyPagesOptions) {
@@ -101,8 +103,13 @@ export class DirtyPages implements Disposable {
     if (!(vm instanceof Vm)) throw wrongType('vm', vm, 'a Vm');
     const dirty = new DirtyPages(vm, options);
     dirty.#check();
-    dirty.take();
-    return dirty;
+    try {
+      dirty.take();
+      return dirty;
+    } catch (error) {
+      dirty.close();
+      throw error;
+    }
   }
 
   #check(): void {
@@ -193,11 +200,16 @@ export class DirtyPages implements Disposable {
     this.#markSlot(slot);
     if ((slot.flags & (LOGGED | MemFlag.READONLY)) === 0) {
       this.#setFlags(slot, slot.flags | LOGGED);
-      this.#given.add(keyOf(slot));
+      this.#given.set(keyOf(slot), this.#now(slot)!);
     }
-    const logged = this.#vm.memoryMap.slotById(slot.slot, slot.addressSpace)!;
+    const logged = this.#now(slot)!;
     this.#log(logged); // what it has by now is in the marks
     this.#slots.set(keyOf(slot), logged);
+  }
+
+  /** As it is by now. */
+  #now({ slot, addressSpace }: Slot): Slot | undefined {
+    return this.#vm.memoryMap.slotById(slot, addressSpace);
   }
 
   #setFlags(slot: Slot, flags: number): void {
@@ -251,10 +263,9 @@ export class DirtyPages implements Disposable {
   }
 
   #harvest(): void {
-    let left = 0;
     for (const vcpu of this.#vcpus) {
       if (vcpu.closed) continue;
-      left +=
+      this.#left +=
         vcpu.dirtyRing?.harvest((id, addressSpace, page) => {
           const slot = this.#slots.get(`${addressSpace}:${id}`);
           const bits = slot?.memory && this.#memories.get(slot.memory)?.bits;
@@ -262,19 +273,23 @@ export class DirtyPages implements Disposable {
         }) ?? 0;
     }
     // A signal may end one early. A page that was taken and stays writable would never be told again.
-    for (let tries = 0; left > 0 && tries < MAX_RESETS; tries++) left -= this.#vm.resetDirtyRings();
+    for (let tries = 0; this.#left > 0 && tries < MAX_RESETS; tries++)
+      this.#left -= this.#vm.resetDirtyRings();
   }
 
-  /** Idempotent. Takes MemFlag.LOG_DIRTY_PAGES from the slots that start() or take() has given it. */
+  /**
+   * Idempotent. Takes MemFlag.LOG_DIRTY_PAGES from the slots that start() or take() has given it.
+   * @throws KvmError when the kernel refuses that; another close() takes it from those that are left
+   */
   close(): void {
-    if (this.#closed) return;
     this.#closed = true;
     for (const { stop } of this.#memories.values()) stop();
     this.#memories.clear();
     if (this.#vm.closed) return;
-    for (const slot of this.#all()) {
-      const ours = this.#given.has(keyOf(slot)) && this.#slots.get(keyOf(slot)) === slot;
-      if (ours && slot.memory?.closed === false) this.#setFlags(slot, slot.flags & ~LOGGED);
+    for (const [key, slot] of this.#given) {
+      if (this.#now(slot) === slot && slot.memory?.closed === false)
+        this.#setFlags(slot, slot.flags & ~LOGGED);
+      this.#given.delete(key);
     }
   }
 
