@@ -107,6 +107,7 @@ await main({
   /** RLIMIT_NPROC counts a user's threads, and binds all but root: this process becomes another user's. */
   async threads() {
     const { hv, vm, ram, vcpu } = boot(code.out);
+    vcpu.run(DEADLINE_MS); // with the first KVM_RUN KVM begins a thread of its own, and gives EAGAIN without it
     // Root's, while this process is not: it gives the threads back.
     const giver = spawn('sh', ['-c', `read old; prlimit --pid ${process.pid} --nproc=$old: && echo done`], {
       stdio: ['pipe', 'pipe', 'inherit'],

@@ -1,0 +1,144 @@
+/** A backend one of whose calls fails before it is made, as a kernel's may at any time. */
+import { type Backend, type Handle, isHandle } from '../../src/hypervisor/backend.ts';
+import { Hypervisor, KvmError, type Vm } from '../../src/index.ts';
+import { kvmBackend } from '../../src/kvm/backend.ts';
+import { simulator } from '../../src/open.ts';
+import { Errno, ioctls } from '../../src/uapi/index.ts';
+
+const names = new Map(Object.values(ioctls).map(({ request, name }) => [request, name]));
+
+/** What a call that can fail at any time may give. */
+export const FAILURES = ['EINTR', 'EAGAIN', 'ENOMEM', 'EFAULT', 'EBUSY'] as const;
+export type Failure = (typeof FAILURES)[number];
+
+/** Calls of the waist that give a negated errno where they fail; of ioctl() and create() the second argument is the request. */
+const CALLS = [
+  ...[
+    'ioctl',
+    'create',
+    'allocate',
+    'reserve',
+    'mapGuestMemfd',
+    'mapDirtyRing',
+    'openMemory',
+    'openVm',
+    'openVcpu',
+  ],
+  ...['shareVm', 'shareVcpu', 'fallocate', 'seek', 'madvise', 'pause'],
+] as const;
+
+type Call = (...args: never[]) => unknown;
+
+export class Failing {
+  readonly hv: Hypervisor;
+  /** Handles that are open. */
+  readonly open = new Set<Handle>();
+  /** What was called since the count began. */
+  calls: string[] = [];
+  /** The call that failed, by its name, if one did. */
+  failed: string | undefined;
+  /** What the call gives. */
+  failure: Failure = 'EINTR';
+  #at = -1;
+
+  constructor(name: 'kvm' | 'sim') {
+    const inner = name === 'kvm' ? kvmBackend() : simulator();
+    this.hv = new Hypervisor(this.#around(inner));
+  }
+
+  /** From now on the call of this number fails; none without it. */
+  arm(at = -1, failure: Failure = 'EINTR'): void {
+    this.calls = [];
+    this.failed = undefined;
+    this.#at = at;
+    this.failure = failure;
+  }
+
+  /** For what is not to fail, and not to be counted: until rearm() with what this gives. */
+  disarm(): [calls: string[], at: number] {
+    const saved: [string[], number] = [this.calls, this.#at];
+    this.calls = [];
+    this.#at = -1;
+    return saved;
+  }
+  rearm(calls: string[], at: number): void {
+    this.calls = calls;
+    this.#at = at;
+  }
+
+  /** What of the simulator's is behind a Vm; undefined on another backend. */
+  objectOf<T>(vm: Vm): T | undefined {
+    if (this.hv.backend !== 'sim') return undefined;
+    return (vm as unknown as { fd: { handle: { object: T } } }).fd.handle.object;
+  }
+
+  /** The call's negated errno, if it is its turn. */
+  #fails(name: string): number | undefined {
+    if (this.calls.push(name) - 1 !== this.#at) return undefined;
+    this.failed = name;
+    return -Errno[this.failure];
+  }
+
+  #call(name: string, call: Call): Call {
+    const failable = (CALLS as readonly string[]).includes(name);
+    return (...args) => {
+      const request = name === 'ioctl' || name === 'create' ? names.get(args[1]!) : undefined;
+      const result = (failable ? this.#fails(request ?? name) : undefined) ?? call(...args);
+      if (typeof result === 'object' && result !== null && /^(open|create|allocate|reserve|map)/.test(name))
+        this.open.add(result as Handle);
+      if (name === 'close') this.open.delete(args[0]!);
+      return result;
+    };
+  }
+
+  #around(inner: Backend): Backend {
+    const own: Partial<Backend> = {
+      runner: (vcpu) => {
+        const run = inner.runner(vcpu);
+        const id = inner.kickId(vcpu);
+        return (timeoutMs) => {
+          const failure = this.#fails('KVM_RUN');
+          // That KVM_RUN was interrupted says that it has completed what was pending: a signal must do it.
+          if (failure === -Errno.EINTR) inner.kick(id);
+          else if (failure !== undefined) return failure;
+          return run(timeoutMs);
+        };
+      },
+      starter: (vcpu, done) => {
+        const starter = inner.starter(vcpu, done);
+        const start: typeof starter.start = (...how) => this.#fails('start') ?? starter.start(...how);
+        return { start, end: () => starter.end() };
+      },
+      ...(inner.prepare && {
+        prepare: (handle, request) => {
+          const name = names.get(request)!;
+          const prepared = this.#fails(`prepare ${name}`) ?? inner.prepare!(handle, request);
+          if (typeof prepared === 'number') return prepared;
+          return { bytes: prepared.bytes, issue: () => this.#fails(name) ?? prepared.issue() };
+        },
+      }),
+      eventFds: {
+        ...inner.eventFds,
+        create: (initial, semaphore) => {
+          const made = this.#fails('eventfd') ?? inner.eventFds.create(initial, semaphore);
+          if (typeof made !== 'number' && isHandle(made)) this.open.add(made);
+          return made;
+        },
+      },
+    };
+    return new Proxy(inner, {
+      get: (target, name: keyof Backend) => {
+        if (own[name] !== undefined) return own[name];
+        const value = target[name];
+        return typeof value === 'function' ? this.#call(name, (value as Call).bind(target)) : value;
+      },
+    });
+  }
+}
+
+/** Whether it is the error of the call that was made to fail, or has that as its cause. */
+export function isFailure(error: unknown, failure: Failure): boolean {
+  for (let at = error; at instanceof Error; at = at.cause)
+    if (at instanceof KvmError && at.code === failure) return true;
+  return false;
+}
