@@ -4,13 +4,14 @@
  */
 import type { Backend, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
 import { isHandle } from '../hypervisor/backend.ts';
+import { dataOf } from '../hypervisor/error-data.ts';
 import type { Ioctl } from '../uapi/ioctls.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { encoded, fingerprint, HandleId, type Value } from './codec.ts';
 import { unrecordable } from './errors.ts';
 import { Mapping, written } from './mapping.ts';
 import { MemoryWatch, type Watched, type WatchedRing, type WatchedVm } from './memory-watch.ts';
-import { answers, thrown } from './outcomes.ts';
+import { answers } from './outcomes.ts';
 import type { Kind, Sink } from './records.ts';
 import { argumentOf, discards, referenceOf, refusal, rows, touchesPages } from './waist.ts';
 
@@ -75,7 +76,7 @@ class Recorder {
     try {
       result = act();
     } catch (error) {
-      this.#add(kind, before, [true, thrown(error)]);
+      this.#add(kind, before, [true, dataOf(error)]);
       throw error;
     }
     this.#add(kind, before, [false, ...tell(result)]);

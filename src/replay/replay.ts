@@ -1,12 +1,13 @@
 /** The replaying backend: it answers from a recording, and holds the VMM to what the recorded one did. */
 import type { Backend, BackendName, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
+import { type ErrorData, errorOf } from '../hypervisor/error-data.ts';
 import { type DialectName, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { decoded, encoded, fingerprint, HandleId, sameBytes, type Value } from './codec.ts';
 import { ReplayError, type ReplayFailure } from './errors.ts';
 import { Mapping, written } from './mapping.ts';
-import { fill, rethrown } from './outcomes.ts';
+import { fill } from './outcomes.ts';
 import { PageModel } from './page-model.ts';
 import { callbacks, type Entry, floating, type Kind, type Source } from './records.ts';
 import { argumentOf, describe, difference, discards, referenceOf, rows, touchesPages } from './waist.ts';
@@ -151,7 +152,7 @@ export class Replayer {
   #answer(entry: Entry): Answer {
     const [threw, result, mapped = [], pages = [], ...rest] = decoded(entry.got);
     this.#progress();
-    if (threw) throw rethrown(result as { [name: string]: Value });
+    if (threw) throw errorOf(result as ErrorData);
     this.#apply(mapped as Value[], pages as Value[]);
     if (typeof rest[0] === 'bigint') {
       const [vcpu] = decoded(entry.given) as [HandleId];

@@ -1,6 +1,7 @@
 /** What a thread that runs a vCPU does with a memory fault: it asks the thread that owns the memory, and waits. */
 import { object } from '../../hypervisor/args.ts';
-import { closed, VmexitError, wrongType } from '../../hypervisor/errors.ts';
+import { errorOf } from '../../hypervisor/error-data.ts';
+import { closed, wrongType } from '../../hypervisor/errors.ts';
 import type { EventFd } from '../../hypervisor/event-fd.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import type { Vcpu } from '../../hypervisor/vcpu.ts';
@@ -43,7 +44,7 @@ export class AskOwner implements ExitHandler, Disposable {
    * Waits for the owner's answer, without a limit: the owner's thread must turn its event loop, or call check().
    * @returns whether the owner has served the exit; false at once for exits of other kinds, and for a vCPU that the owner has
    *   not named
-   * @throws what the owner's handler has thrown, as a VmexitError of its code where it has one of this package's;
+   * @throws what the owner's handler has thrown: a KvmError, a VmexitError, or an Error with its message and code;
    *   VmexitError ERR_KVM_CLOSED when the owner is closed
    */
   handle(vcpu: Vcpu, exit: number): boolean {
@@ -75,9 +76,5 @@ export class AskOwner implements ExitHandler, Disposable {
 }
 
 /** What the owner's handler has thrown. */
-function errorIn({ words, text }: Place): Error {
-  const json = new TextDecoder().decode(text.slice(0, Atomics.load(words, Word.LENGTH)));
-  const { code, message } = JSON.parse(json) as { code?: string; message: string };
-  if (code?.startsWith('ERR_KVM_')) return new VmexitError(code as VmexitError['code'], message);
-  return Object.assign(new Error(message), code === undefined ? {} : { code });
-}
+const errorIn = ({ words, text }: Place): Error =>
+  errorOf(JSON.parse(new TextDecoder().decode(text.slice(0, Atomics.load(words, Word.LENGTH)))));

@@ -3,12 +3,13 @@
  * they meet of memory faults is served here, while they wait.
  */
 import { object } from '../../hypervisor/args.ts';
+import { dataOf } from '../../hypervisor/error-data.ts';
 import { closed, wrongType } from '../../hypervisor/errors.ts';
 import type { EventFd } from '../../hypervisor/event-fd.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import { Vcpu } from '../../hypervisor/vcpu.ts';
 import { type ExitHandler, offer } from '../../hypervisor/vcpu-start.ts';
-import { type MemoryOwnerToken, memoryFor, type Place, placeAt, State, Word } from './protocol.ts';
+import { type MemoryOwnerToken, memoryFor, type Place, placeAt, State, TEXT, Word } from './protocol.ts';
 
 /** Whom a MemoryOwner serves, and how. */
 export interface MemoryOwnerOptions {
@@ -93,15 +94,12 @@ export class MemoryOwner implements ExitHandler, Disposable {
 
   #fail(index: number, error: unknown): void {
     const { words, text } = this.#places[index]!;
-    const { code, message } =
-      error instanceof Error ? (error as Error & { code?: unknown }) : { message: String(error) };
-    const json = {
-      code: typeof code === 'string' ? code : undefined,
-      message: message.slice(0, text.length / 8),
-    };
-    const bytes = new TextEncoder().encode(JSON.stringify(json));
-    text.set(bytes.subarray(0, text.length));
-    Atomics.store(words, Word.LENGTH, Math.min(bytes.length, text.length));
+    // Of a character JSON makes up to six, and all must fit.
+    const cut = (name: string, value: unknown) =>
+      typeof value === 'string' ? value.slice(0, name === 'message' ? TEXT / 8 : TEXT / 128) : value;
+    const bytes = new TextEncoder().encode(JSON.stringify(dataOf(error), cut));
+    text.set(bytes);
+    Atomics.store(words, Word.LENGTH, bytes.length);
     this.#answer(index, State.FAILED);
   }
 
