@@ -13,7 +13,8 @@ const GUEST = /\bguest\(\s*(16|32|64),\s*(?:\/\*.*?\*\/\s*)?`([^`]*)`/g;
 const folders = ['src', 'test', 'examples', 'bench', 'docs'].flatMap((folder) =>
   readdirSync(join(root, folder), { recursive: true }).map((name) => join(folder, name)),
 );
-const files = ['README.md', ...folders].filter((name) => /\.(ts|mjs|md)$/.test(name));
+const scripts = readdirSync(join(root, 'scripts')).map((name) => join('scripts', name));
+const files = ['README.md', ...scripts, ...folders].filter((name) => /\.(ts|mjs|md)$/.test(name));
 
 /** Every listing: where it stands, its bits, and its source lines. */
 const listings = [];
