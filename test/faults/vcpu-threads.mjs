@@ -376,6 +376,59 @@ const scenarios = {
     return { denied, allowed, count };
   },
 
+  /** All of them meet each page's fault before any of them is served. */
+  async crowd() {
+    const hv = openHypervisor();
+    const cpus = 4;
+    const pages = 8;
+    const machine = new Machine(hv, { memory: 0x10_0000, type: VmType.SW_PROTECTED, cpus });
+    const walks = guest(
+      16,
+      `
+ 8e d8          | again: mov ds, ax
+ f0 ff 06 00 00 |        lock inc word ptr [0]
+ 05 00 01       |        add ax, 0x100
+ e2 f4          |        loop again
+ f4             |        hlt
+`,
+    );
+    machine.load(flatImage(walks.code, 'real'), { rax: 0x4000, rcx: pages });
+    machine.vm.setMemoryAttributes({
+      address: 0x4_0000,
+      size: pages * 4096,
+      attributes: MemoryAttribute.PRIVATE,
+    });
+    const shared = [];
+    const policy = ({ gpa }) => {
+      shared.push((gpa - 0x4_0000) / 4096);
+      return 'allow';
+    };
+    const service = new MemoryFaultService(machine.vm, { policy });
+    let waiting = [];
+    const gate = {
+      handle() {
+        const open = new Promise((done) => waiting.push(() => done(false)));
+        if (waiting.length === cpus) {
+          const all = waiting;
+          waiting = [];
+          for (const each of all) each();
+        }
+        return open;
+      },
+    };
+    const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [gate, service] });
+    const threads = machine.vcpus.map(
+      (vcpu) => new Thread('ask', { vcpu: vcpu.share(), owner: owner.token }),
+    );
+    const ends = await Promise.all(threads.map((thread) => thread.next()));
+    await Promise.all(threads.map(({ ended }) => ended));
+    const counted = Array.from({ length: pages }, (_, i) => machine.memory.read(0x4_0000 + i * 4096, 1)[0]);
+    const { memoryFaults, retries } = service.counters;
+    close(owner, machine, hv);
+    const once = shared.every((page, i) => page === i) && shared.length === pages;
+    return { ends: ends.map((exits) => exits.at(-1)), once, memoryFaults, retries, counted };
+  },
+
   async loops() {
     const hv = openHypervisor();
     const machine = new Machine(hv, { memory: 0x10_0000, cpus: 4 });

@@ -100,6 +100,18 @@ describe('several threads', () => {
   });
 });
 
+describe('several vCPUs in workers at once', () => {
+  test('have each page’s fault served once, though all of them meet it before any is served', async () => {
+    expect(await run('crowd')).toEqual({
+      ends: Array(4).fill('HLT'),
+      once: true,
+      memoryFaults: 4 * 8,
+      retries: 3 * 8,
+      counted: Array(8).fill(4),
+    });
+  });
+});
+
 describe('several vCPUs in one loop', () => {
   test('end their guest when all have halted, or when one crashes', async () => {
     expect(await run('loops')).toEqual({
