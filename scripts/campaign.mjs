@@ -1,8 +1,9 @@
 // The attacks that take hours: the sanitizers on all native suites, hostile calls by the million, and a soak of the lab's
 // emulated processors. CI runs a part of the first.
 //
-//   node scripts/campaign.mjs [--only STEP]... [--calls N] [--seed N] [--boots N]
+//   node scripts/campaign.mjs [--only STEP]... [--calls N] [--each N] [--seed N] [--boots N]
 //
+// --calls are all hostile calls together; --each is how many each of the addon's functions has at least, which takes longer.
 // Each step runs to its end whatever became of those before it; the last lines tell which failed. Stopping it keeps
 // nothing: a step can be run alone. Needs a compiler, and what the lab needs.
 import { spawnSync } from 'node:child_process';
@@ -18,14 +19,15 @@ const { values } = parseArgs({
     help: { type: 'boolean', short: 'h' },
     only: { type: 'string', multiple: true },
     calls: { type: 'string', default: '1000000' },
+    each: { type: 'string', default: '0' },
     seed: { type: 'string', default: '1' },
     boots: { type: 'string', default: '200' },
   },
 });
-const { calls, seed, boots } = values;
+const { calls, each, seed, boots } = values;
 
 const node = (...args) => [process.execPath, ...args];
-const storm = node('--expose-gc', 'test/faults/hostile-native.mjs', seed, calls);
+const storm = node('--expose-gc', 'test/faults/hostile-native.mjs', seed, calls, '-', each);
 const sanitizers = (name) =>
   node('test/faults/sanitizers.mjs', '--sanitizer', name, '--calls', calls, '--seed', seed);
 
@@ -64,7 +66,7 @@ const unknown = names.find((name) => !Object.hasOwn(STEPS, name));
 if (values.help || unknown !== undefined) {
   const steps = Object.entries(STEPS).map(([name, { about }]) => `  ${name.padEnd(14)}${about}\n`);
   process.stdout.write(
-    `npm run test:campaign [-- --only STEP] [-- --calls N] [-- --seed N] [-- --boots N]\n\n${steps.join('')}`,
+    `npm run test:campaign [-- --only STEP] [-- --calls N] [-- --each N] [-- --seed N] [-- --boots N]\n\n${steps.join('')}`,
   );
   if (unknown !== undefined) process.stderr.write(`campaign: no step is named ${unknown}\n`);
   process.exit(unknown === undefined ? 0 : 2);

@@ -1,9 +1,9 @@
 // Calls every function of the addon with whatever JS can make, and reports what came back. Run as a process of its
 // own by hostile.test.ts, for what it looks for is this process's death.
 //
-//   node --expose-gc hostile-native.mjs SEED CALLS LOG
+//   node --expose-gc hostile-native.mjs SEED CALLS [LOG|- [EACH]]
 //
-// LOG always holds the call in progress: the last line of a process that died. VMEXIT_ADDON names another build of
+// It goes on until each function has had EACH calls (0 without it). LOG always holds the call in progress: the last line of a process that died. VMEXIT_ADDON names another build of
 // the addon (a sanitizer's).
 import { openSync, readdirSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
@@ -24,11 +24,11 @@ import {
   sizes,
 } from './hostile-values.mjs';
 
-const [, , SEED, CALLS, LOG] = process.argv;
+const [, , SEED, CALLS, LOG, EACH = 0] = process.argv;
 const addon = process.env.VMEXIT_ADDON ?? new URL('../../build/Release/vmexit.node', import.meta.url);
 const native = createRequire(import.meta.url)(fileURLToPath(new URL(addon, 'file:')));
 seed(Number(SEED));
-const log = LOG === undefined ? undefined : openSync(LOG, 'w');
+const log = LOG === undefined || LOG === '-' ? undefined : openSync(LOG, 'w');
 
 const PAGE = 4096;
 const POOL = 48; // open handles at most
@@ -512,7 +512,10 @@ function attempt(name) {
   }
 }
 
-for (let i = 0; count.calls < Number(CALLS); i++) {
+/** A function that has not had its calls yet. */
+const behind = () => names.find((name) => (byName[name] ?? 0) < Number(EACH));
+
+for (let i = 0, next; count.calls < Number(CALLS) || next !== undefined; i++) {
   if (i % 400 === 0) furnish();
   if (i % 5000 === 0) globalThis.gc?.();
   if (i % 1000 === 0) {
@@ -520,7 +523,8 @@ for (let i = 0; count.calls < Number(CALLS); i++) {
     await new Promise((resolve) => setImmediate(resolve));
   }
   bound();
-  attempt(choice(chance(0.4) ? deep : names));
+  if (i % 100 === 0) next = behind();
+  attempt(next !== undefined && chance(0.5) ? next : choice(chance(0.4) ? deep : names));
 }
 
 for (const kind of kinds) while (open[kind].length > 0) discard(kind, 0);

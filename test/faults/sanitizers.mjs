@@ -32,9 +32,17 @@ const parts = fileURLToPath(new URL('sanitizers/', import.meta.url));
 
 const SUITES = [
   'test/conformance',
-  ...['threads', 'lifetime', 'kick-ids', 'userfaultfd', 'hostile'].map(
-    (name) => `test/faults/${name}.test.ts`,
-  ),
+  ...[
+    'threads',
+    'vcpu-threads',
+    'lifetime',
+    'endings',
+    'exhaustion',
+    'failing-calls',
+    'kick-ids',
+    'userfaultfd',
+    'hostile',
+  ].map((name) => `test/faults/${name}.test.ts`),
 ];
 
 const SANITIZERS = {
