@@ -33,33 +33,39 @@ export function compile(folder, source, flags = ['-O2', '-Wall', '-pthread']) {
 }
 
 /**
- * Runs the benchmarks that the command line names, each by `measure(name, bench, {folder, rounds})`, which gives one
- * line of text and the figures.
+ * Runs the benchmarks that the command line names, each by `measure(name, bench, {folder, rounds})`, which gives
+ * text, of one line in most cases, and the figures. `more`: options of the command's own, with their defaults, which
+ * `measure` gets too.
  */
-export async function main(command, benches, defaultRounds, measure) {
+export async function main(command, benches, defaultRounds, measure, more = {}) {
+  const own = Object.entries(more);
   const { values } = parseArgs({
     options: {
       only: { type: 'string' },
       rounds: { type: 'string', default: String(defaultRounds) },
       json: { type: 'boolean' },
       help: { type: 'boolean', short: 'h' },
+      ...Object.fromEntries(own.map(([name, { value }]) => [name, { type: 'string', default: value }])),
     },
   });
   const names = Object.keys(benches);
   if (values.help || (values.only !== undefined && !names.includes(values.only))) {
-    process.stdout.write(`${command} [-- --only ${names.join('|')}] [--rounds N] [--json]\n`);
+    const usage = own.map(([name, { is }]) => ` [--${name} ${is}]`).join('');
+    process.stdout.write(`${command} [-- --only ${names.join('|')}] [--rounds N]${usage} [--json]\n`);
     process.exit(values.help ? 0 : 2);
   }
   const rounds = Number(values.rounds);
   const say = (text) => values.json || process.stdout.write(`${text}\n`);
-  const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}`;
+  const machine = process.env.VMEXIT_LAB_MACHINE;
+  const where = machine === undefined ? '' : `, in the lab: ${machine}`;
+  const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}${where}`;
   const width = Math.max(...names.map((name) => name.length));
   const results = {};
   const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
   try {
     say(`${about}; ${rounds} rounds, medians\n`);
     for (const name of values.only === undefined ? names : [values.only]) {
-      const { text, figures } = await measure(name, benches[name], { folder, rounds });
+      const { text, figures } = await measure(name, benches[name], { ...values, folder, rounds });
       results[name] = figures;
       say(`${name.padEnd(width)} ${text}`);
     }
