@@ -6,6 +6,7 @@
         "native/addon.cc",
         "native/eventfd.cc",
         "native/handle.cc",
+        "native/handover.cc",
         "native/ioctls.cc",
         "native/look.cc",
         "native/memory.cc",

@@ -20,7 +20,7 @@ const benches = {
 };
 const options = {
   backend: { is: 'auto|kvm|sim', value: 'auto' },
-  count: { is: 'EXITS', value: inLab ? '1000' : '5000' },
+  count: { is: 'EXITS', value: inLab ? '4000' : '5000' },
   pauses: { is: 'N', value: '10000' },
   seconds: { is: 'N', value: '60' },
 };

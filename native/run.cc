@@ -62,12 +62,6 @@ DeadlineTimer& ThreadTimer() {
   return timer;
 }
 
-int64_t Now() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
-}
-
 // Whether the exit's answer goes into the instruction that it interrupted: arch/x86/kvm, what sets
 // vcpu->arch.complete_userspace_io.
 bool Waits(int exit_reason) {

@@ -53,4 +53,10 @@ int StartThread(uv_thread_t* thread, uv_thread_cb main, void* argument) {
 
 int Fstat(int fd, struct stat* stat) { return static_cast<int>(syscall(SYS_fstat, fd, stat)); }
 
+int64_t Now() {
+  timespec now{};
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * 1'000'000'000 + now.tv_nsec;
+}
+
 }  // namespace vmexit

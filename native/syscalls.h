@@ -21,4 +21,7 @@ int Fstat(int fd, struct stat* stat);
 // pthread_create() and pthread_sigmask() are newer than glibc 2.28 by their versions. 0 or an errno.
 int StartThread(uv_thread_t* thread, uv_thread_cb main, void* argument);
 
+// CLOCK_MONOTONIC, in nanoseconds.
+int64_t Now();
+
 }  // namespace vmexit

@@ -14,6 +14,9 @@ namespace vmexit {
 
 namespace {
 
+// How long the event loop is kept for exits that come quickly, in nanoseconds.
+constexpr int64_t kTurn = 500'000;
+
 napi_value CallStart(napi_env env, napi_callback_info info) {
   size_t argc = 2;
   napi_value args[2] = {};
@@ -54,7 +57,7 @@ int VcpuThread::Go(double timeout_ms, bool ends) {
   uint32_t count = 0;
   napi_reference_ref(env_, done_, &count);
   uv_ref(reinterpret_cast<uv_handle_t*>(&async_));
-  Order();
+  handover_.Order(serving_);
   return 0;
 }
 
@@ -76,7 +79,7 @@ int VcpuThread::MakeAsync() {
   const int failed = uv_async_init(loop, &async_, [](uv_async_t* async) {
     // What is called may close the vCPU.
     const auto self = *static_cast<std::shared_ptr<VcpuThread>*>(async->data);
-    if (self->running_) self->Tell(self->result_);
+    self->Serve();
   });
   if (failed) return -failed;  // libuv's errors are Linux's
   uv_unref(reinterpret_cast<uv_handle_t*>(&async_));
@@ -90,20 +93,24 @@ int VcpuThread::MakeAsync() {
 
 void VcpuThread::Loop() {
   Runner runner(state_, &end_);
-  for (uint32_t seen = 0;; seen++) {
-    while (orders_.load() == seen) {
-      syscall(SYS_futex, reinterpret_cast<uint32_t*>(&orders_), FUTEX_WAIT_PRIVATE, seen, nullptr, nullptr,
-              0);
-    }
+  for (;;) {
+    handover_.WaitForOrder();
     if (end_.load() == -EBADF) return;
+    const int64_t begun = Now();
     result_ = runner.Run(timeout_ms_);
-    uv_async_send(&async_);
+    if (handover_.Tell(Now() - begun)) uv_async_send(&async_);
   }
 }
 
-void VcpuThread::Order() {
-  orders_.fetch_add(1);
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&orders_), FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0);
+// A run that is begun by who is told of the last one may be over before the event loop has turned.
+void VcpuThread::Serve() {
+  if (!running_ || !handover_.Take()) return;
+  const int64_t until = Now() + kTurn;
+  serving_ = true;
+  do Tell(result_);
+  while (running_ && Now() < until && handover_.Await());
+  serving_ = false;
+  if (running_ && handover_.Withdraw()) uv_async_send(&async_);
 }
 
 void VcpuThread::Tell(int result) {
@@ -138,8 +145,9 @@ void VcpuThread::Close() {
   if (!state_) return;
   if (has_thread_) {
     Interrupt(-EBADF);
-    Order();
+    handover_.Order(false);
     uv_thread_join(&thread_);
+    handover_.Take();  // nobody will be told of it
   }
   state_.reset();
   if (!has_async_) return;

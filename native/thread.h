@@ -5,6 +5,7 @@
 
 #include <atomic>
 
+#include "handover.h"
 #include "run.h"
 
 namespace vmexit {
@@ -30,7 +31,7 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   int MakeAsync();
   void Loop();
   void Interrupt(int end);
-  void Order();
+  void Serve();
   void Tell(int result);
 
   const napi_env env_;
@@ -38,13 +39,14 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   napi_ref done_ = nullptr;          // strong while a run is in progress
   bool has_async_ = false;
   bool running_ = false;
+  bool serving_ = false;
   uv_thread_t thread_{};
   bool has_thread_ = false;
   uv_async_t async_{};
   napi_async_cleanup_hook_handle hook_ = nullptr;
 
   // Both threads'.
-  std::atomic<uint32_t> orders_{0};
+  Handover handover_;
   std::atomic<int> end_{0};  // what an interrupted run gives
   double timeout_ms_ = 0;
   int result_ = 0;

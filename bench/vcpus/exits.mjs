@@ -41,13 +41,13 @@ const verdict = (met, wanted) => `; target at most ${wanted}: ${met ? 'met' : 'M
 const ratioOf = (some, others) => median(some.map((ns, i) => ns / others[i]));
 const moreOf = (some, others) => median(some.map((ns, i) => ns - others[i]));
 
-/** V8 compiles what has run some thousand times: so many rounds of each way come before the first that counts. */
-const WARM_UP = 20;
+/** V8 compiles what has run some thousand times: so many exits of each way come before the first that counts. */
+const WARM_UP = 20_000;
 
 /** Each way once a round, in turns. Gives the rounds of each. */
-async function rounds(ways, number, progress) {
+async function rounds(ways, count, number, progress) {
   const found = Object.fromEntries(Object.keys(ways).map((name) => [name, []]));
-  for (let round = -WARM_UP; round < number; round++) {
+  for (let round = -Math.ceil(WARM_UP / count); round < number; round++) {
     progress(round < 0 ? 'warming up' : `round ${round + 1} of ${number}`);
     for (const [name, way] of Object.entries(ways)) {
       if (round < 0 && way.isPeer) continue;
@@ -85,6 +85,7 @@ export async function exits({ backend, count, peer, judged, rounds: number, prog
       iterated: () => iterated(asynchronous, count),
       worker: () => remote.exits(count),
     },
+    count,
     number,
     progress,
   );
@@ -152,6 +153,7 @@ export async function two({ backend, count, peer, judged, rounds: number, progre
       start1: () => together([started(pair.vcpu, count)]),
       start2: () => together(pair.vcpus.map((vcpu) => started(vcpu, count))),
     },
+    count,
     number,
     progress,
   );
