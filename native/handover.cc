@@ -11,9 +11,6 @@ namespace vmexit {
 
 namespace {
 
-// How long the event loop lingers, in nanoseconds, and how short the last run must have been.
-constexpr int64_t kShort = 200'000;
-
 std::shared_ptr<LoopBell> BellOfThisThread() {
   thread_local const auto bell = std::make_shared<LoopBell>();
   return bell;
@@ -61,10 +58,10 @@ bool Handover::Tell(int64_t ran) {
   return !is_awaited;
 }
 
-bool Handover::Await() {
-  if (loop_->unserved.load() > 0) return false;
-  if (ran_.load(std::memory_order_relaxed) < kShort) {
-    const timespec time{.tv_sec = 0, .tv_nsec = kShort};
+bool Handover::Await(int64_t nanoseconds) {
+  if (nanoseconds <= 0 || loop_->unserved.load() > 0) return false;
+  if (ran_.load(std::memory_order_relaxed) < nanoseconds) {
+    const timespec time{.tv_sec = 0, .tv_nsec = nanoseconds};
     const uint32_t rung = loop_->rung.load();
     loop_->sleeps.store(true);
     if (result_.load() == kAwaited && loop_->unserved.load() == 0) Sleep(&loop_->rung, rung, &time);

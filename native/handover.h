@@ -24,9 +24,9 @@ class Handover {
 
   // The event loop's side. `awaits`: it calls Withdraw() before it turns to anything else.
   void Order(bool awaits);
-  // Lingers for the result where the last run was short. Gives whether it is there, and takes it. Not where
-  // another vCPU has to be served.
-  bool Await();
+  // Lingers for the result, for no longer than this, where the last run was shorter. Gives whether it is
+  // there, and takes it. Not where another vCPU has to be served.
+  bool Await(int64_t nanoseconds);
   // Of an order that was awaited: from now on the loop is told. Gives whether the caller has to do it.
   bool Withdraw();
   // Whether the result is there: then it is taken.

@@ -108,7 +108,7 @@ void VcpuThread::Serve() {
   const int64_t until = Now() + kTurn;
   serving_ = true;
   do Tell(result_);
-  while (running_ && Now() < until && handover_.Await());
+  while (running_ && handover_.Await(until - Now()));
   serving_ = false;
   if (running_ && handover_.Withdraw()) uv_async_send(&async_);
 }
