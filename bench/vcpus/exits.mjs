@@ -42,7 +42,7 @@ const ratioOf = (some, others) => median(some.map((ns, i) => ns / others[i]));
 const moreOf = (some, others) => median(some.map((ns, i) => ns - others[i]));
 
 /** V8 compiles what has run some thousand times: so many exits of each way come before the first that counts. */
-const WARM_UP = 20_000;
+const WARM_UP = 10_000;
 
 /** Each way once a round, in turns. Gives the rounds of each. */
 async function rounds(ways, count, number, progress) {

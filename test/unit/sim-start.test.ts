@@ -209,6 +209,33 @@ describe('a started vCPU', () => {
     expect(turns).toBeLessThan(500);
   });
 
+  it('lets the event loop turn after some exits, however long it takes to serve one', async () => {
+    const backend = simulator();
+    using vm = new WaistVm(backend);
+    const vcpu = vm.vcpu(telling.code, 0x1000);
+    const serve = () => {
+      const end = performance.now() + 1;
+      while (performance.now() < end);
+    };
+    let exits = 0;
+    let turns = 0;
+    await new Promise<void>((resolve) => {
+      const { start } = backend.starter(vcpu, () => {
+        serve();
+        if (++exits === 300) resolve();
+        else start();
+      });
+      start(DEADLINE_MS);
+      const count = () => {
+        if (++turns === 4) resolve();
+        else setImmediate(count);
+      };
+      setImmediate(count);
+    });
+    expect(turns).toBe(4);
+    expect(exits).toBeGreaterThan(0);
+  });
+
   it('answers no call while it runs', async () => {
     const backend = simulator();
     using vm = new WaistVm(backend);

@@ -13,6 +13,8 @@ import type { KvmVm } from './vm.ts';
 
 /** Instructions that a vCPU executes at most before another one's turn comes. */
 const QUANTUM = 2 ** 14;
+/** What an exit counts as, in instructions: serving one takes longer than most instructions between two. */
+const EXIT = 2 ** 9;
 /** Of one quantum, how many slices that end early, because the code is cold. */
 const SLICES = 4;
 const TICK_MS = 1;
@@ -132,7 +134,10 @@ class Scheduler {
         slices++;
         vm.share?.lock.yield();
       } else if (!this.#done(runs, step)) return 'ends';
-      else exits = true;
+      else {
+        exits = true;
+        left -= EXIT;
+      }
     }
     if (alone && !exits) runs.adapt(performance.now() - now);
     return true;
