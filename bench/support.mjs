@@ -56,7 +56,7 @@ export async function main(command, benches, defaultRounds, measure, more = {}) 
   }
   const rounds = Number(values.rounds);
   const say = (text) => values.json || process.stdout.write(`${text}\n`);
-  const machine = process.env.VMEXIT_LAB_MACHINE;
+  const machine = process.env.VMEXIT_LAB_MACHINE; // names its kernel and its QEMU
   const where = machine === undefined ? '' : `, in the lab: ${machine}`;
   const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}${where}`;
   const width = Math.max(...names.map((name) => name.length));

@@ -51,7 +51,7 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
 Inside is this machine's own root: what is written there is forgotten, but for --share. stdin is empty. The
 environment is PATH, HOME, USER, LANG and TERM, VMEXIT_LAB=1, VMEXIT_LAB_KERNEL,
-and VMEXIT_LAB_PARAMETERS where there are some.
+VMEXIT_LAB_MACHINE, which says what was booted, and VMEXIT_LAB_PARAMETERS where there are some.
 
 Exit status: the command's; 128+n if signal n ended it; 123 the kernel is not built; 124 the time limit passed;
 125 the lab failed; 2 wrong usage.

@@ -32,7 +32,10 @@ export interface LabRun {
   args?: readonly string[];
   /** An existing folder; the current one by default. The command runs in the same path inside. */
   cwd?: string;
-  /** Added to PATH, HOME, USER, LANG and TERM of this process, VMEXIT_LAB=1, VMEXIT_LAB_KERNEL and VMEXIT_LAB_PARAMETERS. */
+  /**
+   * Added to PATH, HOME, USER, LANG and TERM of this process, VMEXIT_LAB=1, VMEXIT_LAB_KERNEL, VMEXIT_LAB_PARAMETERS and
+   * VMEXIT_LAB_MACHINE, what onStart() is told.
+   */
   env?: Readonly<Record<string, string>>;
   /** An existing host folder, writable inside under the same path; all else written inside is forgotten. */
   share?: string;
@@ -110,9 +113,9 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
   const cpus = run.cpus ?? usualCpus(accel);
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
   const processors = `${cpus} ${cpus === 1 ? 'processor' : 'processors'}`;
-  run.onStart?.(
-    `kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}, ${processors}, ${describeEmulator(emulator)}`,
-  );
+  const description = `kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}, ${processors}, ${describeEmulator(emulator)}`;
+  run.onStart?.(description);
+  env.VMEXIT_LAB_MACHINE = description;
 
   const runFolder = await mkdtemp(join(await realpath(tmpdir()), 'vmexit-lab-'));
   const remove = () => rmSync(runFolder, { recursive: true, force: true });
