@@ -102,13 +102,14 @@ void VcpuThread::Loop() {
   }
 }
 
-// A run that is begun by who is told of the last one may be over before the event loop has turned.
+// A run that is begun by who is told of the last one may be over before the event loop has turned. Not that
+// of a vCPU that is paused: the event loop has its acknowledgement.
 void VcpuThread::Serve() {
   if (!running_ || !handover_.Take()) return;
   const int64_t until = Now() + kTurn;
   serving_ = true;
   do Tell(result_);
-  while (running_ && handover_.Await(until - Now()));
+  while (running_ && state_ && state_->pauses.load() == 0 && handover_.Await(until - Now()));
   serving_ = false;
   if (running_ && handover_.Withdraw()) uv_async_send(&async_);
 }
