@@ -27,7 +27,7 @@ Each has --help.
 
 const BUILD_HELP = `vmexit lab build [options]: build the lab's kernel, unless that is done
 
-  --install        install missing Debian packages first (as root)
+  --install        install missing Debian packages first (as root), and do what --backports does
   --backports      on Debian bookworm, take the QEMU of its backports into the cache: no root, nothing is installed
   --kernel NAME    which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL}); may be repeated
   --jobs N         how many compilers at a time (default: all processors)
@@ -40,7 +40,7 @@ const RUN_HELP = `vmexit lab run [options] -- COMMAND [ARGUMENT...]: run a comma
 
   --timeout SECONDS   time limit, the boot included (default ${DEFAULT_TIMEOUT_MS / 1000})
   --memory MIB        memory of the machine (default ${DEFAULT_MEMORY_MIB})
-  --cpus N            processors of the machine (default: 1 where it is emulated; else those of this one, at most 4)
+  --cpus N            processors of the machine (default: where it is emulated 2, or 1 by a QEMU before 8.1; else at most 4)
   --kernel NAME       which kernel: ${kernelNames().join(', ')} (default ${DEFAULT_KERNEL})
   --parameter NAME=VALUE
                       a parameter for the kernel, such as kvm.tdp_mmu=0; may be repeated

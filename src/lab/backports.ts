@@ -170,5 +170,5 @@ function failureOnly(error: unknown): LabError {
 /** What a build says of the QEMU that the lab runs where it is not one as the lab wants it. */
 export function emulatorNote(emulator: Emulator | undefined, why: string): string | undefined {
   if (!emulator || translatesSafely(emulator.version)) return undefined;
-  return `the lab runs ${describeEmulator(emulator)}, which is not safe with several processors in threads of their own: ${why}`;
+  return `the lab runs ${describeEmulator(emulator)}, which is too old for several processors: ${why}`;
 }

@@ -42,7 +42,7 @@ export interface BuildOptions {
   kernels?: readonly string[];
   /** Install missing packages with apt-get; needs root. */
   install?: boolean;
-  /** On Debian bookworm, take a newer QEMU from its backports into the cache, which needs no root. */
+  /** On Debian bookworm, take a newer QEMU from its backports into the cache, which needs no root. So does `install`. */
   backports?: boolean;
   /** How many compilers run at a time, from 1; all processors by default. */
   jobs?: number;
@@ -114,7 +114,7 @@ export async function buildKernels(options: BuildOptions = {}): Promise<BuiltKer
   const work: Work = { cache, folder, log, failedLog, fd: openSync(log, 'w'), jobs, options };
   const tree: Tree = { path: join(folder, SOURCE_PACKAGE), applied: undefined };
   try {
-    const note = await prepareEmulator(work, backports);
+    const note = await prepareEmulator(work, install || backports);
     const needed = neededPackages(recipes, findEmulator(emulatorFolder(cache))?.own);
     if (install) await installMissing(work, needed);
     if (note) options.onNote?.(note);

@@ -62,7 +62,7 @@ export function labStatus(): LabStatus {
             program: emulator.program,
             version: emulator.version,
             description: describeEmulator(emulator),
-            cpus: usualCpus(accel),
+            cpus: usualCpus(accel, emulator),
           },
         }
       : {}),

@@ -109,8 +109,7 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     const remedy = 'npx vmexit lab build --install, or apt-get install qemu-system-x86';
     throw new LabError('ERR_LAB_PACKAGES', `${QEMU} is not installed: ${remedy}`);
   }
-  const { version } = emulator;
-  const cpus = run.cpus ?? usualCpus(accel);
+  const cpus = run.cpus ?? usualCpus(accel, emulator);
   if (run.signal?.aborted) throw new LabError('ERR_LAB_ABORTED', 'the run was interrupted');
   const processors = `${cpus} ${cpus === 1 ? 'processor' : 'processors'}`;
   const description = `kernel ${built.version} (${kernel}), ${describeAccel(accel, host)}, ${processors}, ${describeEmulator(emulator)}`;
@@ -126,7 +125,7 @@ export async function runInLab(run: LabRun): Promise<LabResult> {
     const script = commandScript({ command: run.command, args: run.args ?? [], cwd, env });
     await writeFile(join(runFolder, 'command'), script);
     const arguments_ = qemuArguments({
-      ...{ accel, version, bzImage: built.bzImage, memory, cpus, runFolder, share, parameters },
+      ...{ accel, bzImage: built.bzImage, memory, cpus, runFolder, share, parameters },
     });
     return { kernel, accel, ...(await runMachine(emulator, arguments_, run, timeoutMs)) };
   } finally {

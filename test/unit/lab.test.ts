@@ -239,14 +239,14 @@ describe('acceleration', () => {
 });
 
 describe('the machine', () => {
-  it('has one processor where it is emulated, and some where it is not', () => {
-    expect(usualCpus('tcg')).toBe(1);
-    expect(usualCpus('kvm')).toBe(Math.min(availableParallelism(), 4));
+  it('has two processors where it is emulated, or one by an old QEMU, and some where it is not', () => {
+    expect(usualCpus('tcg', { version: '10.0.2' })).toBe(2);
+    expect(usualCpus('tcg', { version: '7.2.22' })).toBe(1);
+    expect(usualCpus('kvm', { version: '7.2.22' })).toBe(Math.min(availableParallelism(), 4));
   });
 
   const machine: Machine = {
     accel: 'tcg',
-    version: '10.0.2',
     bzImage: '/k/bzImage',
     memory: 512,
     cpus: 2,
@@ -274,11 +274,10 @@ describe('the machine', () => {
     expect(valuesOf(nested, '-accel')).toEqual(['kvm']);
   });
 
-  it('has a thread for each processor, or one for all in a QEMU that may execute code that was replaced', () => {
-    const threads = (version: string) => valuesOf(qemuArguments({ ...machine, version }), '-accel');
-    expect(threads('10.0.2')).toEqual(['tcg,thread=multi']);
-    expect(threads('8.1.0')).toEqual(['tcg,thread=multi']);
-    expect(threads('8.0.5')).toEqual(['tcg,thread=single']);
+  it('has one thread for several processors that are emulated', () => {
+    const threads = (cpus: number) => valuesOf(qemuArguments({ ...machine, cpus }), '-accel');
+    expect(threads(1)).toEqual(['tcg,thread=multi']);
+    expect(threads(2)).toEqual(['tcg,thread=single']);
   });
 
   it("gives its kernel the parameters of a run, before init's own arguments", () => {
