@@ -143,7 +143,9 @@ describe('the QEMU of the lab', () => {
 
   it('is told of by a build only where it is older', () => {
     const old: Emulator = { program: '', version: '7.2.22', own: false, arguments: [], environment: {} };
-    expect(emulatorNote(old, 'why')).toMatch(/QEMU 7\.2\.22 \(installed\), which is too old for several processors: why/);
+    expect(emulatorNote(old, 'why')).toMatch(
+      /QEMU 7\.2\.22 \(installed\), which is too old for several processors: why/,
+    );
     expect(emulatorNote({ ...old, version: '10.0.2' }, 'why')).toBeUndefined();
     expect(emulatorNote(undefined, 'why')).toBeUndefined();
   });
