@@ -376,6 +376,28 @@ const scenarios = {
     return { denied, allowed, count };
   },
 
+  /** Whoever waits for its answer is woken by what is not one, as a notification of the answer before is that comes late. */
+  async woken() {
+    const hv = openHypervisor();
+    const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED });
+    machine.load(flatImage(Uint8Array.of(0xfe, 0x06, 0x00, 0x80, 0xf4), 'real')); // inc byte [0x8000]; hlt
+    machine.vm.setMemoryAttributes({ address: 0x8000, size: 4096, attributes: MemoryAttribute.PRIVATE });
+    const service = new MemoryFaultService(machine.vm, { policy: () => 'allow' });
+    const wakes = {
+      async handle() {
+        for (let i = 0; i < 3; i++) while (Atomics.notify(words, 0) === 0) await turn();
+        return false;
+      },
+    };
+    const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [wakes, service] });
+    const words = new Int32Array(owner.token.memory);
+    const thread = new Thread('ask', { vcpu: machine.vcpu.share(), owner: owner.token });
+    const exits = await thread.next();
+    await thread.ended;
+    close(owner, machine, hv);
+    return exits;
+  },
+
   /** All of them meet each page's fault before any of them is served. */
   async crowd() {
     const hv = openHypervisor();

@@ -100,6 +100,12 @@ describe('several threads', () => {
   });
 });
 
+describe('a vCPU that waits for the owner of its memory', () => {
+  test('waits on when it is woken without an answer', async () => {
+    expect(await run('woken')).toEqual(['MEMORY_FAULT', 'HLT']);
+  });
+});
+
 describe('several vCPUs in workers at once', () => {
   test('have each page’s fault served once, though all of them meet it before any is served', async () => {
     expect(await run('crowd')).toEqual({

@@ -56,8 +56,12 @@ export class AskOwner implements ExitHandler, Disposable {
       throw closed('MemoryOwner');
     this.#bell.signal();
     for (const id of this.#own) this.#hv.kick(id);
-    Atomics.wait(words, Word.STATE, State.ASKED);
-    const answer = Atomics.load(words, Word.STATE);
+    // An earlier answer's notification may come now, where that answer was seen before this thread slept.
+    let answer: number = State.ASKED;
+    while (answer === State.ASKED) {
+      Atomics.wait(words, Word.STATE, State.ASKED);
+      answer = Atomics.load(words, Word.STATE);
+    }
     if (answer === State.CLOSED) throw closed('MemoryOwner');
     Atomics.store(words, Word.STATE, State.IDLE);
     if (answer === State.FAILED) throw errorIn(place);
