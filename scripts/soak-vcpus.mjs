@@ -225,28 +225,38 @@ async function soak({ backend, exits, conversions, vcpus: count, plant }) {
   });
   const begun = performance.now();
   let ended = 0;
+  let wake;
   const ends = vcpus.map(async (vcpu, i) => {
     await (i % 2 === 0 ? started(vcpu, i) : inWorker(vcpu, i));
     ended++;
+    wake?.();
   });
+  /** Until all of these stand still, or one has ended: whose last exit nobody has served never stands still. */
+  const standing = (some) =>
+    new Promise((done) => {
+      wake = done;
+      Promise.all(some.map((vcpu) => vcpu.pause())).then(done);
+      if (ended > 0) done();
+    });
   const samples = [];
   let pauses = 0;
   for (;;) {
     await turn(20);
     if (ended > 0) break;
     const paused = vcpus.filter(() => Math.random() < 0.5);
-    await Promise.all(paused.map((vcpu) => vcpu.pause()));
+    await standing(paused);
     for (const vcpu of paused) vcpu.resume();
     pauses += paused.length;
     if (plant) plants[plant]();
     if (done() < ((samples.length + 1) * total) / SAMPLES) continue;
     // All of them run still, so that one sample can be compared with another.
-    await Promise.all(vcpus.map((vcpu) => vcpu.pause()));
+    await standing(vcpus);
     // What is closed by the event loop is closed then.
     await turn(0);
     await turn(0);
     samples.push(sample());
     for (const vcpu of vcpus) vcpu.resume();
+    if (ended > 0) break;
     const seconds = (performance.now() - begun) / 1000;
     const { resident, maps, fds, threads } = samples.at(-1);
     const held = `${(resident / 2 ** 20).toFixed(0)} MiB, ${maps} mappings, ${fds} descriptors, ${threads} threads`;
