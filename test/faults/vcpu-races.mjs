@@ -3,9 +3,9 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { mkdtempSync, openSync, read, readSync, rmSync, writeSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
-import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
+import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import { boot, code, DEADLINE_MS, Exit, exitName, inLab, main, openHypervisor } from './fixture.mjs';
+import { Thread } from './thread.mjs';
 
 /** The lab's machine is slow. */
 const KICKS = inLab ? 1000 : 5000;
@@ -70,18 +70,6 @@ const workers = {
   },
 };
 
-class Thread {
-  constructor(does, data) {
-    this.worker = new Worker(fileURLToPath(import.meta.url), { workerData: { does, ...data } });
-    this.said = [];
-    this.waiting = [];
-    this.worker.on('message', (message) => (this.waiting.shift() ?? ((one) => this.said.push(one)))(message));
-    this.ended = new Promise((done) => this.worker.once('exit', done));
-  }
-  next() {
-    return this.said.length > 0 ? this.said.shift() : new Promise((done) => this.waiting.push(done));
-  }
-}
 const shared = () => new Int32Array(new SharedArrayBuffer(16));
 
 const scenarios = {
@@ -89,7 +77,7 @@ const scenarios = {
   async kicks() {
     const { hv, vcpu } = boot(code.spin);
     const words = shared();
-    const thread = new Thread('interrupted', { vcpu: vcpu.share(), words });
+    const thread = new Thread(import.meta.url, 'interrupted', { vcpu: vcpu.share(), words });
     await thread.next();
     let kicks = 0;
     do hv.kick(vcpu.kickId);
@@ -122,15 +110,15 @@ const scenarios = {
     const [toReading, toOther, toPool] = fifos.map((fifo) => openSync(fifo, 'r+'));
     const hv = openHypervisor();
     // The simulator sends no signals.
-    const rounds = hv.backend === 'sim' ? 100 : KICKS / 5;
+    const rounds = hv.backend === 'sim' ? 30 : KICKS / 5;
     const started = [boot(code.spin, hv), boot(code.out, hv)].map(({ vcpu }) => vcpu);
     const ears = { handle: (_, exit) => exit === Exit.IO };
     const ends = started.map((vcpu) => vcpu.start([ears]));
     const { vcpu } = boot(code.spin, hv);
     const words = shared();
-    const reading = new Thread('reading', { vcpu: vcpu.share(), words, fifo: fifos[0] });
+    const reading = new Thread(import.meta.url, 'reading', { vcpu: vcpu.share(), words, fifo: fifos[0] });
     const otherWords = shared();
-    const other = new Thread('other', { words: otherWords, fifo: fifos[1] });
+    const other = new Thread(import.meta.url, 'other', { words: otherWords, fifo: fifos[1] });
     await Promise.all([reading.next(), other.next()]);
 
     // The pool's threads wait in a read as well.

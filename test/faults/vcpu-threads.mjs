@@ -1,7 +1,6 @@
 // vCPUs on threads of their own, and in several threads: scenarios of vcpu-threads.test.ts. The workers are this file too.
 import { spawnSync } from 'node:child_process';
-import { fileURLToPath } from 'node:url';
-import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
+import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import {
   AskOwner,
   Bus,
@@ -24,6 +23,7 @@ import {
   RunLoops,
   VmType,
 } from './fixture.mjs';
+import { Thread } from './thread.mjs';
 
 /** The lab's machine is slow. */
 const ROUNDS = inLab ? 100 : 300;
@@ -101,19 +101,6 @@ const workers = {
     close(vm, hv);
   },
 };
-
-class Thread {
-  constructor(does, data) {
-    this.worker = new Worker(fileURLToPath(import.meta.url), { workerData: { does, ...data } });
-    this.said = [];
-    this.waiting = [];
-    this.worker.on('message', (message) => (this.waiting.shift() ?? ((one) => this.said.push(one)))(message));
-    this.ended = new Promise((done) => this.worker.once('exit', done));
-  }
-  next() {
-    return this.said.length > 0 ? this.said.shift() : new Promise((done) => this.waiting.push(done));
-  }
-}
 
 // --- scenarios ---------------------------------------------------------------------------------------------------
 
@@ -318,7 +305,7 @@ const scenarios = {
 
   async worker() {
     const { hv, vm, ram, vcpu } = boot(code.out);
-    const thread = new Thread('count', { vcpu: vcpu.share() });
+    const thread = new Thread(import.meta.url, 'count', { vcpu: vcpu.share() });
     await thread.next();
     let moved = 0;
     for (let i = 0; i < ROUNDS; i++) {
@@ -332,7 +319,7 @@ const scenarios = {
     const [exits, end] = await thread.next();
     await thread.ended;
     const back = codeOf(() => vcpu.getRegs());
-    const owned = new Thread('owned', { vm: vm.share() });
+    const owned = new Thread(import.meta.url, 'owned', { vm: vm.share() });
     const codes = await owned.next();
     await owned.ended;
     close(vcpu, ram, vm);
@@ -341,7 +328,7 @@ const scenarios = {
 
   async terminated() {
     const { hv, vm, ram, vcpu } = boot(code.spin);
-    const thread = new Thread('spin', { vcpu: vcpu.share() });
+    const thread = new Thread(import.meta.url, 'spin', { vcpu: vcpu.share() });
     await thread.next();
     await pass(20);
     await thread.worker.terminate();
@@ -362,7 +349,7 @@ const scenarios = {
       const ends = [];
       for (const vcpu of machine.vcpus) {
         vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x1000 });
-        const thread = new Thread('ask', { vcpu: vcpu.share(), owner: owner.token });
+        const thread = new Thread(import.meta.url, 'ask', { vcpu: vcpu.share(), owner: owner.token });
         ends.push(await thread.next());
         await thread.ended;
       }
@@ -391,7 +378,7 @@ const scenarios = {
     };
     const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [wakes, service] });
     const words = new Int32Array(owner.token.memory);
-    const thread = new Thread('ask', { vcpu: machine.vcpu.share(), owner: owner.token });
+    const thread = new Thread(import.meta.url, 'ask', { vcpu: machine.vcpu.share(), owner: owner.token });
     const exits = await thread.next();
     await thread.ended;
     close(owner, machine, hv);
@@ -440,7 +427,7 @@ const scenarios = {
     };
     const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [gate, service] });
     const threads = machine.vcpus.map(
-      (vcpu) => new Thread('ask', { vcpu: vcpu.share(), owner: owner.token }),
+      (vcpu) => new Thread(import.meta.url, 'ask', { vcpu: vcpu.share(), owner: owner.token }),
     );
     const ends = await Promise.all(threads.map((thread) => thread.next()));
     await Promise.all(threads.map(({ ended }) => ended));
@@ -482,7 +469,7 @@ const scenarios = {
     const { vcpu } = boot(code.spin);
     vcpu.start([]);
     const { vcpu: other } = boot(code.spin);
-    const thread = new Thread('spin', { vcpu: other.share() });
+    const thread = new Thread(import.meta.url, 'spin', { vcpu: other.share() });
     await thread.next();
     setTimeout(() => {
       process.stdout.write('"exiting"\n');
