@@ -49,7 +49,7 @@ const SANITIZERS = {
   address: {
     flags: '-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined',
     library: 'libasan.so',
-    planted: { overflow: /heap-buffer-overflow|insufficient space/, undefined: /signed integer overflow/ },
+    planted: { overflow: /heap-buffer-overflow/, undefined: /signed-integer-overflow/ },
   },
   thread: { flags: '-fsanitize=thread', library: 'libtsan.so', planted: { race: /data race/ } },
 };
@@ -112,6 +112,7 @@ function environment(name, { reports, calls }) {
     ...Object.fromEntries(variables.map((variable) => [variable, text])),
     LD_PRELOAD: preload,
     VMEXIT_CALLS: calls,
+    VMEXIT_REPORTS: reports,
   };
 }
 
@@ -142,7 +143,7 @@ function countsIn(folder) {
 
 /** Whether each planted bug of a build is found. */
 function findsPlanted(name, addon, work) {
-  return Object.entries(SANITIZERS[name].planted).every(([kind, report]) => {
+  const finds = Object.entries(SANITIZERS[name].planted).map(([kind, report]) => {
     const where = folders(work, `planted-${kind}`);
     const script = `require(${JSON.stringify(addon)}).planted(${JSON.stringify(kind)})`;
     spawnSync(process.execPath, ['--eval', script], { env: environment(name, where), stdio: 'ignore' });
@@ -150,6 +151,7 @@ function findsPlanted(name, addon, work) {
     say(`${name}: the planted ${kind} is ${found ? 'found' : 'NOT FOUND'}`);
     return found;
   });
+  return finds.every((found) => found);
 }
 
 // --- in the place ------------------------------------------------------------------------------------------------
