@@ -252,7 +252,9 @@ Napi::Value Create(const Napi::CallbackInfo& info) {
     handle->vm = std::make_shared<VmFile>(fd);
     handle->slots = std::make_shared<Slots>();
     if (!ToU64(env, info[2], "type", &handle->flags)) return env.Undefined();
-    handle->size = static_cast<uint64_t>(std::max(ioctl(parent->fd, KVM_GET_VCPU_MMAP_SIZE, 0), 0));
+    const int size = ioctl(parent->fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+    if (size < 0) return Errno(env, errno);
+    handle->size = static_cast<uint64_t>(size);
   } else if (row->makes == kVcpu) {
     auto mapping = Map(parent->size, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
     if (!mapping) return Errno(env, errno);
