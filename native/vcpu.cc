@@ -13,15 +13,10 @@
 #include <map>
 
 #include "run.h"
-#include "syscalls.h"
 
 namespace vmexit {
 
 namespace {
-
-// How long pause() itself waits for the end of a run, in nanoseconds: most end sooner than an event loop
-// could be told of it.
-constexpr int64_t kSoon = 100'000;
 
 // All vCPUs that are open: a thread finds that of another by its number. Never destroyed, for threads may be
 // at work when the process ends.
@@ -120,9 +115,7 @@ void RunState::Return() {
 void RunState::Leave(bool waiting) {
   waiting_.store(waiting);
   phase.store(kIdle);
-  if (pauses.load() == 0) return;
-  Acknowledge();
-  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&phase), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+  if (pauses.load() > 0) Acknowledge();
 }
 
 // --- what is asked of it
@@ -166,20 +159,7 @@ int RunState::Pause(int eventfd) {
     awaited_.push_back(awaited);
   }
   Interrupt();
-  WaitForReturn();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!StandsStill()) return 1;
-  SignalAwaited();
-  return 0;
-}
-
-void RunState::WaitForReturn() {
-  const int64_t until = Now() + kSoon;
-  for (int now = phase.load(); now != kIdle && now != kIoctl; now = phase.load()) {
-    const timespec left{.tv_sec = 0, .tv_nsec = until - Now()};
-    if (left.tv_nsec <= 0) return;
-    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&phase), FUTEX_WAIT_PRIVATE, now, &left, nullptr, 0);
-  }
+  return 1;
 }
 
 void RunState::Acknowledge() {

@@ -43,7 +43,7 @@ struct RunState : std::enable_shared_from_this<RunState> {
   void Leave(bool waiting);
 
   void Kick();
-  // 0 when it stands still, 1 when `fd` is signalled once it does, or a negated errno. Waits a moment for it.
+  // 0 when it stands still, 1 when `fd` is signalled once it does, or a negated errno.
   int Pause(int fd);
   int Resume();
   void Stop();
@@ -77,7 +77,6 @@ struct RunState : std::enable_shared_from_this<RunState> {
  private:
   RunState(int fd, uint64_t vm_type, std::shared_ptr<Mapping> mapping, std::shared_ptr<Slots> slots);
   bool StandsStill() const;
-  void WaitForReturn();
   void Acknowledge();
   void SignalAwaited();
 
