@@ -1,5 +1,5 @@
-// The attacks that take hours: the sanitizers on all native suites, hostile calls by the million, and a soak of the lab's
-// emulated processors. CI runs a part of the first.
+// The attacks that take hours: the sanitizers on all native suites, hostile calls by the million, and soaks of several vCPUs
+// and of the lab's emulated processors. CI runs a part of the first.
 //
 //   node scripts/campaign.mjs [--only STEP]... [--calls N] [--each N] [--seed N] [--boots N]
 //
@@ -53,6 +53,14 @@ const STEPS = {
     about: 'the native suites with the sanitizer of threads',
     command: sanitizers('thread'),
     limit: 900,
+  },
+  'soak-vcpus': {
+    about: '100,000 exits and 10,000 conversions over four vCPUs in the lab',
+    command: node(
+      ...['dist/cli/main.js', 'lab', 'run', '--timeout', String(240 * 60), '--'],
+      ...node('scripts/soak-vcpus.mjs', '--exits', '100000', '--conversions', '10000'),
+    ),
+    limit: 250,
   },
   soak: {
     about: `${boots} boots of the lab under stress`,
