@@ -6,7 +6,8 @@
 // `lab`: without a KVM almost none of the addon runs. Each build has bugs of its own, one of each kind, which must be found
 // first. The calls of the addon's functions are counted in every process, and a run in which there were none has failed;
 // so has one with a report of the sanitizer's from any process, whatever the suite makes of that. Without SUITE all of the
-// native ones run, and hostile-native.mjs with N calls (default 20000; 0 leaves it out). Needs `npm run setup`.
+// native ones run, and hostile-native.mjs with N calls (default 20000; 0 leaves it out); with `none` for SUITE those calls alone.
+// Needs `npm run setup`.
 import { execFileSync, spawnSync } from 'node:child_process';
 import {
   accessSync,
@@ -255,7 +256,7 @@ else {
   });
   const work = mkdtempSync(join(tmpdir(), 'vmexit-sanitizers-'));
   const asked = {
-    suites: positionals.length > 0 ? positionals : SUITES,
+    suites: positionals.includes('none') ? [] : positionals.length > 0 ? positionals : SUITES,
     calls: Number(values.calls),
     seed: Number(values.seed),
   };
