@@ -7,7 +7,7 @@ import { FAILED, readReport, Sum } from './report.mjs';
 
 const [, , folder, ...steps] = process.argv;
 /** What runs no tests of its own. */
-const CHECKS = ['setup', 'docs'];
+const CHECKS = ['setup', 'sanitizers', 'docs'];
 
 function reportOf(name, status) {
   if (CHECKS.includes(name)) {
