@@ -26,7 +26,9 @@ export interface StartOptions {
 }
 
 /** Ends of a run that are neither the guest's doing nor an end: the guest runs on. */
-const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR, Exit.AGAIN]);
+const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR]);
+/** Milliseconds until KVM_RUN is tried again after EAGAIN, which it also gives while the host has no more threads. */
+const AGAIN_MS = 1;
 
 /** Offers an exit to handlers in their order, from one on: whether one has served it. */
 export function offer(
@@ -134,6 +136,7 @@ export function serve(
       // A replay has no more than the clock to tell a limit by.
       if (outcome === Exit.STOPPED) resolve(limited && now() >= until ? Exit.DEADLINE : outcome);
       else if (passing.has(outcome)) next();
+      else if (outcome === Exit.AGAIN) setTimeout(guarded(next), AGAIN_MS);
       else {
         const served = offer(handlers, vcpu, outcome);
         const then = guarded((is: boolean) => (is ? next() : resolve(outcome)));

@@ -237,9 +237,20 @@ async function runIn(place, name, addon, work, asked) {
   return sum > 0 && reports.length === 0 && ends.every(({ end }) => end === 0);
 }
 
+const HELP = `node test/faults/sanitizers.mjs [options] [SUITE...]: the native suites on builds of the addon with sanitizers
+
+  --sanitizer NAME   ${Object.keys(SANITIZERS).join(' or ')}; may be repeated (default: each)
+  --where PLACE      ${Object.keys(PLACES).join(' or ')}; may be repeated (default: each that there is)
+  --calls N          hostile calls (default 20000; 0: none)
+  --seed N           of those calls (default 1)
+
+Without SUITE all of the native ones run; with \`none\` the planted bugs and the hostile calls alone.
+`;
+
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
+    help: { type: 'boolean', short: 'h' },
     sanitizer: { type: 'string', multiple: true, default: Object.keys(SANITIZERS) },
     where: { type: 'string', multiple: true, default: Object.keys(PLACES) },
     calls: { type: 'string', default: '20000' },
@@ -247,7 +258,8 @@ const { values, positionals } = parseArgs({
     inside: { type: 'string' },
   },
 });
-if (values.inside !== undefined) inside(JSON.parse(values.inside));
+if (values.help) process.stdout.write(HELP);
+else if (values.inside !== undefined) inside(JSON.parse(values.inside));
 else {
   const places = values.where.filter((place) => {
     if (place !== 'here' || hasKvm()) return true;
