@@ -150,6 +150,8 @@ export class MemoryFaultService {
   readonly #preFault: boolean;
   readonly #trace: ((event: MemoryEvent) => void) | undefined;
   readonly #guestsChoose: boolean;
+  /** vCPUs whose stale page could not be mapped when it was last tried. */
+  readonly #unmapped = new WeakSet<Vcpu>();
   readonly #counters = {
     memoryFaults: 0,
     poisoned: 0,
@@ -276,11 +278,17 @@ export class MemoryFaultService {
     if (poisoned) this.#counters.poisoned++;
     const repeats = this.#guard.repeats(vcpu, gpa);
     const cause = poisoned ? 'poisoned' : this.#causeOf(gpa, size, flags);
-    if (repeats >= this.#guard.limit) throw this.#stuck(vcpu, gpa, size, flags);
-    // As often as it takes: any signal interrupts a pre-fault.
-    if (cause === 'race' && repeats >= STEADY && this.#vm.memoryMap.isPrivate(gpa) && !isPrivate(flags)) {
+    // Once, or as often as it takes where it fails: any signal interrupts a pre-fault.
+    const again = repeats > STEADY && repeats < this.#guard.limit && this.#unmapped.has(vcpu);
+    if (
+      cause === 'race' &&
+      (repeats === STEADY || again) &&
+      this.#vm.memoryMap.isPrivate(gpa) &&
+      !isPrivate(flags)
+    ) {
       return this.#replaceStale(vcpu, gpa, size, flags);
     }
+    if (repeats >= this.#guard.limit) throw this.#stuck(vcpu, gpa, size, flags);
 
     const { action, why } = cause === 'race' ? retry : this.#decide(vcpu, cause, gpa, size, flags);
     const result = why === undefined ? 0 : -HypercallErrno.EPERM;
@@ -302,6 +310,7 @@ export class MemoryFaultService {
   #replaceStale(vcpu: Vcpu, gpa: number, size: number, flags: number): true {
     const result = this.#map(vcpu, gpa, size);
     if (result === 0) this.#counters.stale++;
+    this.#unmapped[result === 0 ? 'delete' : 'add'](vcpu);
     this.#trace?.({ cause: 'stale', vcpu: vcpu.id, gpa, size, flags, action: 'map', result });
     return true;
   }
