@@ -188,10 +188,14 @@ class PagerThread {
     for (const [page, cause] of this.#wanted) if (page >= first && page < end) return cause;
     return this.#orders.armed.length > 0 ? 'kernel' : 'fault';
   }
-  /** Whoever sends all pages is heard to the end: it may keep its own until then. */
-  #ended(error = new Error('the source has ended before all pages were there')): void {
-    if (!this.#states.complete) {
-      fail(error);
+  /**
+   * Whoever sends all pages is heard to the end: it may keep its own until then. A page that the VMM's thread is discarding is
+   * claimed, and will be there in a moment.
+   */
+  #ended(error?: Error): void {
+    const isWhole = error === undefined && this.#states.nextAbsent(0) === undefined;
+    if (!isWhole && !this.#states.complete) {
+      fail(error ?? new Error('the source has ended before all pages were there'));
       return;
     }
     this.#pushing = false;
