@@ -25,8 +25,16 @@ const SUITES = [
 ];
 /** What starts a process for each case, most of them: by the kernel on which each runs, so that each has its share. */
 const ON_ONE = {
-  vanilla: ['hostile', 'lifetime', 'migration', 'endings', 'vcpu-races'],
-  userfault: ['userfaultfd', 'threads', 'kick-ids', 'exhaustion', 'failing-syscalls', 'soak-vcpus.long'],
+  vanilla: ['hostile', 'lifetime', 'migration', 'endings', 'vcpu-races', 'vcpu-threads'],
+  userfault: [
+    'userfaultfd',
+    'threads',
+    'kick-ids',
+    'exhaustion',
+    'failing-syscalls',
+    'pager',
+    'soak-vcpus.long',
+  ],
 };
 const filesOf = (kernel) => ON_ONE[kernel]?.map((name) => `test/faults/${name}.test.ts`) ?? [];
 /** For each kernel, on a machine that is busy, too. */

@@ -40,19 +40,25 @@ await main({
     return thrown.length;
   },
 
-  /** The last frames of the stack. */
+  /** The last frames of the stack, from its end upwards. */
   deepStack() {
     let calls = 0;
-    const deeper = () => {
-      try {
-        attempts[calls % attempts.length]();
-      } catch {
-        // The addon's own, or RangeError: Maximum call stack size exceeded.
-      }
-      calls++;
-      deeper();
-    };
     for (let i = 0; i < attempts.length; i++) {
+      const end = calls + 300;
+      const deeper = () => {
+        try {
+          deeper();
+        } catch (overflow) {
+          if (calls < end) {
+            try {
+              attempts[(calls++ + i) % attempts.length]();
+            } catch {
+              // The addon's own, or RangeError: Maximum call stack size exceeded.
+            }
+          }
+          throw overflow;
+        }
+      };
       try {
         deeper();
       } catch {
