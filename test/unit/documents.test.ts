@@ -248,11 +248,14 @@ it('the C program of From kvm-ioctls or C is one', (context) => {
 });
 
 describe('docs/security.md', () => {
-  const rows = [...read('docs/security.md').matchAll(/\[[\w-]+\]\(\.\.\/(test\/[\w/.-]+)\)(?: "([^"]+)")?/g)];
+  const rows = [...read('docs/security.md').matchAll(/`(test\/[\w/.-]+\.test\.ts)`(?: "([^"]+)")?/g)];
 
   it('names tests that there are', () => {
     expect(rows.length).toBeGreaterThan(20);
-    const missing = rows.filter(([, file, title]) => title !== undefined && !read(file!).includes(title));
+    const missing = rows.filter(
+      ([, file, title]) =>
+        !existsSync(join(root, file!)) || (title !== undefined && !read(file!).includes(title)),
+    );
     expect(missing.map(([row]) => row)).toEqual([]);
   });
 });
