@@ -2,7 +2,6 @@
 // this file too.
 import { exec, fork, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readlinkSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
@@ -15,6 +14,7 @@ import {
   Exit,
   enterRealMode,
   exitName,
+  filesOpen,
   main,
   openHypervisor,
   tick,
@@ -30,14 +30,7 @@ const endOf = async (promise) => {
   }
 };
 /** Descriptors of KVM's and the package's that are open here; none on the simulator. */
-const ours = () =>
-  readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return /kvm|vmexit/.test(readlinkSync(`/proc/self/fd/${fd}`));
-    } catch {
-      return false; // the listing's own
-    }
-  }).length;
+const ours = () => filesOpen(/kvm|vmexit/);
 const close = (...objects) => {
   for (const object of objects) object.close();
 };

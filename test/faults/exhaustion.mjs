@@ -1,8 +1,18 @@
 // What a host has run out of: scenarios of exhaustion.test.ts.
 import { execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
-import { boot, code, codeOf, collect, DEADLINE_MS, exitName, main, openHypervisor } from './fixture.mjs';
+import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
+import {
+  boot,
+  code,
+  codeOf,
+  collect,
+  DEADLINE_MS,
+  exitName,
+  filesOpen,
+  main,
+  openHypervisor,
+} from './fixture.mjs';
 
 const limit = (...what) => execFileSync('prlimit', ['--pid', String(process.pid), ...what]);
 const addressBytes = () =>
@@ -21,14 +31,7 @@ const codeOfPromise = async (promise) => {
 
 let made = 0;
 /** Descriptors of KVM's and the package's. */
-const ours = () =>
-  readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return /kvm|vmexit|eventfd/.test(readlinkSync(`/proc/self/fd/${fd}`));
-    } catch {
-      return false; // the listing's own
-    }
-  }).length;
+const ours = () => filesOpen(/kvm|vmexit|eventfd/);
 
 /** What each step takes; what it gives is closed. */
 const steps = {

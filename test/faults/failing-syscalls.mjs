@@ -1,8 +1,8 @@
 // Each system call of the addon's fails in turn: a program of failing-syscalls.test.ts, which runs it with
 // test/support/failing-syscalls.c. Prints what came of each.
-import { closeSync, openSync, readdirSync, readlinkSync, readSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readSync, writeSync } from 'node:fs';
 import { constants } from 'node:os';
-import { boot, code, collect, DEADLINE_MS, exitName } from './fixture.mjs';
+import { boot, code, collect, DEADLINE_MS, exitName, filesOpen } from './fixture.mjs';
 
 const file = openSync(process.env.FAILING_SYSCALLS, 'r+');
 const words = new Int32Array(3);
@@ -14,14 +14,7 @@ const count = () => {
   readSync(file, words, 0, 12, 0);
   return words[2];
 };
-const ours = () =>
-  readdirSync('/proc/self/fd').filter((fd) => {
-    try {
-      return /kvm|vmexit|eventfd/.test(readlinkSync(`/proc/self/fd/${fd}`));
-    } catch {
-      return false; // the listing's own
-    }
-  }).length;
+const ours = () => filesOpen(/kvm|vmexit|eventfd/);
 
 /** Whatever makes system calls. Gives what each step came to: `ok`, or the error's code. */
 async function play() {

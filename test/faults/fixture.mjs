@@ -1,4 +1,5 @@
 // What the programs of this folder share: the compiled package, the addon under it, and tiny guests.
+import { readdirSync, readlinkSync } from 'node:fs';
 import { enterRealMode, openHypervisor } from '../../dist/index.js';
 import { loadNative } from '../../dist/kvm/native.js';
 
@@ -59,6 +60,16 @@ export const codeOf = (call) => {
     return error.code ?? String(error);
   }
 };
+
+/** How many descriptors of this process are of files whose names match. */
+export const filesOpen = (names) =>
+  readdirSync('/proc/self/fd').filter((fd) => {
+    try {
+      return names.test(readlinkSync(`/proc/self/fd/${fd}`));
+    } catch {
+      return false; // the listing's own
+    }
+  }).length;
 
 /** Runs the scenario that the command line names and prints what it gives. */
 export async function main(scenarios) {
