@@ -122,16 +122,16 @@ export class KickWord {
     return (Atomics.and(this.#table, this.#at + REQUESTS, ~STOP) & STOP) !== 0;
   }
 
-  /** A thread begins to run it. False while another one does: unless that was terminated, which only its silence tells. */
+  /**
+   * A thread begins to run it. False while another one does: unless that was terminated, which only its silence tells. The sign
+   * of life comes first: whoever saw a runner with the last one's would take it for gone.
+   */
   claim(thread: number): boolean {
     const at = this.#at + RUNNER;
-    const runner = Atomics.compareExchange(this.#table, at, 0, thread);
-    const got =
-      runner === 0 ||
-      runner === thread ||
-      (this.isSilent && Atomics.compareExchange(this.#table, at, runner, thread) === runner);
-    if (got) this.beat();
-    return got;
+    const { runner } = this;
+    if (runner !== 0 && runner !== thread && !this.isSilent) return false;
+    this.beat();
+    return Atomics.compareExchange(this.#table, at, runner, thread) === runner;
   }
   unclaim(thread: number): void {
     Atomics.compareExchange(this.#table, this.#at + RUNNER, thread, 0);
