@@ -86,4 +86,18 @@ bool Handover::Take() {
   return true;
 }
 
+void Handover::End() {
+  ended_.store(1);
+  Wake(&ended_);
+}
+
+bool Handover::AwaitEnd(int64_t nanoseconds) {
+  const int64_t until = Now() + nanoseconds;
+  for (int64_t left = nanoseconds; ended_.load() == 0 && left > 0; left = until - Now()) {
+    const timespec time{.tv_sec = 0, .tv_nsec = left};
+    Sleep(&ended_, 0, &time);
+  }
+  return ended_.load() != 0;
+}
+
 }  // namespace vmexit

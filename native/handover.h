@@ -31,11 +31,15 @@ class Handover {
   bool Withdraw();
   // Whether the result is there: then it is taken.
   bool Take();
+  // Waits for the thread's end, for no longer than this. Gives whether it has come.
+  bool AwaitEnd(int64_t nanoseconds);
 
   // The vCPU's thread's.
   void WaitForOrder();
   // The result is there, of a run of so many nanoseconds. Gives whether the event loop has to be told.
   bool Tell(int64_t ran);
+  // The last thing that it does with this.
+  void End();
 
  private:
   // There is none; none, but the event loop is going to look; there is one; the loop is told of it.
@@ -45,6 +49,7 @@ class Handover {
   std::atomic<uint32_t> orders_{0};
   std::atomic<bool> sleeps_{false};  // the vCPU's thread, until the next order
   std::atomic<int> result_{kNone};
+  std::atomic<uint32_t> ended_{0};
   std::atomic<int64_t> ran_{INT64_MAX};  // nanoseconds of the last run
   uint32_t seen_ = 0;                    // the vCPU's thread's
 };

@@ -16,6 +16,9 @@ namespace {
 
 // How long the event loop is kept for exits that come quickly, in nanoseconds.
 constexpr int64_t kTurn = 500'000;
+// How long who closes a vCPU waits for its thread, in nanoseconds. No signal ends a KVM_RUN that waits for a
+// page of a userfaultfd before 6.2, and who is to fill it may be of the same event loop.
+constexpr int64_t kClosing = 50'000'000;
 
 napi_value CallStart(napi_env env, napi_callback_info info) {
   size_t argc = 2;
@@ -47,7 +50,7 @@ VcpuThread::~VcpuThread() {
 }
 
 int VcpuThread::Go(double timeout_ms, bool ends) {
-  if (!state_) return -EBADF;
+  if (closed_) return -EBADF;
   if (running_) return kVcpuRunning;
   const int error = Begin();
   if (error) return -error;
@@ -95,23 +98,26 @@ void VcpuThread::Loop() {
   Runner runner(state_, &end_);
   for (;;) {
     handover_.WaitForOrder();
-    if (end_.load() == -EBADF) return;
+    if (end_.load() == -EBADF) break;
     const int64_t begun = Now();
     result_ = runner.Run(timeout_ms_);
     if (handover_.Tell(Now() - begun)) uv_async_send(&async_);
   }
+  handover_.End();
+  uv_async_send(&async_);
 }
 
 // A run that is begun by who is told of the last one may be over before the event loop has turned. Not that
 // of a vCPU that is paused: the event loop has its acknowledgement.
 void VcpuThread::Serve() {
-  if (!running_ || !handover_.Take()) return;
+  if (closed_ && handover_.AwaitEnd(0)) Finish();
+  if (closed_ || !running_ || !handover_.Take()) return;
   const int64_t until = Now() + kTurn;
   serving_ = true;
   do Tell(result_);
-  while (running_ && state_ && state_->pauses.load() == 0 && handover_.Await(until - Now()));
+  while (running_ && !closed_ && state_->pauses.load() == 0 && handover_.Await(until - Now()));
   serving_ = false;
-  if (running_ && handover_.Withdraw()) uv_async_send(&async_);
+  if (running_ && !closed_ && handover_.Withdraw()) uv_async_send(&async_);
 }
 
 void VcpuThread::Tell(int result) {
@@ -139,15 +145,27 @@ void VcpuThread::Interrupt(int end) {
 }
 
 void VcpuThread::End() {
-  if (state_ && running_) Interrupt(-ECANCELED);
+  if (running_ && !closed_) Interrupt(-ECANCELED);
 }
 
 void VcpuThread::Close() {
-  if (!state_) return;
+  if (closed_) return;
+  closed_ = true;
   if (has_thread_) {
     Interrupt(-EBADF);
     handover_.Order(false);
+    if (!handover_.AwaitEnd(kClosing)) {
+      uv_ref(reinterpret_cast<uv_handle_t*>(&async_));
+      return;
+    }
+  }
+  Finish();
+}
+
+void VcpuThread::Finish() {
+  if (has_thread_) {
     uv_thread_join(&thread_);
+    has_thread_ = false;
     handover_.Take();  // nobody will be told of it
   }
   state_.reset();

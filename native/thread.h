@@ -22,7 +22,8 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   int Go(double timeout_ms, bool ends);
   // The run in progress, if one is, completes its access and gives -ECANCELED.
   void End();
-  // Ends the run in progress, which gives -EBADF, and the thread.
+  // Ends the run in progress, which gives -EBADF, and the thread: where KVM_RUN does not come back at once,
+  // from the event loop.
   void Close();
 
  private:
@@ -33,13 +34,15 @@ class VcpuThread : public std::enable_shared_from_this<VcpuThread> {
   void Interrupt(int end);
   void Serve();
   void Tell(int result);
+  void Finish();
 
   const napi_env env_;
-  std::shared_ptr<RunState> state_;  // nullptr once it is closed
+  std::shared_ptr<RunState> state_;  // nullptr once its thread has ended
   napi_ref done_ = nullptr;          // strong while a run is in progress
   bool has_async_ = false;
   bool running_ = false;
   bool serving_ = false;
+  bool closed_ = false;
   uv_thread_t thread_{};
   bool has_thread_ = false;
   uv_async_t async_{};

@@ -2,7 +2,7 @@
 // vcpu-races.test.ts, for a process with test/support/late-kvm.c.
 import { openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import { boot, code, exitName, main } from './fixture.mjs';
+import { boot, code, exitName, filesOpen, main } from './fixture.mjs';
 
 const folder = process.env.LATE_KVM;
 const at = openSync(join(folder, 'at'), 'r+');
@@ -131,6 +131,20 @@ const scenarios = {
     }
     ends.push(exitName(await started));
     return ends;
+  },
+
+  /** KVM_RUN does not come back, for what it waits for is this thread's to give. */
+  async closed() {
+    const { hv, vm, ram, vcpu } = boot(code.spin);
+    const before = filesOpen(/kvm/);
+    const ended = vcpu.runAsync().catch(({ code }) => code);
+    held('b');
+    for (const object of [vcpu, ram, vm, hv]) object.close();
+    const early = await settled(ended);
+    release();
+    held('a');
+    release();
+    return { early, end: await ended, files: [before, filesOpen(/kvm/)] };
   },
 };
 

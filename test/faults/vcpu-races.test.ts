@@ -71,6 +71,12 @@ describe('a vCPU whose thread is held beside KVM_RUN (kvm)', () => {
     'INTERRUPTED',
     'HLT',
   ]);
+
+  held('may be closed where KVM_RUN does not come back before the event loop turns', 'closed', {
+    early: false,
+    end: 'ERR_KVM_CLOSED',
+    files: [3, 0],
+  });
 });
 
 describe('a vCPU of which thousands of things are asked while it runs', () => {
