@@ -305,10 +305,8 @@ export abstract class VmMemory {
   tryConvert(address: number, size: number, attributes: number): number {
     const { truth } = dialects[this.fd.backend.dialect ?? 'mainline'];
     if (truth === 'attributes') return this.trySetMemoryAttributes(address, size, attributes);
-    const result =
-      truth === 'regions'
-        ? this.#registerRegion(address, size, attributes)
-        : this.#allocate(address, size, attributes);
+    if (truth === 'allocation') return this.#allocate(address, size, attributes);
+    const result = this.#registerRegion(address, size, attributes);
     if (result === 0) this.memoryMap.recordAttributes(address, address + size, attributes);
     return result;
   }
@@ -322,10 +320,13 @@ export abstract class VmMemory {
   #allocate(address: number, size: number, attributes: number): number {
     const mode = (attributes & MemoryAttribute.PRIVATE) !== 0 ? KEEP_SIZE : PUNCH_HOLE;
     for (const { start, end, slot } of this.memoryMap.pieces(address, address + size)) {
-      if (slot?.guestMemfd === undefined || slot.guestMemfd.closed) continue;
-      const offset = slot.guestMemfdOffset + start - slot.start;
-      const result = this.fd.backend.fallocate(slot.guestMemfd.fd.handle, mode, offset, end - start);
-      if (result < 0) return result;
+      if (slot?.guestMemfd !== undefined && !slot.guestMemfd.closed) {
+        const offset = slot.guestMemfdOffset + start - slot.start;
+        const result = this.fd.backend.fallocate(slot.guestMemfd.fd.handle, mode, offset, end - start);
+        if (result < 0) return result;
+      }
+      // The slots before one that fails are converted.
+      this.memoryMap.recordAttributes(start, end, attributes);
     }
     return 0;
   }

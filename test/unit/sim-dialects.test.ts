@@ -141,6 +141,33 @@ describe("the first ABI's conditions", () => {
   });
 });
 
+describe('a conversion over several slots, where allocation decides', () => {
+  it('that fails in one has converted those before it, and the record says so', () => {
+    const backend = simulator({ dialect: 'rfc' });
+    let calls = 0;
+    const fallocate: typeof backend.fallocate = (...given) =>
+      ++calls === 2 ? -Errno.ENOMEM : backend.fallocate(...given);
+    using hv = new Hypervisor(Object.create(backend, { fallocate: { value: fallocate } }));
+    using vm = hv.createVm({ type: VmType.SNP });
+    using ram = vm.allocate(2 * PAGE);
+    using secret = vm.createGuestMemfd(2 * PAGE);
+    for (const slot of [0, 1]) {
+      const place = { memoryOffset: slot * PAGE, guestMemfdOffset: slot * PAGE, memorySize: PAGE };
+      vm.setUserMemoryRegion2({
+        slot,
+        guestPhysAddr: 2 * slot * PAGE,
+        memory: ram,
+        guestMemfd: secret,
+        ...place,
+      });
+    }
+    expect(vm.tryConvert(0, 3 * PAGE, PRIVATE)).toBe(-Errno.ENOMEM);
+    expect([0, 1, 2].map((page) => vm.memoryMap.isPrivate(page * PAGE))).toEqual([true, true, false]);
+    expect(vm.tryConvert(0, 3 * PAGE, PRIVATE)).toBe(0);
+    expect(vm.memoryMap.hasAttributes(0, 3 * PAGE, PRIVATE)).toBe(true);
+  });
+});
+
 describe("the ninth version's conditions", () => {
   it('a region is private as long as it is registered, and what is in it decides, not its allocation', () => {
     using guest = new ChoosingGuest(VmType.SNP, { dialect: 'v9' });
