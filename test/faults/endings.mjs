@@ -231,6 +231,15 @@ const scenarios = {
     const ofKvm = inherited.join('').match(/kvm|vmexit/g);
     return { ofKvm, goesOn, own, status, running, ends };
   },
+  /** For a process with test/support/forks.c: children that exec nothing, while a vCPU runs on a thread and one in a worker. */
+  async forks() {
+    const beside = await busy();
+    const served = [1, 2].map(() => codeOf(() => process.kill(0x7ffffffe, 0)));
+    const running = beside.here.map((one) => codeOf(() => one.getRegs()));
+    for (const one of [...beside.here, beside.elsewhere]) one.stop();
+    await beside.spinning.ended;
+    return { served, running, ends: await Promise.all(beside.ends) };
+  },
   async child() {
     const { vcpu } = boot(code.out);
     process.send({ exit: exitName(await vcpu.runAsync(DEADLINE_MS)), onKvm: ours() > 0 });

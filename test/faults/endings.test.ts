@@ -3,8 +3,9 @@
  * programs are in endings.mjs.
  */
 import { describe, expect, it } from 'vitest';
-import { whyNot } from '../support/host.ts';
+import { noCompiler, notLinux, whyNot } from '../support/host.ts';
 import { TEST_MS } from '../support/limits.ts';
+import { Preload } from '../support/preload.ts';
 import { Program } from '../support/program.ts';
 import { node, pathOf, scenario } from './child.ts';
 
@@ -81,6 +82,17 @@ describe('while vCPUs run', () => {
       status: 0,
       running: [RUNNING],
       ends: Array(2).fill('STOPPED'),
+    });
+  });
+
+  it('a library may fork without exec: the child is served by no vCPU, and ends', async (context) => {
+    const why = notLinux ?? noCompiler;
+    context.skip(why !== undefined, why);
+    using preload = new Preload('forks');
+    expect(await scenario('endings.mjs', 'forks', { env: preload.env })).toEqual({
+      served: ['ok', 'ok'],
+      running: [RUNNING],
+      ends: ['STOPPED'],
     });
   });
 

@@ -4,6 +4,8 @@ import { openSync, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { boot, code, exitName, filesOpen, main } from './fixture.mjs';
 
+/** The names of its files. */
+const KVM = /^anon_inode:kvm|^\/dev\/kvm/;
 const folder = process.env.LATE_KVM;
 const at = openSync(join(folder, 'at'), 'r+');
 const go = openSync(join(folder, 'go'), 'r+');
@@ -136,7 +138,7 @@ const scenarios = {
   /** KVM_RUN does not come back, for what it waits for is this thread's to give. */
   async closed() {
     const { hv, vm, ram, vcpu } = boot(code.spin);
-    const before = filesOpen(/kvm/);
+    const before = filesOpen(KVM);
     const ended = vcpu.runAsync().catch(({ code }) => code);
     held('b');
     for (const object of [vcpu, ram, vm, hv]) object.close();
@@ -144,7 +146,7 @@ const scenarios = {
     release();
     held('a');
     release();
-    return { early, end: await ended, files: [before, filesOpen(/kvm/)] };
+    return { early, end: await ended, files: [before, filesOpen(KVM)] };
   },
 };
 

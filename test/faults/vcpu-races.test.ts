@@ -4,34 +4,31 @@
  * kick. In late-kvm.mjs the thread is held in each window; in vcpu-races.mjs they are met by number.
  */
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { noCompiler, whyNot } from '../support/host.ts';
 import { TEST_MS } from '../support/limits.ts';
+import { Preload } from '../support/preload.ts';
 import { scenario } from './child.ts';
 
 const test = (sentence: string, shows: () => Promise<void>) => it(sentence, shows, TEST_MS);
 
 describe('a vCPU whose thread is held beside KVM_RUN (kvm)', () => {
   const why = noCompiler ?? whyNot('kvm');
-  let folder = '';
+  let preload: Preload | undefined;
   beforeAll(() => {
     if (why !== undefined) return;
-    folder = mkdtempSync(join(tmpdir(), 'vmexit-late-'));
-    const source = fileURLToPath(new URL('../support/late-kvm.c', import.meta.url));
-    execFileSync('gcc', ['-shared', '-fPIC', '-o', join(folder, 'late-kvm.so'), source, '-ldl']);
-    execFileSync('mkfifo', [join(folder, 'at'), join(folder, 'go')]);
+    preload = new Preload('late-kvm');
+    execFileSync(
+      'mkfifo',
+      ['at', 'go'].map((name) => join(preload!.folder, name)),
+    );
   });
-  afterAll(() => {
-    if (folder !== '') rmSync(folder, { recursive: true });
-  });
+  afterAll(() => preload?.[Symbol.dispose]());
   const held = (sentence: string, name: string, result: unknown) =>
     it(sentence, { timeout: TEST_MS }, async (context) => {
       context.skip(why !== undefined, why);
-      const env = { ...process.env, LATE_KVM: folder, LD_PRELOAD: join(folder, 'late-kvm.so') };
+      const env = { ...preload!.env, LATE_KVM: preload!.folder };
       expect(await scenario('late-kvm.mjs', name, { env })).toEqual(result);
     });
 

@@ -3,14 +3,12 @@
  * what reaches the kernel, by a double of it.
  */
 import { execFileSync } from 'node:child_process';
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it as test } from 'vitest';
 import { loadNative } from '../../src/kvm/native.ts';
 import { type EncryptCommand, encryptCommands, type Struct, viewOf } from '../../src/uapi/index.ts';
 import { noAddon, noCompiler } from '../support/host.ts';
+import { Preload, support } from '../support/preload.ts';
 
 const commands = Object.entries(encryptCommands) as [string, EncryptCommand][];
 const LIST = 65_535;
@@ -26,7 +24,6 @@ interface Line {
   readonly error?: { code: string; message: string };
 }
 
-const support = (name: string) => fileURLToPath(new URL(`../support/${name}`, import.meta.url));
 const whyNot = noAddon ?? noCompiler;
 const it = (sentence: string, shows: () => void) =>
   test(sentence, (context) => {
@@ -61,16 +58,12 @@ it("the addon's table has the same commands as src/uapi, with the same structs a
 });
 
 describe('what reaches the kernel of a command', () => {
-  let folder: string;
+  let preload: Preload | undefined;
   const lines = new Map<string, Line>();
   const run = (status: number): Line[] => {
     const out = execFileSync(process.execPath, [support('encrypt-op.mjs'), String(status)], {
       encoding: 'utf8',
-      env: {
-        ...process.env,
-        LD_PRELOAD: join(folder, 'fake-kvm.so'),
-        FAKE_KVM_LOG: join(folder, 'log'),
-      },
+      env: { ...preload!.env, FAKE_KVM_LOG: join(preload!.folder, 'log') },
     });
     return out
       .trim()
@@ -80,14 +73,10 @@ describe('what reaches the kernel of a command', () => {
 
   beforeAll(() => {
     if (whyNot !== undefined) return;
-    folder = mkdtempSync(join(tmpdir(), 'vmexit-encrypt-op-'));
-    const library = join(folder, 'fake-kvm.so');
-    execFileSync('gcc', ['-shared', '-fPIC', '-o', library, support('fake-kvm.c'), '-ldl']);
+    preload = new Preload('fake-kvm');
     for (const line of run(0)) lines.set(line.name, line);
   });
-  afterAll(() => {
-    if (folder !== undefined) rmSync(folder, { recursive: true });
-  });
+  afterAll(() => preload?.[Symbol.dispose]());
 
   for (const [name, command] of commands) {
     it(`${name}: its struct with every pointer filled in, and back what was written there`, () => {
