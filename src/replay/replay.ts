@@ -1,16 +1,16 @@
 /** The replaying backend: it answers from a recording, and holds the VMM to what the recorded one did. */
 import type { Backend, BackendName, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
-import { type ErrorData, errorOf } from '../hypervisor/error-data.ts';
 import { type DialectName, dialects } from '../uapi/dialects.ts';
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
-import { decoded, encoded, fingerprint, HandleId, sameBytes, type Value } from './codec.ts';
-import { ReplayError, type ReplayFailure } from './errors.ts';
+import { decoded, fingerprint, HandleId, type Value } from './codec.ts';
+import type { ReplayError } from './errors.ts';
 import { Mapping, written } from './mapping.ts';
 import { fill } from './outcomes.ts';
 import { PageModel } from './page-model.ts';
-import { callbacks, type Entry, floating, type Kind, type Source } from './records.ts';
-import { argumentOf, describe, difference, discards, referenceOf, rows, touchesPages } from './waist.ts';
+import { type Answer, Playback } from './playback.ts';
+import type { Entry, Kind, Source } from './records.ts';
+import { argumentOf, discards, referenceOf, rows, touchesPages } from './waist.ts';
 
 const PAGE = 4096;
 
@@ -39,129 +39,47 @@ interface Opened {
   serve?: ((offset: number) => void) | undefined;
 }
 
-/** What a call has got: its result, and what else its record has. */
-interface Answer {
-  readonly result: Value;
-  readonly rest: readonly Value[];
-}
-
 /** How long the VMM may keep a replay waiting for its next call, in milliseconds. */
 export const STALL_MS = 30_000;
 
 export class Replayer {
-  readonly #source: Source;
-  readonly #stallMs: number;
+  readonly #playback: Playback;
   readonly #opened = new Map<number, Opened>();
   /** vCPUs and rings whose pages are looked at. */
   readonly #mapped = new Set<Opened>();
   /** Writes are coalesced. */
   #coalesces = false;
-  #next: Entry | undefined;
-  #sequence = 0;
-  /** Calls back that came before a call which the VMM has made already. */
-  readonly #late: Entry[] = [];
-  #scheduled = false;
-  #error: ReplayError | undefined;
-  /** What keeps the event loop alive, and tells of a VMM that does nothing. */
-  #stall: ReturnType<typeof setTimeout> | undefined;
-  #waiting = 0;
 
   constructor(source: Source, stallMs = STALL_MS) {
-    this.#source = source;
-    this.#stallMs = stallMs;
-    this.#advance();
+    this.#playback = new Playback(source, stallMs, {
+      nameOf: ({ id }) => this.#opened.get(id)?.name ?? `handle ${id}`,
+      apply: this.#apply,
+      callBack: this.#callBack,
+      stalled: this.#stalled,
+    });
   }
 
   /** The number of the last record that was replayed. */
   get position(): number {
-    return this.#next === undefined ? this.#sequence : this.#sequence - 1;
+    return this.#playback.position;
   }
   /** Whether all of it was replayed, but for what was closed. */
   get ended(): boolean {
-    this.#skip();
-    return this.#late.length === 0 && this.#next === undefined;
+    return this.#playback.ended;
   }
   get error(): ReplayError | undefined {
-    return this.#error;
+    return this.#playback.error;
   }
-
-  #advance(): void {
-    this.#next = this.#source.next();
-    if (this.#next !== undefined) this.#sequence++;
-  }
-  #skip(): void {
-    while (this.#next !== undefined && floating.has(this.#next.kind)) {
-      const entry = this.#next;
-      this.#advance();
-      if (entry.kind === 'mark') this.#answer(entry);
-    }
-  }
-  #nameOf = ({ id }: HandleId): string => this.#opened.get(id)?.name ?? `handle ${id}`;
-
-  #fail(failure: ReplayFailure, expected: string | undefined, came: string, how: string): ReplayError {
-    const place = { ended: 'ends after', stalled: 'waits at', diverged: 'diverges at', damaged: 'fails at' };
-    const what = `${place[failure]} record ${this.#sequence}`;
-    const message = `the replay ${what}: ${how}`;
-    this.#error ??= new ReplayError(failure, message, { sequence: this.#sequence, expected, came });
-    this.#wait(-this.#waiting);
-    return this.#error;
-  }
-  #over(came: string): ReplayError {
-    const why = this.#source.complete ? 'the recorded VMM ended there' : 'the recording was cut off there';
-    return this.#fail('ended', undefined, came, `${why}, and ${came} comes next`);
-  }
-
-  /** The record of the next call; what is to be called back before it is put by. */
-  #head(): Entry | undefined {
-    this.#skip();
-    while (this.#next !== undefined && callbacks.has(this.#next.kind)) {
-      this.#late.push(this.#next);
-      this.#advance();
-      this.#skip();
-    }
-    return this.#next;
-  }
-
-  /** Takes the record of this call. */
   #take(kind: Kind, given: readonly Value[]): Answer {
-    if (this.#error) throw this.#error;
-    const entry = this.#head();
-    const bytes = encoded(given);
-    const came = () => describe({ kind, given: bytes }, this.#nameOf);
-    if (entry === undefined) throw this.#over(came());
-    if (entry.kind !== kind || !sameBytes(entry.given, bytes)) throw this.#diverged(entry, kind, bytes);
-    this.#advance();
-    return this.#answer(entry);
+    return this.#playback.take(kind, given);
   }
 
-  #diverged(entry: Entry, kind: Kind, bytes: Uint8Array): ReplayError {
-    const expected = describe(entry, this.#nameOf);
-    const came = describe({ kind, given: bytes }, this.#nameOf);
-    if (expected !== came)
-      return this.#fail('diverged', expected, came, `the recording has ${expected}, and ${came} came`);
-    const [had, has] = difference(entry, bytes, this.#nameOf);
-    return this.#fail(
-      'diverged',
-      `${expected}: ${had}`,
-      `${came}: ${has}`,
-      `${expected} with ${had} is recorded, and with ${has} it came`,
-    );
-  }
-
-  /** What the record says that has come of the call, with its effects in place. */
-  #answer(entry: Entry): Answer {
-    const [threw, result, mapped = [], pages = [], ...rest] = decoded(entry.got);
-    this.#progress();
-    if (threw) throw errorOf(result as ErrorData);
-    this.#apply(mapped as Value[], pages as Value[]);
-    if (typeof rest[0] === 'bigint') {
-      const [vcpu] = decoded(entry.given) as [HandleId];
-      const opened = this.#opened.get(vcpu.id);
-      if (opened) opened.completed = rest[0];
-    }
-    return { result, rest };
-  }
-  #apply(mapped: readonly Value[], pages: readonly Value[]): void {
+  #apply = (
+    entry: Entry,
+    mapped: readonly Value[],
+    pages: readonly Value[],
+    [completed]: readonly Value[],
+  ): void => {
     for (const [id, ...changes] of mapped as (readonly [HandleId, ...Value[]])[])
       this.#opened.get(id.id)?.mapping?.apply(changes);
     for (const [id, ...changes] of pages as (readonly [number, ...Value[]])[]) {
@@ -175,48 +93,13 @@ export class Replayer {
         memory.set(bytes ?? opened.model.bytes(page), page * PAGE);
       }
     }
-  }
+    if (typeof completed !== 'bigint') return;
+    const [vcpu] = decoded(entry.given) as [HandleId];
+    const opened = this.#opened.get(vcpu.id);
+    if (opened) opened.completed = completed;
+  };
 
-  // The event loop
-
-  /** Sees to it that what is called back is called back, and that the event loop lives until then. */
-  #progress(): void {
-    if (this.#stall !== undefined) {
-      clearTimeout(this.#stall);
-      this.#stall = undefined;
-    }
-    this.#wait(0);
-    while (this.#next !== undefined && floating.has(this.#next.kind) && this.#next.kind !== 'mark')
-      this.#advance();
-    const kind = this.#next?.kind;
-    // What others have written is there once the VMM's own turn is over.
-    const isNext = this.#late.length > 0 || (kind !== undefined && (callbacks.has(kind) || kind === 'mark'));
-    if (!isNext || this.#scheduled) return;
-    this.#scheduled = true;
-    soon(this.#deliver);
-  }
-  #wait(more: number): void {
-    this.#waiting += more;
-    if (this.#waiting > 0) this.#stall ??= setTimeout(this.#stalled, this.#stallMs);
-    else {
-      clearTimeout(this.#stall);
-      this.#stall = undefined;
-    }
-  }
   #stalled = (): void => {
-    this.#stall = undefined;
-    if (this.#error) return;
-    this.#skip();
-    if (this.#next === undefined) this.#over('the end of a run');
-    else {
-      const expected = describe(this.#next, this.#nameOf);
-      this.#fail(
-        'stalled',
-        expected,
-        'nothing',
-        `${expected} is recorded, and the VMM has made no call for ${this.#stallMs / 1000} s`,
-      );
-    }
     for (const opened of this.#opened.values()) {
       if (!opened.running) continue;
       opened.running = false;
@@ -224,21 +107,7 @@ export class Replayer {
     }
   };
 
-  #deliver = (): void => {
-    this.#scheduled = false;
-    if (this.#error) return;
-    this.#skip();
-    let entry = this.#late.shift();
-    if (entry === undefined && this.#next !== undefined && callbacks.has(this.#next.kind)) {
-      entry = this.#next;
-      this.#advance();
-    }
-    if (entry === undefined) return;
-    const { result } = this.#answer(entry);
-    this.#callBack(entry, result);
-  };
-
-  #callBack(entry: Entry, result: Value): void {
+  #callBack = (entry: Entry, result: Value): void => {
     const [id, name] = decoded(entry.given) as [HandleId, string];
     const opened = this.#opened.get(id.id);
     if (opened === undefined) return;
@@ -249,10 +118,10 @@ export class Replayer {
       observer?.[name]?.(...(result as Value[]));
     } else if (opened.running) {
       opened.running = false;
-      this.#wait(-1);
+      this.#playback.wait(-1);
       opened.done?.(result as number);
     }
-  }
+  };
 
   // The waist
 
@@ -319,7 +188,7 @@ export class Replayer {
       return memoryOf(opened);
     }
     // Its size is in the record, and has to be there before the contents are put in place.
-    const next = this.#head();
+    const next = this.#playback.head();
     if (opened.mapping === undefined && next?.kind === 'bytes') {
       opened.mapping = new Mapping(new Uint8Array(decoded(next.got)[1] as number));
       this.#mapped.add(opened);
@@ -333,7 +202,7 @@ export class Replayer {
     this.#take('runner', [opened.id]);
     return () => {
       if (opened.closed) return -Errno.EBADF;
-      const isTold = this.#head()?.kind === 'runBegin';
+      const isTold = this.#playback.head()?.kind === 'runBegin';
       const begun = this.#take(isTold ? 'runBegin' : 'run', [opened.id, this.#written(opened)]);
       return (isTold ? this.#toldRun(opened) : begun.result) as number;
     };
@@ -341,14 +210,14 @@ export class Replayer {
   /** Observers are told inside of it. */
   #toldRun(opened: Opened): Value {
     try {
-      while (this.#next?.kind === 'observed' || this.#next?.kind === 'ownAccess') {
-        const entry = this.#next;
-        this.#advance();
-        this.#callBack(entry, this.#answer(entry).result);
+      while (this.#playback.next?.kind === 'observed' || this.#playback.next?.kind === 'ownAccess') {
+        const entry = this.#playback.next;
+        this.#playback.advance();
+        this.#callBack(entry, this.#playback.answer(entry).result);
       }
     } catch (error) {
       // The recorded one has thrown here too, or this one has gone another way.
-      if ((this.#next?.kind as Kind | undefined) === 'runEnd') this.#advance();
+      if ((this.#playback.next?.kind as Kind | undefined) === 'runEnd') this.#playback.advance();
       throw error;
     }
     return this.#take('runEnd', [opened.id]).result;
@@ -364,8 +233,8 @@ export class Replayer {
       const result = this.#take('start', given).result as number;
       if (result === 0) {
         opened.running = true;
-        this.#wait(1);
-        this.#progress();
+        this.#playback.wait(1);
+        this.#playback.progress();
       }
       return result;
     };
@@ -380,11 +249,11 @@ export class Replayer {
 
   backend(): Backend {
     const id = this.#id;
-    const { head } = this.#source;
+    const { head } = this.#playback.source;
     const has = (name: string) => head.has.includes(name);
     // The recorder has refused them: whoever calls has diverged.
     const none = (name: string) => (): never => {
-      throw this.#error ?? this.#fail('diverged', undefined, name, `${name}() is in no recording`);
+      throw this.error ?? this.#playback.fail('diverged', undefined, name, `${name}() is in no recording`);
     };
     const plain = this.#plain;
     return {
@@ -443,7 +312,7 @@ export class Replayer {
           const opened = this.#of(eventFd);
           const result = plain('watch', opened.id, callback !== undefined);
           if (result >= 0) {
-            this.#wait((callback ? 1 : 0) - (opened.ready ? 1 : 0));
+            this.#playback.wait((callback ? 1 : 0) - (opened.ready ? 1 : 0));
             opened.ready = callback;
           }
           return result;
@@ -482,14 +351,14 @@ export class Replayer {
           this.#of(memory).serve = serve;
         },
       }),
-      mark: () => this.#skip(),
+      mark: () => this.#playback.skip(),
       input: <T>(name: string, _read: () => T): T => this.#take('input', [name]).result as T,
       close: (handle) => {
         const opened = this.#of(handle);
         if (opened.closed) return;
         opened.closed = true;
         this.#mapped.delete(opened);
-        if (opened.ready) this.#wait(-1);
+        if (opened.ready) this.#playback.wait(-1);
         opened.ready = undefined;
         if (opened.size > 0) delete opened.memory;
       },
@@ -497,8 +366,7 @@ export class Replayer {
   }
 
   close(): void {
-    this.#wait(-this.#waiting);
-    this.#source.close();
+    this.#playback.close();
   }
 }
 
@@ -511,9 +379,3 @@ function punch(opened: Opened, offset: number, size: number): void {
   memoryOf(opened).fill(0, offset, offset + size);
   opened.model.punch(offset, size);
 }
-
-/** From the event loop. A browser has no setImmediate(). */
-const soon = (call: () => void): void => {
-  if ('setImmediate' in globalThis) setImmediate(call);
-  else setTimeout(call, 0);
-};
