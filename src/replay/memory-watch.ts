@@ -7,7 +7,7 @@ import type { Backend, Handle, Reference } from '../hypervisor/backend.ts';
 import { Cap } from '../uapi/cap.ts';
 import { DirtyLog, MemFlag } from '../uapi/constants.ts';
 import { Errno } from '../uapi/errno.ts';
-import { ioctls } from '../uapi/ioctls.ts';
+import { type Ioctl, ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
 import { kvm_clear_dirty_log, kvm_dirty_log, kvm_enable_cap } from '../uapi/structs.ts';
 import type { Value } from './codec.ts';
@@ -34,6 +34,12 @@ export interface Watched {
   shared: boolean;
   /** To be looked at: the log that told of them is empty by now. */
   readonly pending: Set<number>;
+}
+
+/** What a slot has its pages in, and from where on. */
+export interface Behind {
+  readonly memory: Watched;
+  readonly offset: number;
 }
 
 interface WatchedSlot {
@@ -124,13 +130,37 @@ export class MemoryWatch {
     slot.logged = this.#backend.ioctl(slot.vm.handle, slot.request, argument, slot.references) === 0;
   }
 
-  /** KVM_SET_USER_MEMORY_REGION and its successor, as the VMM has made it. */
-  setRegion(
+  /** An ioctl of the VMM's. Where there are others of this one's, it finds what it would find without. */
+  issue(
+    vm: WatchedVm,
+    row: Ioctl | undefined,
+    request: number,
+    argument: Uint8Array,
+    references: readonly Reference[],
+    behind: Behind | undefined,
+  ): number {
+    const [bitmap] = references;
+    switch (row) {
+      case ioctls.KVM_SET_USER_MEMORY_REGION:
+      case ioctls.KVM_SET_USER_MEMORY_REGION2:
+        return this.#setRegion(vm, request, argument, references, behind);
+      case ioctls.KVM_GET_DIRTY_LOG:
+        if (bitmap instanceof Uint8Array) return this.#getLog(vm, argument, bitmap);
+        break;
+      case ioctls.KVM_CLEAR_DIRTY_LOG:
+        if (bitmap instanceof Uint8Array) return this.#clearLog(vm, argument, bitmap);
+    }
+    const result = this.#backend.ioctl(vm.handle, request, argument, references);
+    if (row === ioctls.KVM_ENABLE_CAP && result >= 0) this.#enabled(vm, argument);
+    return result;
+  }
+
+  #setRegion(
     vm: WatchedVm,
     request: number,
     argument: Uint8Array,
     references: readonly Reference[],
-    behind: { readonly memory: Watched; readonly offset: number } | undefined,
+    behind: Behind | undefined,
   ): number {
     const view = viewOf(argument);
     const number = view.getUint32(REGION.SLOT, true);
@@ -161,16 +191,14 @@ export class MemoryWatch {
     return result;
   }
 
-  /** After KVM_ENABLE_CAP. */
-  enabled(vm: WatchedVm, argument: Uint8Array): void {
+  #enabled(vm: WatchedVm, argument: Uint8Array): void {
     const { cap, args } = kvm_enable_cap.decode(argument);
     if (RINGS.includes(cap)) vm.rings = true;
     if (cap === Cap.MANUAL_DIRTY_LOG_PROTECT2)
       vm.manual = ((args[0] ?? 0n) & BigInt(DirtyLog.MANUAL_PROTECT_ENABLE)) !== 0n;
   }
 
-  /** KVM_GET_DIRTY_LOG of the VMM's. */
-  getLog(vm: WatchedVm, argument: Uint8Array, bitmap: Uint8Array): number {
+  #getLog(vm: WatchedVm, argument: Uint8Array, bitmap: Uint8Array): number {
     const slot = vm.slots.get(kvm_dirty_log.decode(argument).slot);
     if (slot?.logged && !slot.asked) return -Errno.ENOENT;
     const result = this.#backend.ioctl(vm.handle, ioctls.KVM_GET_DIRTY_LOG.request, argument, [bitmap]);
@@ -180,8 +208,7 @@ export class MemoryWatch {
     if (!vm.manual) slot.owed.fill(0);
     return result;
   }
-  /** KVM_CLEAR_DIRTY_LOG of the VMM's. */
-  clearLog(vm: WatchedVm, argument: Uint8Array, bitmap: Uint8Array): number {
+  #clearLog(vm: WatchedVm, argument: Uint8Array, bitmap: Uint8Array): number {
     const { slot: number, firstPage, numPages } = kvm_clear_dirty_log.decode(argument);
     const slot = vm.slots.get(number);
     if (slot?.logged && !slot.asked) return -Errno.ENOENT;

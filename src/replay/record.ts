@@ -5,15 +5,14 @@
 import type { Backend, Handle, Observer, Reference, Starter } from '../hypervisor/backend.ts';
 import { isHandle } from '../hypervisor/backend.ts';
 import { dataOf } from '../hypervisor/error-data.ts';
-import type { Ioctl } from '../uapi/ioctls.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { encoded, fingerprint, HandleId, type Value } from './codec.ts';
 import { unrecordable } from './errors.ts';
 import { Mapping, written } from './mapping.ts';
-import { MemoryWatch, type Watched, type WatchedRing, type WatchedVm } from './memory-watch.ts';
+import { type Behind, MemoryWatch, type Watched, type WatchedRing, type WatchedVm } from './memory-watch.ts';
 import { answers } from './outcomes.ts';
 import type { Kind, Sink } from './records.ts';
-import { argumentOf, discards, referenceOf, refusal, rows, touchesPages } from './waist.ts';
+import { argumentOf, discards, observerNames, referenceOf, refusal, rows, touchesPages } from './waist.ts';
 
 /** What a handle of the recorded backend is here. */
 interface Opened {
@@ -51,7 +50,8 @@ class Recorder {
   readonly #mapped = new Set<Opened>();
   #handles = 0;
   #open = 0;
-  #told = 0;
+  /** Of what VMM is told in the middle of a run. */
+  readonly #told = new Set<number>();
   #ended = false;
   readonly #zones = new Set<WatchedVm>();
 
@@ -129,7 +129,11 @@ class Recorder {
     const touched = touchesPages(row) ? this.#pagesOf(opened) : [];
     const written = touched.flatMap((vcpu) => this.#written(vcpu));
     const given = [opened.id, request, argumentOf(row, argument), references.map(this.#reference), written];
-    const act = () => this.#issue(opened, row, request, argument, references);
+    const bytes = argument instanceof Uint8Array ? argument : undefined;
+    const act = () =>
+      opened.vm && bytes
+        ? this.#watch.issue(opened.vm, row, request, bytes, references, this.#behind(references))
+        : this.#inner.ioctl(handle, request, argument, references);
     return this.#call('ioctl', given, act, (result) => [
       result,
       touched.flatMap((vcpu) => this.#written(vcpu)),
@@ -142,32 +146,11 @@ class Recorder {
     return [...this.#mapped].filter(({ vcpuOf, running }) => vcpuOf === opened.vm && !running);
   }
   #reference = (reference: Reference): Value => referenceOf(reference, this.#id);
-
-  /** Where the recorder has ioctls of its own, the VMM's find what they would find without. */
-  #issue(
-    { handle, vm }: Opened,
-    row: Ioctl | undefined,
-    request: number,
-    argument: number | bigint | Uint8Array | undefined,
-    references: readonly Reference[],
-  ): number {
-    const bytes = argument instanceof Uint8Array ? argument : undefined;
-    if (vm === undefined || bytes === undefined)
-      return this.#inner.ioctl(handle, request, argument, references);
-    const [first] = references;
-    if (row === ioctls.KVM_SET_USER_MEMORY_REGION || row === ioctls.KVM_SET_USER_MEMORY_REGION2) {
-      const place = first && 'memory' in first ? first : undefined;
-      const memory = place && this.#of(place.memory).memory;
-      const behind = memory && { memory, offset: place.offset };
-      return this.#watch.setRegion(vm, request, bytes, references, behind);
-    }
-    if (row === ioctls.KVM_GET_DIRTY_LOG && first instanceof Uint8Array)
-      return this.#watch.getLog(vm, bytes, first);
-    if (row === ioctls.KVM_CLEAR_DIRTY_LOG && first instanceof Uint8Array)
-      return this.#watch.clearLog(vm, bytes, first);
-    const result = this.#inner.ioctl(handle, request, bytes, references);
-    if (row === ioctls.KVM_ENABLE_CAP && result >= 0) this.#watch.enabled(vm, bytes);
-    return result;
+  /** The memory of a slot. */
+  #behind([place]: readonly Reference[]): Behind | undefined {
+    if (!place || !('memory' in place)) return undefined;
+    const { memory } = this.#of(place.memory);
+    return memory && { memory, offset: place.offset };
   }
 
   /** A coalesced ring is one page for all vCPUs of the VM, which a replay could not give to several. */
@@ -221,18 +204,13 @@ class Recorder {
 
   #runner = (vcpu: Handle): ((timeoutMs?: number) => number) => {
     const opened = this.#of(vcpu);
-    const run = this.#call(
-      'runner',
-      [opened.id],
-      () => this.#inner.runner(vcpu),
-      () => [],
-    );
+    const run = this.#silent('runner', [opened.id], () => this.#inner.runner(vcpu));
     return (timeoutMs) => {
       this.#findRing(opened);
       const given = [opened.id, this.#written(opened)];
       const act = () => (timeoutMs === undefined ? run() : run(timeoutMs));
       const tell = (result: number): Got => [result, ...this.#effects(opened), timeoutMs];
-      if (this.#told === 0) return this.#call('run', given, act, tell);
+      if (this.#told.size === 0) return this.#call('run', given, act, tell);
       this.#add('runBegin', encoded(given), []);
       return this.#call('runEnd', [opened.id], act, tell);
     };
@@ -245,12 +223,7 @@ class Recorder {
       this.#add('done', encoded([opened.id]), [false, result, ...this.#effects(opened)]);
       done(result);
     };
-    const starter = this.#call(
-      'starter',
-      [opened.id],
-      () => this.#inner.starter(vcpu, finished),
-      () => [],
-    );
+    const starter = this.#silent('starter', [opened.id], () => this.#inner.starter(vcpu, finished));
     const start = (timeoutMs?: number, ends?: boolean): number => {
       this.#findRing(opened);
       const given = [opened.id, opened.running ? [] : this.#written(opened)];
@@ -276,50 +249,23 @@ class Recorder {
     vcpu.ring = { vm: vcpu.vcpuOf, words: new Int32Array(buffer, byteOffset, length / 4), at: 0 };
   }
 
-  #observe = (vcpu: Handle, observer: Observer | undefined): void => {
-    const { id } = this.#of(vcpu);
-    const inner = this.#inner;
-    const names = (['instruction', 'secondStage', 'exception', 'lacking'] as const).filter(
-      (name) => observer?.[name] !== undefined,
-    );
-    const wrapped = Object.fromEntries(
-      names.map((name) => [
-        name,
-        (...args: Value[]) => {
-          // Of an instruction's bytes, a copy: they are the simulator's.
-          this.#add('observed', encoded([id, name]), [false, args, [], [], inner.completed?.(vcpu)]);
-          (observer![name] as (...args: Value[]) => void)(...args);
-        },
-      ]),
-    );
-    this.#told += (observer ? 1 : 0) - (this.#observed.has(id.id) ? 1 : 0);
-    if (observer) this.#observed.add(id.id);
-    else this.#observed.delete(id.id);
-    this.#call(
-      'observe',
-      [id, names],
-      () => inner.observe!(vcpu, observer && (wrapped as Observer)),
-      () => [],
-    );
-  };
-  readonly #observed = new Set<number>();
-
-  #ownAccesses = (memory: Handle, serve: ((offset: number) => void) | undefined): void => {
-    const { id } = this.#of(memory);
-    const wrapped = (offset: number): void => {
-      this.#add('ownAccess', encoded([id]), [false, [offset]]);
-      serve!(offset);
-    };
-    this.#told += (serve ? 1 : 0) - (this.#observed.has(id.id) ? 1 : 0);
-    if (serve) this.#observed.add(id.id);
-    else this.#observed.delete(id.id);
-    this.#call(
-      'ownAccesses',
-      [id, serve !== undefined],
-      () => this.#inner.ownAccesses!(memory, serve && wrapped),
-      () => [],
-    );
-  };
+  /** Counts who is told in the middle of runs. */
+  #tells<T>(handle: Handle, told: T | undefined): T | undefined {
+    if (told) this.#told.add(this.#id(handle).id);
+    else this.#told.delete(this.#id(handle).id);
+    return told;
+  }
+  #observer(vcpu: Handle, observer: Observer, names: readonly (keyof Observer)[]): Observer {
+    const id = this.#id(vcpu);
+    const told =
+      (name: keyof Observer) =>
+      (...args: Value[]) => {
+        // Of an instruction's bytes, a copy: they are the simulator's.
+        this.#add('observed', encoded([id, name]), [false, args, [], [], this.#inner.completed?.(vcpu)]);
+        (observer[name] as (...args: Value[]) => void)(...args);
+      };
+    return Object.fromEntries(names.map((name) => [name, told(name)])) as Observer;
+  }
 
   #close = (handle: Handle): void => {
     const opened = this.#opened.get(handle);
@@ -334,9 +280,13 @@ class Recorder {
     this.#sink.end();
   };
 
-  /** A call whose arguments are handles and plain values, and whose result is a number. */
-  #plain(kind: Kind, given: readonly Value[], act: () => number): number {
+  /** A call whose arguments are handles and plain values, and whose result is one. */
+  #plain<T extends Value>(kind: Kind, given: readonly Value[], act: () => T): T {
     return this.#call(kind, given, act, (result) => [result]);
+  }
+  /** A call that gives nothing, or what a record cannot have. */
+  #silent<T>(kind: Kind, given: readonly Value[], act: () => T): T {
+    return this.#call(kind, given, act, () => []);
   }
 
   backend(): Backend {
@@ -477,46 +427,42 @@ class Recorder {
       runner: this.#runner,
       starter: this.#starter,
       kickId: (vcpu) => this.#plain('kickId', [id(vcpu)], () => inner.kickId(vcpu)),
-      kick: (number) =>
-        this.#call(
-          'kick',
-          [number],
-          () => inner.kick(number),
-          (there) => [there],
-        ),
+      kick: (number) => this.#plain('kick', [number], () => inner.kick(number)),
       pause: (number, acknowledged) =>
-        this.#call(
-          'pause',
-          [number, id(acknowledged)],
-          () => inner.pause(number, acknowledged),
-          (is) => [is],
-        ),
-      resume: (number) =>
-        this.#call(
-          'resume',
-          [number],
-          () => inner.resume(number),
-          (is) => [is],
-        ),
-      stop: (number) =>
-        this.#call(
-          'stop',
-          [number],
-          () => inner.stop(number),
-          (there) => [there],
-        ),
+        this.#plain('pause', [number, id(acknowledged)], () => inner.pause(number, acknowledged)),
+      resume: (number) => this.#plain('resume', [number], () => inner.resume(number)),
+      stop: (number) => this.#plain('stop', [number], () => inner.stop(number)),
       // It changes in runs and where observers are told, and is in their records.
       ...(inner.completed && { completed: (vcpu) => inner.completed!(vcpu) }),
-      ...(inner.observe && { observe: this.#observe }),
-      ...(inner.ownAccesses && { ownAccesses: this.#ownAccesses }),
+      ...(inner.observe && {
+        observe: (vcpu, observer) => {
+          const names = observerNames(observer);
+          const told = this.#tells(vcpu, observer && this.#observer(vcpu, observer, names));
+          this.#silent('observe', [id(vcpu), names], () => inner.observe!(vcpu, told));
+        },
+      }),
+      ...(inner.ownAccesses && {
+        ownAccesses: (memory, serve) => {
+          const told = this.#tells(
+            memory,
+            serve &&
+              ((offset: number) => {
+                this.#add('ownAccess', encoded([id(memory)]), [false, [offset]]);
+                serve(offset);
+              }),
+          );
+          this.#silent('ownAccesses', [id(memory), serve !== undefined], () =>
+            inner.ownAccesses!(memory, told),
+          );
+        },
+      }),
       mark: (memory, offset, size) => {
         const { memory: watched } = this.#of(memory);
         if (watched === undefined) return;
         const told = this.#watch.range(watched, offset, size);
         this.#add('mark', encoded([id(memory), offset, size]), [false, undefined, [], told]);
       },
-      input: <T>(name: string, read: () => T): T =>
-        this.#call('input', [name], read, (value) => [value as Value]),
+      input: <T>(name: string, read: () => T): T => this.#plain('input', [name], read as () => Value) as T,
       close: this.#close,
     };
   }

@@ -10,7 +10,7 @@ import { fill } from './outcomes.ts';
 import { PageModel } from './page-model.ts';
 import { type Answer, Playback } from './playback.ts';
 import type { Entry, Kind, Source } from './records.ts';
-import { argumentOf, discards, referenceOf, rows, touchesPages } from './waist.ts';
+import { argumentOf, discards, observerNames, referenceOf, rows, touchesPages } from './waist.ts';
 
 const PAGE = 4096;
 
@@ -338,10 +338,7 @@ export class Replayer {
       }),
       ...(has('observe') && {
         observe: (vcpu, observer) => {
-          const names = (['instruction', 'secondStage', 'exception', 'lacking'] as const).filter(
-            (name) => observer?.[name] !== undefined,
-          );
-          this.#take('observe', [id(vcpu), names]);
+          this.#take('observe', [id(vcpu), observerNames(observer)]);
           this.#of(vcpu).observer = observer;
         },
       }),

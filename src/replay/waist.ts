@@ -1,5 +1,5 @@
 /** What recorder and replay know of the calls at the waist: how arguments lie in a record, and what is refused. */
-import type { Handle, Reference } from '../hypervisor/backend.ts';
+import type { Handle, Observer, Reference } from '../hypervisor/backend.ts';
 import { type Ioctl, ioctls } from '../uapi/ioctls.ts';
 import { EXIT_OFFSET, kvm_run } from '../uapi/kvm-run.ts';
 import { viewOf } from '../uapi/layout.ts';
@@ -31,6 +31,12 @@ const touching: ReadonlySet<Ioctl | undefined> = new Set<Ioctl>([
 ]);
 /** Whether the ioctl changes a kvm_run or a ring. */
 export const touchesPages = (row: Ioctl | undefined): boolean => touching.has(row);
+
+/** What an observer is told of. */
+export const observerNames = (observer: Observer | undefined): (keyof Observer)[] =>
+  (['instruction', 'secondStage', 'exception', 'lacking'] as const).filter(
+    (name) => observer?.[name] !== undefined,
+  );
 
 const FALLOC_PUNCH_HOLE = 2;
 const MADV_REMOVE = 9;
