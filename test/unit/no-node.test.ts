@@ -43,6 +43,7 @@ const replay = [
   'memory-watch',
   'outcomes',
   'page-model',
+  'playback',
   'record',
   'records',
   'replay',
