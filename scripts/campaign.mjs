@@ -4,9 +4,10 @@
 //   node scripts/campaign.mjs [--only STEP]... [--calls N] [--each N] [--seed N] [--boots N]
 //
 // --calls are all hostile calls together; --each is how many each of the addon's functions has at least, which takes longer.
-// Each step runs to its end whatever became of those before it; the last lines tell which failed. Stopping it keeps
-// nothing: a step can be run alone. Needs a compiler, and what the lab needs.
-import { spawnSync } from 'node:child_process';
+// Each step runs to its end whatever became of those before it; the last lines tell which failed. What is stopped (Ctrl-C)
+// ends the step in progress and tells of those before it. A step can be run alone. Needs a compiler, and what the lab needs.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
 import { accessSync, constants } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -26,21 +27,29 @@ const { values } = parseArgs({
 });
 const { calls, each, seed, boots } = values;
 
+function hasKvm() {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 const node = (...args) => [process.execPath, ...args];
 const storm = node('--expose-gc', 'test/faults/hostile-native.mjs', seed, calls, '-', each);
 const sanitizers = (name) =>
   node('test/faults/sanitizers.mjs', '--sanitizer', name, '--calls', calls, '--seed', seed);
 
-/** What each does, how it is started, and after how many minutes it is ended; `kvm`: it needs one on this host. */
+/** What each does, how it is started, and after how many minutes it is ended. */
 const STEPS = {
   'hostile-here': {
-    about: `${calls} hostile calls on this host's KVM`,
+    about: `hostile calls on this host, of ${hasKvm() ? 'its KVM' : 'what needs no KVM: it has none'}`,
     command: storm,
     limit: 240,
-    kvm: true,
   },
   'hostile-lab': {
-    about: `${calls} hostile calls in the lab`,
+    about: 'hostile calls in the lab',
     command: node('dist/cli/main.js', 'lab', 'run', '--timeout', String(600 * 60), '--', ...storm),
     limit: 600,
   },
@@ -80,32 +89,62 @@ if (values.help || unknown !== undefined) {
   process.exit(unknown === undefined ? 0 : 2);
 }
 
-function hasKvm() {
-  try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK);
-    return true;
-  } catch {
-    return false;
-  }
+const STOPS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 };
+/** What is still there so long after a step was told to end is killed. */
+const GRACE_MS = 30_000;
+
+let stopped;
+let running;
+
+/** A step with all that it has started: the terminal's signals reach it by here alone. */
+function end(signal) {
+  const { pid } = running;
+  const send = (which) => {
+    try {
+      process.kill(-pid, which);
+    } catch {
+      // It has ended meanwhile.
+    }
+  };
+  send(signal);
+  return setTimeout(() => send('SIGKILL'), GRACE_MS);
+}
+
+for (const signal of Object.keys(STOPS)) {
+  process.on(signal, () => {
+    stopped ??= signal;
+    if (running) end(signal).unref();
+  });
+}
+
+/** Runs a step; how it ended. */
+async function run({ command, limit }) {
+  running = spawn(command[0], command.slice(1), {
+    cwd: root,
+    stdio: ['ignore', 'inherit', 'inherit'],
+    detached: true,
+  });
+  let late;
+  const timer = setTimeout(() => {
+    late = end('SIGTERM');
+  }, limit * MINUTES);
+  const [status, signal] = await once(running, 'close');
+  running = undefined;
+  clearTimeout(timer);
+  clearTimeout(late);
+  return late ? 'its time limit' : (status ?? signal);
 }
 
 const results = [];
 for (const [index, name] of names.entries()) {
-  const { about, command, limit, kvm } = STEPS[name];
-  process.stdout.write(`campaign: step ${index + 1} of ${names.length}, ${name}: ${about}\n`);
-  if (kvm && !hasKvm()) {
-    results.push([name, 'left out: this host has no KVM']);
-    continue;
-  }
+  if (stopped) break;
+  process.stdout.write(`campaign: step ${index + 1} of ${names.length}, ${name}: ${STEPS[name].about}\n`);
   const started = Date.now();
-  const { status, signal, error } = spawnSync(command[0], command.slice(1), {
-    cwd: root,
-    stdio: 'inherit',
-    timeout: limit * MINUTES,
-  });
+  const how = await run(STEPS[name]);
   const minutes = ((Date.now() - started) / MINUTES).toFixed(1);
-  const end = status === 0 ? 'well' : `FAILED with ${error?.code ?? status ?? signal}`;
-  results.push([name, `${end}, ${minutes} min`]);
-  if (status !== 0) process.exitCode = 1;
+  if (stopped) results.push([name, `stopped, ${minutes} min`]);
+  else results.push([name, `${how === 0 ? 'well' : `FAILED with ${how}`}, ${minutes} min`]);
+  if (how !== 0) process.exitCode = 1;
 }
 for (const [name, result] of results) process.stdout.write(`campaign: ${name}: ${result}\n`);
+if (stopped) process.exitCode = STOPS[stopped];

@@ -3,8 +3,9 @@
 //
 //   node --expose-gc hostile-native.mjs SEED CALLS [LOG|- [EACH]]
 //
-// It goes on until each function has had EACH calls (0 without it). LOG always holds the call in progress: the last line of a process that died. VMEXIT_ADDON names another build of
-// the addon (a sanitizer's).
+// It goes on until each function has had EACH calls (0 without it). LOG always holds the call in progress: the last line of a
+// process that died. How far it is comes to stderr each half minute. SIGINT ends it early: it prints what it has, with status
+// 130. VMEXIT_ADDON names another build of the addon (a sanitizer's).
 import { openSync, readdirSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
@@ -81,9 +82,17 @@ const forgetClosed = (handle) => {
   }
 };
 
-/** A VM with RAM full of random code, a vCPU, and what else this KVM allows. */
+/** A VM with RAM full of random code, a vCPU, and what else this KVM allows. Without a KVM, what needs none. */
 function furnish() {
   const system = open.system[0] ?? keep('system', native.open('/dev/kvm'));
+  if (system !== undefined) furnishVm(system);
+  keep('reservation', native.reserve(16 * PAGE));
+  paged = native.allocate(16 * PAGE);
+  keep('userfaultfd', native.userfaultfd(paged));
+  keep('eventfd', native.eventfd(0, false));
+}
+
+function furnishVm(system) {
   if (open.vm.length > 3) discard('vm', 0);
   const vm = keep('vm', native.create(system, request('KVM_CREATE_VM'), chance(0.2) ? below(6) : 0));
   if (vm === undefined) return;
@@ -104,10 +113,6 @@ function furnish() {
   new DataView(wanted.buffer).setBigUint64(0, BigInt(16 * PAGE), true);
   new DataView(wanted.buffer).setBigUint64(8, BigInt(choice([0, 0, 3])), true);
   keep('gmem', native.create(vm, request('KVM_CREATE_GUEST_MEMFD'), wanted));
-  keep('reservation', native.reserve(16 * PAGE));
-  paged = native.allocate(16 * PAGE);
-  keep('userfaultfd', native.userfaultfd(paged));
-  keep('eventfd', native.eventfd(0, false));
   while (open.functions.length > 8) open.functions.shift();
 }
 
@@ -277,7 +282,13 @@ const tick = () => {
 };
 // Callbacks are anything that can be called: what they throw is theirs, and comes as from any callback.
 let uncaught = 0;
-process.on('uncaughtException', () => uncaught++);
+process.on('uncaughtException', (error, origin) => {
+  uncaught++;
+  if (origin === 'uncaughtException') return;
+  // This program's own, as none of the addon's promises is rejected.
+  process.stderr.write(`${error?.stack}\n`);
+  process.exit(1);
+});
 
 const pageOffsets = [0, PAGE, 15 * PAGE, 16 * PAGE, 1, 2 ** 52];
 
@@ -512,15 +523,38 @@ function attempt(name) {
   }
 }
 
+const callsOf = (name) => byName[name] ?? 0;
 /** A function that has not had its calls yet. */
-const behind = () => names.find((name) => (byName[name] ?? 0) < Number(EACH));
+const behind = () => names.find((name) => callsOf(name) < Number(EACH));
 
-for (let i = 0, next; count.calls < Number(CALLS) || next !== undefined; i++) {
+const PROGRESS_MS = 30_000;
+let told = performance.now();
+let before = 0;
+function tellProgress() {
+  const now = performance.now();
+  if (now - told < PROGRESS_MS) return;
+  const rate = Math.round(((count.calls - before) * 1000) / (now - told));
+  const wanting = names.filter((name) => callsOf(name) < Number(EACH));
+  const left = wanting.reduce((sum, name) => sum + Number(EACH) - callsOf(name), 0);
+  const each =
+    wanting.length > 0 ? `; ${left} more to go for ${wanting.length} of ${names.length} functions` : '';
+  process.stderr.write(`hostile: ${count.calls} calls, ${rate} a second${each}\n`);
+  told = now;
+  before = count.calls;
+}
+
+let interrupted = false;
+process.once('SIGINT', () => {
+  interrupted = true;
+});
+
+for (let i = 0, next = behind(); !interrupted && (count.calls < Number(CALLS) || next !== undefined); i++) {
   if (i % 400 === 0) furnish();
   if (i % 5000 === 0) globalThis.gc?.();
   if (i % 1000 === 0) {
     // Finalizers and the ends of detached buffers come with the event loop.
     await new Promise((resolve) => setImmediate(resolve));
+    tellProgress();
   }
   bound();
   if (i % 100 === 0) next = behind();
@@ -547,3 +581,4 @@ process.stdout.write(
     maxRssMiB: process.resourceUsage().maxRSS >> 10,
   })}\n`,
 );
+if (interrupted) process.exitCode = 130;

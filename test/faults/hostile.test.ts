@@ -4,13 +4,13 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect } from 'vitest';
 import { onKvm as test } from '../support/host.ts';
-import { inLab } from '../support/limits.ts';
+import { inLab, PATIENCE } from '../support/limits.ts';
 import { node, pathOf, scenario } from './child.ts';
 
 const CALLS = inLab ? 10_000 : 100_000;
 const SEED = process.env.VMEXIT_SEED ?? '1';
 /** Of the long ones. */
-const LIMIT_MS = 900_000;
+const LIMIT_MS = 900_000 * PATIENCE;
 
 const run = (name: string) => scenario('hostile.mjs', name);
 

@@ -36,6 +36,7 @@ const SUITES = [
   ...[
     'threads',
     'vcpu-threads',
+    'vcpu-races',
     'lifetime',
     'endings',
     'exhaustion',
@@ -62,8 +63,12 @@ const INSTRUMENTED = {
   napi_register_module_v1: 'instrumented_register_module',
 };
 
-/** How long one place may take with one sanitizer, in ms. */
-const TIME_LIMIT_MS = 120 * 60_000;
+/** How long one suite may take, and one place with one sanitizer, in ms. */
+const SUITE_LIMIT_MS = 60 * 60_000;
+const TIME_LIMIT_MS = 240 * 60_000;
+
+/** By how much longer the tests' watchdogs wait: test/support/limits.ts. */
+const PATIENCE = { address: 2, thread: 4 };
 
 const say = (text) => process.stdout.write(`sanitizers: ${text}\n`);
 
@@ -106,12 +111,17 @@ function environment(name, { reports, calls }) {
     .map((line) => /^(\w+)\s+(\S+)/.exec(line))
     .filter((match) => match?.[1] === name)
     .map((match) => match[2]);
+  const suppressions = join(parts, `${name}.suppressions`);
+  if (existsSync(suppressions)) options.push(`suppressions=${suppressions}`);
   const text = [...options, `log_path=${join(reports, name)}`].join(':');
   const variables = { address: ['ASAN_OPTIONS', 'UBSAN_OPTIONS'], thread: ['TSAN_OPTIONS'] }[name];
   return {
     ...process.env,
     ...Object.fromEntries(variables.map((variable) => [variable, text])),
     LD_PRELOAD: preload,
+    NODE_OPTIONS: `--require ${join(parts, 'preload.cjs')}`,
+    VMEXIT_SANITIZER: preload,
+    VMEXIT_PATIENCE: String(PATIENCE[name]),
     VMEXIT_CALLS: calls,
     VMEXIT_REPORTS: reports,
   };
@@ -160,30 +170,40 @@ function findsPlanted(name, addon, work) {
 /** Runs what is asked for on the addon, which is put in the place of the tree's; writes what came of it to `result`. */
 function inside({ name, addon, suites, calls, seed, result }) {
   execFileSync('mount', ['--bind', addon, join(root, 'build', 'Release', 'vmexit.node')]);
-  const own = folders(mkdtempSync(join(tmpdir(), 'vmexit-sanitized-')), 'inside');
-  const { LD_PRELOAD, ...env } = environment(name, own);
-  // What runs the addon is what vitest starts, and only that has the sanitizer: vitest itself would take minutes longer.
-  const preload = `data:text/javascript,process.env.LD_PRELOAD=${JSON.stringify(LD_PRELOAD)}`;
-  const vitest = ['--import', preload, join(root, 'node_modules', 'vitest', 'vitest.mjs'), 'run'];
-  const runs = suites.map((suite) => ({ what: suite, args: [...vitest, '--project', 'quick', suite], env }));
+  const work = mkdtempSync(join(tmpdir(), 'vmexit-sanitized-'));
+  const vitest = [join(root, 'node_modules', 'vitest', 'vitest.mjs'), 'run', '--project', 'quick'];
+  // vitest itself has no sanitizer, which would take minutes: what runs the addon is what it starts.
+  const runs = suites.map((suite) => ({
+    what: suite,
+    args: [...vitest, suite],
+    without: { LD_PRELOAD: undefined },
+  }));
   if (calls > 0) {
-    const storm = join(root, 'test/faults/hostile-native.mjs');
-    const args = ['--expose-gc', storm, String(seed), String(calls)];
-    runs.push({ what: `${calls} hostile calls`, args, env: { ...env, LD_PRELOAD } });
+    const args = ['--expose-gc', join(root, 'test/faults/hostile-native.mjs'), String(seed), String(calls)];
+    runs.push({ what: `${calls} hostile calls`, args });
   }
-  const ends = runs.map(({ what, ...run }) => {
+  const done = [];
+  for (const [index, { what, args, without }] of runs.entries()) {
+    const own = folders(work, String(index));
     const started = Date.now();
-    const { status, signal } = spawnSync(process.execPath, run.args, {
+    const { status, signal } = spawnSync(process.execPath, args, {
       cwd: root,
-      env: run.env,
+      env: { ...environment(name, own), ...without },
       stdio: 'inherit',
+      timeout: SUITE_LIMIT_MS,
+      killSignal: 'SIGKILL',
     });
-    return { what, end: status ?? signal, seconds: Math.round((Date.now() - started) / 1000) };
-  });
-  writeFileSync(result, JSON.stringify({ ends, counts: countsIn(own.calls), reports: texts(own.reports) }));
+    const seconds = Math.round((Date.now() - started) / 1000);
+    const end = status ?? signal;
+    done.push({ what, end, seconds, counts: countsIn(own.calls), reports: texts(own.reports) });
+    // Of a place that does not come to its end there is what came before.
+    writeFileSync(result, JSON.stringify({ all: runs.length, done }));
+  }
 }
 
 // --- from outside ------------------------------------------------------------------------------------------------
+
+const abort = new AbortController();
 
 const PLACES = {
   /** In a mount namespace, so that the tree's own addon stays. */
@@ -202,6 +222,7 @@ const PLACES = {
       cwd: root,
       share,
       timeoutMs: TIME_LIMIT_MS,
+      signal: abort.signal,
       onStart: say,
       onStdout: (chunk) => process.stdout.write(chunk),
       onStderr: (chunk) => process.stderr.write(chunk),
@@ -226,15 +247,26 @@ async function runIn(place, name, addon, work, asked) {
     say(`${name}, ${place}: FAILED, it has not come to its end`);
     return false;
   }
-  const { ends, counts, reports } = JSON.parse(readFileSync(result, 'utf8'));
-  const sum = Object.values(counts).reduce((all, count) => all + count, 0);
-  for (const { what, end, seconds } of ends)
-    say(`${name}, ${place}: ${what}: ended with ${end} after ${seconds} s`);
-  for (const text of reports) process.stdout.write(`${text}\n`);
-  const most = Object.entries(counts).sort(([, a], [, b]) => b - a);
-  say(`${name}, ${place}: ${reports.length} reports, ${sum} calls of ${most.length} functions of the addon`);
+  const { all, done } = JSON.parse(readFileSync(result, 'utf8'));
+  const sumOf = (counts) => Object.values(counts).reduce((sum, count) => sum + count, 0);
+  const sums = {};
+  for (const { what, end, seconds, counts, reports } of done) {
+    for (const [called, count] of Object.entries(counts)) sums[called] = (sums[called] ?? 0) + count;
+    for (const text of reports) process.stdout.write(`${text}\n`);
+    say(
+      `${name}, ${place}: ${what}: ended with ${end} after ${seconds} s, ${reports.length} reports, ${sumOf(counts)} calls`,
+    );
+  }
+  if (done.length < all)
+    say(`${name}, ${place}: FAILED, ${all - done.length} of ${all} have not come to their end`);
+  const most = Object.entries(sums).sort(([, a], [, b]) => b - a);
+  const found = done.reduce((sum, { reports }) => sum + reports.length, 0);
+  say(`${name}, ${place}: ${found} reports, ${sumOf(sums)} calls of ${most.length} functions of the addon`);
   say(`${name}, ${place}: ${most.map(([called, count]) => `${called} ${count}`).join(', ')}`);
-  return sum > 0 && reports.length === 0 && ends.every(({ end }) => end === 0);
+  return (
+    done.length === all &&
+    done.every(({ end, reports, counts }) => end === 0 && reports.length === 0 && sumOf(counts) > 0)
+  );
 }
 
 const HELP = `node test/faults/sanitizers.mjs [options] [SUITE...]: the native suites on builds of the addon with sanitizers
@@ -272,8 +304,10 @@ else {
     calls: Number(values.calls),
     seed: Number(values.seed),
   };
+  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => abort.abort());
   try {
     for (const name of values.sanitizer) {
+      abort.signal.throwIfAborted();
       say(`building the addon with ${SANITIZERS[name].flags.split(' ')[0]}`);
       const addon = build(name, work);
       if (!findsPlanted(name, addon, work)) process.exitCode = 1;
