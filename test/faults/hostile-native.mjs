@@ -5,11 +5,12 @@
 //
 // It goes on until each function has had EACH calls (0 without it). LOG always holds the call in progress: the last line of a
 // process that died. How far it is comes to stderr each half minute. SIGINT ends it early: it prints what it has, with status
-// 130. VMEXIT_ADDON names another build of the addon (a sanitizer's).
+// 130. VMEXIT_ADDON names another build of the addon (a sanitizer's). As a worker it is one of several: hostile-threads.mjs.
 import { openSync, readdirSync, writeSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { isExternal, isUint8Array } from 'node:util/types';
+import { workerData } from 'node:worker_threads';
 import {
   arrays,
   below,
@@ -142,6 +143,19 @@ function bound() {
   }
 }
 
+/** By kind: tokens of VMs, eventfds and memories, and numbers of vCPUs. */
+const TOKENS = { vm: 0, eventfd: 1, fd: 2, inode: 3, vcpu: 4 };
+const SLOTS = 8;
+/** What threads tell each other: this one's token, or another's. */
+function exchanged(kind, token) {
+  const { board } = workerData ?? {};
+  if (board === undefined || typeof token !== 'number') return token;
+  const at = TOKENS[kind] * SLOTS + below(SLOTS);
+  const given = board[at];
+  board[at] = token;
+  return given === 0 || chance(0.3) ? token : given;
+}
+
 // --- values ------------------------------------------------------------------------------------------------------
 
 const structSizes = rows.map(({ request }) => (request >>> 16) & 0x3fff);
@@ -272,7 +286,7 @@ const copied = () => {
 };
 
 const vcpuNumber = () =>
-  chance(0.3) || open.vcpu.length === 0 ? below(2000) : native.kickId(choice(open.vcpu));
+  chance(0.3) || open.vcpu.length === 0 ? below(2000) : exchanged('vcpu', native.kickId(choice(open.vcpu)));
 
 /** Runs that were begun on threads of vCPUs' own and have ended. */
 let ticks = 0;
@@ -314,7 +328,10 @@ const plausible = {
   openMemory: () => {
     const memory = choice(open.memory);
     if (memory === undefined) return [];
-    return [chance(0.8) ? native.fd(memory) : below(64), chance(0.8) ? native.inode(memory) : below(2 ** 32)];
+    return [
+      chance(0.8) ? exchanged('fd', native.fd(memory)) : below(64),
+      chance(0.8) ? exchanged('inode', native.inode(memory)) : below(2 ** 32),
+    ];
   },
   mapGuestMemfd: () => [choice(open.gmem)],
   mapDirtyRing: () => [choice(open.vcpu)],
@@ -340,7 +357,7 @@ const plausible = {
   shareVm: () => [choice(open.vm)],
   openVm: () => {
     const vm = choice(open.vm);
-    return [vm !== undefined && chance(0.8) ? native.shareVm(vm) : below(64)];
+    return [vm !== undefined && chance(0.8) ? exchanged('vm', native.shareVm(vm)) : below(64)];
   },
   openVcpu: () => [vcpuNumber()],
   runner: () => [choice(open.vcpu)],
@@ -376,7 +393,9 @@ const plausible = {
   shareEventfd: () => [choice(open.eventfd)],
   openEventfd: () => {
     const eventfd = choice(open.eventfd);
-    return [eventfd !== undefined && chance(0.8) ? native.shareEventfd(eventfd) : below(64)];
+    return [
+      eventfd !== undefined && chance(0.8) ? exchanged('eventfd', native.shareEventfd(eventfd)) : below(64),
+    ];
   },
   signalEventfd: () => [choice(open.eventfd), choice([0, 1, 2 ** 32, 2 ** 53 - 1, 2n ** 64n - 2n])],
   drainEventfd: () => [choice(open.eventfd)],
@@ -402,11 +421,13 @@ function tame(name, args) {
     argument.fill(0, 12, 16);
   // Pages of a file that is too large would be allocated by fallocate().
   if (name === 'create' && is('KVM_CREATE_GUEST_MEMFD') && readable(argument) >= 8) argument.fill(0, 3, 8);
+  const unlimited = args[0] === undefined || (typeof args[0] === 'number' && args[0] > 10);
   // As many as there are would share the processors for ever.
-  if (name === 'start' && (args[0] === undefined || (typeof args[0] === 'number' && args[0] > 10)))
-    args[0] = 1;
+  if (name === 'start' && unlimited) args[0] = 1;
   // Without a limit, and with none to stop it, a guest may run for ever: also that of a vCPU which is left to
   // the garbage collector.
+  // Another thread may pause it meanwhile.
+  if (name === 'run' && unlimited && workerData) args[0] = 1;
   if (name === 'run' && !(typeof args[0] === 'number' && args[0] <= 10)) {
     for (const { id } of open.functions) {
       // A run of one that is paused waits, whoever kicks it.
@@ -544,9 +565,10 @@ function tellProgress() {
 }
 
 let interrupted = false;
-process.once('SIGINT', () => {
-  interrupted = true;
-});
+if (!workerData)
+  process.once('SIGINT', () => {
+    interrupted = true;
+  });
 
 for (let i = 0, next = behind(); !interrupted && (count.calls < Number(CALLS) || next !== undefined); i++) {
   if (i % 400 === 0) furnish();

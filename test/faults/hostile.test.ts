@@ -8,6 +8,7 @@ import { inLab, PATIENCE } from '../support/limits.ts';
 import { node, pathOf, scenario } from './child.ts';
 
 const CALLS = inLab ? 10_000 : 100_000;
+const CALLS_OF_EACH = inLab ? 2000 : 20_000;
 const SEED = process.env.VMEXIT_SEED ?? '1';
 /** Of the long ones. */
 const LIMIT_MS = 900_000 * PATIENCE;
@@ -39,6 +40,24 @@ describe('the addon', () => {
       expect(result.runs).toBeGreaterThan(CALLS / 200);
       expect(result.fds).toBeLessThan(64);
       expect(result.maxRssMiB).toBeLessThan(512);
+    },
+    LIMIT_MS,
+  );
+
+  test(
+    `survives ${CALLS_OF_EACH} hostile calls of each of three threads at once, which use each other’s VMs and vCPUs`,
+    async () => {
+      const args = [pathOf('hostile-threads.mjs'), SEED, String(CALLS_OF_EACH), '3'];
+      const { status, signal, stdout, stderr } = await node(args, { limitMs: LIMIT_MS });
+      expect({ status, signal }, `seed ${SEED}\n${stderr}`).toEqual({ status: 0, signal: undefined });
+      const results = stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line));
+      expect(results.map(({ calls, wrong }) => ({ calls, wrong }))).toEqual(
+        Array(3).fill({ calls: CALLS_OF_EACH, wrong: [] }),
+      );
+      for (const { runs } of results) expect(runs).toBeGreaterThan(CALLS_OF_EACH / 200);
     },
     LIMIT_MS,
   );
