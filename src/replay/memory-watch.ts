@@ -246,7 +246,11 @@ export class MemoryWatch {
     const number = viewOf(slot.argument).getUint32(REGION.SLOT, true);
     const bitmap = this.#bitmapOf(owed.length);
     const log = kvm_dirty_log.encode({ slot: number });
-    if (this.#backend.ioctl(vm.handle, ioctls.KVM_GET_DIRTY_LOG.request, log, [bitmap]) < 0) return;
+    if (this.#backend.ioctl(vm.handle, ioctls.KVM_GET_DIRTY_LOG.request, log, [bitmap]) < 0) {
+      // Any page of it may have changed.
+      for (let page = 0; page < pages; page++) slot.memory.pending.add(slot.firstPage + page);
+      return;
+    }
     this.#pend(slot, bitmap);
     if (slot.asked) for (let i = 0; i < owed.length; i++) owed[i]! |= bitmap[i]!;
     if (!vm.manual) return;

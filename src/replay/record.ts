@@ -206,9 +206,9 @@ class Recorder {
     const opened = this.#of(vcpu);
     const run = this.#silent('runner', [opened.id], () => this.#inner.runner(vcpu));
     return (timeoutMs) => {
-      this.#findRing(opened);
+      const lacks = this.#findRing(opened);
       const given = [opened.id, this.#written(opened)];
-      const act = () => (timeoutMs === undefined ? run() : run(timeoutMs));
+      const act = () => lacks || (timeoutMs === undefined ? run() : run(timeoutMs));
       const tell = (result: number): Got => [result, ...this.#effects(opened), timeoutMs];
       if (this.#told.size === 0) return this.#call('run', given, act, tell);
       this.#add('runBegin', encoded(given), []);
@@ -225,12 +225,12 @@ class Recorder {
     };
     const starter = this.#silent('starter', [opened.id], () => this.#inner.starter(vcpu, finished));
     const start = (timeoutMs?: number, ends?: boolean): number => {
-      this.#findRing(opened);
+      const lacks = this.#findRing(opened);
       const given = [opened.id, opened.running ? [] : this.#written(opened)];
       const begun = this.#call(
         'start',
         given,
-        () => starter.start(timeoutMs, ends),
+        () => lacks || starter.start(timeoutMs, ends),
         (result) => [result, [], [], timeoutMs],
       );
       if (begun === 0) opened.running = true;
@@ -240,13 +240,17 @@ class Recorder {
     return { start, end: () => starter.end() };
   };
 
-  /** In a VM with rings, the vCPU's, mapped once more. */
-  #findRing(vcpu: Opened): void {
-    if (!vcpu.vcpuOf?.rings || vcpu.ring !== undefined) return;
+  /**
+   * In a VM with rings, the vCPU's, mapped once more: 0, or the negated errno of the run that cannot be recorded without, and is
+   * not made.
+   */
+  #findRing(vcpu: Opened): number {
+    if (!vcpu.vcpuOf?.rings || vcpu.ring !== undefined) return 0;
     const ring = this.#inner.mapDirtyRing(vcpu.handle);
-    if (!isHandle(ring)) return;
+    if (!isHandle(ring)) return ring;
     const { buffer, byteOffset, length } = this.#inner.bytes(ring);
     vcpu.ring = { vm: vcpu.vcpuOf, words: new Int32Array(buffer, byteOffset, length / 4), at: 0 };
+    return 0;
   }
 
   /** Counts who is told in the middle of runs. */

@@ -12,54 +12,16 @@ import {
   Machine,
   openSnapshot,
   restoreSnapshot,
-  VmexitError,
   writeSnapshot,
 } from '../../src/index.ts';
 import { flatImage } from '../../src/vmm/image.ts';
-import { FAILURES, Failing, isFailure } from '../support/failing.ts';
+import { eachCallOf, Failing } from '../support/failing.ts';
 import { backends, whyNot } from '../support/host.ts';
-import { inLab, TEST_MS } from '../support/limits.ts';
+import { TEST_MS } from '../support/limits.ts';
 import { MemoryPlay, PAGE } from '../support/memory-play.ts';
 
 const scratch = mkdtempSync(join(tmpdir(), 'vmexit-failing-'));
 afterAll(() => rmSync(scratch, { recursive: true }));
-
-/** Plays it once for each of its calls, which then fails: each call with each errno, or in the lab, which is slow, with one. */
-async function eachCallOf(
-  failing: Failing,
-  play: () => unknown,
-  rounds: number = inLab ? 1 : FAILURES.length,
-) {
-  // What is used again and again is prepared when it is used for the second time.
-  for (let i = 0; i < 3; i++) {
-    failing.arm();
-    await play();
-  }
-  const { calls } = failing;
-  const before = failing.open.size;
-  const failed = new Set<string>();
-  for (let round = 0; round < rounds; round++) {
-    for (const at of calls.keys()) {
-      const failure = FAILURES[(at + round) % FAILURES.length]!;
-      failing.arm(at, failure);
-      try {
-        await play();
-      } catch (error) {
-        // An outcome of KVM_RUN is none to the snapshot, which says so itself.
-        const isTold = failing.failed === 'KVM_RUN' && error instanceof VmexitError;
-        if (!isFailure(error, failure) && !isTold)
-          throw new Error(`after call ${at}, ${failing.failed}, with ${failure}`, { cause: error });
-      }
-      if (failing.failed !== undefined) failed.add(failing.failed);
-      expect(failing.open.size, `open after call ${at}, ${failing.failed}, with ${failure}`).toBe(before);
-    }
-  }
-  failing.arm();
-  await play();
-  // What was touched once is looked at in another order.
-  expect([...failed].sort()).toEqual([...new Set(calls)].sort());
-  return calls;
-}
 
 for (const backend of backends) {
   const test = (sentence: string, shows: (failing: Failing) => Promise<void>, needs: boolean) =>

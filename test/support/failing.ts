@@ -1,9 +1,11 @@
 /** A backend one of whose calls fails before it is made, as a kernel's may at any time. */
-import { type Backend, type Handle, isHandle } from '../../src/hypervisor/backend.ts';
-import { Hypervisor, KvmError, type Vm } from '../../src/index.ts';
+import { expect } from 'vitest';
+import type { Backend, Handle } from '../../src/hypervisor/backend.ts';
+import { Hypervisor, KvmError, type Vm, VmexitError } from '../../src/index.ts';
 import { kvmBackend } from '../../src/kvm/backend.ts';
 import { simulator } from '../../src/open.ts';
 import { Errno, ioctls } from '../../src/uapi/index.ts';
+import { inLab } from './limits.ts';
 
 const names = new Map(Object.values(ioctls).map(({ request, name }) => [request, name]));
 
@@ -27,9 +29,17 @@ const CALLS = [
   ...['shareVm', 'shareVcpu', 'fallocate', 'seek', 'madvise', 'pause'],
 ] as const;
 
+/** Those of its parts. A count of an eventfd's is written and read at once, or not at all. */
+const PARTS = {
+  eventFds: ['create', 'open', 'watch'],
+  userfaults: ['create', 'share', 'open', 'fill', 'zero', 'wake', 'read', 'watch'],
+} as const;
+const MAKES = /^(open|create|allocate|reserve|map)|\.(open|create)$/;
+
 type Call = (...args: never[]) => unknown;
 
 export class Failing {
+  readonly backend: Backend;
   readonly hv: Hypervisor;
   /** Handles that are open. */
   readonly open = new Set<Handle>();
@@ -43,7 +53,8 @@ export class Failing {
 
   constructor(name: 'kvm' | 'sim') {
     const inner = name === 'kvm' ? kvmBackend() : simulator();
-    this.hv = new Hypervisor(this.#around(inner));
+    this.backend = this.#around(inner);
+    this.hv = new Hypervisor(this.backend);
   }
 
   /** From now on the call of this number fails; none without it. */
@@ -80,15 +91,24 @@ export class Failing {
   }
 
   #call(name: string, call: Call): Call {
-    const failable = (CALLS as readonly string[]).includes(name);
+    const failable = name.includes('.') || (CALLS as readonly string[]).includes(name);
     return (...args) => {
       const request = name === 'ioctl' || name === 'create' ? names.get(args[1]!) : undefined;
       const result = (failable ? this.#fails(request ?? name) : undefined) ?? call(...args);
-      if (typeof result === 'object' && result !== null && /^(open|create|allocate|reserve|map)/.test(name))
-        this.open.add(result as Handle);
+      if (typeof result === 'object' && result !== null && MAKES.test(name)) this.open.add(result as Handle);
       if (name === 'close') this.open.delete(args[0]!);
       return result;
     };
+  }
+
+  #part<T extends object>(part: keyof typeof PARTS, inner: T): T {
+    const calls: readonly string[] = PARTS[part];
+    return new Proxy(inner, {
+      get: (target, name: keyof T & string) => {
+        const call = (target[name] as Call).bind(target);
+        return calls.includes(name) ? this.#call(`${part}.${name}`, call) : call;
+      },
+    });
   }
 
   #around(inner: Backend): Backend {
@@ -106,7 +126,18 @@ export class Failing {
       },
       starter: (vcpu, done) => {
         const starter = inner.starter(vcpu, done);
-        const start: typeof starter.start = (...how) => this.#fails('start') ?? starter.start(...how);
+        const id = inner.kickId(vcpu);
+        const start: typeof starter.start = (...how) => {
+          const refused = this.#fails('start');
+          if (refused !== undefined) return refused;
+          const failure = this.#fails('KVM_RUN');
+          if (failure === -Errno.EINTR) inner.kick(id);
+          else if (failure !== undefined) {
+            setImmediate(done, failure);
+            return 0;
+          }
+          return starter.start(...how);
+        };
         return { start, end: () => starter.end() };
       },
       ...(inner.prepare && {
@@ -117,14 +148,8 @@ export class Failing {
           return { bytes: prepared.bytes, issue: () => this.#fails(name) ?? prepared.issue() };
         },
       }),
-      eventFds: {
-        ...inner.eventFds,
-        create: (initial, semaphore) => {
-          const made = this.#fails('eventfd') ?? inner.eventFds.create(initial, semaphore);
-          if (typeof made !== 'number' && isHandle(made)) this.open.add(made);
-          return made;
-        },
-      },
+      eventFds: this.#part('eventFds', inner.eventFds),
+      ...(inner.userfaults && { userfaults: this.#part('userfaults', inner.userfaults) }),
     };
     return new Proxy(inner, {
       get: (target, name: keyof Backend) => {
@@ -141,4 +166,41 @@ export function isFailure(error: unknown, failure: Failure): boolean {
   for (let at = error; at instanceof Error; at = at.cause)
     if (at instanceof KvmError && at.code === failure) return true;
   return false;
+}
+
+/** Plays it once for each of its calls, which then fails: each call with each errno, or in the lab, which is slow, with one. */
+export async function eachCallOf(
+  failing: Failing,
+  play: () => unknown,
+  rounds: number = inLab ? 1 : FAILURES.length,
+) {
+  // What is used again and again is prepared when it is used for the second time.
+  for (let i = 0; i < 3; i++) {
+    failing.arm();
+    await play();
+  }
+  const { calls } = failing;
+  const before = failing.open.size;
+  const failed = new Set<string>();
+  for (let round = 0; round < rounds; round++) {
+    for (const at of calls.keys()) {
+      const failure = FAILURES[(at + round) % FAILURES.length]!;
+      failing.arm(at, failure);
+      try {
+        await play();
+      } catch (error) {
+        // An outcome of KVM_RUN is none to the snapshot, which says so itself.
+        const isTold = failing.failed === 'KVM_RUN' && error instanceof VmexitError;
+        if (!isFailure(error, failure) && !isTold)
+          throw new Error(`after call ${at}, ${failing.failed}, with ${failure}`, { cause: error });
+      }
+      if (failing.failed !== undefined) failed.add(failing.failed);
+      expect(failing.open.size, `open after call ${at}, ${failing.failed}, with ${failure}`).toBe(before);
+    }
+  }
+  failing.arm();
+  await play();
+  // What was touched once is looked at in another order.
+  expect([...failed].sort()).toEqual([...new Set(calls)].sort());
+  return calls;
 }

@@ -8,6 +8,7 @@ import {
   MemFlag,
   MemoryAttribute,
   MemoryFaultService,
+  type Vm,
   VmType,
 } from '../../src/index.ts';
 import type { KvmVm } from '../../src/sim/kernel/vm.ts';
@@ -133,23 +134,12 @@ export class MemoryPlay implements Disposable {
     throw new Error(`an access at 0x${rdi.toString(16)} ended with ${exitName(exit)}`);
   }
 
-  /** The record beside the kernel's state, which only the simulator shows, and beside what the guest finds. */
+  /** The record beside the kernel's state, and beside what the guest finds. */
   #check(): void {
     const [calls, armed] = this.#failing.disarm();
     const { vm, vcpu } = this.#agent;
     const { memoryMap } = vm;
-    const kernel = this.#failing.objectOf<KvmVm>(vm)?.memory;
-    if (kernel) {
-      expect(memoryMap.slots.map(({ slot, flags, start, end }) => ({ id: slot, flags, start, end }))).toEqual(
-        [...kernel.slots.all]
-          .map(({ id, flags, start, end }) => ({ id, flags, start, end }))
-          .sort((a, b) => a.start - b.start),
-      );
-      const told = [...memoryMap.attributesWithin(0, at(2 * HALF))];
-      expect([...kernel.attributes.all].filter(({ value }) => value !== 0)).toEqual(
-        told.filter(({ value }) => value !== 0),
-      );
-    }
+    expectRecord(this.#failing, vm);
     for (const page of LOOKED_AT) {
       const slot = memoryMap.slotAt(at(page));
       if (slot === undefined) continue; // a look at it would be remembered
@@ -168,5 +158,22 @@ export class MemoryPlay implements Disposable {
         );
     }
     this.#failing.rearm(calls, armed);
+  }
+}
+
+/** The record beside the kernel's state, which only the simulator shows. */
+export function expectRecord(failing: Failing, vm: Vm): void {
+  const { memoryMap } = vm;
+  const kernel = failing.objectOf<KvmVm>(vm)?.memory;
+  if (kernel) {
+    expect(memoryMap.slots.map(({ slot, flags, start, end }) => ({ id: slot, flags, start, end }))).toEqual(
+      [...kernel.slots.all]
+        .map(({ id, flags, start, end }) => ({ id, flags, start, end }))
+        .sort((a, b) => a.start - b.start),
+    );
+    const told = [...memoryMap.attributesWithin(0, at(2 * HALF))];
+    expect([...kernel.attributes.all].filter(({ value }) => value !== 0)).toEqual(
+      told.filter(({ value }) => value !== 0),
+    );
   }
 }

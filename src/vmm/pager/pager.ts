@@ -169,22 +169,28 @@ export class Pager implements ExitHandler, Disposable {
     }
     // With all of it in this thread, and nothing to be done in the background, there is no need of another.
     if (this.#source !== undefined && !prefetch && userfaultfds.size === 0) return;
-    this.#thread = this.#begin({
-      backend: hv.backend,
-      states: this.#states.buffer,
-      pages,
-      source: shared,
-      areas: spans.map(({ memory, ...span }) => {
-        const userfaultfd = userfaultfds.get(memory);
-        const into = userfaultfd ? { userfaultfd: userfaultfd.share() } : { memory: memory.share(true) };
-        return { ...span, into };
-      }),
-      armed: armed.map(({ first, bitmap }) => ({ first, bitmap: bitmap.share(), pages: bitmap.pages })),
-      prefetch,
-      batch: this.#batch,
-      timeoutMs: this.#timeoutMs,
-      kickIds: vcpus.map(({ kickId }) => kickId),
-    });
+    try {
+      this.#thread = this.#begin({
+        backend: hv.backend,
+        states: this.#states.buffer,
+        pages,
+        source: shared,
+        areas: spans.map(({ memory, ...span }) => {
+          const userfaultfd = userfaultfds.get(memory);
+          const into = userfaultfd ? { userfaultfd: userfaultfd.share() } : { memory: memory.share(true) };
+          return { ...span, into };
+        }),
+        armed: armed.map(({ first, bitmap }) => ({ first, bitmap: bitmap.share(), pages: bitmap.pages })),
+        prefetch,
+        batch: this.#batch,
+        timeoutMs: this.#timeoutMs,
+        kickIds: vcpus.map(({ kickId }) => kickId),
+      });
+    } catch (error) {
+      this.#source?.close();
+      this.#disarm();
+      throw error;
+    }
   }
 
   /** By a port of its own, which can be read in the middle of a run too. */
@@ -374,7 +380,11 @@ export class Pager implements ExitHandler, Disposable {
   #complete(): void {
     if (this.#state !== 'running') return;
     this.#end('complete');
-    this.#disarm();
+    try {
+      this.#disarm();
+    } catch {
+      // A slot whose bits are all clear stops nobody, and is tried again when this is closed.
+    }
     // Who has just asked for a page that was on its way: the answer would come by a port that keeps no process alive.
     for (const page of [...this.#waiting.keys()]) this.#there(page);
     this.#settle.resolve();
@@ -410,17 +420,18 @@ export class Pager implements ExitHandler, Disposable {
     this.#thread?.port.unref();
   }
 
-  /** All is there: accesses need no attention any more. */
+  /** Accesses need no attention any more. @throws KvmError as disarmSlots() */
   #disarm(): void {
-    if (!this.#armed) return;
-    this.#armed = false;
-    this.#tell();
-    for (const { memory } of this.#spans) {
-      memory.demand = undefined;
-      if (this.#arms.strategy === 'sim' && !memory.closed) memory.onOwnAccess(undefined);
+    if (this.#armed) {
+      this.#armed = false;
+      this.#tell();
+      for (const { memory } of this.#spans) {
+        memory.demand = undefined;
+        if (this.#arms.strategy === 'sim' && !memory.closed) memory.onOwnAccess(undefined);
+      }
+      for (const userfaultfd of this.#arms.userfaultfds.values()) userfaultfd.close();
     }
     disarmSlots(this.#vm, this.#arms.slots);
-    for (const userfaultfd of this.#arms.userfaultfds.values()) userfaultfd.close();
   }
 
   /**
@@ -436,7 +447,10 @@ export class Pager implements ExitHandler, Disposable {
     await new Promise<void>((resolve) => worker.once('exit', () => resolve()));
   }
 
-  /** Ends it, and gives back all that it holds. A page that is missing reads as zeroes after that: close the VM first. */
+  /**
+   * Ends it, and gives back all that it holds. A page that is missing reads as zeroes after that: close the VM first.
+   * @throws KvmError when the kernel refuses a slot without its userfault bitmap; another call tries it again
+   */
   [Symbol.dispose](): void {
     if (this.#state === 'running') this.#fail(new VmexitError('ERR_KVM_PAGER', 'the pager was closed'));
     this.#ask({ type: 'stop' });

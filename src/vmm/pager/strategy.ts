@@ -82,13 +82,22 @@ function armSlots(vm: Vm, slots: readonly Slot[], wanted: Wanted): ArmedSlot[] {
   return armed;
 }
 
-/** Turns userfault off where the slot is still as it was armed: KVM may use large mappings again. */
+/**
+ * Turns userfault off where the slot is still as it was armed: KVM may use large mappings again.
+ * @throws KvmError when the kernel refuses one; the others are done by then, and another call tries that one again
+ */
 export function disarmSlots(vm: Vm, armed: readonly ArmedSlot[]): void {
+  let refusal: unknown;
   for (const { slot, bitmap } of armed) {
-    const now = vm.closed ? undefined : vm.memoryMap.slotById(slot.slot, slot.addressSpace);
-    if (now?.userfaultBitmap === bitmap) setBitmap(vm, now, undefined);
-    bitmap.close();
+    try {
+      const now = vm.closed ? undefined : vm.memoryMap.slotById(slot.slot, slot.addressSpace);
+      if (now?.userfaultBitmap === bitmap) setBitmap(vm, now, undefined);
+      bitmap.close();
+    } catch (error) {
+      refusal ??= error;
+    }
   }
+  if (refusal !== undefined) throw refusal;
 }
 
 function openUserfaultfds(memories: readonly GuestMemory[]): Map<GuestMemory, Userfaultfd> {

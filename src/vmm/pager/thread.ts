@@ -106,7 +106,7 @@ class PagerThread {
   #letGo(page: number): void {
     for (const { first, pages, into } of this.#guest.areas) {
       if (into instanceof Userfaultfd && page >= first && page < first + pages)
-        into.zero((page - first) * PAGE, PAGE);
+        zeroPage(into, (page - first) * PAGE);
     }
   }
 
@@ -267,6 +267,9 @@ port.on('message', (request: Request) => {
   hv?.close();
   port.close();
 });
+
+// A call of the kernel's that fails where its loop calls back: whoever waits in the kernel must not wait for ever.
+process.on('uncaughtException', fail);
 
 try {
   hv = openHypervisor({ backend: orders.backend });
