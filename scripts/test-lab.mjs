@@ -25,7 +25,7 @@ const SUITES = [
 ];
 /** What starts a process for each case, most of them: by the kernel on which each runs, so that each has its share. */
 const ON_ONE = {
-  vanilla: ['hostile', 'lifetime', 'migration', 'endings', 'vcpu-races', 'vcpu-threads'],
+  vanilla: ['hostile', 'lifetime', 'migration', 'endings', 'vcpu-races', 'vcpu-threads', 'memory-owner'],
   userfault: [
     'userfaultfd',
     'threads',

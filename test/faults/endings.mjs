@@ -7,6 +7,7 @@ import { promisify } from 'node:util';
 import { isMainThread, parentPort, Worker, workerData } from 'node:worker_threads';
 import {
   boot,
+  close,
   code,
   codeOf,
   collect,
@@ -31,9 +32,6 @@ const endOf = async (promise) => {
 };
 /** Descriptors of KVM's and the package's that are open here; none on the simulator. */
 const ours = () => filesOpen(/kvm|vmexit/);
-const close = (...objects) => {
-  for (const object of objects) object.close();
-};
 /** Another vCPU of the VM, about to run the same code. */
 const sibling = (vm, id) => {
   const vcpu = vm.createVcpu(id);

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import {
   boot,
+  close,
   code,
   codeOf,
   collect,
@@ -17,9 +18,6 @@ import {
 const limit = (...what) => execFileSync('prlimit', ['--pid', String(process.pid), ...what]);
 const addressBytes = () =>
   Number(/VmSize:\s+(\d+)/.exec(readFileSync('/proc/self/status', 'utf8'))[1]) * 1024;
-const close = (...objects) => {
-  for (const object of objects) object.close();
-};
 const codeOfPromise = async (promise) => {
   try {
     await promise;

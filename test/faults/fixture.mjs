@@ -61,6 +61,10 @@ export const codeOf = (call) => {
   }
 };
 
+export const close = (...objects) => {
+  for (const object of objects) object.close();
+};
+
 /** How many descriptors of this process are of files whose names match. */
 export const filesOpen = (names) =>
   readdirSync('/proc/self/fd').filter((fd) => {

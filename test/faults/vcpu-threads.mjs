@@ -2,9 +2,9 @@
 import { spawnSync } from 'node:child_process';
 import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 import {
-  AskOwner,
   Bus,
   boot,
+  close,
   code,
   codeOf,
   collect,
@@ -15,20 +15,16 @@ import {
   guest,
   inLab,
   Machine,
-  MemoryAttribute,
-  MemoryFaultService,
-  MemoryOwner,
   main,
   openHypervisor,
   RunLoops,
-  VmType,
+  tick,
 } from './fixture.mjs';
 import { Thread } from './thread.mjs';
 
 /** The lab's machine is slow. */
 const ROUNDS = inLab ? 100 : 300;
 const pass = (ms) => new Promise((done) => setTimeout(done, ms));
-const turn = () => new Promise(setImmediate);
 const limit = (aborted = false) => {
   const aborter = new AbortController();
   if (aborted) aborter.abort();
@@ -40,9 +36,6 @@ const rejection = async (promise) => {
   } catch (error) {
     return error.code ?? String(error);
   }
-};
-const close = (...objects) => {
-  for (const object of objects) object.close();
 };
 
 // --- what a worker does ------------------------------------------------------------------------------------------
@@ -68,22 +61,6 @@ const workers = {
     const vcpu = openHypervisor().openVcpu(token);
     parentPort.postMessage('open');
     vcpu.run();
-  },
-
-  /** Has its memory faults served by their owner. */
-  ask({ vcpu: token, owner }) {
-    const hv = openHypervisor();
-    const vcpu = hv.openVcpu(token);
-    const asking = AskOwner.connect(hv, owner);
-    const exits = [];
-    try {
-      do exits.push(exitName(vcpu.run(DEADLINE_MS)));
-      while (asking.handle(vcpu, vcpu.outcome));
-    } catch (error) {
-      exits.push(error.code, error.message);
-    }
-    parentPort.postMessage(exits);
-    close(asking, vcpu, hv);
   },
 
   /** What of a VM belongs to the thread that has made it. */
@@ -121,7 +98,7 @@ const scenarios = {
     vcpu.stop();
     ends.push(exitName(await started));
     const closed = rejection(vcpu.start([]));
-    await turn();
+    await tick();
     close(vcpu, ram, vm, hv);
     return [...ends, await closed];
   },
@@ -240,7 +217,7 @@ const scenarios = {
     let moved = 0;
     let pending = 0;
     for (let i = 0; i < ROUNDS; i++) {
-      if (i % 3 === 0) await turn();
+      if (i % 3 === 0) await tick();
       await vcpu.pause();
       const { rip } = vcpu.getRegs();
       const before = ram.read(0x2000, 1)[0];
@@ -292,7 +269,7 @@ const scenarios = {
         },
       },
     ]);
-    while (paused === undefined) await turn();
+    while (paused === undefined) await tick();
     await paused;
     const here = [...exits];
     const immediate = vcpu.immediateExit;
@@ -309,7 +286,7 @@ const scenarios = {
     await thread.next();
     let moved = 0;
     for (let i = 0; i < ROUNDS; i++) {
-      if (i % 3 === 0) await turn();
+      if (i % 3 === 0) await tick();
       await vcpu.pause();
       const { rip } = vcpu.getRegs();
       if (vcpu.getRegs().rip !== rip) moved++;
@@ -335,107 +312,6 @@ const scenarios = {
     await collect();
     close(vcpu, ram, vm, hv);
     return true;
-  },
-
-  /** Memory faults of vCPUs in workers, served by the thread that owns the memory. */
-  async owner() {
-    const hv = openHypervisor();
-    const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED, cpus: 3 });
-    machine.load(flatImage(Uint8Array.of(0xfe, 0x06, 0x00, 0x80, 0xf4), 'real')); // inc byte [0x8000]; hlt
-    const run = async (policy) => {
-      machine.vm.setMemoryAttributes({ address: 0x8000, size: 4096, attributes: MemoryAttribute.PRIVATE });
-      const service = new MemoryFaultService(machine.vm, { policy: () => policy });
-      const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [service] });
-      const ends = [];
-      for (const vcpu of machine.vcpus) {
-        vcpu.setRegs({ ...vcpu.getRegs(), rip: 0x1000 });
-        const thread = new Thread(import.meta.url, 'ask', { vcpu: vcpu.share(), owner: owner.token });
-        ends.push(await thread.next());
-        await thread.ended;
-      }
-      owner.close();
-      return { ends, faults: service.counters.memoryFaults };
-    };
-    const denied = await run('deny');
-    const allowed = await run('allow');
-    const count = machine.memory.read(0x8000, 1)[0];
-    close(machine, hv);
-    return { denied, allowed, count };
-  },
-
-  /** Whoever waits for its answer is woken by what is not one, as a notification of the answer before is that comes late. */
-  async woken() {
-    const hv = openHypervisor();
-    const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED });
-    machine.load(flatImage(Uint8Array.of(0xfe, 0x06, 0x00, 0x80, 0xf4), 'real')); // inc byte [0x8000]; hlt
-    machine.vm.setMemoryAttributes({ address: 0x8000, size: 4096, attributes: MemoryAttribute.PRIVATE });
-    const service = new MemoryFaultService(machine.vm, { policy: () => 'allow' });
-    const wakes = {
-      async handle() {
-        for (let i = 0; i < 3; i++) while (Atomics.notify(words, 0) === 0) await turn();
-        return false;
-      },
-    };
-    const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [wakes, service] });
-    const words = new Int32Array(owner.token.memory);
-    const thread = new Thread(import.meta.url, 'ask', { vcpu: machine.vcpu.share(), owner: owner.token });
-    const exits = await thread.next();
-    await thread.ended;
-    close(owner, machine, hv);
-    return exits;
-  },
-
-  /** All of them meet each page's fault before any of them is served. */
-  async crowd() {
-    const hv = openHypervisor();
-    const cpus = 4;
-    const pages = 8;
-    const machine = new Machine(hv, { memory: 0x10_0000, type: VmType.SW_PROTECTED, cpus });
-    const walks = guest(
-      16,
-      `
- 8e d8          | again: mov ds, ax
- f0 ff 06 00 00 |        lock inc word ptr [0]
- 05 00 01       |        add ax, 0x100
- e2 f4          |        loop again
- f4             |        hlt
-`,
-    );
-    machine.load(flatImage(walks.code, 'real'), { rax: 0x4000, rcx: pages });
-    machine.vm.setMemoryAttributes({
-      address: 0x4_0000,
-      size: pages * 4096,
-      attributes: MemoryAttribute.PRIVATE,
-    });
-    const shared = [];
-    const policy = ({ gpa }) => {
-      shared.push((gpa - 0x4_0000) / 4096);
-      return 'allow';
-    };
-    const service = new MemoryFaultService(machine.vm, { policy });
-    let waiting = [];
-    const gate = {
-      handle() {
-        const open = new Promise((done) => waiting.push(() => done(false)));
-        if (waiting.length === cpus) {
-          const all = waiting;
-          waiting = [];
-          for (const each of all) each();
-        }
-        return open;
-      },
-    };
-    const owner = new MemoryOwner(hv, { vcpus: machine.vcpus, handlers: [gate, service] });
-    const threads = machine.vcpus.map(
-      (vcpu) => new Thread(import.meta.url, 'ask', { vcpu: vcpu.share(), owner: owner.token }),
-    );
-    const ends = await Promise.all(threads.map((thread) => thread.next()));
-    await Promise.all(threads.map(({ ended }) => ended));
-    const counted = Array.from({ length: pages }, (_, i) => machine.memory.read(0x4_0000 + i * 4096, 1)[0]);
-    const { memoryFaults, retries } = service.counters;
-    close(owner, machine, hv);
-    const once = shared.every((page, i) => page === i) && shared.length === pages;
-    return { ends: ends.map((exits) => exits.at(-1)), once, memoryFaults, retries, counted };
   },
 
   async loops() {
