@@ -87,7 +87,7 @@ function build(name, work) {
   cpSync(join(parts, 'instrumented.cc'), join(tree, 'native', 'instrumented.cc'));
   const gyp = readFileSync(join(tree, 'binding.gyp'), 'utf8');
   writeFileSync(join(tree, 'binding.gyp'), gyp.replace('"native/addon.cc",', '$& "native/instrumented.cc",'));
-  const flags = `${SANITIZERS[name].flags} -fno-omit-frame-pointer -O1 -g`;
+  const flags = `${SANITIZERS[name].flags} -fno-omit-frame-pointer -O1 -g1`;
   const macros = Object.entries(INSTRUMENTED).map(([from, to]) => `-D${from}=${to}`);
   const prefix = dirname(dirname(process.execPath));
   const headers = existsSync(join(prefix, 'include', 'node', 'node_api.h')) ? [`--nodedir=${prefix}`] : [];

@@ -78,6 +78,11 @@ export const noCompiler = hasCommand('g++') && hasCommand('gcc') ? undefined : '
 export const noAssembler =
   hasCommand('as') && hasCommand('ld') ? undefined : 'there is no as and ld on the PATH';
 
+/** Why this process has no terabytes of addresses; undefined when it has. */
+export const noTerabytes = process.env.VMEXIT_SANITIZER?.includes('tsan')
+  ? 'the sanitizer of threads has taken most addresses'
+  : undefined;
+
 /** Cases about /dev/kvm and the addon, which no other operating system has. */
 export const onLinux = (sentence: string, shows: (context: TestContext) => void | Promise<void>): void =>
   test(sentence, async (context) => {
