@@ -3,7 +3,8 @@
 //
 //   node scripts/campaign.mjs [--only STEP]... [--calls N] [--each N] [--seed N] [--boots N]
 //
-// --calls are all hostile calls together; --each is how many each of the addon's functions has at least, which takes longer.
+// --calls are all hostile calls together; --each is how many each of the addon's functions has at least, which takes longer: a
+// million of each is some 55 million.
 // Each step runs to its end whatever became of those before it; the last lines tell which failed. What is stopped (Ctrl-C)
 // ends the step in progress and tells of those before it. A step can be run alone. Needs a compiler, and what the lab needs.
 import { spawn } from 'node:child_process';
@@ -36,7 +37,12 @@ function hasKvm() {
   }
 }
 
+/** Of hostile calls, on this host and in the lab, in minutes. */
+const STORM = Number(each) > 0 ? { here: 24 * 60, lab: 48 * 60 } : { here: 240, lab: 600 };
+
 const node = (...args) => [process.execPath, ...args];
+const inLab = (minutes, command) =>
+  node('dist/cli/main.js', 'lab', 'run', '--timeout', String(minutes * 60), '--', ...command);
 const storm = node('--expose-gc', 'test/faults/hostile-native.mjs', seed, calls, '-', each);
 const sanitizers = (name) =>
   node('test/faults/sanitizers.mjs', '--sanitizer', name, '--calls', calls, '--seed', seed);
@@ -46,11 +52,19 @@ const STEPS = {
   'hostile-here': {
     about: `hostile calls on this host, of ${hasKvm() ? 'its KVM' : 'what needs no KVM: it has none'}`,
     command: storm,
-    limit: 240,
+    limit: STORM.here,
   },
   'hostile-lab': {
     about: 'hostile calls in the lab',
-    command: node('dist/cli/main.js', 'lab', 'run', '--timeout', String(600 * 60), '--', ...storm),
+    command: inLab(STORM.lab, storm),
+    limit: STORM.lab,
+  },
+  'hostile-threads': {
+    about: 'hostile calls of three threads at once in the lab',
+    command: inLab(
+      600,
+      node('--expose-gc', 'test/faults/hostile-threads.mjs', seed, String(Math.ceil(calls / 3)), '3'),
+    ),
     limit: 600,
   },
   address: {
@@ -65,10 +79,7 @@ const STEPS = {
   },
   'soak-vcpus': {
     about: '100,000 exits and 10,000 conversions over four vCPUs in the lab',
-    command: node(
-      ...['dist/cli/main.js', 'lab', 'run', '--timeout', String(240 * 60), '--'],
-      ...node('scripts/soak-vcpus.mjs', '--exits', '100000', '--conversions', '10000'),
-    ),
+    command: inLab(240, node('scripts/soak-vcpus.mjs', '--exits', '100000', '--conversions', '10000')),
     limit: 250,
   },
   soak: {
@@ -81,7 +92,7 @@ const STEPS = {
 const names = values.only ?? Object.keys(STEPS);
 const unknown = names.find((name) => !Object.hasOwn(STEPS, name));
 if (values.help || unknown !== undefined) {
-  const steps = Object.entries(STEPS).map(([name, { about }]) => `  ${name.padEnd(14)}${about}\n`);
+  const steps = Object.entries(STEPS).map(([name, { about }]) => `  ${name.padEnd(17)}${about}\n`);
   process.stdout.write(
     `npm run test:campaign [-- --only STEP] [-- --calls N] [-- --each N] [-- --seed N] [-- --boots N]\n\n${steps.join('')}`,
   );

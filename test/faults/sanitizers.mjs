@@ -39,6 +39,7 @@ const SUITES = [
     'threads',
     'vcpu-threads',
     'vcpu-races',
+    'memory-owner',
     'lifetime',
     'endings',
     'exhaustion',
