@@ -66,6 +66,8 @@ const INSTRUMENTED = {
   napi_register_module_v1: 'instrumented_register_module',
 };
 
+const STOPS = ['SIGINT', 'SIGTERM', 'SIGHUP'];
+
 /** That are hostile at once. */
 const THREADS = 3;
 
@@ -322,7 +324,7 @@ else {
     calls: Number(values.calls),
     seed: Number(values.seed),
   };
-  for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => abort.abort());
+  for (const signal of STOPS) process.once(signal, () => abort.abort());
   try {
     for (const name of values.sanitizer) {
       abort.signal.throwIfAborted();
@@ -331,6 +333,10 @@ else {
       if (!findsPlanted(name, addon, work)) process.exitCode = 1;
       for (const place of places) if (!(await runIn(place, name, addon, work, asked))) process.exitCode = 1;
     }
+  } catch (error) {
+    // Stopped: a signal ends what it runs as well.
+    if (error.name !== 'AbortError' && !STOPS.includes(error.signal)) throw error;
+    process.exitCode = 130;
   } finally {
     rmSync(work, { recursive: true, force: true });
   }
