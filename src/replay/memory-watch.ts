@@ -69,6 +69,7 @@ export interface WatchedVm {
 
 /** Where a vCPU's ring is read to, beside its VMM. */
 export interface WatchedRing {
+  readonly handle: Handle;
   readonly vm: WatchedVm;
   readonly words: Int32Array;
   at: number;
@@ -268,6 +269,17 @@ export class MemoryWatch {
       const slot = vm.slots.get(words[at + 1]!);
       if (slot?.memory.exposed) slot.memory.pending.add(slot.firstPage + words[at + 2]!);
       ring.at = (ring.at + 1) % (words.length / 4);
+    }
+  }
+
+  /**
+   * Before a run: finds what the VMM has written by its views where no log tells of the guest's doing, for the guest may write
+   * there what the record has.
+   */
+  look(): void {
+    for (const memory of this.#memories.values()) {
+      if (!memory.exposed || !this.#untold(memory)) continue;
+      for (const page of this.#differing(memory)) memory.pending.add(page);
     }
   }
 

@@ -206,7 +206,7 @@ class Recorder {
     const opened = this.#of(vcpu);
     const run = this.#silent('runner', [opened.id], () => this.#inner.runner(vcpu));
     return (timeoutMs) => {
-      const lacks = this.#findRing(opened);
+      const lacks = this.#prepare(opened);
       const given = [opened.id, this.#written(opened)];
       const act = () => lacks || (timeoutMs === undefined ? run() : run(timeoutMs));
       const tell = (result: number): Got => [result, ...this.#effects(opened), timeoutMs];
@@ -225,7 +225,7 @@ class Recorder {
     };
     const starter = this.#silent('starter', [opened.id], () => this.#inner.starter(vcpu, finished));
     const start = (timeoutMs?: number, ends?: boolean): number => {
-      const lacks = this.#findRing(opened);
+      const lacks = this.#prepare(opened);
       const given = [opened.id, opened.running ? [] : this.#written(opened)];
       const begun = this.#call(
         'start',
@@ -240,16 +240,23 @@ class Recorder {
     return { start, end: () => starter.end() };
   };
 
-  /**
-   * In a VM with rings, the vCPU's, mapped once more: 0, or the negated errno of the run that cannot be recorded without, and is
-   * not made.
-   */
+  /** Before a run: 0, or the negated errno of one that cannot be recorded, and is not made. */
+  #prepare(vcpu: Opened): number {
+    this.#watch.look();
+    return this.#findRing(vcpu);
+  }
+  /** In a VM with rings, the vCPU's, mapped once more: 0, or a negated errno. */
   #findRing(vcpu: Opened): number {
     if (!vcpu.vcpuOf?.rings || vcpu.ring !== undefined) return 0;
     const ring = this.#inner.mapDirtyRing(vcpu.handle);
     if (!isHandle(ring)) return ring;
     const { buffer, byteOffset, length } = this.#inner.bytes(ring);
-    vcpu.ring = { vm: vcpu.vcpuOf, words: new Int32Array(buffer, byteOffset, length / 4), at: 0 };
+    vcpu.ring = {
+      handle: ring,
+      vm: vcpu.vcpuOf,
+      words: new Int32Array(buffer, byteOffset, length / 4),
+      at: 0,
+    };
     return 0;
   }
 
@@ -275,6 +282,7 @@ class Recorder {
     const opened = this.#opened.get(handle);
     this.#inner.close(handle);
     if (opened === undefined) return;
+    if (opened.ring) this.#inner.close(opened.ring.handle);
     this.#opened.delete(handle);
     this.#mapped.delete(opened);
     if (opened.memory) this.#watch.dropMemory(opened.memory);

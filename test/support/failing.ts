@@ -106,7 +106,10 @@ export class Failing {
     return new Proxy(inner, {
       get: (target, name: keyof T & string) => {
         const call = (target[name] as Call).bind(target);
-        return calls.includes(name) ? this.#call(`${part}.${name}`, call) : call;
+        const failing = this.#call(`${part}.${name}`, call);
+        if (name !== 'watch') return calls.includes(name) ? failing : call;
+        // To watch no more makes no call of the kernel's.
+        return (...args: never[]) => (args[1] === undefined ? call : failing)(...args);
       },
     });
   }
@@ -168,12 +171,14 @@ export function isFailure(error: unknown, failure: Failure): boolean {
   return false;
 }
 
-/** Plays it once for each of its calls, which then fails: each call with each errno, or in the lab, which is slow, with one. */
-export async function eachCallOf(
-  failing: Failing,
-  play: () => unknown,
-  rounds: number = inLab ? 1 : FAILURES.length,
-) {
+/** How often each call fails, each time with another errno; and whether in the lab only two of each name do. */
+export interface Rounds {
+  readonly rounds: number;
+  readonly isSlow?: boolean;
+}
+
+/** Plays it once for each of its calls, which then fails. Gives the names of the calls. */
+export async function eachCallOf(failing: Failing, play: () => unknown, { rounds, isSlow = false }: Rounds) {
   // What is used again and again is prepared when it is used for the second time.
   for (let i = 0; i < 3; i++) {
     failing.arm();
@@ -183,7 +188,8 @@ export async function eachCallOf(
   const before = failing.open.size;
   const failed = new Set<string>();
   for (let round = 0; round < rounds; round++) {
-    for (const at of calls.keys()) {
+    for (const [at, name] of calls.entries()) {
+      if (inLab && isSlow && at !== calls.indexOf(name) && at !== calls.lastIndexOf(name)) continue;
       const failure = FAILURES[(at + round) % FAILURES.length]!;
       failing.arm(at, failure);
       try {
@@ -203,4 +209,16 @@ export async function eachCallOf(
   // What was touched once is looked at in another order.
   expect([...failed].sort()).toEqual([...new Set(calls)].sort());
   return calls;
+}
+
+/** Makes something, and closes it again, without failures; the calls in between count. */
+export async function unfailing<T extends Disposable>(
+  failing: Failing,
+  make: () => T,
+  use: (made: T) => unknown,
+): Promise<void> {
+  const [calls, at] = failing.disarm();
+  using made = make();
+  failing.rearm(calls, at);
+  await use(made);
 }
