@@ -78,8 +78,8 @@ const STEPS = {
     limit: 900,
   },
   'soak-vcpus': {
-    about: '100,000 exits and 10,000 conversions over four vCPUs in the lab',
-    command: inLab(240, node('scripts/soak-vcpus.mjs', '--exits', '100000', '--conversions', '10000')),
+    about: 'a million exits and 100,000 conversions over four vCPUs in the lab',
+    command: inLab(240, node('scripts/soak-vcpus.mjs')),
     limit: 250,
   },
   soak: {

@@ -111,7 +111,10 @@ function casesOn(backend: BackendName, scratch: string, rounds: number): void {
   test(
     'under a pager is made good or told, with nothing armed that was not, and no page lost',
     async (failing, each) => {
-      const calls = await eachCallOf(failing, () => playPager(failing), { ...each, isSlow: true });
+      const calls = await eachCallOf(failing, () => playPager(failing), {
+        ...each,
+        inLab: /^userfaults|REGION2$/,
+      });
       const some =
         backend === 'sim'
           ? ['KVM_SET_USER_MEMORY_REGION2', 'allocate', 'fallocate', 'KVM_RUN']
@@ -128,7 +131,7 @@ function casesOn(backend: BackendName, scratch: string, rounds: number): void {
         () => new Bare(failing.hv),
         (bare) => playStart(failing, bare),
       );
-    const calls = await eachCallOf(failing, play, { ...each, isSlow: true });
+    const calls = await eachCallOf(failing, play, { ...each, inLab: /./ });
     expect(calls).toEqual(expect.arrayContaining(['start', 'KVM_RUN', 'pause', 'eventFds.create']));
   });
 
@@ -136,7 +139,7 @@ function casesOn(backend: BackendName, scratch: string, rounds: number): void {
     test(
       `in a session that is recorded, with ${what}, is replayed as it was`,
       async (failing, each) => {
-        await eachCallOf(failing, () => playRecorded(failing, prepare), { ...each, isSlow: true });
+        await eachCallOf(failing, () => playRecorded(failing, prepare), { ...each, inLab: /./ });
       },
       ...needs,
     );
