@@ -13,10 +13,14 @@
 #include <map>
 
 #include "run.h"
+#include "syscalls.h"
 
 namespace vmexit {
 
 namespace {
+
+// How long who asks for a pause waits for it, in nanoseconds; the event loop feels no more.
+constexpr int64_t kLinger = 500'000;
 
 // All vCPUs that are open: a thread finds that of another by its number. Never destroyed, for threads may be
 // at work when the process ends.
@@ -145,6 +149,25 @@ bool RunState::StandsStill() const {
   return (now == kIdle || now == kIoctl) && !waiting_.load();
 }
 
+// To have the event loop told takes several times what it takes the vCPU to come out of the guest.
+int RunState::Pause() {
+  pauses.fetch_add(1);
+  if (StandsStill()) return 0;
+  Interrupt();
+  const int64_t until = Now() + kLinger;
+  lingering_.fetch_add(1);
+  bool stands = false;
+  for (int64_t left = kLinger; left > 0; left = until - Now()) {
+    const uint32_t seen = left_.load();
+    stands = StandsStill();
+    if (stands || phase.load() == kIdle) break;  // userspace has to answer its exit
+    const timespec time{.tv_sec = 0, .tv_nsec = left};
+    syscall(SYS_futex, reinterpret_cast<uint32_t*>(&left_), FUTEX_WAIT_PRIVATE, seen, &time, nullptr, 0);
+  }
+  lingering_.fetch_sub(1);
+  return stands || StandsStill() ? 0 : 1;
+}
+
 int RunState::Pause(int eventfd) {
   // First: what has failed has changed nothing.
   const int awaited = fcntl(eventfd, F_DUPFD_CLOEXEC, 0);
@@ -165,6 +188,9 @@ int RunState::Pause(int eventfd) {
 void RunState::Acknowledge() {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (pauses.load() > 0 && StandsStill()) SignalAwaited();
+  left_.fetch_add(1);
+  if (lingering_.load() == 0) return;
+  syscall(SYS_futex, reinterpret_cast<uint32_t*>(&left_), FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
 }
 
 void RunState::SignalAwaited() {
@@ -229,10 +255,11 @@ Napi::Value Pause(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   uint64_t id = 0;
   if (!ToU64(env, info[0], "id", &id)) return env.Undefined();
-  Handle* eventfd = Unwrap(env, info[1], kEventFd, "acknowledged");
-  if (!eventfd) return env.Undefined();
+  Handle* eventfd = info[1].IsUndefined() ? nullptr : Unwrap(env, info[1], kEventFd, "acknowledged");
+  if (env.IsExceptionPending()) return env.Undefined();
   const auto state = RunState::Find(id);
-  return Napi::Number::New(env, state ? state->Pause(eventfd->fd) : -ESRCH);
+  if (!state) return Napi::Number::New(env, -ESRCH);
+  return Napi::Number::New(env, eventfd ? state->Pause(eventfd->fd) : state->Pause());
 }
 
 Napi::Value Resume(const Napi::CallbackInfo& info) {

@@ -43,7 +43,9 @@ struct RunState : std::enable_shared_from_this<RunState> {
   void Leave(bool waiting);
 
   void Kick();
-  // 0 when it stands still, 1 when `fd` is signalled once it does, or a negated errno.
+  // 0 when it stands still, 1 when it does not yet. Waits for a short while where a thread is in KVM_RUN.
+  int Pause();
+  // As well; 1 when `fd` is signalled once it stands still, or a negated errno. Does not wait.
   int Pause(int fd);
   int Resume();
   void Stop();
@@ -83,7 +85,9 @@ struct RunState : std::enable_shared_from_this<RunState> {
   std::atomic<bool> waiting_{false};  // the last exit waits for an answer
   pid_t tid_ = 0;                     // another thread reads it only in kKicking
   std::mutex mutex_;
-  std::vector<int> awaited_;  // eventfds that an acknowledgement signals
+  std::vector<int> awaited_;            // eventfds that an acknowledgement signals
+  std::atomic<uint32_t> left_{0};       // how often it was left while it was paused
+  std::atomic<uint32_t> lingering_{0};  // threads in Pause()
 };
 
 // kickId(vcpu) -> number
@@ -91,7 +95,7 @@ Napi::Value KickId(const Napi::CallbackInfo& info);
 // kick(id), stop(id) -> whether there is such a vCPU
 Napi::Value Kick(const Napi::CallbackInfo& info);
 Napi::Value Stop(const Napi::CallbackInfo& info);
-// pause(id, eventfd) -> 0 | 1 | -errno; resume(id) -> 0 | -errno
+// pause(id, eventfd | undefined) -> 0 | 1 | -errno; resume(id) -> 0 | -errno
 Napi::Value Pause(const Napi::CallbackInfo& info);
 Napi::Value Resume(const Napi::CallbackInfo& info);
 

@@ -264,10 +264,10 @@ export interface Backend {
   kick(id: number): boolean | undefined;
   /**
    * Until resume() was called as often, no run enters the guest. Gives 0 when the vCPU stands still: it is in no run and
-   * its last exit waits for no answer of userspace's; 1 when the eventfd will be signalled once that is so; -ESRCH without
-   * such a vCPU.
+   * its last exit waits for no answer of userspace's; 1 when that is still to come, and the eventfd, if there is one, will be
+   * signalled; -ESRCH without such a vCPU.
    */
-  pause(id: number, acknowledged: Handle): number | undefined;
+  pause(id: number, acknowledged?: Handle): number | undefined;
   /** Undoes one pause(): 0; -EINVAL when there is none, -ESRCH without such a vCPU. */
   resume(id: number): number | undefined;
   /** The run in progress, or the next one, completes its access and gives -ECANCELED. Gives whether there is such a vCPU. */

@@ -20,16 +20,28 @@ export const stop = (backend: Backend, kickId: number): boolean =>
   reached(kickId, backend.stop(integer('kickId', kickId)));
 
 export async function pause(backend: Backend, kickId: number): Promise<boolean> {
-  integer('kickId', kickId);
-  const acknowledged = EventFd.create(backend, {});
+  const answer = reached(kickId, backend.pause(integer('kickId', kickId)));
+  if (answer === -Errno.ESRCH) return false;
+  if (answer < 0) throw new KvmError(answer, 'pause');
+  if (answer > 0) await acknowledgement(backend, kickId);
+  return true;
+}
+
+/** Of a pause that was not acknowledged at once. Where it cannot be waited for, the pause is undone. */
+async function acknowledgement(backend: Backend, kickId: number): Promise<void> {
+  let acknowledged: EventFd | undefined;
   try {
-    const answer = reached(kickId, backend.pause(kickId, acknowledged.fd.handle));
-    if (answer === -Errno.ESRCH) return false;
-    if (answer < 0) throw new KvmError(answer, 'pause');
+    // Another pause, by which the eventfd is told; one of the two is enough then.
+    acknowledged = EventFd.create(backend, {});
+    const answer = backend.pause(kickId, acknowledged.fd.handle)!;
+    if (answer < 0 && answer !== -Errno.ESRCH) throw new KvmError(answer, 'pause');
+    backend.resume(kickId);
     if (answer > 0) await acknowledged.wait();
-    return true;
+  } catch (error) {
+    backend.resume(kickId);
+    throw error;
   } finally {
-    acknowledged.close();
+    acknowledged?.close();
   }
 }
 

@@ -92,7 +92,7 @@ export interface Native {
   starter(vcpu: Handle, done: (result: number) => void): Starter;
   kickId(vcpu: Handle): number;
   kick(id: number): boolean;
-  pause(id: number, acknowledged: Handle): number;
+  pause(id: number, acknowledged?: Handle): number;
   resume(id: number): number;
   stop(id: number): boolean;
   userfaultfd(memory: Handle): Handle | number;

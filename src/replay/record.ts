@@ -441,7 +441,9 @@ class Recorder {
       kickId: (vcpu) => this.#plain('kickId', [id(vcpu)], () => inner.kickId(vcpu)),
       kick: (number) => this.#plain('kick', [number], () => inner.kick(number)),
       pause: (number, acknowledged) =>
-        this.#plain('pause', [number, id(acknowledged)], () => inner.pause(number, acknowledged)),
+        this.#plain('pause', [number, acknowledged && id(acknowledged)], () =>
+          inner.pause(number, acknowledged),
+        ),
       resume: (number) => this.#plain('resume', [number], () => inner.resume(number)),
       stop: (number) => this.#plain('stop', [number], () => inner.stop(number)),
       // It changes in runs and where observers are told, and is in their records.

@@ -330,7 +330,7 @@ export class Replayer {
         return opened.kickId;
       },
       kick: this.#isKicked,
-      pause: (number, acknowledged) => plain('pause', number, id(acknowledged)),
+      pause: (number, acknowledged) => plain('pause', number, acknowledged && id(acknowledged)),
       resume: (number) => plain('resume', number),
       stop: this.#isKicked,
       ...(has('completed') && {

@@ -323,8 +323,9 @@ class Simulator implements SimBackend {
   readonly kick = (id: number): boolean | undefined => this.#host.kicks.kick(id);
   readonly stop = (id: number): boolean | undefined => this.#host.kicks.stop(id);
   readonly resume = (id: number): number | undefined => this.#host.kicks.resume(id);
-  readonly pause = (id: number, acknowledged: Handle): number | undefined => {
+  readonly pause = (id: number, acknowledged?: Handle): number | undefined => {
     const { kicks } = this.#host;
+    if (acknowledged === undefined) return kicks.pause(id);
     const { number, table } = as(EventFdFile, acknowledged, 'acknowledged');
     if (table !== kicks.table.buffer)
       throw wrongType(

@@ -46,13 +46,20 @@ const steps = {
   openVcpu: ({ hv, vcpuToken }) => close(hv.openVcpu(vcpuToken)),
   run: ({ vcpu }) => vcpu.run(DEADLINE_MS),
   start: ({ vcpu }) => vcpu.start([], { timeoutMs: DEADLINE_MS }),
+  /** While its exit waits for an answer: who asks for it has to be told later. */
   pause: async ({ vcpu, hv }) => {
-    const running = vcpu.start([{ handle: () => true }]);
+    let answer;
+    const answered = new Promise((done) => (answer = done));
+    let asks;
+    const asked = new Promise((done) => (asks = done));
+    const running = vcpu.start([{ handle: () => asks() ?? answered }]);
+    await asked;
+    const paused = vcpu.pause();
+    answer(true);
     try {
-      await vcpu.pause();
-      vcpu.resume();
+      await paused;
       await hv.pause(vcpu.kickId);
-      vcpu.resume();
+      for (let i = 0; i < 2; i++) vcpu.resume();
     } finally {
       vcpu.stop();
       await running;

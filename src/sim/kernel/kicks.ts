@@ -278,12 +278,16 @@ export class Kicks {
     return true;
   }
 
-  /** @param event the number of an eventfd of this table */
-  pause(id: number, event: number): number | undefined {
+  /** @param event the number of an eventfd of this table, or 0 */
+  pause(id: number, event = 0): number | undefined {
     const at = this.#at(id);
     if (typeof at !== 'number') return at === false ? -Errno.ESRCH : undefined;
     const { table } = this;
     Atomics.add(table, at + REQUESTS, PAUSE);
+    if (event === 0) {
+      this.#forget(at);
+      return Atomics.load(table, at + STATE) > Standing.PARKED ? 1 : 0;
+    }
     let ack = at + ACKS;
     while (ack < at + WORDS && Atomics.compareExchange(table, ack, 0, event) !== 0) ack++;
     const full = ack === at + WORDS;
