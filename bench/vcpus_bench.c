@@ -1,10 +1,12 @@
 // The C side of bench/vcpus.mjs: vCPUs on threads of their own, by the same system calls and nothing else.
-//   vcpus_bench sync COUNT                       nanoseconds per exit of a vCPU that the first thread runs
-//   vcpus_bench threads VCPUS COUNT              of each of several, whose threads serve their own exits
-//   vcpus_bench handoff VCPUS COUNT              of each of several, whose exits the first thread serves: an eventfd and
-//                                                epoll_wait(2) there, a semaphore back
-//   vcpus_bench pause spins|exits|handoff COUNT  nanoseconds of each pause, from tgkill(2) to the acknowledgement
-//   vcpus_bench delay idle|spins|handoff MS      by how many nanoseconds each timer of a millisecond was late
+//   vcpus_bench sync COUNT               nanoseconds per exit of a vCPU that the first thread runs
+//   vcpus_bench threads VCPUS COUNT      of each of several, whose threads serve their own exits
+//   vcpus_bench handoff VCPUS COUNT      of each of several, whose exits the first thread serves: an
+//                                        eventfd and epoll_wait(2) there, a semaphore back
+//   vcpus_bench pause spins|exits|handoff COUNT
+//                                        nanoseconds of each pause, from tgkill(2) to the acknowledgement
+//   vcpus_bench delay idle|spins|handoff MS
+//                                        by how many nanoseconds each timer of a millisecond was late
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <semaphore.h>
@@ -30,7 +32,7 @@ struct vcpu {
   struct kvm_run* run;
   pthread_t thread;
   atomic_int tid;
-  long left;       // exits until it ends
+  long left;        // exits until it ends
   int told, acked;  // eventfds: an exit is to be served, a pause was seen
   sem_t served, resumed;
   atomic_int paused, stopped;
@@ -60,7 +62,8 @@ static void boot(int count, const void* code, size_t code_size) {
   const int vm = ioctl(kvm, KVM_CREATE_VM, 0);
   need(vm >= 0, "KVM_CREATE_VM");
   const struct memory ram = allocate(RAM_SIZE);
-  struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE, .userspace_addr = (uintptr_t)ram.data};
+  struct kvm_userspace_memory_region region = {.memory_size = RAM_SIZE,
+                                               .userspace_addr = (uintptr_t)ram.data};
   need(ioctl(vm, KVM_SET_USER_MEMORY_REGION, &region) == 0, "memory region");
   memcpy(ram.data + CODE, code, code_size);
   need((poller = epoll_create1(EPOLL_CLOEXEC)) >= 0, "epoll");
@@ -196,8 +199,10 @@ static double handoff(int number, long count) {
 }
 
 static void pauses(int spins, int hands, long count) {
-  if (spins) boot(1, kSpins, sizeof(kSpins));
-  else boot(1, kExits, sizeof(kExits));
+  if (spins)
+    boot(1, kSpins, sizeof(kSpins));
+  else
+    boot(1, kExits, sizeof(kExits));
   double* elapsed = calloc(count, sizeof(double));
   need(elapsed != NULL, "calloc");
   begin(1, -1, hands ? hands_over : serves_itself);
@@ -216,8 +221,10 @@ static void pauses(int spins, int hands, long count) {
 }
 
 static void delays(const char* mode, double milliseconds) {
-  if (!strcmp(mode, "handoff")) boot(1, kExits, sizeof(kExits));
-  else boot(1, kSpins, sizeof(kSpins));
+  if (!strcmp(mode, "handoff"))
+    boot(1, kExits, sizeof(kExits));
+  else
+    boot(1, kSpins, sizeof(kSpins));
   if (strcmp(mode, "idle")) begin(1, -1, hands_over);
   const long most = milliseconds + 1;
   double* late = calloc(most, sizeof(double));
@@ -262,14 +269,17 @@ int main(int argc, char** argv) {
     printf("%.1f\n", threads(number, count));
   } else if (count > 0 && several && is(what, "handoff")) {
     printf("%.1f\n", handoff(number, count));
-  } else if (count > 0 && is(what, "pause") && (is(mode, "spins") || is(mode, "exits") || is(mode, "handoff"))) {
+  } else if (count > 0 && is(what, "pause") &&
+             (is(mode, "spins") || is(mode, "exits") || is(mode, "handoff"))) {
     pauses(is(mode, "spins"), is(mode, "handoff"), count);
-  } else if (count > 0 && is(what, "delay") && (is(mode, "idle") || is(mode, "spins") || is(mode, "handoff"))) {
+  } else if (count > 0 && is(what, "delay") &&
+             (is(mode, "idle") || is(mode, "spins") || is(mode, "handoff"))) {
     delays(mode, count);
   } else {
-    fprintf(stderr,
-            "usage: vcpus_bench sync COUNT | threads|handoff VCPUS COUNT | pause spins|exits|handoff COUNT |\n"
-            "       delay idle|spins|handoff MILLISECONDS\n");
+    fprintf(
+        stderr,
+        "usage: vcpus_bench sync COUNT | threads|handoff VCPUS COUNT | pause spins|exits|handoff COUNT |\n"
+        "       delay idle|spins|handoff MILLISECONDS\n");
     return 2;
   }
   fflush(stdout);
