@@ -22,14 +22,19 @@ export async function playStart(failing: Failing, { vcpu, load }: Bare): Promise
   await again(() => load(CODE));
   const { signal, abort } = aborting();
   let exits = 0;
-  let spins = () => {};
-  const spinning = new Promise<void>((resolve) => {
-    spins = resolve;
+  let asks = () => {};
+  const asked = new Promise<void>((resolve) => {
+    asks = resolve;
   });
-  const handle = (_: unknown, exit: number): boolean => {
+  let answer = () => {};
+  const answered = new Promise<boolean>((resolve) => {
+    answer = () => resolve(true);
+  });
+  const handle = (_: unknown, exit: number): boolean | Promise<boolean> => {
     if (exit !== Exit.IO) return false;
-    if (++exits === 3) spins();
-    return true;
+    if (++exits < 3) return true;
+    asks();
+    return answered;
   };
   const run = async (): Promise<number> => {
     for (let failures = 0; failures < 2; failures++) {
@@ -40,8 +45,13 @@ export async function playStart(failing: Failing, { vcpu, load }: Bare): Promise
     throw new Error('one failure has ended two runs');
   };
   const ended = run();
-  await Promise.race([spinning, ended]);
-  await again(() => vcpu.pause());
+  await Promise.race([asked, ended]);
+  await again(() => {
+    // While the exit waits for its answer: it does not stand still at once.
+    const paused = vcpu.pause();
+    answer();
+    return paused;
+  });
   expect(exits).toBe(3);
   vcpu.resume();
   abort();
