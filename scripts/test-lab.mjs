@@ -43,7 +43,7 @@ const filesOf = (kernel) => ON_ONE[kernel]?.map((name) => `test/faults/${name}.t
 const TIME_LIMIT_MS = 50 * 60_000;
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
-const { buildKernels, kernelNames, LabError, labStatus, runInLab, showProgress } = await import(
+const { buildKernels, kernelNames, LabError, labStatus, showProgress } = await import(
   '../dist/lab/index.js'
 ).catch((error) => {
   process.stderr.write(`test-lab: dist/ is not there (${error.code}): npm run setup\n`);
@@ -83,7 +83,7 @@ async function runSuites(kernel, write) {
   const share = mkdtempSync(join(tmpdir(), 'vmexit-test-lab-'));
   try {
     const report = join(share, 'report.json');
-    const { status, bootMs, elapsedMs } = await runInLab({
+    const run = {
       command: process.execPath,
       args: [
         join(root, 'node_modules', 'vitest', 'vitest.mjs'),
@@ -100,7 +100,9 @@ async function runSuites(kernel, write) {
       onStart: (description) => process.stderr.write(`test-lab: ${description}\n`),
       onStdout: write,
       onStderr: write,
-    });
+    };
+    const { runInLabAgain } = await import('./lab-again.mjs');
+    const { status, bootMs, elapsedMs } = await runInLabAgain(run, (what) => write(`test-lab: ${what}\n`));
     const seconds = (ms) => (ms / 1000).toFixed(1);
     write(
       `test-lab: ${kernel}: ${seconds(elapsedMs)} s, ${seconds(bootMs)} of them until the command started\n`,

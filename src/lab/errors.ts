@@ -8,6 +8,7 @@
  * - `ERR_LAB_NOT_BUILT`: there is no kernel to boot yet.
  * - `ERR_LAB_BOOT`: QEMU or the kernel ended, or stood still, before the command started.
  * - `ERR_LAB_DIED`: the machine ended under the running command: a panic, a reboot, QEMU killed.
+ * - `ERR_LAB_EMULATOR`: QEMU itself crashed, by SIGSEGV or the like. To start again may help.
  * - `ERR_LAB_TIMEOUT`: the time limit passed; the machine was ended.
  * - `ERR_LAB_ABORTED`: the caller's signal was raised; everything started was ended and removed.
  */
@@ -19,6 +20,7 @@ export type LabErrorCode =
   | 'ERR_LAB_NOT_BUILT'
   | 'ERR_LAB_BOOT'
   | 'ERR_LAB_DIED'
+  | 'ERR_LAB_EMULATOR'
   | 'ERR_LAB_TIMEOUT'
   | 'ERR_LAB_ABORTED';
 

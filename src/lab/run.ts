@@ -23,6 +23,9 @@ const MOST_CPUS = 8;
 /** How long the machine may take until the command starts; 2 to 3 s are usual under emulation. */
 const BOOT_MS = 90_000;
 
+/** By which a program ends that is wrong itself; nothing that a guest does ends QEMU so. */
+const CRASHES: ReadonlySet<NodeJS.Signals> = new Set(['SIGSEGV', 'SIGBUS', 'SIGILL', 'SIGFPE', 'SIGABRT']);
+
 /** How much of the console and of QEMU's own output an error quotes, in lines. */
 const TAIL_LINES = 30;
 
@@ -75,7 +78,7 @@ export interface LabResult {
  * Runs a command in the lab. stdin is /dev/null; stdout and stderr arrive byte for byte as they are written.
  *
  * Throws LabError: ERR_LAB_ARGUMENT, ERR_LAB_NOT_BUILT, ERR_LAB_PLATFORM and ERR_LAB_PACKAGES before anything is
- * started; ERR_LAB_BOOT, ERR_LAB_DIED, ERR_LAB_TIMEOUT and ERR_LAB_ABORTED after the machine is gone.
+ * started; ERR_LAB_BOOT, ERR_LAB_DIED, ERR_LAB_EMULATOR, ERR_LAB_TIMEOUT and ERR_LAB_ABORTED after the machine is gone.
  */
 export async function runInLab(run: LabRun): Promise<LabResult> {
   const { kernel = DEFAULT_KERNEL, memory = DEFAULT_MEMORY_MIB, timeoutMs = DEFAULT_TIMEOUT_MS } = run;
@@ -240,7 +243,8 @@ async function runMachine(
       qemu.once('error', (error) => fail('ERR_LAB_BOOT', `${QEMU} does not start: ${error.message}`));
       qemu.once('close', (code, signal) => {
         const how = `QEMU ended with ${code ?? signal}`;
-        if (machine.bootMs === undefined)
+        if (signal !== null && CRASHES.has(signal)) fail('ERR_LAB_EMULATOR', `the emulator crashed (${how})`);
+        else if (machine.bootMs === undefined)
           fail('ERR_LAB_BOOT', `the machine ended before the command started (${how})`);
         else fail('ERR_LAB_DIED', `the machine ended under the command: a panic or a reboot (${how})`);
       });

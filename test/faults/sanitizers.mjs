@@ -234,8 +234,8 @@ const PLACES = {
     });
   },
   async lab(task, share) {
-    const { runInLab } = await import('../../dist/lab/index.js');
-    await runInLab({
+    const { runInLabAgain } = await import('../../scripts/lab-again.mjs');
+    const run = {
       command: process.execPath,
       args: [self, '--inside', JSON.stringify(task)],
       cwd: root,
@@ -245,7 +245,8 @@ const PLACES = {
       onStart: say,
       onStdout: (chunk) => process.stdout.write(chunk),
       onStderr: (chunk) => process.stderr.write(chunk),
-    });
+    };
+    await runInLabAgain(run, say);
   },
 };
 
