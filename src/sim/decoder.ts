@@ -1,5 +1,5 @@
 /** The decoder where Node's file system is not: iced-x86 as a module with its WebAssembly inside. */
-import type { Iced } from './cpu/decode.ts';
+import type { Iced } from './cpu/translate/decode.ts';
 import { type Imports, WebAssembly } from './webassembly.ts';
 
 let loading: Promise<Iced> | undefined;

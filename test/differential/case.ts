@@ -2,7 +2,7 @@
  * A case: one instruction, and the state in which it executes. All of the state follows from a number, but for what
  * the instruction's operands need; so a case is one line of text.
  */
-import { Image } from '../../src/sim/cpu/helpers/fxsave.ts';
+import { Image } from '../../src/sim/cpu/x87/fxsave.ts';
 import { type ModeName, modeOf, modes } from './modes.ts';
 import { Place, WINDOW } from './places.ts';
 import { DOUBLE, extended, float, integer64, Random, SINGLE, vector } from './random.ts';

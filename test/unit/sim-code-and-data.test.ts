@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import { Exit, enterRealMode, type GuestMemory, guest, openHypervisor, type Vcpu } from '../../src/index.ts';
-import { Decoder } from '../../src/sim/cpu/decode.ts';
+import { Decoder } from '../../src/sim/cpu/translate/decode.ts';
 import { runTo } from '../support/run.ts';
 
 const CODE = 0x1000;

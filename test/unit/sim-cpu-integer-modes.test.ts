@@ -1,6 +1,6 @@
 /** What integer instructions do where no processor is at hand to ask: 16-bit modes, limits, decimal numbers, division. */
 import { describe, expect, test } from 'vitest';
-import { GuestFault } from '../../src/sim/cpu/fault.ts';
+import { GuestFault } from '../../src/sim/cpu/processor/fault.ts';
 import { Machine, Place, R } from './sim-cpu-integer.ts';
 
 const Flag = { CF: 0x1, PF: 0x4, AF: 0x10, ZF: 0x40, SF: 0x80, OF: 0x800 } as const;

@@ -1,14 +1,14 @@
 /** A simulated processor with flat memory and without paging, for instructions given as bytes. */
 import { createRequire } from 'node:module';
 import { Arena } from '../../src/sim/arena.ts';
-import { ClosureUnit } from '../../src/sim/cpu/closures.ts';
 import { Cpu } from '../../src/sim/cpu/cpu.ts';
-import { Decoder, type Iced } from '../../src/sim/cpu/decode.ts';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { GuestFault } from '../../src/sim/cpu/fault.ts';
-import type { Block } from '../../src/sim/cpu/ir.ts';
-import { MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';
-import { WasmUnit } from '../../src/sim/cpu/wasm.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { GuestFault } from '../../src/sim/cpu/processor/fault.ts';
+import { MMIO, type SecondStage } from '../../src/sim/cpu/processor/stage.ts';
+import { ClosureUnit } from '../../src/sim/cpu/translate/closures.ts';
+import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
+import type { Block } from '../../src/sim/cpu/translate/ir.ts';
+import { WasmUnit } from '../../src/sim/cpu/translate/wasm.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');
 

@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { deliver, type Event, tripleFault } from '../../src/sim/cpu/events.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { Flag } from '../../src/sim/cpu/state.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { Flag } from '../../src/sim/cpu/processor/state.ts';
+import { deliver, type Event, tripleFault } from '../../src/sim/cpu/system/events.ts';
 import { At, code, Gdt, gate, Machine, MEMORY } from './sim-cpu-system.ts';
 
 const INTERRUPT = 0x8e;

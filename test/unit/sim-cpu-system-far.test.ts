@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { Flag } from '../../src/sim/cpu/state.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { Flag } from '../../src/sim/cpu/processor/state.ts';
 import { At, code, descriptor, Gdt, gate, Machine } from './sim-cpu-system.ts';
 
 const hex = (value: number, bytes: number): string =>

@@ -1,8 +1,8 @@
 import { describe, expect, it } from 'vitest';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import type { Stop } from '../../src/sim/cpu/processor.ts';
-import { Flag } from '../../src/sim/cpu/state.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import type { Stop } from '../../src/sim/cpu/processor/stage.ts';
+import { Flag } from '../../src/sim/cpu/processor/state.ts';
 import { guest } from '../../src/vmm/guest.ts';
 import { At, Gdt, gate, Machine } from './sim-cpu-system.ts';
 

@@ -1,10 +1,10 @@
 import { describe, expect, it } from 'vitest';
-import { halves } from '../../src/sim/cpu/addressing.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { CR0, CR4, EFER } from '../../src/sim/cpu/mode.ts';
-import { pdptesAreValid, walk } from '../../src/sim/cpu/paging.ts';
-import { Access } from '../../src/sim/cpu/processor.ts';
-import { Flag } from '../../src/sim/cpu/state.ts';
+import { halves } from '../../src/sim/cpu/address/addressing.ts';
+import { pdptesAreValid, walk } from '../../src/sim/cpu/address/paging.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
+import { Access } from '../../src/sim/cpu/processor/stage.ts';
+import { Flag } from '../../src/sim/cpu/processor/state.ts';
 import { At, Machine, MEMORY, type Options } from './sim-cpu-system.ts';
 
 const { READ, WRITE, FETCH } = Access;

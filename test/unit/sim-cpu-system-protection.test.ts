@@ -1,9 +1,9 @@
 import { describe, expect, it } from 'vitest';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { CR4 } from '../../src/sim/cpu/mode.ts';
-import { Flag } from '../../src/sim/cpu/state.ts';
-import { checkPorts } from '../../src/sim/cpu/tss.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { CR4 } from '../../src/sim/cpu/processor/mode.ts';
+import { Flag } from '../../src/sim/cpu/processor/state.ts';
+import { checkPorts } from '../../src/sim/cpu/segments/tss.ts';
 import { At, code, Gdt, Machine } from './sim-cpu-system.ts';
 
 const GP0: [number, number] = [Vector.GP, 0];

@@ -1,9 +1,9 @@
 import { describe, expect, it } from 'vitest';
-import { cpuid, features, supportedCpuid } from '../../src/sim/cpu/cpuid.ts';
-import { Seg } from '../../src/sim/cpu/descriptors.ts';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { CR0, CR4, EFER } from '../../src/sim/cpu/mode.ts';
-import { Msr, msrIndexList, readMsr, writeMsr } from '../../src/sim/cpu/msrs.ts';
+import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
+import { cpuid, features, supportedCpuid } from '../../src/sim/cpu/system/cpuid.ts';
+import { Msr, msrIndexList, readMsr, writeMsr } from '../../src/sim/cpu/system/msrs.ts';
 import { At, code, Machine } from './sim-cpu-system.ts';
 
 const GP0: [number, number] = [Vector.GP, 0];

@@ -2,13 +2,13 @@
 import { createRequire } from 'node:module';
 import { Arena } from '../../src/sim/arena.ts';
 import { Cpu, type CpuidEntry, type GuestChoice, type Segment } from '../../src/sim/cpu/cpu.ts';
-import { supportedCpuid } from '../../src/sim/cpu/cpuid.ts';
-import { Decoder, type Iced } from '../../src/sim/cpu/decode.ts';
-import { flatCode, flatData, Seg } from '../../src/sim/cpu/descriptors.ts';
-import { GuestFault } from '../../src/sim/cpu/fault.ts';
-import { CR0, CR4, EFER } from '../../src/sim/cpu/mode.ts';
-import { MMIO, type SecondStage } from '../../src/sim/cpu/processor.ts';
-import { formOf, systemInstructions, systemInstructionsEnding } from '../../src/sim/cpu/system.ts';
+import { flatCode, flatData, Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { GuestFault } from '../../src/sim/cpu/processor/fault.ts';
+import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
+import { MMIO, type SecondStage } from '../../src/sim/cpu/processor/stage.ts';
+import { supportedCpuid } from '../../src/sim/cpu/system/cpuid.ts';
+import { formOf, systemInstructions, systemInstructionsEnding } from '../../src/sim/cpu/system/index.ts';
+import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
 import type { Guest } from '../../src/vmm/guest.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');

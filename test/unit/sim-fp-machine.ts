@@ -5,14 +5,14 @@
 import { readFileSync } from 'node:fs';
 import * as iced from 'iced-x86';
 import { Arena } from '../../src/sim/arena.ts';
-import { Decoder } from '../../src/sim/cpu/decode.ts';
-import { GuestFault, Vector } from '../../src/sim/cpu/fault.ts';
-import { fxsaveImage, loadFxsaveImage } from '../../src/sim/cpu/helpers/fxsave.ts';
-import type { Processor } from '../../src/sim/cpu/helpers/helper.ts';
-import { sse } from '../../src/sim/cpu/helpers/sse.ts';
-import { x87 } from '../../src/sim/cpu/helpers/x87.ts';
-import type { Insn, Memory } from '../../src/sim/cpu/insn.ts';
-import { CpuState } from '../../src/sim/cpu/state.ts';
+import { GuestFault, Vector } from '../../src/sim/cpu/processor/fault.ts';
+import type { Processor } from '../../src/sim/cpu/processor/helper.ts';
+import type { Insn, Memory } from '../../src/sim/cpu/processor/insn.ts';
+import { CpuState } from '../../src/sim/cpu/processor/state.ts';
+import { sse } from '../../src/sim/cpu/sse/index.ts';
+import { Decoder } from '../../src/sim/cpu/translate/decode.ts';
+import { fxsaveImage, loadFxsaveImage } from '../../src/sim/cpu/x87/fxsave.ts';
+import { x87 } from '../../src/sim/cpu/x87/index.ts';
 
 export const helpers = { ...x87, ...sse };
 export const CODE = 0x1000_0000n;

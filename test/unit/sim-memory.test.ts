@@ -1,7 +1,7 @@
 /** The simulated VM's memory by itself, without a processor: what no ioctl and no guest can show from outside. */
 import { describe, expect, it } from 'vitest';
 import { Arena, PAGE } from '../../src/sim/arena.ts';
-import { Access, MMIO } from '../../src/sim/cpu/processor.ts';
+import { Access, MMIO } from '../../src/sim/cpu/processor/stage.ts';
 import { GuestMemfdFile } from '../../src/sim/memory/guest-memfd.ts';
 import { Falloc, Mapping } from '../../src/sim/memory/host-memory.ts';
 import { RamFile } from '../../src/sim/memory/ram.ts';

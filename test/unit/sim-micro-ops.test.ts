@@ -2,14 +2,14 @@
 import * as iced from 'iced-x86';
 import { describe, expect, test } from 'vitest';
 import { Arena } from '../../src/sim/arena.ts';
-import { ClosureUnit } from '../../src/sim/cpu/closures.ts';
 import { Cpu } from '../../src/sim/cpu/cpu.ts';
-import { Decoder, type Iced } from '../../src/sim/cpu/decode.ts';
-import type { Insn } from '../../src/sim/cpu/insn.ts';
-import { type Block, type Node, node } from '../../src/sim/cpu/ir.ts';
-import { type OpName, ops, type Row } from '../../src/sim/cpu/ops.ts';
-import { State } from '../../src/sim/cpu/state.ts';
-import { WasmUnit } from '../../src/sim/cpu/wasm.ts';
+import type { Insn } from '../../src/sim/cpu/processor/insn.ts';
+import { State } from '../../src/sim/cpu/processor/state.ts';
+import { ClosureUnit } from '../../src/sim/cpu/translate/closures.ts';
+import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
+import { type Block, type Node, node } from '../../src/sim/cpu/translate/ir.ts';
+import { type OpName, ops, type Row } from '../../src/sim/cpu/translate/ops.ts';
+import { WasmUnit } from '../../src/sim/cpu/translate/wasm.ts';
 
 const RAM = 0x10_0000;
 

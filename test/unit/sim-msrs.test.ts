@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { Msr, readMsr, writeMsr } from '../../src/sim/cpu/msrs.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { Msr, readMsr, writeMsr } from '../../src/sim/cpu/system/msrs.ts';
 import { code, Machine } from './sim-cpu-system.ts';
 
 const vendors = ['intel', 'amd'] as const;

@@ -1,6 +1,6 @@
 import { beforeEach, describe, expect, it } from 'vitest';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { State } from '../../src/sim/cpu/state.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { State } from '../../src/sim/cpu/processor/state.ts';
 import { changes, DATA, Machine, recorded, stateOf } from './sim-fp-machine.ts';
 
 const machine = new Machine();

@@ -1,7 +1,7 @@
 import { beforeEach, describe, expect, it } from 'vitest';
-import { Vector } from '../../src/sim/cpu/fault.ts';
-import { fxsaveImage, loadFxsaveImage, resetFpu } from '../../src/sim/cpu/helpers/fxsave.ts';
-import { State } from '../../src/sim/cpu/state.ts';
+import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { State } from '../../src/sim/cpu/processor/state.ts';
+import { fxsaveImage, loadFxsaveImage, resetFpu } from '../../src/sim/cpu/x87/fxsave.ts';
 import { changes, DATA, Machine, recorded, STATE, stateOf } from './sim-fp-machine.ts';
 
 const machine = new Machine();

@@ -1,25 +1,25 @@
 /** An x86-64 processor: its registers outside the arena, and the loop that executes. */
 import type { Observer } from '../../hypervisor/backend.ts';
 import type { Arena } from '../arena.ts';
-import { effectiveAddress, halves, linearAddress, lowHalf } from './addressing.ts';
-import { type DebugEvents, DR6 } from './breakpoints.ts';
-import { BLOCK, Code, type Entry } from './code.ts';
-import type { Decoder } from './decode.ts';
-import { flatSegment, Seg } from './descriptors.ts';
+import { effectiveAddress, halves, linearAddress, lowHalf } from './address/addressing.ts';
+import { Memory } from './address/memory.ts';
+import { walk } from './address/paging.ts';
 import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
-import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './events.ts';
-import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './fault.ts';
-import { resetFpu } from './helpers/fxsave.ts';
-import type { Insn, Memory as MemoryOperand } from './insn.ts';
 import { instructions } from './instructions.ts';
-import { IoLog, IoStop } from './io.ts';
-import { Memory } from './memory.ts';
-import { CR0, protectedMode, Unmodelled } from './mode.ts';
-import { type Mode, Modes } from './modes.ts';
-import { walk } from './paging.ts';
-import { Access, type MsrPolicy, type SecondStage, type Stop } from './processor.ts';
-import { CpuState, Flag, State } from './state.ts';
-import type { Unit } from './unit.ts';
+import { flatSegment, Seg } from './processor/descriptors.ts';
+import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
+import type { Insn, Memory as MemoryOperand } from './processor/insn.ts';
+import { IoLog, IoStop } from './processor/io.ts';
+import { CR0, protectedMode, Unmodelled } from './processor/mode.ts';
+import { type Mode, Modes } from './processor/modes.ts';
+import { Access, type MsrPolicy, type SecondStage, type Stop } from './processor/stage.ts';
+import { CpuState, Flag, State } from './processor/state.ts';
+import { type DebugEvents, DR6 } from './system/breakpoints.ts';
+import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './system/events.ts';
+import { BLOCK, Code, type Entry } from './translate/code.ts';
+import type { Decoder } from './translate/decode.ts';
+import type { Unit } from './translate/unit.ts';
+import { resetFpu } from './x87/fxsave.ts';
 
 /** A segment register with its descriptor cache (SDM volume 3, 3.4.3). */
 export interface Segment {

@@ -3,11 +3,11 @@
  * needs it, and one that it lacks ends KVM_RUN with an internal error.
  */
 import type { Cpu } from './cpu.ts';
-import { Vector } from './fault.ts';
-import type { Insn } from './insn.ts';
-import type { Block } from './ir.ts';
-import { cpl } from './mode.ts';
-import type { Access, Stop } from './processor.ts';
+import { Vector } from './processor/fault.ts';
+import type { Insn } from './processor/insn.ts';
+import { cpl } from './processor/mode.ts';
+import type { Access, Stop } from './processor/stage.ts';
+import type { Block } from './translate/ir.ts';
 
 /** Of the vector and floating-point instructions it has moves, and a little of the x87's state. */
 const VECTOR: ReadonlySet<string> = new Set([

@@ -1,18 +1,19 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
-import type { Builder } from './builder.ts';
+
 import type { Cpu } from './cpu.ts';
 import { emulated } from './emulator.ts';
-import { raise, Vector } from './fault.ts';
-import type { Helpers } from './helpers/helper.ts';
-import { sse } from './helpers/sse.ts';
-import { x87 } from './helpers/x87.ts';
-import { hypercallsEnding } from './hypercalls.ts';
-import type { Insn } from './insn.ts';
-import { integer } from './lower/index.ts';
-import type { Lowerings } from './lower/lowering.ts';
-import { isVector, vectors } from './lower/vector.ts';
-import { protectedMode } from './mode.ts';
-import { formOf, systemInstructions, systemInstructionsEnding } from './system.ts';
+import { raise, Vector } from './processor/fault.ts';
+import type { Helpers } from './processor/helper.ts';
+import type { Insn } from './processor/insn.ts';
+import { protectedMode } from './processor/mode.ts';
+import { sse } from './sse/index.ts';
+import { hypercallsEnding } from './system/hypercalls.ts';
+import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
+import type { Builder } from './translate/builder.ts';
+import { integer } from './translate/lower/index.ts';
+import type { Lowerings } from './translate/lower/lowering.ts';
+import { isVector, vectors } from './translate/lower/vector.ts';
+import { x87 } from './x87/index.ts';
 
 const lowered: readonly Lowerings[] = [integer];
 /** String instructions have these names too. */

@@ -1,7 +1,7 @@
 /** What the host's KVM offers to guests of CPUID. */
 import { VmType } from '../../uapi/constants.ts';
 import type { CpuidEntry } from '../cpu/cpu.ts';
-import { features, supportedCpuid as processorCpuid } from '../cpu/cpuid.ts';
+import { features, supportedCpuid as processorCpuid } from '../cpu/system/cpuid.ts';
 import type { Host } from './host.ts';
 
 /** KVM_GET_SUPPORTED_CPUID. Guests of an AMD host find the C-bit's position in it. */

@@ -4,8 +4,8 @@ import type { Input, Value } from '../../uapi/layout.ts';
 import { viewOf } from '../../uapi/layout.ts';
 import type { kvm_fpu, kvm_xcrs } from '../../uapi/x86.ts';
 import type { Cpu } from '../cpu/cpu.ts';
-import { FXSAVE_SIZE, fxsaveImage, Image, loadFxsaveImage } from '../cpu/helpers/fxsave.ts';
-import { MXCSR_MASK } from '../cpu/helpers/sse-move.ts';
+import { MXCSR_MASK } from '../cpu/sse/move.ts';
+import { FXSAVE_SIZE, fxsaveImage, Image, loadFxsaveImage } from '../cpu/x87/fxsave.ts';
 
 type Fpu = Value<typeof kvm_fpu>;
 

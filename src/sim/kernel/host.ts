@@ -3,9 +3,9 @@ import { outOfRange } from '../../hypervisor/errors.ts';
 import { VmType } from '../../uapi/constants.ts';
 import { type Dialect, type DialectName, dialects } from '../../uapi/dialects.ts';
 import { type Arena, PAGE } from '../arena.ts';
-import type { Tier } from '../cpu/code.ts';
 import type { GuestChoice } from '../cpu/cpu.ts';
-import { Decoder, type Iced } from '../cpu/decode.ts';
+import type { Tier } from '../cpu/translate/code.ts';
+import { Decoder, type Iced } from '../cpu/translate/decode.ts';
 import { Sharing } from '../memory/sharing.ts';
 import { Kicks, type KickTable } from './kicks.ts';
 

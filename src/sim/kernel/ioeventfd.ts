@@ -3,7 +3,7 @@ import { wrongType } from '../../hypervisor/errors.ts';
 import { IoeventfdFlag } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import type { kvm_ioeventfd } from '../../uapi/structs.ts';
-import type { Stop } from '../cpu/processor.ts';
+import type { Stop } from '../cpu/processor/stage.ts';
 import type { Given, StructArgument } from './dispatch.ts';
 import { EventFdFile } from './eventfd.ts';
 

@@ -7,7 +7,7 @@ import { EXIT_OFFSET, exitArms, kvm_run, PIO_PAGE_OFFSET, SYNC_REGS_OFFSET } fro
 import { type Input, type Struct, type Type, type Value, viewOf } from '../../uapi/layout.ts';
 import { kvm_sync_regs } from '../../uapi/x86.ts';
 import { PAGE } from '../arena.ts';
-import type { Stop } from '../cpu/processor.ts';
+import type { Stop } from '../cpu/processor/stage.ts';
 import type { Failure } from '../memory/vm-memory.ts';
 import { sharedMemory } from '../shared-memory.ts';
 

@@ -3,7 +3,7 @@ import { wrongType } from '../../hypervisor/errors.ts';
 import { MsrExitReason, MsrFilter } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import type { kvm_msr_filter } from '../../uapi/x86.ts';
-import type { MsrPolicy } from '../cpu/processor.ts';
+import type { MsrPolicy } from '../cpu/processor/stage.ts';
 import type { Given, StructArgument } from './dispatch.ts';
 
 const EXIT_REASONS = MsrExitReason.INVAL | MsrExitReason.UNKNOWN | MsrExitReason.FILTER;

@@ -2,7 +2,7 @@
 import type { Value } from '../../uapi/layout.ts';
 import type { kvm_msr_entry } from '../../uapi/x86.ts';
 import type { Cpu } from '../cpu/cpu.ts';
-import { readMsr, writeMsr } from '../cpu/msrs.ts';
+import { readMsr, writeMsr } from '../cpu/system/msrs.ts';
 import type { ListArgument } from './dispatch.ts';
 
 type Entry = Value<typeof kvm_msr_entry>;

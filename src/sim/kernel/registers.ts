@@ -3,8 +3,8 @@ import { Errno } from '../../uapi/errno.ts';
 import type { Input, Value } from '../../uapi/layout.ts';
 import type { kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2 } from '../../uapi/x86.ts';
 import type { Cpu, Segment, Table } from '../cpu/cpu.ts';
-import { CR0, CR4, EFER } from '../cpu/mode.ts';
-import { Msr, msrValue, writeMsr } from '../cpu/msrs.ts';
+import { CR0, CR4, EFER } from '../cpu/processor/mode.ts';
+import { Msr, msrValue, writeMsr } from '../cpu/system/msrs.ts';
 
 type Regs = Value<typeof kvm_regs>;
 type Sregs = Value<typeof kvm_sregs>;

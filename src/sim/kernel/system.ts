@@ -1,6 +1,6 @@
 /** /dev/kvm (virt/kvm/kvm_main.c, kvm_dev_ioctl). */
 import { API_VERSION } from '../../uapi/constants.ts';
-import { msrIndexList } from '../cpu/msrs.ts';
+import { msrIndexList } from '../cpu/system/msrs.ts';
 import { checkExtension } from './capabilities.ts';
 import { emulatedCpuid, supportedCpuid } from './cpuid.ts';
 import { type Handlers, Table } from './dispatch.ts';

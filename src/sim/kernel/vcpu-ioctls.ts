@@ -4,7 +4,7 @@ import { Errno } from '../../uapi/errno.ts';
 import type { kvm_pre_fault_memory } from '../../uapi/structs.ts';
 import type { kvm_cpuid_entry2 } from '../../uapi/x86.ts';
 import { PAGE } from '../arena.ts';
-import { MMIO } from '../cpu/processor.ts';
+import { MMIO } from '../cpu/processor/stage.ts';
 import { hasXsave } from './cpuid.ts';
 import { type Handlers, type ListArgument, type StructArgument, Table } from './dispatch.ts';
 import { getDebugRegs, getEvents, injectNmi, setDebugRegs, setEvents, setGuestDebug } from './events.ts';

@@ -4,8 +4,8 @@
  */
 import type { SharedVcpu } from '../../hypervisor/backend.ts';
 import { PAGE } from '../arena.ts';
-import { SharedFields } from '../cpu/fields.ts';
-import { STATE_BYTES } from '../cpu/state.ts';
+import { SharedFields } from '../cpu/processor/fields.ts';
+import { STATE_BYTES } from '../cpu/processor/state.ts';
 import { isSharedMemory, retain, sharedMemory } from '../shared-memory.ts';
 import { MMAP_SIZE } from './kvm-run.ts';
 import type { KvmVcpu } from './vcpu.ts';

@@ -4,7 +4,7 @@ import { Errno } from '../../uapi/errno.ts';
 import { Exit } from '../../uapi/exit.ts';
 import { PAGE } from '../arena.ts';
 import { Cpu } from '../cpu/cpu.ts';
-import { type Access, FAULT, type SecondStage } from '../cpu/processor.ts';
+import { type Access, FAULT, type SecondStage } from '../cpu/processor/stage.ts';
 import { DirtyRing } from '../memory/dirty.ts';
 import { aside } from './aside.ts';
 import type { Host } from './host.ts';

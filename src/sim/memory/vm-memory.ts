@@ -6,7 +6,7 @@ import { MemFlag } from '../../uapi/constants.ts';
 import type { Dialect } from '../../uapi/dialects.ts';
 import { Errno } from '../../uapi/errno.ts';
 import { type Arena, PAGE } from '../arena.ts';
-import { Access, MMIO } from '../cpu/processor.ts';
+import { Access, MMIO } from '../cpu/processor/stage.ts';
 import { DirtyBits, type DirtyRing, DirtyTracking, setBits } from './dirty.ts';
 import type { Binding, GuestMemfdFile } from './guest-memfd.ts';
 import type { Notifier } from './host-memory.ts';

@@ -1,0 +1,241 @@
+/**
+ * Memory as instructions see it. Linear addresses are unsigned bigints, or two halves for translated code; values are
+ * unsigned, and those of load and store are the micro-ops' (signed).
+ */
+import { PAGE } from '../../arena.ts';
+import type { Cpu } from '../cpu.ts';
+import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { Access, FAULT, MMIO } from '../processor/stage.ts';
+import { State } from '../processor/state.ts';
+import { noteDataAccess } from '../system/breakpoints.ts';
+import { highHalf, joined, lowHalf } from './addressing.ts';
+import { type Rights, Tlb } from './tlb.ts';
+
+const OFFSET = 0xfffn;
+const MASK64 = 0xffff_ffff_ffff_ffffn;
+
+export class Memory {
+  readonly tlb: Tlb;
+  readonly #cpu: Cpu;
+  readonly #scratch = new DataView(new ArrayBuffer(8));
+
+  constructor(cpu: Cpu) {
+    this.#cpu = cpu;
+    this.tlb = new Tlb(cpu);
+  }
+
+  /** As Tlb.place(), but @throws SecondStageFault */
+  host(
+    linear: bigint,
+    size: number,
+    access: Access,
+    rights: Rights = 'cpl',
+    stack = false,
+    reads = false,
+  ): number {
+    const host = this.tlb.place(lowHalf(linear), highHalf(linear), size, access, rights, stack, reads);
+    if (host === FAULT) throw secondStageFault;
+    return host;
+  }
+
+  /** SDM volume 3, 6.15, #AC: only at CPL 3, and only when CR0.AM and RFLAGS.AC say so. */
+  #checkAlignment(low: number, size: number): void {
+    if (this.#cpu.alignment && (low & (size - 1)) !== 0) raise(Vector.AC, 0);
+  }
+
+  /** SDM volume 3, 6.15, #GP: an operand of 16 bytes that must be aligned. An address must be canonical first. */
+  checkAligned(low: number, high: number, stack: boolean): void {
+    if ((low & 15) === 0) return;
+    this.tlb.checkCanonical(high, stack);
+    raise(Vector.GP, 0);
+  }
+
+  /** Breakpoints on data are looked at where instructions are executed one by one. */
+  #watch(low: number, high: number, size: number, write: boolean): void {
+    if (this.#cpu.mode.single) noteDataAccess(this.#cpu, joined(low, high), size, write);
+  }
+
+  // --- the micro-ops' ----------------------------------------------------------------------------------------------
+  // With `quiet` a fault of the second stage sets State.trap, and what they give means nothing.
+
+  /** What a quiet access does instead of throwing. */
+  #trap(quiet: boolean): void {
+    if (!quiet) throw secondStageFault;
+    this.#cpu.state.setU32(State.trap, 1);
+  }
+
+  load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
+    return this.load32At(lowHalf(linear), highHalf(linear), size, write, stack, false);
+  }
+  load64(linear: bigint, write: boolean, stack: boolean): bigint {
+    return this.load64At(lowHalf(linear), highHalf(linear), write, stack, false);
+  }
+  store32(linear: bigint, value: number, size: number, stack: boolean): void {
+    this.store32At(lowHalf(linear), highHalf(linear), value, size, stack, false);
+  }
+  store64(linear: bigint, value: bigint, stack: boolean): void {
+    this.store64At(lowHalf(linear), highHalf(linear), value, stack, false);
+  }
+
+  load32At(low: number, high: number, size: number, write: boolean, stack: boolean, quiet: boolean): number {
+    const host = this.#loaded(low, high, size, write, stack);
+    if (host >= 0) {
+      const { u8, dv } = this.#cpu.arena.views;
+      return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
+    }
+    if (host === FAULT) {
+      this.#trap(quiet);
+      return 0;
+    }
+    const view = this.#gather(joined(low, high), size, write, stack, 'cpl');
+    return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
+  }
+  load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint {
+    const host = this.#loaded(low, high, 8, write, stack);
+    if (host >= 0) return this.#cpu.arena.views.dv.getBigInt64(host, true);
+    if (host === FAULT) {
+      this.#trap(quiet);
+      return 0n;
+    }
+    return this.#gather(joined(low, high), 8, write, stack, 'cpl').getBigInt64(0, true);
+  }
+  store32At(low: number, high: number, value: number, size: number, stack: boolean, quiet: boolean): void {
+    const host = this.#stored(low, high, size, stack);
+    if (host >= 0) {
+      const { u8, dv } = this.#cpu.arena.views;
+      if (size === 1) u8[host] = value;
+      else if (size === 2) dv.setUint16(host, value, true);
+      else dv.setInt32(host, value, true);
+    } else if (host === FAULT) this.#trap(quiet);
+    else {
+      this.#scratch.setInt32(0, value, true);
+      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
+    }
+  }
+  store64At(low: number, high: number, value: bigint, stack: boolean, quiet: boolean): void {
+    const host = this.#stored(low, high, 8, stack);
+    if (host >= 0) this.#cpu.arena.views.dv.setBigInt64(host, value, true);
+    else if (host === FAULT) this.#trap(quiet);
+    else {
+      this.#scratch.setBigInt64(0, value, true);
+      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');
+    }
+  }
+
+  /** Where what is loaded lies; FAULT; or MMIO, also for what lies in two pages. */
+  #loaded(low: number, high: number, size: number, write: boolean, stack: boolean): number {
+    this.#checkAlignment(low, size);
+    this.#watch(low, high, size, false);
+    if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
+    return this.tlb.place(low, high, size, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+  }
+  #stored(low: number, high: number, size: number, stack: boolean): number {
+    this.#checkAlignment(low, size);
+    this.#watch(low, high, size, true);
+    if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
+    return this.tlb.place(low, high, size, Access.WRITE, 'cpl', stack, false);
+  }
+
+  // --- the helpers' ------------------------------------------------------------------------------------------------
+
+  read8 = (linear: bigint, rights?: Rights) => this.#gather(linear, 1, false, false, rights).getUint8(0);
+  read16 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 2, false, false, rights).getUint16(0, true);
+  read32 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 4, false, false, rights).getUint32(0, true);
+  read64 = (linear: bigint, rights?: Rights) =>
+    this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
+  write8(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint8(0, value);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 1), false, rights);
+  }
+  write16(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint16(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 2), false, rights);
+  }
+  write32(linear: bigint, value: number, rights?: Rights): void {
+    this.#scratch.setUint32(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 4), false, rights);
+  }
+  write64(linear: bigint, value: bigint, rights?: Rights): void {
+    this.#scratch.setBigUint64(0, value, true);
+    this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 8), false, rights);
+  }
+  // Implicit accesses of the system's: descriptor tables, TSS, IDT, stacks of inner rings.
+  readSystem8 = (linear: bigint) => this.read8(linear, 'system');
+  readSystem16 = (linear: bigint) => this.read16(linear, 'system');
+  readSystem32 = (linear: bigint) => this.read32(linear, 'system');
+  readSystem64 = (linear: bigint) => this.read64(linear, 'system');
+  writeSystem8 = (linear: bigint, value: number) => this.write8(linear, value, 'system');
+  writeSystem16 = (linear: bigint, value: number) => this.write16(linear, value, 'system');
+  writeSystem32 = (linear: bigint, value: number) => this.write32(linear, value, 'system');
+  writeSystem64 = (linear: bigint, value: bigint) => this.write64(linear, value, 'system');
+
+  readBytes(linear: bigint, size: number, rights?: Rights): Uint8Array {
+    const view = this.#gather(linear, size, false, false, rights);
+    return new Uint8Array(view.buffer, 0, size).slice();
+  }
+  writeBytes(linear: bigint, bytes: Uint8Array, rights?: Rights): void {
+    this.#scatter(linear, bytes, false, rights);
+  }
+  /** Faults as a write would, and changes nothing. */
+  checkWrite(linear: bigint, size: number, rights?: Rights): void {
+    for (const [at, , length] of parts(linear & MASK64, size)) this.host(at, length, Access.WRITE, rights);
+  }
+
+  // --- any size, across pages, MMIO --------------------------------------------------------------------------------
+
+  /** As parts(); none of it is translated when one is not canonical. */
+  #parts(linear: bigint, size: number, stack: boolean): ReturnType<typeof parts> {
+    const all = parts(linear, size);
+    if (all.length > 1) for (const [at] of all) this.tlb.checkCanonical(highHalf(at), stack);
+    return all;
+  }
+
+  #gather(linear: bigint, size: number, write: boolean, stack: boolean, rights: Rights = 'cpl'): DataView {
+    const into = size <= 8 ? this.#scratch : new DataView(new ArrayBuffer(size));
+    const bytes = new Uint8Array(into.buffer);
+    const access = write ? Access.WRITE : Access.READ;
+    const address = linear & MASK64;
+    if (rights === 'cpl') this.#watch(lowHalf(address), highHalf(address), size, write);
+    const { io, arena } = this.#cpu;
+    // Both pages of one that crosses must be there before MMIO is asked for.
+    const places: [host: number, physical: number, done: number, length: number][] = [];
+    for (const [at, done, length] of this.#parts(address, size, stack)) {
+      const host = this.host(at, length, access, rights, stack, true);
+      if (host === MMIO) io.demandEmulation(this.tlb.physical, access);
+      places.push([host, this.tlb.physical, done, length]);
+    }
+    for (const [host, physical, done, length] of places) {
+      if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
+      else bytes.set(io.read(physical, length), done);
+    }
+    return into;
+  }
+
+  #scatter(linear: bigint, bytes: Uint8Array, stack: boolean, rights: Rights = 'cpl'): void {
+    const { io, arena } = this.#cpu;
+    if (rights === 'cpl') this.#watch(lowHalf(linear), highHalf(linear), bytes.length, true);
+    const places: [host: number, physical: number, done: number, length: number][] = [];
+    for (const [at, done, length] of this.#parts(linear & MASK64, bytes.length, stack)) {
+      const host = this.host(at, length, Access.WRITE, rights, stack);
+      if (host === MMIO) io.demandEmulation(this.tlb.physical, Access.WRITE);
+      places.push([host, this.tlb.physical, done, length]);
+    }
+    for (const [host, physical, done, length] of places) {
+      const part = bytes.subarray(done, done + length);
+      if (host !== MMIO) arena.views.u8.set(part, host);
+      else io.write(physical, part);
+    }
+  }
+}
+
+/** A range in pieces that lie in one page: address, bytes before it, bytes. */
+function parts(linear: bigint, size: number): [bigint, number, number][] {
+  const first = Math.min(size, PAGE - Number(linear & OFFSET));
+  const all: [bigint, number, number][] = [[linear, 0, first]];
+  for (let done = first; done < size; done += PAGE) {
+    all.push([(linear + BigInt(done)) & MASK64, done, Math.min(PAGE, size - done)]);
+  }
+  return all;
+}

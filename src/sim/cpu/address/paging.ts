@@ -1,0 +1,246 @@
+/**
+ * The guest's page tables (SDM volume 3, chapter 4): from linear to guest-physical addresses. There is no
+ * translation buffer here, and no canonical check: callers have both.
+ */
+
+import type { Cpu } from '../cpu.ts';
+import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { CR0, CR4, EFER, ia32e, paging } from '../processor/mode.ts';
+import { Access, FAULT, MMIO } from '../processor/stage.ts';
+import { Flag } from '../processor/state.ts';
+import { features } from '../system/cpuid.ts';
+import { highHalf, joined, lowHalf } from './addressing.ts';
+
+export interface Translation {
+  /** The guest-physical address of the 4 KiB page, without the bit by which guests choose. */
+  readonly physical: number;
+  /** A write with the same rights needs no walk: it is allowed, and the dirty flag is set. */
+  readonly writable: boolean;
+  /** The page belongs to the user (U/S is 1 in all entries). */
+  readonly user: boolean;
+  readonly global: boolean;
+  /** Private or shared, where guests choose; undefined elsewhere. */
+  readonly wants: boolean | undefined;
+}
+
+const Entry = { P: 0x1, W: 0x2, U: 0x4, A: 0x20, D: 0x40, PS: 0x80, G: 0x100 } as const;
+/** NX, in the upper half. */
+const NX = 0x8000_0000;
+/** The error code of #PF (SDM volume 3, 4.7). */
+const PageFault = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
+
+const GIB4 = 0x1_0000_0000;
+
+/** An entry as it was read: two halves, and where it lies. */
+interface Read {
+  readonly lo: number;
+  readonly hi: number;
+  readonly gpa: number;
+}
+
+interface Level {
+  /** The lowest bit of the linear address that this level's index has. */
+  readonly shift: number;
+  /** PS maps a page here; without it PS is reserved, or (`ignored`) nothing. */
+  readonly large: boolean;
+  readonly ignored?: boolean;
+  /** Has no W, U, A (PAE's PDPTEs). */
+  readonly bare?: boolean;
+}
+
+const LONG: readonly Level[] = [
+  { shift: 39, large: false },
+  { shift: 30, large: true },
+  { shift: 21, large: true },
+  { shift: 12, large: false, ignored: true },
+];
+const PAE: readonly Level[] = [{ shift: 30, large: false, bare: true }, LONG[2]!, LONG[3]!];
+const LEGACY: readonly Level[] = [
+  { shift: 22, large: true },
+  { shift: 12, large: false, ignored: true },
+];
+/** Without CR4.PSE a directory entry's PS is ignored. */
+const LEGACY_4K: readonly Level[] = [{ shift: 22, large: false, ignored: true }, LEGACY[1]!];
+
+/** Page tables are private where the guest chooses: SNP encrypts walks whatever the entries say (APM volume 2, 15.36). */
+const wantsOfTables = (cpu: Cpu): boolean | undefined => (cpu.choice === undefined ? undefined : true);
+
+function read(cpu: Cpu, gpa: number, wide: boolean): Read | undefined {
+  const page = cpu.stage.page(gpa - (gpa % 4096), Access.READ, wantsOfTables(cpu));
+  if (page === FAULT) throw secondStageFault;
+  // Tables where no memory is are not present for KVM (arch/x86/kvm/mmu/paging_tmpl.h, walk_addr_generic).
+  if (page === MMIO) return undefined;
+  const at = (page + (gpa % 4096)) / 4;
+  const { u32 } = cpu.arena.views;
+  return { lo: u32[at]!, hi: wide ? u32[at + 1]! : 0, gpa };
+}
+
+/** Sets the accessed flag, or accessed and dirty. KVM leaves tables in read-only slots as they are. */
+function mark(cpu: Cpu, { lo, gpa }: Read, flags: number): void {
+  if ((lo & flags) === flags) return;
+  const page = cpu.stage.page(gpa - (gpa % 4096), Access.WRITE, wantsOfTables(cpu));
+  if (page === FAULT) throw secondStageFault;
+  if (page !== MMIO) cpu.arena.views.u32[(page + (gpa % 4096)) / 4]! |= flags;
+}
+
+/** Bits of an entry's upper half that must be 0, by address width and mode. The bit of choice is not one of them. */
+function reservedHigh(cpu: Cpu, levels: readonly Level[]): number {
+  const width = features(cpu.cpuid).physicalBits;
+  // Bits 51:M are reserved everywhere, 62:52 only in PAE paging (SDM volume 3, tables 4-8 to 4-11 and 4-14 to 4-20).
+  const top = levels.length === 3 ? 63 : 52;
+  let mask = (2 ** (top - 32) - 2 ** (Math.max(width, 32) - 32)) | 0;
+  if ((cpu.efer & EFER.NXE) === 0) mask |= NX;
+  if (cpu.choice !== undefined && cpu.choice.bit >= 32) mask &= ~(1 << (cpu.choice.bit - 32));
+  return mask;
+}
+
+/** The bit of choice, as one of an entry's upper half; 0 where there is none. */
+function choiceOf({ choice }: Cpu): number {
+  return choice !== undefined && choice.bit >= 32 ? 1 << (choice.bit - 32) : 0;
+}
+/** The address in an entry, from `shift` bits up. */
+function addressOf(cpu: Cpu, lo: number, hi: number, shift: number): number {
+  const low = (lo & (shift >= 32 ? 0 : -(2 ** Math.min(shift, 31)))) >>> 0;
+  return (hi & 0xf_ffff & ~choiceOf(cpu)) * GIB4 + low;
+}
+
+/** What the choice means for data. */
+function wanted(cpu: Cpu, chosen: boolean): boolean | undefined {
+  if (cpu.choice === undefined) return undefined;
+  return cpu.choice.set === 'private' ? chosen : !chosen;
+}
+
+/**
+ * Translates a linear address, sets accessed and dirty flags, and raises #PF.
+ * @param low, high the linear address in halves: canonical, below 2^32 outside 64-bit mode
+ * @param user the access has the user's rights: CPL is 3 and the access is explicit
+ * @param implicit of the processor itself (descriptor tables, TSS): SMAP holds whatever RFLAGS.AC says
+ * @throws GuestFault, SecondStageFault
+ */
+export function walk(
+  cpu: Cpu,
+  low: number,
+  high: number,
+  access: Access,
+  user: boolean,
+  implicit: boolean,
+): Translation {
+  const fetch = access === Access.FETCH;
+  if (!paging(cpu)) {
+    // Without page tables there is no choice: everything is private (APM volume 2, 15.34.5).
+    const physical = (low & -4096) >>> 0;
+    return { physical, writable: true, user: true, global: false, wants: wantsOfTables(cpu) };
+  }
+  const long = ia32e(cpu);
+  const pae = (cpu.cr4 & CR4.PAE) !== 0;
+  const levels = long ? LONG : pae ? PAE : (cpu.cr4 & CR4.PSE) !== 0 ? LEGACY : LEGACY_4K;
+  const wide = pae;
+  const write = access === Access.WRITE;
+  const nxe = wide && (cpu.efer & EFER.NXE) !== 0;
+  const code =
+    (write ? PageFault.W : 0) |
+    (user ? PageFault.U : 0) |
+    (fetch && (nxe || (cpu.cr4 & CR4.SMEP) !== 0) ? PageFault.I : 0);
+  const refuse = (why: number): never => raise(Vector.PF, code | why, joined(low, high));
+
+  const reserved = wide ? reservedHigh(cpu, levels) : 0;
+  let table = tableOf(cpu, long, pae);
+  let writeable = true;
+  let owned = true;
+  let executable = true;
+  const used: Read[] = [];
+  for (const level of levels) {
+    const { shift, large, bare } = level;
+    const index =
+      shift >= 32
+        ? (high & 0xffff) >>> (shift - 32)
+        : (low >>> shift) | (shift > 23 ? high << (32 - shift) : 0);
+    const gpa = table + (wide ? (index & (bare ? 3 : 0x1ff)) * 8 : (index & 0x3ff) * 4);
+    const entry = read(cpu, gpa, wide);
+    if (entry === undefined || (entry.lo & Entry.P) === 0) return refuse(0);
+    const { lo, hi } = entry;
+    const page = shift === 12 || (large && (lo & Entry.PS) !== 0);
+    if (isReserved(entry, level, reserved, wide, cpu)) refuse(PageFault.P | PageFault.RSVD);
+    if (!bare) {
+      writeable &&= (lo & Entry.W) !== 0;
+      owned &&= (lo & Entry.U) !== 0;
+      executable &&= !(nxe && (hi & NX) !== 0);
+      used.push(entry);
+    }
+    const psePage = page && !wide && shift === 22;
+    const physical = addressOf(cpu, lo, hi, page ? shift : 12);
+    const chosen = (hi & choiceOf(cpu)) !== 0;
+    if (!page) {
+      // A table has the address of a private page: TDX refuses one with the shared bit.
+      if (chosen && cpu.choice!.set === 'shared') refuse(PageFault.P | PageFault.RSVD);
+      table = physical;
+      continue;
+    }
+
+    if (fetch) {
+      if (!executable || (user ? !owned : owned && (cpu.cr4 & CR4.SMEP) !== 0)) refuse(PageFault.P);
+      if (chosen && cpu.choice!.set === 'shared') refuse(PageFault.P | PageFault.RSVD);
+    } else if (user) {
+      if (!owned || (write && !writeable)) refuse(PageFault.P);
+    } else {
+      const kept = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.flags & Flag.AC) === 0);
+      if ((owned && kept) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) refuse(PageFault.P);
+    }
+    for (const each of used) mark(cpu, each, each === entry && write ? Entry.A | Entry.D : Entry.A);
+
+    // PSE-36: bits 20:13 of a 4 MiB page's entry are its address's bits 39:32 (SDM volume 3, 4.3).
+    const above = psePage ? ((lo >>> 13) & 0xff) * GIB4 : 0;
+    const inside = (low & (2 ** shift - 1) & ~0xfff) >>> 0;
+    return {
+      physical: physical + above + inside,
+      writable: (write || (lo & Entry.D) !== 0) && (writeable || (!user && (cpu.cr0 & CR0.WP) === 0)),
+      user: owned,
+      global: (lo & Entry.G) !== 0 && (cpu.cr4 & CR4.PGE) !== 0,
+      // Fetches are private whatever the entry says; so is all memory where entries have no room for the bit.
+      wants: fetch || !wide ? wantsOfTables(cpu) : wanted(cpu, chosen),
+    };
+  }
+  return refuse(0);
+}
+
+/** Where the first table begins. CR3 carries the bit of choice as entries do. */
+function tableOf(cpu: Cpu, long: boolean, pae: boolean): number {
+  const hi = long ? highHalf(cpu.cr3) : 0;
+  const lo = lowHalf(cpu.cr3);
+  return addressOf(cpu, lo, hi, pae && !long ? 5 : 12);
+}
+
+function isReserved(
+  { lo, hi }: Read,
+  { shift, large, ignored, bare }: Level,
+  reserved: number,
+  wide: boolean,
+  cpu: Cpu,
+): boolean {
+  if ((hi & reserved) !== 0) return true;
+  if (bare) return (lo & PDPTE_RESERVED) !== 0 || (hi & NX) !== 0;
+  if (ignored || (lo & Entry.PS) === 0) return false;
+  if (!large) return true;
+  if (wide) return (lo & (2 ** shift - 1) & ~0x1fff) !== 0;
+  // 4 MiB pages: bits 21 down to M - 19 are reserved, M being at most 40.
+  const width = Math.min(40, features(cpu.cpuid).physicalBits);
+  return (lo & 0x3f_e000 & -(2 ** (width - 19))) !== 0;
+}
+
+/** Bits 2:1 and 8:5 of a PDPTE of PAE paging (SDM volume 3, table 4-8). */
+const PDPTE_RESERVED = 0x1e6;
+
+/**
+ * Whether the four PDPTEs that CR3 points to may be loaded (SDM volume 3, 4.4.1). They are not kept: walks read
+ * them from memory, as AMD's processors do.
+ */
+export function pdptesAreValid(cpu: Cpu, cr3: bigint): boolean {
+  const reserved = reservedHigh(cpu, PAE) | NX;
+  for (let index = 0; index < 4; index++) {
+    const entry = read(cpu, Number(cr3 & 0xffff_ffe0n) + index * 8, true);
+    if (entry === undefined) return false;
+    if ((entry.lo & Entry.P) !== 0 && ((entry.lo & PDPTE_RESERVED) !== 0 || (entry.hi & reserved) !== 0))
+      return false;
+  }
+  return true;
+}

@@ -1,0 +1,253 @@
+/**
+ * Translations of linear addresses, kept in buffers that translated code reads too. Linear addresses come as two
+ * halves of 32 bits each, of which the signs do not matter: bigints would cost more than all the rest of a miss.
+ */
+import { PAGE } from '../../arena.ts';
+import type { Cpu } from '../cpu.ts';
+import { raise, Vector } from '../processor/fault.ts';
+import { ia32e } from '../processor/mode.ts';
+import { Access, FAULT, MMIO } from '../processor/stage.ts';
+import { Flag, State } from '../processor/state.ts';
+import { type Translation, walk } from './paging.ts';
+
+/**
+ * Entries of a table, 16 bytes each: the page's linear address (i64; INVALID never equals one), and what is to be
+ * added to the low half of a linear address to get to the arena (i32). There are four tables: for the supervisor and
+ * the user, reads and writes. In those for writes a page with code in it has MIXED in its address, and what is to be
+ * added to get to its map (i32), whose bytes are zero where there is no code.
+ */
+export const Tables = { entries: 1024, entryBytes: 16, tableBytes: 0x4000 } as const;
+/** Where the table for an access begins in the state page. */
+export const tableFor = (user: boolean, write: boolean): number =>
+  State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tables.tableBytes;
+
+/** In the low half of a page's linear address, where pages have zeroes, and so have operands that must be aligned. */
+const INVALID = 0x10;
+export const MIXED = 0x20;
+/** How many fills are kept account of; then all begins anew. */
+const FILLED = 8192;
+const Fetches = 256;
+const fetchIndex = (low: number, user: boolean) => ((low >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
+
+/** Whose rights an access has. */
+export type Rights = 'cpl' | 'system';
+
+export class Tlb {
+  readonly #cpu: Cpu;
+  /** The guest-physical address of the last access that came to MMIO. */
+  physical = 0;
+  /** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
+  readonly #filled: number[] = [];
+  readonly #filledWith: number[] = [];
+  /** Fetches, which translated code does not do: the supervisor's, then the user's. */
+  readonly #fetchLow = new Uint32Array(Fetches * 2).fill(INVALID);
+  readonly #fetchHigh = new Uint32Array(Fetches * 2);
+  readonly #fetchHosts = new Float64Array(Fetches * 2);
+  readonly #fetchWith = new Float64Array(Fetches * 2);
+  /** Which of them are in use, or were. */
+  readonly #fetched = new Set<number>();
+  /** The walk whose page the second stage refused, for the access that comes again when that was mended. */
+  #refused: { low: number; high: number; how: number; found: Translation } | undefined;
+
+  constructor(cpu: Cpu) {
+    this.#cpu = cpu;
+    const start = cpu.state.base + State.tlb;
+    for (let i = 0; i < Tables.entries * 4; i++) this.#forget(start + i * Tables.entryBytes);
+  }
+
+  #forget(entry: number): void {
+    this.#cpu.arena.views.u32[entry / 4] = INVALID;
+  }
+
+  /** Forgets every translation. */
+  flush(): void {
+    for (const entry of this.#filled) this.#forget(entry);
+    this.#filled.length = 0;
+    this.#filledWith.length = 0;
+    for (const i of this.#fetched) this.#fetchLow[i] = INVALID;
+    this.#fetched.clear();
+    this.#refused = undefined;
+  }
+  /** Forgets the translations to guest-physical [start, end). Gives whether there was code's among them. */
+  flushPhysical(start: number, end: number): boolean {
+    let kept = 0;
+    for (const [i, physical] of this.#filledWith.entries()) {
+      const entry = this.#filled[i]!;
+      if (physical >= start && physical < end) this.#forget(entry);
+      else {
+        this.#filled[kept] = entry;
+        this.#filledWith[kept++] = physical;
+      }
+    }
+    this.#filled.length = kept;
+    this.#filledWith.length = kept;
+    let fetched = false;
+    for (const i of this.#fetched) {
+      const physical = this.#fetchWith[i]!;
+      if (physical < start || physical >= end || this.#fetchLow[i] === INVALID) continue;
+      this.#fetchLow[i] = INVALID;
+      fetched = true;
+    }
+    return fetched;
+  }
+  flushPage(low: number): void {
+    for (const user of [false, true]) {
+      for (const write of [false, true]) this.#forget(this.#entry(low, user, write));
+      this.#fetchLow[fetchIndex(low, user)] = INVALID;
+    }
+    this.#refused = undefined;
+  }
+  /** Forgets the translations for writing: pages have got code in them, or are read-only now. */
+  flushWrites(): void {
+    for (const user of [false, true]) {
+      const start = this.#cpu.state.base + tableFor(user, true);
+      for (let i = 0; i < Tables.entries; i++) this.#forget(start + i * Tables.entryBytes);
+    }
+  }
+
+  /** Where its entry in a table lies in the arena. */
+  #entry(low: number, user: boolean, write: boolean): number {
+    return (
+      this.#cpu.state.base +
+      tableFor(user, write) +
+      ((low >>> 8) & ((Tables.entries - 1) * Tables.entryBytes))
+    );
+  }
+
+  /**
+   * Where an operand that lies in one page lies in the arena; or MMIO, or FAULT. What is being written is no code's
+   * any more.
+   * @param stack a fault of the address is #SS
+   * @param reads a read whose instruction will write there: the rights are a write's, but KVM's emulator reads first
+   * @throws GuestFault; SecondStageFault from the walk
+   */
+  place(
+    low: number,
+    high: number,
+    size: number,
+    access: Access,
+    rights: Rights,
+    stack: boolean,
+    reads: boolean,
+  ): number {
+    const cpu = this.#cpu;
+    if (cpu.io.mode === 'emulated') return this.#emulated(low, high, size, access, rights, stack, reads);
+    const user = rights === 'cpl' && cpu.user;
+    const page = (low & -PAGE) >>> 0;
+    const top = high >>> 0;
+    const inside = low & (PAGE - 1);
+    if (access === Access.FETCH) {
+      const fetch = fetchIndex(low, user);
+      if (this.#fetchLow[fetch] === page && this.#fetchHigh[fetch] === top)
+        return this.#fetchHosts[fetch]! + inside;
+      const found = this.#walk(low, high, access, user, rights, stack);
+      const host = this.#stage(low, high, access, user, rights, found);
+      if (host < 0) return host;
+      this.#fetchLow[fetch] = page;
+      this.#fetchHigh[fetch] = top;
+      this.#fetchHosts[fetch] = host;
+      this.#fetchWith[fetch] = found.physical;
+      this.#fetched.add(fetch);
+      return host + inside;
+    }
+    const write = access === Access.WRITE;
+    const entry = this.#entry(low, user, write);
+    const { u32, i32 } = cpu.arena.views;
+    if (u32[entry / 4 + 1] === top) {
+      const known = (i32[(entry + 8) / 4]! + low) >>> 0;
+      if (u32[entry / 4] === page) return known;
+      if (u32[entry / 4] === page + MIXED && cpu.code.clear(known) >= size) return known;
+    }
+    const found = this.#walk(low, high, access, user, rights, stack);
+    const host = this.#stage(low, high, access, user, rights, found);
+    if (host < 0) return host;
+    if (write) this.#writes(host + inside, size);
+    const code = write ? cpu.code.pageOf(host) : undefined;
+    const map = code?.map;
+    if (code !== undefined && map === undefined) return host + inside;
+    if (this.#filled.length >= FILLED) this.flush();
+    this.#filled.push(entry);
+    this.#filledWith.push(found.physical);
+    u32[entry / 4] = code === undefined ? page : page + MIXED;
+    u32[entry / 4 + 1] = top;
+    i32[(entry + 8) / 4] = (host - page) | 0;
+    if (map !== undefined) i32[(entry + 12) / 4] = (map - page) | 0;
+    return host + inside;
+  }
+
+  #walk(
+    low: number,
+    high: number,
+    access: Access,
+    user: boolean,
+    rights: Rights,
+    stack: boolean,
+  ): Translation {
+    const refused = this.#refused;
+    if (refused !== undefined) {
+      this.#refused = undefined;
+      const how = this.#how(access, user, rights);
+      if (refused.low === (low & -PAGE) && refused.high === high && refused.how === how) return refused.found;
+    }
+    this.checkCanonical(high, stack);
+    return walk(this.#cpu, low, high, access, user, rights === 'system');
+  }
+  /** What a walk's outcome depends on beside the address and what flush() is called for. */
+  #how(access: Access, user: boolean, rights: Rights): number {
+    const checked = this.#cpu.state.u32(State.eflags) & Flag.AC;
+    return checked | (access << 2) | (user ? 2 : 0) | (rights === 'system' ? 1 : 0);
+  }
+
+  #stage(
+    low: number,
+    high: number,
+    access: Access,
+    user: boolean,
+    rights: Rights,
+    found: Translation,
+  ): number {
+    const host = this.#cpu.stage.page(found.physical, access, found.wants);
+    if (host === MMIO) this.physical = found.physical + (low & (PAGE - 1));
+    else if (host === FAULT)
+      this.#refused = { low: low & -PAGE, high, how: this.#how(access, user, rights), found };
+    return host;
+  }
+
+  /** Code that is written to is stale, and whoever executes it must look again before the next instruction. */
+  #writes(host: number, size: number): void {
+    const { code, io, current } = this.#cpu;
+    const page = code.pageOf(host);
+    if (page === undefined || page.clear(host - page.host) >= size) return;
+    // Deliveries of events write outside of any instruction.
+    if (io.mode === undefined && current !== undefined) io.demand('alone');
+    code.invalidate(page);
+  }
+
+  /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */
+  #emulated(
+    low: number,
+    high: number,
+    size: number,
+    access: Access,
+    rights: Rights,
+    stack: boolean,
+    reads: boolean,
+  ): number {
+    const cpu = this.#cpu;
+    const inside = low & (PAGE - 1);
+    this.checkCanonical(high, stack);
+    const found = walk(cpu, low, high, access, rights === 'cpl' && cpu.user, rights === 'system');
+    const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
+    if (host === MMIO) {
+      this.physical = found.physical + inside;
+      return MMIO;
+    }
+    if (access === Access.WRITE) this.#writes(host + inside, size);
+    return host + inside;
+  }
+
+  /** Bits 63 to 47 are alike (SDM volume 1, 3.3.7.1). */
+  checkCanonical(high: number, stack: boolean): void {
+    if (ia32e(this.#cpu) && (high << 16) >> 16 !== (high | 0)) raise(stack ? Vector.SS : Vector.GP, 0);
+  }
+}

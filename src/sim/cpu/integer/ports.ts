@@ -1,0 +1,117 @@
+/** Port I/O (SDM volume 1, chapter 19). How strings are split is KVM's (arch/x86/kvm/emulate.c, em_in and em_out). */
+import { PAGE } from '../../arena.ts';
+import type { Cpu } from '../cpu.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Insn } from '../processor/insn.ts';
+import { checkPorts } from '../segments/tss.ts';
+import { notePortAccess } from '../system/breakpoints.ts';
+import { advance, isDown, operandAt, repetitions } from './strings.ts';
+
+const RAX = 0;
+const RDX = 2;
+const RSI = 6;
+const RDI = 7;
+/** The most that one exit reads ahead, in bytes (struct read_cache). */
+const READ_AHEAD = 1024;
+
+type PortSize = 1 | 2 | 4;
+
+/** The port that operand `index` names: an immediate, or DX. */
+function portOf(cpu: Cpu, { operands }: Insn, index: number): number {
+  const operand = operands[index]!;
+  return operand.kind === 'imm' ? Number(operand.value) : Number(cpu.state.gpr(RDX) & 0xffffn);
+}
+const sizeOf = ({ operands }: Insn, index: number) => (operands[index] as { size: PortSize }).size;
+
+const input: Helper = (cpu, insn) => {
+  const size = sizeOf(insn, 0);
+  const port = portOf(cpu, insn, 1);
+  checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
+  const data = cpu.io.input(port, size, 1);
+  let value = 0n;
+  for (let i = 0; i < size; i++) value |= BigInt(data[i] ?? 0) << BigInt(i * 8);
+  const kept = size === 4 ? 0n : cpu.state.gpr(RAX) & ~((1n << BigInt(size * 8)) - 1n);
+  cpu.state.setGpr(RAX, kept | value);
+};
+const output: Helper = (cpu, insn) => {
+  const size = sizeOf(insn, 1);
+  const port = portOf(cpu, insn, 0);
+  checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
+  const value = cpu.state.gpr(RAX);
+  cpu.io.output(
+    port,
+    size,
+    Uint8Array.from({ length: size }, (_, i) => Number((value >> BigInt(i * 8)) & 0xffn)),
+  );
+};
+
+/** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */
+function ahead(cpu: Cpu, { addressSize }: Insn, size: PortSize, left: bigint): number {
+  const offset = Number(BigInt.asUintN(addressSize * 8, cpu.state.gpr(RDI)) & BigInt(PAGE - 1));
+  const room = isDown(cpu) ? offset : PAGE - offset;
+  const most = Math.max(Math.min(room, READ_AHEAD / size), 1);
+  return left < BigInt(most) ? Number(left) : most;
+}
+/** Page by page, so that the first is written when the second faults (arch/x86/kvm/x86.c, emulator_read_write). */
+function writePages(cpu: Cpu, linear: bigint, data: Uint8Array): void {
+  for (let done = 0; done < data.length; ) {
+    const at = linear + BigInt(done);
+    const end = done + PAGE - Number(at & BigInt(PAGE - 1));
+    cpu.memory.writeBytes(at, data.subarray(done, end));
+    done = end;
+  }
+}
+/** INS. Userspace may have changed RCX: the count is what it says when the data is there. */
+const inputString: Helper = (cpu, insn) => {
+  const { size } = operandAt(insn, RDI) as { size: PortSize };
+  const port = portOf(cpu, insn, 1);
+  const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
+  checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
+  if (left === 0n) return;
+  cpu.io.demand('emulated');
+  const count = ahead(cpu, insn, size, left);
+  const answer = cpu.io.input(port, size, count, true);
+  const data = new Uint8Array(count * size);
+  data.set(answer.subarray(0, data.length));
+  // A port has been read when its data cannot be written. Downwards, elements are written one by one.
+  const down = isDown(cpu);
+  const at = operandAt(insn, RDI);
+  const part = down ? size : data.length;
+  for (let done = 0; done < data.length; done += part) {
+    const linear = cpu.address({ ...at, displacement: BigInt(-done) }, insn, part, true);
+    writePages(cpu, linear, data.subarray(done, done + part));
+  }
+  advance(cpu, insn, RDI, BigInt((down ? -size : size) * count));
+  finish(cpu, insn, count, left);
+};
+/** OUTS: one element for each exit. */
+const outputString: Helper = (cpu, insn) => {
+  const at = operandAt(insn, RSI);
+  const size = at.size as PortSize;
+  const port = portOf(cpu, insn, 0);
+  const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
+  checkPorts(cpu, port, size);
+  notePortAccess(cpu, port, size);
+  if (left === 0n) return;
+  cpu.io.demand('emulated');
+  const data = cpu.memory.readBytes(cpu.address(at, insn, size, false), size);
+  cpu.io.output(port, size, data, true);
+  advance(cpu, insn, RSI, BigInt(isDown(cpu) ? -size : size));
+  finish(cpu, insn, 1, left);
+};
+function finish(cpu: Cpu, insn: Insn, done: number, left: bigint): void {
+  if (insn.rep === undefined) return;
+  advance(cpu, insn, 1, BigInt(-done));
+  if (BigInt(done) !== left) cpu.state.rip = insn.rip;
+}
+
+const sizes = ['b', 'w', 'd'];
+const each = (name: string, helper: Helper): Helpers =>
+  Object.fromEntries(sizes.map((suffix) => [name + suffix, helper]));
+
+/** Those that do some elements and come back for the rest. */
+export const stringIo: Helpers = { ...each('ins', inputString), ...each('outs', outputString) };
+export const io: Helpers = { in: input, out: output };

@@ -1,0 +1,203 @@
+/**
+ * String instructions (SDM volume 1, 7.3.9). One call does some elements and leaves RIP where it is while more are
+ * to come, so that interrupts have their chance. Registers move with each element: a fault finds them exact.
+ */
+import { PAGE } from '../../arena.ts';
+import type { Cpu } from '../cpu.ts';
+import { Seg } from '../processor/descriptors.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Insn, Memory, Size } from '../processor/insn.ts';
+import { Access, MMIO } from '../processor/stage.ts';
+import { Flag, FlagKind, State } from '../processor/state.ts';
+
+const RAX = 0;
+const RCX = 1;
+const RSI = 6;
+const RDI = 7;
+/** Elements of one call. */
+const MOST = 4096n;
+const OFFSET = BigInt(PAGE - 1);
+
+const bitsOf = (insn: Insn) => insn.addressSize * 8;
+
+/** The counter of repetitions, cut to the address size. */
+export const repetitions = (cpu: Cpu, insn: Insn) => BigInt.asUintN(bitsOf(insn), cpu.state.gpr(RCX));
+/** Moves an index or the counter, which is as wide as addresses are. */
+export function advance({ state }: Cpu, { addressSize }: Insn, register: number, by: bigint): void {
+  const before = state.gpr(register);
+  const after = BigInt.asUintN(addressSize * 8, before + by);
+  state.setGpr(register, addressSize === 2 ? (before & ~0xffffn) | after : after);
+}
+export const isDown = ({ state }: Cpu) => (state.u32(State.eflags) & Flag.DF) !== 0;
+
+/** The operand that this index register addresses. */
+export function operandAt({ operands }: Insn, register: number): Memory {
+  return operands.find((operand) => operand.kind === 'mem' && operand.base === register) as Memory;
+}
+/** An element at an index register, sign-extended. */
+function read(cpu: Cpu, insn: Insn, register: number, size: Size): bigint {
+  const linear = cpu.address(operandAt(insn, register), insn, size, false);
+  if (size === 8) return cpu.memory.load64(linear, false, false);
+  return BigInt.asIntN(size * 8, BigInt(cpu.memory.load32(linear, size, false, false)));
+}
+function write(cpu: Cpu, insn: Insn, size: Size, value: bigint): void {
+  const linear = cpu.address(operandAt(insn, RDI), insn, size, true);
+  if (size === 8) cpu.memory.store64(linear, BigInt.asIntN(64, value), false);
+  else cpu.memory.store32(linear, Number(BigInt.asIntN(32, value)), size, false);
+}
+const accumulator = ({ state }: Cpu, size: Size) => BigInt.asIntN(size * 8, state.gpr(RAX));
+
+interface StringInstruction {
+  /** One element: its accesses, and then the index registers. */
+  element(cpu: Cpu, insn: Insn, size: Size, step: bigint): void;
+  /** Many elements at once, upwards: gives how many, 0 where they must go one by one. */
+  bulk?(cpu: Cpu, insn: Insn, size: Size, most: number): number;
+}
+const movs: StringInstruction = {
+  element(cpu, insn, size, step) {
+    write(cpu, insn, size, read(cpu, insn, RSI, size));
+    advance(cpu, insn, RSI, step);
+    advance(cpu, insn, RDI, step);
+  },
+  bulk(cpu, insn, size, most) {
+    const from = whole(cpu, insn, RSI, size, most, false);
+    const to = whole(cpu, insn, RDI, size, from.count, true);
+    if (to.count === 0 || from.host === to.host) return 0;
+    // What is copied onto what is still to be copied is read as it was written.
+    const distance = to.host - from.host;
+    const count = distance < 0 ? to.count : Math.min(to.count, Math.floor(distance / size));
+    cpu.arena.views.u8.copyWithin(to.host, from.host, from.host + count * size);
+    advance(cpu, insn, RSI, BigInt(count * size));
+    advance(cpu, insn, RDI, BigInt(count * size));
+    return count;
+  },
+};
+const stos: StringInstruction = {
+  element(cpu, insn, size, step) {
+    write(cpu, insn, size, accumulator(cpu, size));
+    advance(cpu, insn, RDI, step);
+  },
+  bulk(cpu, insn, size, most) {
+    const { host, count } = whole(cpu, insn, RDI, size, most, true);
+    if (count === 0 || host % size !== 0) return 0;
+    const { u8, u16, i32, i64 } = cpu.arena.views;
+    const value = accumulator(cpu, size);
+    const [start, end] = [host / size, host / size + count];
+    if (size === 8) i64.fill(value, start, end);
+    else (size === 4 ? i32 : size === 2 ? u16 : u8).fill(Number(value), start, end);
+    advance(cpu, insn, RDI, BigInt(count * size));
+    return count;
+  },
+};
+const lods: StringInstruction = {
+  element(cpu, insn, size, step) {
+    const value = BigInt.asUintN(size * 8, read(cpu, insn, RSI, size));
+    const kept = size >= 4 ? 0n : cpu.state.gpr(RAX) & ~((1n << BigInt(size * 8)) - 1n);
+    cpu.state.setGpr(RAX, kept | value);
+    advance(cpu, insn, RSI, step);
+  },
+};
+
+/**
+ * How many elements at an index register lie in one page, and where in the arena it is: 0 of them where a segment,
+ * the alignment or the end of the addresses must be looked at for each.
+ */
+function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
+  const { mode, alignment } = cpu;
+  const operand = operandAt(insn, register);
+  const flat =
+    mode.bits === 64
+      ? operand.segment < Seg.FS
+      : operand.segment !== Seg.CS && (mode.flat & (1 << operand.segment)) !== 0;
+  if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return { host: MMIO, count: 0 };
+  const linear = cpu.address(operand, insn, size, isWrite);
+  const count = Math.min(most, Math.floor((PAGE - Number(linear & OFFSET)) / size));
+  if (count < 2) return { host: MMIO, count: 0 };
+  const host = cpu.memory.host(linear, size, isWrite ? Access.WRITE : Access.READ);
+  if (host === MMIO) return { host, count: 0 };
+  // Code that is written to is looked at element by element.
+  return { host, count: isWrite ? Math.min(count, Math.floor(cpu.code.clear(host) / size)) : count };
+}
+
+/**
+ * REP with a counter of 0 and 4-byte addresses in 64-bit mode: Intel's processors clear the upper halves of what
+ * their fast strings use, and no others' do (arch/x86/kvm/emulate.c, string_registers_quirk).
+ */
+function clearUpper(cpu: Cpu, insn: Insn): void {
+  if (cpu.vendor !== 'intel' || insn.addressSize !== 4 || cpu.mode.bits !== 64) return;
+  const { state } = cpu;
+  state.setGpr(RCX, 0n);
+  const cut = (register: number) => state.setGpr(register, state.gpr(register) & 0xffff_ffffn);
+  if (/^movs[bd]$/.test(insn.mnemonic)) cut(RSI);
+  if (/^(movs|stos)[bd]$/.test(insn.mnemonic)) cut(RDI);
+}
+
+const single = (cpu: Cpu) => cpu.watched || cpu.io.mode !== undefined;
+const stepOf = (cpu: Cpu, size: Size) => BigInt(isDown(cpu) ? -size : size);
+
+const move =
+  ({ element, bulk }: StringInstruction, size: Size): Helper =>
+  (cpu, insn) => {
+    const step = stepOf(cpu, size);
+    if (insn.rep === undefined) return element(cpu, insn, size, step);
+    const all = repetitions(cpu, insn);
+    if (all === 0n) return clearUpper(cpu, insn);
+    const most = single(cpu) ? 1n : all < MOST ? all : MOST;
+    for (let left = Number(most); left > 0; ) {
+      let done = left > 1 && step > 0n ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
+      if (done === 0) {
+        element(cpu, insn, size, step);
+        done = 1;
+      }
+      advance(cpu, insn, RCX, BigInt(-done));
+      left -= done;
+    }
+    if (all > most) cpu.state.rip = insn.rip;
+  };
+
+/** The flags of left - right. */
+function setCompared({ state }: Cpu, left: bigint, right: bigint, size: Size): void {
+  state.setU32(State.flagKind, FlagKind.SUB);
+  state.setU64(State.flagA, left);
+  state.setU64(State.flagB, right);
+  state.setU64(State.flagResult, BigInt.asIntN(size * 8, left - right));
+}
+/**
+ * CMPS and SCAS. The flags are the last element's. A fault leaves them as they were before the first one (SDM volume
+ * 2, REP), but on AMD's processors as the last element that was compared has left them.
+ */
+const compare =
+  (left: typeof RSI | typeof RAX, size: Size): Helper =>
+  (cpu, insn) => {
+    const step = stepOf(cpu, size);
+    const { rep } = insn;
+    const all = rep === undefined ? 1n : repetitions(cpu, insn);
+    if (all === 0n) return clearUpper(cpu, insn);
+    const most = single(cpu) ? 1n : all < MOST ? all : MOST;
+    let x = 0n;
+    let y = 0n;
+    let done = 0n;
+    do {
+      x = left === RAX ? accumulator(cpu, size) : read(cpu, insn, RSI, size);
+      y = read(cpu, insn, RDI, size);
+      if (left === RSI) advance(cpu, insn, RSI, step);
+      advance(cpu, insn, RDI, step);
+      if (rep !== undefined) advance(cpu, insn, RCX, -1n);
+      if (cpu.vendor === 'amd') setCompared(cpu, x, y, size);
+      done++;
+    } while (done < most && (x === y) === (rep === 'rep'));
+    setCompared(cpu, x, y, size);
+    if (rep !== undefined && done < all && (x === y) === (rep === 'rep')) cpu.state.rip = insn.rip;
+  };
+
+const sizes = { b: 1, w: 2, d: 4, q: 8 } as const;
+const each = (name: string, helper: (size: Size) => Helper): Helpers =>
+  Object.fromEntries(Object.entries(sizes).map(([suffix, size]) => [name + suffix, helper(size)]));
+
+export const strings: Helpers = {
+  ...each('movs', (size) => move(movs, size)),
+  ...each('stos', (size) => move(stos, size)),
+  ...each('lods', (size) => move(lods, size)),
+  ...each('cmps', (size) => compare(RSI, size)),
+  ...each('scas', (size) => compare(RAX, size)),
+};

@@ -1,0 +1,91 @@
+import type { Cpu, Segment } from '../cpu.ts';
+import { Seg } from './descriptors.ts';
+import { CR0, CR4, codeSize, stackSize } from './mode.ts';
+
+/** What translated code depends on beside its bytes: a translation holds for one of these. */
+export interface Mode {
+  readonly bits: 16 | 32 | 64;
+  readonly stackBits: 16 | 32 | 64;
+  /** CPL is 3: the user's rights. */
+  readonly user: boolean;
+  /** A bit for each segment with base 0 and no limit that can be read and written: nothing to check. */
+  readonly flat: number;
+  /** SSE's registers may be used: CR4.OSFXSR, and neither CR0.EM nor CR0.TS. */
+  readonly sse: boolean;
+  /** The base of CS, by which linear addresses differ from RIP. */
+  readonly codeBase: bigint;
+  /** The last offset that CS has; infinite in 64-bit mode. */
+  readonly codeLimit: number;
+  /** One instruction at a time. */
+  readonly single: boolean;
+  /** One number for all of it. */
+  readonly key: number;
+}
+
+/** How many modes are known at once, and limits of CS: a guest can make them without end. */
+const MODES = 4096;
+const LIMITS = 64;
+const sizeKey = { 16: 0, 32: 1, 64: 2 } as const;
+
+/** The modes that a processor has been in, so that they have small numbers. */
+export class Modes {
+  readonly #known = new Map<number, Mode>();
+  /** Limits of CS, which have small numbers too: there is no room for 32 bits more in a key. */
+  readonly #limits = new Map<number, number>();
+  #last = -1;
+
+  /** The processor's mode now, and the same with one instruction at a time; undefined when it is what it was. */
+  find(cpu: Cpu, user: boolean, single: boolean): [mode: Mode, alone: Mode] | undefined {
+    const { segments, cr0, cr4 } = cpu;
+    const bits = codeSize(cpu);
+    const stackBits = stackSize(cpu);
+    let flat = 0;
+    if (bits !== 64) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
+    const codeBase = bits === 64 ? 0n : segments[Seg.CS]!.base;
+    const codeLimit = bits === 64 ? Number.POSITIVE_INFINITY : segments[Seg.CS]!.limit;
+    const sse = (cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
+    const key =
+      sizeKey[bits] +
+      sizeKey[stackBits] * 3 +
+      (user ? 9 : 0) +
+      (single ? 18 : 0) +
+      (cpu.alignment ? 36 : 0) +
+      (sse ? 72 : 0) +
+      flat * 144 +
+      this.#numberOf(codeLimit) * 9216 +
+      Number(codeBase & 0xffff_ffffn) * 9216 * LIMITS;
+    if (key === this.#last) return undefined;
+    this.#last = key;
+    if (this.#known.size >= MODES || this.#limits.size >= LIMITS) {
+      this.#known.clear();
+      this.#limits.clear();
+      this.#last = -1;
+      cpu.code.forget();
+      return this.find(cpu, user, single);
+    }
+    const modeOf = (alone: boolean) =>
+      ({ bits, stackBits, user, flat, sse, codeBase, codeLimit, single: alone }) as const;
+    const alone = this.#numbered(single ? key : key + 18, modeOf(true));
+    return [single ? alone : this.#numbered(key, modeOf(false)), alone];
+  }
+
+  #numberOf(limit: number): number {
+    let known = this.#limits.get(limit);
+    if (known === undefined) {
+      known = this.#limits.size;
+      this.#limits.set(limit, known);
+    }
+    return known;
+  }
+  #numbered(what: number, mode: Omit<Mode, 'key'>): Mode {
+    const known = this.#known.get(what) ?? { ...mode, key: this.#known.size };
+    this.#known.set(what, known);
+    return known;
+  }
+}
+
+/** Nothing to check: base 0, no limit, and all rights that translated code asks of it. */
+function isFlat({ base, limit, type, unusable, s }: Segment, index: number): boolean {
+  if (base !== 0n || limit !== 0xffff_ffff || unusable || !s) return false;
+  return index === Seg.CS ? (type & 8) !== 0 : (type & 0xe) === 2;
+}

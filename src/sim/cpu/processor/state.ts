@@ -1,0 +1,199 @@
+/**
+ * What of a processor lies in the arena, where translated code reaches it. Everything else is fields of Cpu.
+ * Offsets are bytes from the start of the processor's state page.
+ */
+import type { Arena } from '../../arena.ts';
+
+export const State = {
+  /** RAX RCX RDX RBX RSP RBP RSI RDI R8-R15, 8 bytes each: the order of the encodings. */
+  gpr: 0x000,
+  /** The next instruction, or the one that is executing while it executes. */
+  rip: 0x080,
+  /** RFLAGS without the arithmetic flags, which follow from the four below. */
+  eflags: 0x088,
+  flagKind: 0x08c,
+  flagA: 0x090,
+  flagB: 0x098,
+  flagResult: 0x0a0,
+  /** Instructions completed, and where translated code must come back. */
+  count: 0x0a8,
+  limit: 0x0b0,
+  /** The instruction that is executing, as its unit numbers them: set before what may fault. */
+  at: 0x0b8,
+  /** A load or store of translated code met a fault of the second stage. */
+  trap: 0x0bc,
+  /** ES CS SS DS FS GS, 8 bytes each. */
+  segmentBase: 0x0c0,
+  /** XMM0-15, 16 bytes each. */
+  xmm: 0x100,
+  /** The x87 registers R0-R7 (not ST(i)), 16 bytes each, of which the low 10 hold; MMi is the low 8 of Ri. */
+  x87: 0x200,
+  fcw: 0x280,
+  fsw: 0x282,
+  /** The tag word, two bits a register: 11 empty, else 00 (what a register holds is looked at when it is stored). */
+  ftw: 0x284,
+  fop: 0x286,
+  fip: 0x288,
+  fdp: 0x290,
+  mxcsr: 0x298,
+  /** Selectors of the x87's last instruction and of its last operand in memory. */
+  fcs: 0x29c,
+  fds: 0x29e,
+  /** Where an operand in memory waits for a vector op: 16 bytes. */
+  vector: 0x2a0,
+  /** The translation lookaside buffers: see tlb.ts. */
+  tlb: 0x1000,
+  /** Where computed jumps have gone: see wasm.ts. */
+  jumps: 0x11000,
+  size: 0x15000,
+} as const;
+
+/** What of it is the processor's; behind it there are caches. */
+export const STATE_BYTES = 0x2b0;
+
+/** RFLAGS (SDM volume 1, 3.4.3). */
+export const Flag = {
+  CF: 0x1,
+  PF: 0x4,
+  AF: 0x10,
+  ZF: 0x40,
+  SF: 0x80,
+  TF: 0x100,
+  IF: 0x200,
+  DF: 0x400,
+  OF: 0x800,
+  IOPL: 0x3000,
+  NT: 0x4000,
+  RF: 0x1_0000,
+  VM: 0x2_0000,
+  AC: 0x4_0000,
+  VIF: 0x8_0000,
+  VIP: 0x10_0000,
+  ID: 0x20_0000,
+} as const;
+export const ARITHMETIC = Flag.CF | Flag.PF | Flag.AF | Flag.ZF | Flag.SF | Flag.OF;
+
+/**
+ * How the arithmetic flags follow from flagA, flagB and flagResult, which are sign-extended from the operation's
+ * size. SF, ZF and PF are the result's in all but EXPLICIT.
+ */
+export const FlagKind = {
+  /** All of them are in flagA, at their places in RFLAGS. */
+  EXPLICIT: 0,
+  /** CF, AF and OF are in flagA, at their places in RFLAGS. */
+  RESULT: 1,
+  /** flagResult = flagA + flagB. */
+  ADD: 2,
+  /** flagResult = flagA - flagB. */
+  SUB: 3,
+} as const;
+
+/** RFLAGS's arithmetic flags of a lazy description. */
+export function arithmeticFlags(kind: number, a: bigint, b: bigint, result: bigint): number {
+  if (kind === FlagKind.EXPLICIT) return Number(a & BigInt(ARITHMETIC));
+  const low = Number(result & 0xffn);
+  let parity = low ^ (low >> 4);
+  parity = (0x9669 >> (parity & 15)) & 1;
+  const common = (parity ? Flag.PF : 0) | (result === 0n ? Flag.ZF : 0) | (result < 0n ? Flag.SF : 0);
+  if (kind === FlagKind.RESULT) return common | (Number(a & 0x811n) & (Flag.CF | Flag.AF | Flag.OF));
+  const carry =
+    kind === FlagKind.ADD
+      ? BigInt.asUintN(64, result) < BigInt.asUintN(64, a)
+      : BigInt.asUintN(64, a) < BigInt.asUintN(64, b);
+  const overflow = kind === FlagKind.ADD ? (a ^ result) & (b ^ result) : (a ^ b) & (a ^ result);
+  return (
+    common |
+    (carry ? Flag.CF : 0) |
+    (((a ^ b ^ result) & 0x10n) !== 0n ? Flag.AF : 0) |
+    (overflow < 0n ? Flag.OF : 0)
+  );
+}
+
+/** A processor's state page as JS sees it. Registers are unsigned; `signed` ones are as the micro-ops have them. */
+export class CpuState {
+  readonly arena: Arena;
+  /** Where the page begins in the arena. */
+  readonly base: number;
+  /** RIP was assigned since this was last cleared: how a helper that ends its block says where to go on. */
+  moved = false;
+
+  constructor(arena: Arena) {
+    const base = arena.allocate(State.size);
+    if (base === undefined) throw new RangeError("the simulated host's 4 GiB of memory are used up");
+    this.arena = arena;
+    this.base = base;
+  }
+
+  free(): void {
+    this.arena.free(this.base, State.size);
+  }
+
+  gpr(index: number): bigint {
+    return this.arena.views.u64[(this.base + State.gpr) / 8 + index]!;
+  }
+  setGpr(index: number, value: bigint): void {
+    this.arena.views.u64[(this.base + State.gpr) / 8 + index] = value;
+  }
+  get rip(): bigint {
+    return this.arena.views.u64[(this.base + State.rip) / 8]!;
+  }
+  set rip(value: bigint) {
+    this.moved = true;
+    this.arena.views.u64[(this.base + State.rip) / 8] = value;
+  }
+  get count(): bigint {
+    return this.arena.views.u64[(this.base + State.count) / 8]!;
+  }
+  set count(value: bigint) {
+    this.arena.views.u64[(this.base + State.count) / 8] = value;
+  }
+  set limit(value: bigint) {
+    this.arena.views.u64[(this.base + State.limit) / 8] = value;
+  }
+  setSegmentBase(index: number, base: bigint): void {
+    this.arena.views.u64[(this.base + State.segmentBase) / 8 + index] = base;
+  }
+
+  /** RFLAGS, all of it. */
+  get flags(): number {
+    const { i32, i64 } = this.arena.views;
+    const at = this.base;
+    const kind = i32[(at + State.flagKind) / 4]!;
+    const eflags = i32[(at + State.eflags) / 4]!;
+    if (kind === FlagKind.EXPLICIT) return eflags | (i32[(at + State.flagA) / 4]! & ARITHMETIC);
+    const a = i64[(at + State.flagA) / 8]!;
+    const b = i64[(at + State.flagB) / 8]!;
+    return eflags | arithmeticFlags(kind, a, b, i64[(at + State.flagResult) / 8]!);
+  }
+  set flags(value: number) {
+    const { i32 } = this.arena.views;
+    i32[(this.base + State.eflags) / 4] = value & ~ARITHMETIC;
+    i32[(this.base + State.flagA) / 4] = value & ARITHMETIC;
+    i32[(this.base + State.flagKind) / 4] = FlagKind.EXPLICIT;
+  }
+
+  u8(offset: number): number {
+    return this.arena.views.u8[this.base + offset]!;
+  }
+  setU8(offset: number, value: number): void {
+    this.arena.views.u8[this.base + offset] = value;
+  }
+  u16(offset: number): number {
+    return this.arena.views.u16[(this.base + offset) / 2]!;
+  }
+  setU16(offset: number, value: number): void {
+    this.arena.views.u16[(this.base + offset) / 2] = value;
+  }
+  u32(offset: number): number {
+    return this.arena.views.u32[(this.base + offset) / 4]!;
+  }
+  setU32(offset: number, value: number): void {
+    this.arena.views.u32[(this.base + offset) / 4] = value;
+  }
+  u64(offset: number): bigint {
+    return this.arena.views.u64[(this.base + offset) / 8]!;
+  }
+  setU64(offset: number, value: bigint): void {
+    this.arena.views.u64[(this.base + offset) / 8] = value;
+  }
+}

@@ -1,0 +1,78 @@
+/** PUSHF, POPF, CLI, STI, CLAC, STAC and HLT (SDM volume 2; volume 3, 6.8). */
+
+import { raise, Vector } from '../processor/fault.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
+import { CR4, cpl, privileged, protectedMode } from '../processor/mode.ts';
+import { Flag } from '../processor/state.ts';
+import { Stack } from '../segments/stack.ts';
+import { has } from './cpuid.ts';
+
+type Width = 2 | 4 | 8;
+
+const pushf =
+  (size: Width): Helper =>
+  (cpu) => {
+    const stack = Stack.current(cpu);
+    stack.push(BigInt(cpu.state.flags & ~(Flag.VM | Flag.RF)), size);
+    stack.write();
+    stack.commit();
+  };
+
+const POPPED =
+  Flag.CF | Flag.PF | Flag.AF | Flag.ZF | Flag.SF | Flag.TF | Flag.DF | Flag.OF | Flag.NT | Flag.AC | Flag.ID;
+
+const popf =
+  (size: Width): Helper =>
+  (cpu) => {
+    const { state } = cpu;
+    const stack = Stack.current(cpu);
+    const image = Number(stack.pop(size) & 0xffff_ffffn);
+    const level = cpl(cpu);
+    let mask: number = POPPED;
+    if (level <= (state.flags & Flag.IOPL) >> 12) mask |= Flag.IF;
+    if (level === 0) mask |= Flag.IOPL;
+    if (size === 2) mask &= 0xffff;
+    stack.commit();
+    state.flags = (state.flags & ~(mask | Flag.RF)) | (image & mask);
+  };
+
+/** With CR4.PVI, level 3 has a virtual interrupt flag of its own (SDM volume 3, 20.4). */
+const setInterrupts =
+  (on: boolean): Helper =>
+  (cpu) => {
+    const { state } = cpu;
+    const { flags } = state;
+    const level = cpl(cpu);
+    if (!protectedMode(cpu) || level <= (flags & Flag.IOPL) >> 12) {
+      state.flags = on ? flags | Flag.IF : flags & ~Flag.IF;
+      // Interrupts stay away for one more instruction, if they were off.
+      if (on && (flags & Flag.IF) === 0) cpu.shadow = 'sti';
+      return;
+    }
+    if (level !== 3 || (cpu.cr4 & CR4.PVI) === 0 || (on && (flags & Flag.VIP) !== 0)) raise(Vector.GP, 0);
+    state.flags = on ? flags | Flag.VIF : flags & ~Flag.VIF;
+  };
+
+const setAlignmentCheck =
+  (on: boolean): Helper =>
+  (cpu) => {
+    const { state } = cpu;
+    if (!has(cpu, 'SMAP') || cpl(cpu) !== 0) raise(Vector.UD);
+    state.flags = on ? state.flags | Flag.AC : state.flags & ~Flag.AC;
+  };
+
+export const flagInstructions: Helpers = { pushf: pushf(2), pushfd: pushf(4), pushfq: pushf(8) };
+
+export const flagInstructionsEnding: Helpers = {
+  popf: popf(2),
+  popfd: popf(4),
+  popfq: popf(8),
+  cli: setInterrupts(false),
+  sti: setInterrupts(true),
+  clac: setAlignmentCheck(false),
+  stac: setAlignmentCheck(true),
+  hlt(cpu) {
+    privileged(cpu);
+    cpu.halted = true;
+  },
+};

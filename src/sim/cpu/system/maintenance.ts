@@ -1,0 +1,108 @@
+/** Caches, translations, clocks and waiting (SDM volume 2): what a processor without caches does for them. */
+
+import { gprAt, readGpr, touch, uncheckedLinear, writeGpr } from '../address/operands.ts';
+import type { Cpu } from '../cpu.ts';
+import { raise, Vector } from '../processor/fault.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
+import { CR4, canonical, cpl, longMode, low32, privileged } from '../processor/mode.ts';
+import { has } from './cpuid.ts';
+import { Msr, msrValue, readTsc } from './msrs.ts';
+
+const RAX = 0;
+const RCX = 1;
+const RDX = 2;
+
+/** Nothing is cached: the privilege is checked, and that is all. */
+const writeBack: Helper = (cpu) => privileged(cpu);
+
+/** Flushing a line faults as a read of it does. */
+const flushLine: Helper = (cpu, insn) => {
+  const memory = insn.operands[0];
+  if (memory?.kind === 'mem') touch(cpu, cpu.address(memory, insn, 1, false));
+};
+
+/**
+ * KVM gives up MONITOR and MWAIT to guests that lack them as instructions that do nothing
+ * (KVM_X86_QUIRK_MWAIT_NEVER_UD_FAULTS, which is on without userspace's doing).
+ */
+const wait: Helper = (cpu) => {
+  if (cpl(cpu) !== 0) raise(Vector.UD);
+};
+
+const invlpg: Helper = (cpu, insn) => {
+  privileged(cpu);
+  const linear = uncheckedLinear(cpu, insn);
+  if (!longMode(cpu) || canonical(linear)) cpu.flushTlbPage(linear);
+};
+
+/** SDM volume 2, INVPCID. All types forget everything, which is more than is asked for and cannot be told. */
+const invpcid: Helper = (cpu, insn) => {
+  if (!has(cpu, 'INVPCID')) raise(Vector.UD);
+  privileged(cpu);
+  const { index, size } = gprAt(insn, 0);
+  const type = readGpr(cpu, index, size);
+  const memory = insn.operands[1];
+  if (memory?.kind !== 'mem') raise(Vector.UD);
+  const linear = cpu.address(memory, insn, 16, false);
+  const descriptor = cpu.memory.read64(linear);
+  const address = cpu.memory.read64(BigInt.asUintN(64, linear + 8n));
+  const pcid = descriptor & 0xfffn;
+  if (type > 3n || descriptor >> 12n !== 0n) raise(Vector.GP, 0);
+  if (type === 0n && !canonical(address)) raise(Vector.GP, 0);
+  if (type < 2n && pcid !== 0n && (cpu.cr4 & CR4.PCIDE) === 0) raise(Vector.GP, 0);
+  cpu.flushTlb();
+};
+
+function timeStamp(cpu: Cpu): void {
+  if ((cpu.cr4 & CR4.TSD) !== 0 && cpl(cpu) !== 0) raise(Vector.GP, 0);
+  const now = readTsc(cpu);
+  cpu.state.setGpr(RAX, low32(now));
+  cpu.state.setGpr(RDX, now >> 32n);
+}
+
+/** XCR0 has x87 and SSE. */
+const XCR0_VALID = 3n;
+
+export const maintenance: Helpers = {
+  wbinvd: writeBack,
+  wbnoinvd: writeBack,
+  invd: writeBack,
+  clflush: flushLine,
+  clflushopt: flushLine,
+  clwb: flushLine,
+  monitor: wait,
+  mwait: wait,
+  rdtsc: timeStamp,
+  rdtscp(cpu) {
+    if (!has(cpu, 'RDTSCP')) raise(Vector.UD);
+    timeStamp(cpu);
+    cpu.state.setGpr(RCX, msrValue(cpu, Msr.TSC_AUX));
+  },
+  rdpid(cpu, insn) {
+    if (!has(cpu, 'RDPID')) raise(Vector.UD);
+    const { index, size } = gprAt(insn, 0);
+    writeGpr(cpu, index, size, msrValue(cpu, Msr.TSC_AUX));
+  },
+  /** There are no performance counters (arch/x86/kvm/pmu.c, kvm_pmu_rdpmc). */
+  rdpmc: () => raise(Vector.GP, 0),
+  xgetbv(cpu) {
+    if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
+    if (low32(cpu.state.gpr(RCX)) !== 0n) raise(Vector.GP, 0);
+    cpu.state.setGpr(RAX, low32(cpu.xcr0));
+    cpu.state.setGpr(RDX, cpu.xcr0 >> 32n);
+  },
+  xsetbv(cpu) {
+    if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
+    privileged(cpu);
+    const { state } = cpu;
+    const value = low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n);
+    if (low32(state.gpr(RCX)) !== 0n || (value & 1n) === 0n || (value & ~XCR0_VALID) !== 0n)
+      raise(Vector.GP, 0);
+    cpu.xcr0 = value;
+  },
+};
+
+export const maintenanceEnding: Helpers = {
+  invlpg,
+  invpcid,
+};

@@ -1,0 +1,402 @@
+/**
+ * Translated code, by where it lies in the arena and by what it depends on beside its bytes. Blocks start as
+ * closures; those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
+ */
+import { PAGE } from '../../arena.ts';
+import { segmentLinear } from '../address/addressing.ts';
+import type { Cpu } from '../cpu.ts';
+import { instructions } from '../instructions.ts';
+import { notEmulated, raise, Vector } from '../processor/fault.ts';
+import type { Insn } from '../processor/insn.ts';
+import type { Mode } from '../processor/modes.ts';
+import { Access, MMIO } from '../processor/stage.ts';
+import { State } from '../processor/state.ts';
+import { Builder } from './builder.ts';
+import { ClosureUnit } from './closures.ts';
+import { CodePage as PageOf } from './code-page.ts';
+import type { Block, End } from './ir.ts';
+import type { Unit } from './unit.ts';
+import { WasmUnit } from './wasm.ts';
+
+/** The longest instruction (SDM volume 2, 2.3.11). */
+const LONGEST = 15;
+/** Instructions of a block at most. */
+export const BLOCK = 32;
+/** How often a block runs before it is worth the 50 us that a module costs. */
+const HOT = 40;
+/** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
+const UNIT = 128;
+const MODULES = 2000;
+/** Blocks at most, some KiB each. */
+const BLOCKS = 20_000;
+const JUMPS = 4096;
+/** What Decoder.emulators is about, by iced-x86's names. */
+const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
+
+/** Where execution may begin: a block, and the unit that has it. */
+export interface Entry {
+  readonly low: number;
+  readonly high: number;
+  readonly mode: number;
+  readonly block: Block;
+  readonly pages: readonly CodePage[];
+  unit: Unit;
+  index: number;
+  /** How often it was executed as closures. */
+  heat: number;
+  /** The entry holds while this is the cache's. */
+  epoch: number;
+}
+
+type CodePage = PageOf<Entry>;
+
+/** Without WebAssembly, with it at once, or when it is worth it: for tests that compare the executors. */
+export type Tier = 'closures' | 'wasm' | 'both';
+
+export class Code {
+  readonly #cpu: Cpu;
+  readonly #pages = new Map<number, CodePage>();
+  readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
+  #epoch = 0;
+  /** How many blocks there may be at most by now: those that went with their page are counted too. */
+  #blocks = 0;
+  #run = 0;
+  tier: Tier = 'both';
+  /** Blocks that were translated since somebody last set it to 0. */
+  made = 0;
+  readonly #modules = new Set<WasmUnit & Module>();
+
+  constructor(cpu: Cpu) {
+    this.#cpu = cpu;
+  }
+
+  /** Linear addresses may mean other pages now. */
+  flush(): void {
+    this.#epoch++;
+  }
+  /** The host may have written to guest memory since: pages are compared once before they are executed. */
+  begin(): void {
+    this.#run++;
+    this.#epoch++;
+  }
+  /** The page's record, if there is code in it. */
+  pageOf(host: number): CodePage | undefined {
+    return this.#pages.size === 0 ? undefined : this.#pages.get(host - (host % PAGE));
+  }
+  /** How many bytes from a place on, of one page, are no code's. */
+  clear(host: number): number {
+    const inside = host % PAGE;
+    return this.pageOf(host)?.clear(inside) ?? PAGE - inside;
+  }
+  /** A page's code is not what memory has any more. */
+  invalidate(page: CodePage): void {
+    this.#pages.delete(page.host);
+    page.drop();
+    this.#cpu.memory.tlb.flushWrites(); // they know its map
+    this.#epoch++;
+  }
+
+  /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
+  find(): Entry {
+    const { state, arena, mode } = this.#cpu;
+    const { u32 } = arena.views;
+    const low = u32[(state.base + State.rip) / 4]!;
+    const high = u32[(state.base + State.rip) / 4 + 1]!;
+    const slot = (low ^ (low >>> 12)) & (JUMPS - 1);
+    const known = this.#jumps[slot];
+    if (
+      known !== undefined &&
+      known.epoch === this.#epoch &&
+      known.low === low &&
+      known.high === high &&
+      known.mode === mode.key
+    )
+      return known;
+    const entry = this.#look(mode, state.rip);
+    this.#jumps[slot] = entry;
+    return entry;
+  }
+
+  /** The instruction at RIP by itself. */
+  findSingle(): Entry {
+    const { alone, state } = this.#cpu;
+    return this.#look(alone, state.rip);
+  }
+
+  /** The same as KVM's emulator decodes it: where that may differ it is translated anew, for it is rare. */
+  findEmulated(): Entry {
+    const { alone, decoder, state } = this.#cpu;
+    const entry = this.findSingle();
+    if (!DIFFERENT.has(entry.block.insns[0]!.mnemonic)) return entry;
+    return this.#translate(alone, state.rip, entry.pages[0]!, decoder.emulators);
+  }
+
+  /** The bytes of an entry's instructions. */
+  bytesOf({ block, pages: [first, second] }: Entry): Uint8Array {
+    const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
+    const length = block.insns.reduce((sum, insn) => sum + insn.length, 0);
+    const bytes = new Uint8Array(length);
+    bytes.set(first!.bytes(start, Math.min(start + length, PAGE)));
+    const rest = start + length - PAGE;
+    if (rest > 0) bytes.set(second!.bytes(0, rest), length - rest);
+    return bytes;
+  }
+
+  /** What KVM's emulator has fetched for an entry's first instruction: no second page if that does not reach it. */
+  fetchedOf({ block, pages: [first, second] }: Entry): Uint8Array {
+    const { u8 } = this.#cpu.arena.views;
+    const start = Number(this.#cpu.linearOf(block.rip) & BigInt(PAGE - 1));
+    const end = Math.min(start + LONGEST, PAGE);
+    const bytes = u8.slice(first!.host + start, first!.host + end);
+    if (second === undefined) return bytes;
+    const rest = u8.slice(second.host, second.host + LONGEST - bytes.length);
+    return Uint8Array.of(...bytes, ...rest);
+  }
+
+  #look(mode: Mode, rip: bigint): Entry {
+    // Now, when nothing of it is executing.
+    if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES) this.forget();
+    if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
+    const first = this.#page(this.#fetch(rip));
+    const key = keyOf(rip, mode);
+    let entry = first.entries.get(key);
+    if (entry === undefined || entry.block.rip !== rip || !this.#holds(entry, rip)) {
+      entry = this.#translate(mode, rip, first);
+      first.entries.set(key, entry);
+    }
+    entry.epoch = this.#epoch;
+    return entry;
+  }
+
+  /** The arena's page that RIP lies in. */
+  #fetch(rip: bigint): number {
+    const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), 1, Access.FETCH);
+    if (host === MMIO) {
+      // KVM would emulate the access, and has nothing to decode.
+      const { io, memory } = this.#cpu;
+      io.gpa = memory.tlb.physical;
+      io.access = Access.FETCH;
+      throw notEmulated;
+    }
+    return host - (host % PAGE);
+  }
+
+  /** Whether what was translated is what is there now: an instruction in two pages may have got another second one. */
+  #holds({ pages }: Entry, rip: bigint): boolean {
+    const [first, second] = pages;
+    if (first!.stale) return false;
+    return (
+      second === undefined || (!second.stale && this.#page(this.#fetch(rip + BigInt(LONGEST))) === second)
+    );
+  }
+
+  /** The page's record, with the bytes that are there now. */
+  #page(host: number): CodePage {
+    let page = this.#pages.get(host);
+    if (page !== undefined && page.checked !== this.#run) {
+      if (page.holds()) page.checked = this.#run;
+      else {
+        this.invalidate(page);
+        page = undefined;
+      }
+    }
+    if (page === undefined) {
+      page = new PageOf(this.#cpu.arena, host, this.#run);
+      this.#pages.set(host, page);
+      // Writes to it must be seen from now on.
+      this.#cpu.memory.tlb.flushWrites();
+    }
+    return page;
+  }
+
+  /** Bytes of a page as they are now. */
+  #read({ host }: CodePage, start: number, end: number): Uint8Array {
+    return this.#cpu.arena.views.u8.slice(host + start, host + end);
+  }
+
+  #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#cpu.decoder): Entry {
+    const pages = [first];
+    this.made++;
+    this.#blocks++;
+    const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
+    // Nothing is fetched beyond the segment's limit, and from the next page only what an instruction needs of it.
+    const most = Math.min(BLOCK * LONGEST, mode.codeLimit - Number(rip) + 1);
+    const rest = PAGE - offset;
+    let builder = new Builder(mode, segmentLinear);
+    const lower = (insn: Insn) => {
+      builder.begin(insn);
+      instructions.lower(builder, insn);
+      return builder.end === undefined && builder.insns.length < (mode.single ? 1 : BLOCK);
+    };
+    let bytes = this.#read(first, offset, Math.min(offset + most, PAGE));
+    let outcome = decoder.decode(bytes, mode.bits, rip, lower);
+    if (outcome === 'short' && rest < Math.min(LONGEST, most)) {
+      const second = this.#page(this.#fetch(rip + BigInt(rest)));
+      pages.push(second);
+      const whole = new Uint8Array(Math.min(LONGEST, most));
+      whole.set(bytes);
+      whole.set(this.#read(second, 0, whole.length - rest), rest);
+      bytes = whole;
+      builder = new Builder(mode, segmentLinear);
+      outcome = decoder.decode(bytes, mode.bits, rip, (insn) => lower(insn) && false);
+    }
+    if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST, or than the segment
+    if (outcome === 'invalid') raise(Vector.UD);
+    const length = builder.insns.reduce((sum, insn) => sum + insn.length, 0);
+    first.cover(offset, bytes.subarray(0, Math.min(length, rest)));
+    pages[1]?.cover(0, bytes.subarray(rest, length));
+    const end: End = builder.end ?? { kind: 'goto', target: builder.insns.at(-1)!.next };
+    const block: Block = { rip, insns: builder.insns, nodes: builder.finish(end), end };
+    return {
+      low: Number(rip & 0xffff_ffffn),
+      high: Number(rip >> 32n),
+      mode: mode.key,
+      block,
+      pages,
+      unit: new ClosureUnit(this.#cpu, block),
+      index: 0,
+      heat: 0,
+      epoch: this.#epoch,
+    };
+  }
+
+  /** Executes what find() gave; false is as in Unit.run(). */
+  execute(entry: Entry): boolean {
+    let { unit } = entry;
+    if (unit instanceof ClosureUnit) {
+      if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures')
+        unit = this.#heat(entry);
+    } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
+      unit = entry.unit;
+    }
+    this.#cpu.current = unit;
+    // It was not found by its unit, or has just got there.
+    if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
+    if (!unit.run(entry.index)) return false;
+    this.#cpu.current = undefined;
+    return true;
+  }
+
+  /** Makes one module of a hot block and those that it leads to. */
+  #heat(entry: Entry): Unit {
+    if (this.#modules.size >= MODULES) {
+      this.#epoch++; // #look() makes room
+      return entry.unit;
+    }
+    entry.heat = Number.NEGATIVE_INFINITY; // once
+    const { mode, alignment } = this.#cpu;
+    // Not what is executed one instruction at a time.
+    if (entry.mode !== mode.key || mode.single || alignment || entry.pages.length > 1) return entry.unit;
+    const members = [entry];
+    for (let i = 0; i < members.length && members.length < UNIT; i++) {
+      for (const target of successors(members[i]!.block)) {
+        const found = this.#near(mode, target, members[i]!);
+        if (found !== undefined && !members.includes(found)) members.push(found);
+      }
+    }
+    const unit = this.#compile(members);
+    if (unit === undefined) return entry.unit;
+    const module = Object.assign(unit, { members, places: placesOf(members), epoch: this.#epoch });
+    this.#modules.add(module);
+    members.forEach((member, index) => {
+      // What is in another module already stays there: it is the one that begins at a hot block.
+      if (member !== entry && !(member.unit instanceof ClosureUnit)) return;
+      member.unit = module;
+      member.index = index;
+    });
+    return module;
+  }
+
+  /**
+   * The members as one module; only the first of them where the engine refuses one of that size. (A browser's main
+   * thread compiles at once what is small: at most 8 MiB in Chromium, 4 KiB in its older versions.) Undefined when that
+   * does not help.
+   */
+  #compile(members: Entry[]): WasmUnit | undefined {
+    for (;;) {
+      try {
+        return new WasmUnit(
+          this.#cpu,
+          members.map(({ block }) => block),
+        );
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        if (members.length === 1) return undefined;
+        members.length >>= 1;
+      }
+    }
+  }
+
+  /**
+   * A block that another leads to, if it was executed in this run or lies in the same page, and not only translated:
+   * what is cold, or no code at all, is not worth a module's time.
+   */
+  #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
+    const known = this.#jumps[slotOf(rip)];
+    const entry =
+      known?.block.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
+        ? known
+        : rip >> 12n === from.block.rip >> 12n
+          ? from.pages[0]!.entries.get(keyOf(rip, mode))
+          : undefined;
+    return entry?.block.rip === rip && entry.heat !== 0 && entry.pages.length === 1 ? entry : undefined;
+  }
+
+  /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
+  #confirm(entry: Entry): boolean {
+    const module = entry.unit as WasmUnit & Module;
+    let holds = true;
+    try {
+      for (const [rip, page] of module.places) holds &&= !page.stale && this.#page(this.#fetch(rip)) === page;
+    } catch {
+      holds = false; // it faults if it is executed
+    }
+    if (holds) module.epoch = this.#epoch;
+    else this.#discard(module);
+    return holds;
+  }
+  #discard(module: WasmUnit & Module): void {
+    this.#modules.delete(module);
+    for (const member of module.members) {
+      if (member.unit !== module) continue;
+      member.unit = new ClosureUnit(this.#cpu, member.block);
+      member.index = 0;
+      member.heat = 0;
+    }
+  }
+  /** Everything starts anew: the cache is full, or modes have new numbers. */
+  forget(): void {
+    for (const page of this.#pages.values()) page.drop();
+    this.#pages.clear();
+    this.#cpu.memory.tlb.flushWrites();
+    this.#modules.clear();
+    this.#blocks = 0;
+    this.#epoch++;
+  }
+}
+
+/** What is beside a module's code. */
+interface Module {
+  readonly members: readonly Entry[];
+  /** Its pages, each with a RIP in it. */
+  readonly places: readonly (readonly [rip: bigint, page: CodePage])[];
+  epoch: number;
+}
+
+/** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
+const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
+const placesOf = (members: readonly Entry[]) => [
+  ...new Map(members.map(({ block: { rip }, pages }) => [rip >> 12n, [rip, pages[0]!] as const])).values(),
+];
+const slotOf = (rip: bigint) => {
+  const low = Number(rip & 0xffff_ffffn);
+  return (low ^ (low >>> 12)) & (JUMPS - 1);
+};
+
+/** Where execution goes from a block, as far as it can be told; after a call, also where that returns to. */
+function successors({ end, insns }: Block): bigint[] {
+  const last = insns.at(-1)!;
+  const back = last.mnemonic === 'call' ? [last.next] : [];
+  if (end.kind === 'goto') return [end.target, ...back];
+  return end.kind === 'branch' ? [end.taken, end.next] : back;
+}

@@ -1,0 +1,226 @@
+/** iced-x86 as this processor uses it: bytes in, an Insn out. Nothing else in the simulator knows the decoder. */
+import type * as iced from 'iced-x86';
+import type { Insn, Operand } from '../processor/insn.ts';
+
+/** The module iced-x86, which is handed in: its npm build needs Node to load. */
+export type Iced = typeof iced;
+
+const PREFIXES = new Set([0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3]);
+const DS = 3;
+const ES = 0;
+const RSI = 6;
+const RDI = 7;
+
+type Register = Exclude<Operand, { kind: 'mem' | 'imm' | 'near' | 'far' }>;
+
+const legacy = ['ax', 'cx', 'dx', 'bx', 'sp', 'bp', 'si', 'di'];
+const segments = ['es', 'cs', 'ss', 'ds', 'fs', 'gs'];
+
+/** A register by its name in lower case. */
+function register(name: string): Register | undefined {
+  const gpr = (index: number, size: 1 | 2 | 4 | 8, high = false): Register => ({
+    kind: 'gpr',
+    index,
+    size,
+    high,
+  });
+  if (segments.includes(name)) return { kind: 'segment', index: segments.indexOf(name) };
+  if (/^[abcd]h$/.test(name)) return gpr('acdb'.indexOf(name[0]!), 1, true);
+  if (/^[abcd]l$/.test(name)) return gpr('acdb'.indexOf(name[0]!), 1);
+  if (/^(sp|bp|si|di)l$/.test(name)) return gpr(legacy.indexOf(name.slice(0, 2)), 1);
+  if (legacy.includes(name)) return gpr(legacy.indexOf(name), 2);
+  if (/^[er]..$/.test(name) && legacy.includes(name.slice(1)))
+    return gpr(legacy.indexOf(name.slice(1)), name[0] === 'e' ? 4 : 8);
+  const numbered = /^(r|xmm|mm|st|cr|dr|tr)(\d+)([lwd]?)$/.exec(name);
+  if (numbered === null) return undefined;
+  const [, file, digits, suffix] = numbered;
+  const index = Number(digits);
+  if (file === 'r') return gpr(index, suffix === 'l' ? 1 : suffix === 'w' ? 2 : suffix === 'd' ? 4 : 8);
+  return { kind: file as 'xmm', index };
+}
+
+export class Decoder {
+  readonly iced: Iced;
+  readonly #instruction: iced.Instruction;
+  readonly #registers: readonly (Register | undefined)[];
+  readonly #mnemonics = new Map<number, string>();
+  readonly #operandSizes = new Map<number, number>();
+  readonly #kinds: { readonly [kind: number]: string };
+
+  /** Then near branches heed an operand-size prefix in 64-bit mode. */
+  readonly #amd: boolean;
+
+  readonly #options: number;
+  #emulators: Decoder | undefined;
+
+  /** @param vendor or `kvm`: as KVM's emulator decodes */
+  constructor(module: Iced, vendor: 'amd' | 'intel' | 'kvm' = 'intel') {
+    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, None } = module.DecoderOptions;
+    this.#options = { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor];
+    this.iced = module;
+    this.#amd = vendor === 'amd';
+    this.#instruction = new module.Instruction();
+    const registers: (Register | undefined)[] = [];
+    for (const [name, value] of Object.entries(module.Register)) {
+      if (typeof value === 'number') registers[value] = register(name.toLowerCase());
+    }
+    this.#registers = registers;
+    this.#kinds = module.OpKind as unknown as { readonly [kind: number]: string };
+  }
+
+  /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too; and LZCNT and TZCNT as BSR and BSF. */
+  get emulators(): Decoder {
+    this.#emulators ??= new Decoder(this.iced, 'kvm');
+    return this.#emulators;
+  }
+
+  /** A thread's first instruction costs some fifty milliseconds, in which iced-x86 makes its tables: to have it behind one. */
+  prepare(): void {
+    this.decode(Uint8Array.of(0x90), 64, 0n, () => false);
+  }
+
+  /**
+   * The instructions from the start of `bytes` on: as long as `more` says so, and they are whole. When there is none,
+   * gives whether more bytes would have helped ('short') or the bytes are no instruction ('invalid').
+   */
+  decode(
+    bytes: Uint8Array,
+    bits: 16 | 32 | 64,
+    rip: bigint,
+    more: (insn: Insn) => boolean,
+  ): Insn[] | 'short' | 'invalid' {
+    const decoder = new this.iced.Decoder(bits, bytes, this.#options);
+    const insns: Insn[] = [];
+    try {
+      decoder.ip = rip;
+      while (decoder.canDecode) {
+        const start = decoder.position;
+        decoder.decodeOut(this.#instruction);
+        if (this.#instruction.isInvalid) {
+          if (insns.length > 0) break;
+          return decoder.lastError === this.iced.DecoderError.NoMoreBytes ? 'short' : 'invalid';
+        }
+        const insn = this.#convert(bytes, start, bits, rip + BigInt(start));
+        insns.push(insn);
+        if (!more(insn)) break;
+      }
+    } finally {
+      decoder.free();
+    }
+    return insns.length === 0 ? 'short' : insns;
+  }
+
+  #convert(bytes: Uint8Array, start: number, bits: 16 | 32 | 64, rip: bigint): Insn {
+    const from = this.#instruction;
+    const { length, code } = from;
+    let sizePrefix = false;
+    let addressPrefix = false;
+    let at = start;
+    // REX counts only where the opcode follows it (SDM volume 2, 2.2.1).
+    let rex = 0;
+    for (; ; at++) {
+      const byte = bytes[at]!;
+      if (byte === 0x66) sizePrefix = true;
+      if (byte === 0x67) addressPrefix = true;
+      if (bits === 64 && (byte & 0xf0) === 0x40) rex = byte;
+      else if (PREFIXES.has(byte)) rex = 0;
+      else break;
+    }
+    const wide = (rex & 8) !== 0;
+    const byPrefix = wide ? 8 : (bits === 16) !== sizePrefix ? 2 : 4;
+    const operands: Operand[] = [];
+    for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));
+    const sizeOf = this.#operandSize;
+    return {
+      mnemonic: this.#named(this.#mnemonic(from.mnemonic)),
+      code: this.iced.Code[code]!,
+      rip,
+      // EIP goes beyond 0xffff in 16-bit code too, where only branches cut it; the segment's limit ends it.
+      next: BigInt.asUintN(bits === 64 ? 64 : 32, rip + BigInt(length)),
+      length,
+      fop: ((bytes[at]! & 7) << 8) | bytes[at + 1]!,
+      operands,
+      addressSize: bits === 64 ? (addressPrefix ? 4 : 8) : (bits === 16) !== addressPrefix ? 2 : 4,
+      get operandSize() {
+        return (sizeOf(code) || byPrefix) as 2 | 4 | 8;
+      },
+      segment: from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS,
+      wide,
+      lock: from.hasLockPrefix,
+      rep: from.hasRepnePrefix ? 'repne' : from.hasRepPrefix ? 'rep' : undefined,
+    };
+  }
+
+  /** A prefix of LOOPE's or LOOPNE's that the architecture ignores is their condition on AMD's processors. */
+  #named(mnemonic: string): string {
+    if (this.#amd && (mnemonic === 'loope' || mnemonic === 'loopne')) {
+      if (this.#instruction.hasRepnePrefix) return 'loopne';
+      if (this.#instruction.hasRepPrefix) return 'loope';
+    }
+    return mnemonic;
+  }
+
+  #mnemonic(mnemonic: number): string {
+    let name = this.#mnemonics.get(mnemonic);
+    if (name === undefined) {
+      name = this.iced.Mnemonic[mnemonic]!.toLowerCase();
+      this.#mnemonics.set(mnemonic, name);
+    }
+    return name;
+  }
+
+  /**
+   * Bytes that the form itself says, or 0. Asked for where it matters only: the first answer takes the decoder as long as
+   * all that a small guest does.
+   */
+  readonly #operandSize = (code: number): number => {
+    let size = this.#operandSizes.get(code);
+    if (size === undefined) {
+      const info = this.iced.CodeExt.opCode(code);
+      size = info.operandSize / 8;
+      info.free();
+      this.#operandSizes.set(code, size);
+    }
+    return size;
+  };
+
+  #operand(index: number, bits: 16 | 32 | 64): Operand {
+    const from = this.#instruction;
+    const kind = this.#kinds[from.opKind(index)]!;
+    if (kind === 'Register') return this.#registers[from.opRegister(index)] ?? { kind: 'unknown', index: 0 };
+    if (kind.startsWith('NearBranch')) return { kind: 'near', target: from.nearBranchTarget };
+    if (kind === 'FarBranch16')
+      return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch16 };
+    if (kind === 'FarBranch32')
+      return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch32 };
+    if (kind === 'Immediate8_2nd') return { kind: 'imm', value: BigInt(from.immediate8_2nd) };
+    if (kind.startsWith('Immediate')) {
+      const value = from.immediate(index);
+      return { kind: 'imm', value: kind.includes('to') ? BigInt.asIntN(64, value) : value };
+    }
+    // AMD's processors read 4 bytes for MOVSXD of 2 as well.
+    const widened = this.#amd && from.code === this.iced.Code.Movsxd_r16_rm16;
+    const size = widened ? 4 : this.iced.MemorySizeExt.size(from.memorySize);
+    if (kind !== 'Memory') {
+      // The implicit operands of string instructions: [seg:SI] or [ES:DI], of any address size.
+      const source = kind.startsWith('MemorySeg');
+      const base = kind.endsWith('SI') ? RSI : RDI;
+      const segment = source ? (from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS) : ES;
+      return { kind: 'mem', segment, base, index: undefined, scale: 1, displacement: 0n, size };
+    }
+    const relative = from.isIpRelMemoryOperand;
+    const base = relative ? undefined : this.#registers[from.memoryBase];
+    const at = this.#registers[from.memoryIndex];
+    return {
+      kind: 'mem',
+      segment: this.#registers[from.memorySegment]!.index,
+      base: base?.index,
+      index: at?.index,
+      scale: from.memoryIndexScale as 1 | 2 | 4 | 8,
+      displacement: relative
+        ? BigInt.asIntN(64, from.ipRelMemoryAddress)
+        : BigInt.asIntN(bits === 64 ? 64 : 32, from.memoryDisplacementU64),
+      size,
+    };
+  }
+}

@@ -1,0 +1,250 @@
+/**
+ * The moves and the integer arithmetic of SSE2 that compilers emit everywhere, as micro-ops. Everything else of SSE is
+ * helpers, and so are these where SSE's registers may not be used: then those say which exception it is.
+ */
+
+import type { Insn, Memory, Operand } from '../../processor/insn.ts';
+import { State } from '../../processor/state.ts';
+import type { Builder } from '../builder.ts';
+import { simd } from '../vectors.ts';
+import type { Lower, Lowerings } from './lowering.ts';
+
+const xmm = (index: number) => State.xmm + index * 16;
+const isXmm = (operand: Operand | undefined): operand is Operand & { index: number } =>
+  operand?.kind === 'xmm';
+
+/** The 16 bytes of an operand in the state page: a register, or memory that was loaded. */
+function source(b: Builder, operand: Operand, aligned = true): number {
+  if (isXmm(operand)) return xmm(operand.index);
+  const place = b.place(operand as Memory, 16, false);
+  const { stack, linear } = place;
+  const low = b.op('load64', [linear], { bits: 64, stack, aligned });
+  const above = b.op('add64', [linear, b.const64(8n)]);
+  const high = b.op('load64', [above], { bits: 64, stack });
+  b.set(State.vector, 8, low);
+  b.set(State.vector + 8, 8, high);
+  return State.vector;
+}
+
+/** 16 bytes to an operand. A store into two pages is checked before it begins. */
+function move(aligned: boolean): Lower {
+  return (b, insn) => {
+    const [to, from] = insn.operands as [Operand, Operand];
+    if (isXmm(to) && isXmm(from)) {
+      const [low, high] = [b.get(xmm(from.index), 8), b.get(xmm(from.index) + 8, 8)];
+      b.set(xmm(to.index), 8, low);
+      b.set(xmm(to.index) + 8, 8, high);
+    } else if (isXmm(to)) {
+      const { linear, stack } = b.place(from as Memory, 16, false);
+      const low = b.op('load64', [linear], { bits: 64, stack, aligned });
+      const high = b.op('load64', [b.op('add64', [linear, b.const64(8n)])], { bits: 64, stack });
+      b.set(xmm(to.index), 8, low);
+      b.set(xmm(to.index) + 8, 8, high);
+    } else {
+      const { linear, stack } = b.place(to as Memory, 16, true);
+      const { index } = from as Operand & { index: number };
+      const above = b.op('add64', [linear, b.const64(8n)]);
+      if (!aligned) {
+        b.op('load64', [linear], { bits: 64, stack, write: true });
+        b.op('load64', [above], { bits: 64, stack, write: true });
+      }
+      b.op('store64', [linear, b.get(xmm(index), 8)], { bits: 64, stack, aligned });
+      b.op('store64', [above, b.get(xmm(index) + 8, 8)], { bits: 64, stack });
+    }
+  };
+}
+
+/** The low 4 or 8 bytes of a register from or to a general register or memory; the rest becomes 0. */
+function low(size: 4 | 8): Lower {
+  return (b, insn) => {
+    const [to, from] = insn.operands as [Operand, Operand];
+    if (!isXmm(to)) return b.write(0, b.get(xmm((from as { index: number }).index), size), size);
+    const value = isXmm(from) ? b.get(xmm(from.index), size) : b.read(1, size);
+    b.set(xmm(to.index), 8, b.zeroExtend(size, 8, value));
+    b.set(xmm(to.index) + 8, 8, b.const64(0n));
+  };
+}
+/** MOVSS and MOVSD: between registers the rest of the destination stays. */
+function scalar(size: 4 | 8): Lower {
+  return (b, insn) => {
+    const [to, from] = insn.operands as [Operand, Operand];
+    if (isXmm(to) && isXmm(from)) b.set(xmm(to.index), size, b.get(xmm(from.index), size));
+    else low(size)(b, insn);
+  };
+}
+/** One half of a register from or to memory. */
+function half(offset: 0 | 8): Lower {
+  return (b, insn) => {
+    const [to, from] = insn.operands as [Operand, Operand];
+    if (isXmm(to)) b.set(xmm(to.index) + offset, 8, b.read(1, 8));
+    else b.write(0, b.get(xmm((from as { index: number }).index) + offset, 8), 8);
+  };
+}
+
+/** to = op(to, from); `swapped` where WebAssembly has the operands the other way round. */
+function binary(number: number, swapped = false): Lower {
+  return (b, insn) => {
+    const from = source(b, insn.operands[1]!);
+    const to = xmm((insn.operands[0] as { index: number }).index);
+    const bytes = simd(number);
+    b.op('vector', [], { vector: { bytes, to, a: swapped ? from : to, b: swapped ? to : from } });
+  };
+}
+
+/** Lanes of 4 or 8 bytes by number, from the first operand (0 and on) or the second (16 bytes further). */
+const lanes = (size: number, ...numbers: number[]) =>
+  numbers.flatMap((number) => Array.from({ length: size }, (_, i) => number * size + i));
+function shuffle(pick: (immediate: number) => number[], fromSource = false): Lower {
+  return (b, insn) => {
+    const from = source(b, insn.operands[1]!);
+    const to = xmm((insn.operands[0] as { index: number }).index);
+    const last = insn.operands[2];
+    const immediate = last?.kind === 'imm' ? Number(last.value & 0xffn) : 0;
+    b.op('vector', [], {
+      vector: { bytes: simd(13, pick(immediate)), to, a: fromSource ? from : to, b: from },
+    });
+  };
+}
+const two = (immediate: number, at: number) => (immediate >> (at * 2)) & 3;
+
+/** A shift of each lane by an immediate: beyond the lane's bits, 0 or (arithmetic) the sign. */
+function shift(number: number, bits: number, arithmetic = false): Lower {
+  return (b, insn) => {
+    const to = xmm((insn.operands[0] as { index: number }).index);
+    const count = Number((insn.operands[1] as { value: bigint }).value & 0xffn);
+    if (count >= bits && !arithmetic) {
+      b.set(to, 8, b.const64(0n));
+      b.set(to + 8, 8, b.const64(0n));
+    } else {
+      b.op('vector', [], { vector: { bytes: simd(number), to, a: to, shift: Math.min(count, bits - 1) } });
+    }
+  };
+}
+/** What the forms with an immediate count are; those with a register are helpers. */
+const byImmediate = (insn: Insn) => insn.operands[1]?.kind === 'imm';
+
+const always = () => true;
+const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => boolean)?] } = {
+  movaps: [move(true)],
+  movapd: [move(true)],
+  movdqa: [move(true)],
+  movups: [move(false)],
+  movupd: [move(false)],
+  movdqu: [move(false)],
+  lddqu: [move(false)],
+  movntps: [move(true)],
+  movntpd: [move(true)],
+  movntdq: [move(true)],
+  movd: [low(4)],
+  movq: [low(8)],
+  movss: [scalar(4)],
+  'movsd.xmm': [scalar(8)],
+  movlps: [half(0)],
+  movlpd: [half(0)],
+  movhps: [half(8)],
+  movhpd: [half(8)],
+  movlhps: [shuffle(() => lanes(8, 0, 2))],
+  movhlps: [shuffle(() => lanes(8, 3, 1))],
+
+  pand: [binary(78)],
+  andps: [binary(78)],
+  andpd: [binary(78)],
+  pandn: [binary(79, true)],
+  andnps: [binary(79, true)],
+  andnpd: [binary(79, true)],
+  por: [binary(80)],
+  orps: [binary(80)],
+  orpd: [binary(80)],
+  pxor: [binary(81)],
+  xorps: [binary(81)],
+  xorpd: [binary(81)],
+  pcmpeqb: [binary(35)],
+  pcmpgtb: [binary(39)],
+  pcmpeqw: [binary(45)],
+  pcmpgtw: [binary(49)],
+  pcmpeqd: [binary(55)],
+  pcmpgtd: [binary(59)],
+  pcmpeqq: [binary(214)],
+  packsswb: [binary(101)],
+  packuswb: [binary(102)],
+  packssdw: [binary(133)],
+  packusdw: [binary(134)],
+  paddb: [binary(110)],
+  paddsb: [binary(111)],
+  paddusb: [binary(112)],
+  psubb: [binary(113)],
+  psubsb: [binary(114)],
+  psubusb: [binary(115)],
+  pminsb: [binary(118)],
+  pminub: [binary(119)],
+  pmaxsb: [binary(120)],
+  pmaxub: [binary(121)],
+  pavgb: [binary(123)],
+  paddw: [binary(142)],
+  paddsw: [binary(143)],
+  paddusw: [binary(144)],
+  psubw: [binary(145)],
+  psubsw: [binary(146)],
+  psubusw: [binary(147)],
+  pmullw: [binary(149)],
+  pminsw: [binary(150)],
+  pminuw: [binary(151)],
+  pmaxsw: [binary(152)],
+  pmaxuw: [binary(153)],
+  pavgw: [binary(155)],
+  paddd: [binary(174)],
+  psubd: [binary(177)],
+  pmulld: [binary(181)],
+  pminsd: [binary(182)],
+  pminud: [binary(183)],
+  pmaxsd: [binary(184)],
+  pmaxud: [binary(185)],
+  pmaddwd: [binary(186)],
+  paddq: [binary(206)],
+  psubq: [binary(209)],
+
+  psllw: [shift(139, 16), byImmediate],
+  psraw: [shift(140, 16, true), byImmediate],
+  psrlw: [shift(141, 16), byImmediate],
+  pslld: [shift(171, 32), byImmediate],
+  psrad: [shift(172, 32, true), byImmediate],
+  psrld: [shift(173, 32), byImmediate],
+  psllq: [shift(203, 64), byImmediate],
+  psrlq: [shift(205, 64), byImmediate],
+
+  pshufd: [shuffle((i) => lanes(4, two(i, 0), two(i, 1), two(i, 2), two(i, 3)), true)],
+  shufps: [shuffle((i) => lanes(4, two(i, 0), two(i, 1), 4 + two(i, 2), 4 + two(i, 3)))],
+  shufpd: [shuffle((i) => lanes(8, i & 1, 2 + ((i >> 1) & 1)))],
+  pshuflw: [shuffle((i) => [...lanes(2, two(i, 0), two(i, 1), two(i, 2), two(i, 3)), ...lanes(8, 1)], true)],
+  pshufhw: [
+    shuffle(
+      (i) => [...lanes(8, 0), ...lanes(2, 4 + two(i, 0), 4 + two(i, 1), 4 + two(i, 2), 4 + two(i, 3))],
+      true,
+    ),
+  ],
+  punpcklbw: [shuffle(() => lanes(1, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23))],
+  punpckhbw: [shuffle(() => lanes(1, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31))],
+  punpcklwd: [shuffle(() => lanes(2, 0, 8, 1, 9, 2, 10, 3, 11))],
+  punpckhwd: [shuffle(() => lanes(2, 4, 12, 5, 13, 6, 14, 7, 15))],
+  punpckldq: [shuffle(() => lanes(4, 0, 4, 1, 5))],
+  unpcklps: [shuffle(() => lanes(4, 0, 4, 1, 5))],
+  punpckhdq: [shuffle(() => lanes(4, 2, 6, 3, 7))],
+  unpckhps: [shuffle(() => lanes(4, 2, 6, 3, 7))],
+  punpcklqdq: [shuffle(() => lanes(8, 0, 2))],
+  unpcklpd: [shuffle(() => lanes(8, 0, 2))],
+  punpckhqdq: [shuffle(() => lanes(8, 1, 3))],
+  unpckhpd: [shuffle(() => lanes(8, 1, 3))],
+};
+
+/** Whether the instruction is one of these, in this mode: no MMX registers, and SSE's may be used. */
+export function isVector(b: Builder, insn: Insn, name: string): boolean {
+  const row = Object.hasOwn(table, name) ? table[name] : undefined;
+  if (row === undefined || !b.mode.sse || insn.operands.some(({ kind }) => kind === 'mm')) return false;
+  // An instruction by itself may be one with memory-mapped I/O, whose 16 bytes are one access.
+  if (b.mode.single && insn.operands.some(({ kind }) => kind === 'mem')) return false;
+  return (row[1] ?? always)(insn);
+}
+
+export const vectors: Lowerings = Object.fromEntries(
+  Object.entries(table).map(([mnemonic, [lower]]) => [mnemonic, lower]),
+);
