@@ -1,8 +1,9 @@
 import { describe, expect, it } from 'vitest';
+import { noteDataAccess } from '../../src/sim/cpu/processor/debug.ts';
 import { Vector } from '../../src/sim/cpu/processor/fault.ts';
 import { Flag } from '../../src/sim/cpu/processor/state.ts';
-import { noteDataAccess } from '../../src/sim/cpu/system/breakpoints.ts';
-import { deliver, instructionBreakpoint, trapsAfter } from '../../src/sim/cpu/system/events.ts';
+import { instructionBreakpoint, trapsAfter } from '../../src/sim/cpu/system/breakpoints.ts';
+import { deliver } from '../../src/sim/cpu/system/events.ts';
 import { At, Gdt, gate, Machine } from './sim-cpu-system.ts';
 
 const INTERRUPT = 0x8e;

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest';
 import { instructions } from '../../src/sim/cpu/instructions.ts';
 import { IoStop } from '../../src/sim/cpu/processor/io.ts';
 import { CR0, CR4, EFER, Unmodelled } from '../../src/sim/cpu/processor/mode.ts';
-import { CLAIMS } from '../../src/sim/cpu/system/cpuid.ts';
+import { CLAIMS } from '../../src/sim/cpu/system/claims.ts';
 import { deliver, tripleFault } from '../../src/sim/cpu/system/events.ts';
 import { At, Gdt, gate, Machine, MEMORY } from './sim-cpu-system.ts';
 

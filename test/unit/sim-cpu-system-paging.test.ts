@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest';
-import { halves } from '../../src/sim/cpu/address/addressing.ts';
 import { pdptesAreValid, walk } from '../../src/sim/cpu/address/paging.ts';
 import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { halves } from '../../src/sim/cpu/processor/halves.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
 import { Access } from '../../src/sim/cpu/processor/stage.ts';
 import { Flag } from '../../src/sim/cpu/processor/state.ts';

@@ -1,8 +1,10 @@
 import { describe, expect, it } from 'vitest';
 import { Seg } from '../../src/sim/cpu/processor/descriptors.ts';
 import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { features } from '../../src/sim/cpu/processor/features.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
-import { cpuid, features, supportedCpuid } from '../../src/sim/cpu/system/cpuid.ts';
+import { supportedCpuid } from '../../src/sim/cpu/system/claims.ts';
+import { cpuid } from '../../src/sim/cpu/system/cpuid.ts';
 import { Msr, msrIndexList, readMsr, writeMsr } from '../../src/sim/cpu/system/msrs.ts';
 import { At, code, Machine } from './sim-cpu-system.ts';
 

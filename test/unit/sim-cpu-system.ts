@@ -1,12 +1,14 @@
 /** A simulated processor with flat memory, whose system instructions are executed one by one. */
+
 import { createRequire } from 'node:module';
 import { Arena } from '../../src/sim/arena.ts';
-import { Cpu, type CpuidEntry, type GuestChoice, type Segment } from '../../src/sim/cpu/cpu.ts';
-import { flatCode, flatData, Seg } from '../../src/sim/cpu/processor/descriptors.ts';
+import { Cpu } from '../../src/sim/cpu/cpu.ts';
+import { flatCode, flatData, Seg, type Segment } from '../../src/sim/cpu/processor/descriptors.ts';
 import { GuestFault } from '../../src/sim/cpu/processor/fault.ts';
+import type { CpuidEntry } from '../../src/sim/cpu/processor/features.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
-import { MMIO, type SecondStage } from '../../src/sim/cpu/processor/stage.ts';
-import { supportedCpuid } from '../../src/sim/cpu/system/cpuid.ts';
+import { type GuestChoice, MMIO, type SecondStage } from '../../src/sim/cpu/processor/stage.ts';
+import { supportedCpuid } from '../../src/sim/cpu/system/claims.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from '../../src/sim/cpu/system/index.ts';
 import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
 import type { Guest } from '../../src/vmm/guest.ts';
@@ -90,6 +92,8 @@ export class Machine {
   /** Guest-physical pages that cannot be written. */
   readonly readOnly = new Set<number>();
 
+  readonly #decoder: Decoder;
+
   constructor({ vendor = 'intel', choice, cpuid = supportedCpuid(vendor, choice) }: Options = {}) {
     this.ram = this.arena.allocate(MEMORY)!;
     const page = (gpa: number, access: number) =>
@@ -101,7 +105,8 @@ export class Machine {
       },
       sharedPage: page,
     };
-    this.cpu = new Cpu(this.arena, stage, { vendor, decoder: decoders[vendor], choice });
+    this.#decoder = decoders[vendor];
+    this.cpu = new Cpu(this.arena, stage, { vendor, decoder: this.#decoder, choice });
     this.cpu.cpuid = cpuid;
   }
 
@@ -235,7 +240,7 @@ export class Machine {
     const { cpu } = this;
     const { state } = cpu;
     const bytes = Uint8Array.from(hex.replaceAll(' ', '').match(/../g)!, (byte) => Number.parseInt(byte, 16));
-    const decoded = cpu.decoder.decode(bytes, cpu.mode.bits, state.rip, () => false);
+    const decoded = this.#decoder.decode(bytes, cpu.mode.bits, state.rip, () => false);
     if (typeof decoded === 'string') throw new Error(`${hex}: ${decoded} for the decoder`);
     const insn = decoded[0]!;
     const form = formOf(insn);

@@ -2,12 +2,13 @@
  * A processor for tests of the floating-point and vector helpers: registers, 512 bytes of memory, and nothing else.
  * Its state before a case follows from the case's number, so that a recording needs to hold only what changed.
  */
+
 import { readFileSync } from 'node:fs';
 import * as iced from 'iced-x86';
 import { Arena } from '../../src/sim/arena.ts';
 import { GuestFault, Vector } from '../../src/sim/cpu/processor/fault.ts';
-import type { Processor } from '../../src/sim/cpu/processor/helper.ts';
 import type { Insn, Memory } from '../../src/sim/cpu/processor/insn.ts';
+import type { Processor } from '../../src/sim/cpu/processor/processor.ts';
 import { CpuState } from '../../src/sim/cpu/processor/state.ts';
 import { sse } from '../../src/sim/cpu/sse/index.ts';
 import { Decoder } from '../../src/sim/cpu/translate/decode.ts';

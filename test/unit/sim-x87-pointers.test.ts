@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { supportedCpuid } from '../../src/sim/cpu/system/cpuid.ts';
+import { supportedCpuid } from '../../src/sim/cpu/system/claims.ts';
 import { Machine, type Mode, type Options, Place, R } from './sim-cpu-integer.ts';
 
 const hex = (code: string) => code.split(' ').map((byte) => Number.parseInt(byte, 16));

@@ -1,182 +1,36 @@
 /** An x86-64 processor: its registers outside the arena, and the loop that executes. */
-import type { Observer } from '../../hypervisor/backend.ts';
+
 import type { Arena } from '../arena.ts';
-import { effectiveAddress, halves, linearAddress, lowHalf } from './address/addressing.ts';
 import { Memory } from './address/memory.ts';
 import { walk } from './address/paging.ts';
 import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
 import { instructions } from './instructions.ts';
-import { flatSegment, Seg } from './processor/descriptors.ts';
+import { DR6 } from './processor/debug.ts';
 import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
-import type { Insn, Memory as MemoryOperand } from './processor/insn.ts';
-import { IoLog, IoStop } from './processor/io.ts';
-import { CR0, protectedMode, Unmodelled } from './processor/mode.ts';
-import { type Mode, Modes } from './processor/modes.ts';
-import { Access, type MsrPolicy, type SecondStage, type Stop } from './processor/stage.ts';
-import { CpuState, Flag, State } from './processor/state.ts';
-import { type DebugEvents, DR6 } from './system/breakpoints.ts';
-import { deliver, instructionBreakpoint, trapsAfter, tripleFault } from './system/events.ts';
+import { halves } from './processor/halves.ts';
+import { IoStop } from './processor/io.ts';
+import { Unmodelled } from './processor/mode.ts';
+import { Processor, type ProcessorOptions } from './processor/processor.ts';
+import { Access, type SecondStage, type Stop } from './processor/stage.ts';
+import { Flag, State } from './processor/state.ts';
+import { instructionBreakpoint, trapsAfter } from './system/breakpoints.ts';
+import { deliver, tripleFault } from './system/events.ts';
 import { BLOCK, Code, type Entry } from './translate/code.ts';
 import type { Decoder } from './translate/decode.ts';
-import type { Unit } from './translate/unit.ts';
 import { resetFpu } from './x87/fxsave.ts';
 
-/** A segment register with its descriptor cache (SDM volume 3, 3.4.3). */
-export interface Segment {
-  selector: number;
-  /** Unsigned, 64 bits. */
-  base: bigint;
-  /** In bytes, the granularity applied: the offset of the last byte. */
-  limit: number;
-  /** The descriptor's type field; 3 (data, read/write, accessed) and so on. */
-  type: number;
-  /** Code or data (1), or system (0). */
-  s: number;
-  dpl: number;
-  present: number;
-  avl: number;
-  l: number;
-  db: number;
-  g: number;
-  /** A null selector was loaded. */
-  unusable: number;
-}
-
-/** GDTR and IDTR. */
-export interface Table {
-  base: bigint;
-  limit: number;
-}
-
-/** What KVM_GUESTDBG_* asks for. */
-export interface GuestDebugging {
-  singleStep: boolean;
-  softwareBreakpoints: boolean;
-  /** DR0-3 and DR7 of userspace's hardware breakpoints, which then take the place of the guest's. */
-  hardware: { readonly addresses: readonly bigint[]; readonly dr7: bigint } | undefined;
-}
-
-/** The entries of KVM_SET_CPUID2. */
-export interface CpuidEntry {
-  readonly function: number;
-  readonly index: number;
-  readonly flags: number;
-  readonly eax: number;
-  readonly ebx: number;
-  readonly ecx: number;
-  readonly edx: number;
-}
-
-/** How the guest's page tables choose between private and shared memory, if they do. */
-export interface GuestChoice {
-  /** The bit of an entry's physical address. */
-  readonly bit: number;
-  /** SNP's C-bit: 1 is private. TDX's shared bit: 1 is shared. */
-  readonly set: 'private' | 'shared';
-}
-
-/** Counts how often one was set. */
-class Msrs extends Map<number, bigint> {
-  changes = 0;
-  override set(index: number, value: bigint): this {
-    this.changes++;
-    return super.set(index, value);
-  }
-}
-
-/** As after INIT: 64 KiB that can be read and written. */
-const segment = (overrides: Partial<Segment>): Segment =>
-  flatSegment({ selector: 0, limit: 0xffff, db: 0, g: 0, ...overrides });
-
-export class Cpu {
-  readonly arena: Arena;
-  readonly state: CpuState;
-  readonly stage: SecondStage;
-  readonly vendor: 'intel' | 'amd';
-  readonly choice: GuestChoice | undefined;
-  readonly msrPolicy: MsrPolicy;
-
-  /** ES CS SS DS FS GS. A base is mirrored in the state: change it with loadSegment() or call changed(). */
-  readonly segments: Segment[] = [
-    segment({}),
-    segment({ selector: 0xf000, base: 0xffff_0000n, type: 11 }),
-    segment({}),
-    segment({}),
-    segment({}),
-    segment({}),
-  ];
-  ldtr: Segment = segment({ type: 2, s: 0 });
-  tr: Segment = segment({ type: 11, s: 0 });
-  gdtr: Table = { base: 0n, limit: 0xffff };
-  idtr: Table = { base: 0n, limit: 0xffff };
-  cr0 = 0x6000_0010;
-  cr2 = 0n;
-  cr3 = 0n;
-  cr4 = 0;
-  cr8 = 0;
-  efer = 0;
-  xcr0 = 1n;
-  /** DR0-3; 4 and 5 are unused. */
-  readonly dr: bigint[] = [0n, 0n, 0n, 0n, 0n, 0n, 0xffff_0ff0n, 0x400n];
-  /** Model-specific registers with nothing behind them but their value; the others are in msrs.ts. */
-  readonly msrs = new Msrs();
-  cpuid: readonly CpuidEntry[] = [];
-
-  // --- events ---
-  /** What is to be delivered before the next instruction: KVM_SET_VCPU_EVENTS and KVM_INTERRUPT put it here. */
-  exception: { vector: number; errorCode: number | undefined; payload: bigint | undefined } | undefined;
-  interrupt: { vector: number; soft: boolean } | undefined;
-  nmiPending = 0;
-  nmiMasked = false;
-  /** The shadow of STI or of MOV SS: over with the next instruction. */
-  shadow: 'sti' | 'mov-ss' | undefined;
-  /** HLT was executed, and nobody was told. */
-  halted = false;
-  /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */
-  windowRequested = false;
-  /** Debug exceptions on their way. */
-  readonly debug: DebugEvents = { hits: 0n, stepLost: false, held: 0n };
-  debugging: GuestDebugging = { singleStep: false, softwareBreakpoints: false, hardware: undefined };
-
-  // --- execution ---
-  readonly decoder: Decoder;
+export class Cpu extends Processor {
   readonly memory: Memory;
   readonly code: Code;
-  readonly io = new IoLog();
-  mode!: Mode;
-  /** The same, with one instruction at a time. */
-  alone!: Mode;
-  /** The unit that is executing, or was last. */
-  current: Unit | undefined;
-  /** A helper's way to stop: taken when its instruction is done. */
-  stop: Stop | undefined;
-  /** iced-x86's names of what the guest executed and this processor lacks. */
-  readonly unimplemented = new Set<string>();
-  /** Alignment is checked: CPL 3, CR0.AM and RFLAGS.AC. */
-  alignment = false;
-  /** The guest or userspace watches each instruction, and each element of a REP. */
-  watched = false;
-  #observer: Observer | undefined;
 
   constructor(
     arena: Arena,
     stage: SecondStage,
-    options: {
-      vendor: 'intel' | 'amd';
-      decoder: Decoder;
-      choice?: GuestChoice | undefined;
-      msrPolicy?: MsrPolicy;
-    },
+    { decoder, ...options }: ProcessorOptions & { readonly decoder: Decoder },
   ) {
-    this.arena = arena;
-    this.state = new CpuState(arena);
-    this.stage = stage;
-    this.vendor = options.vendor;
-    this.choice = options.choice;
-    this.msrPolicy = options.msrPolicy ?? EVERY_MSR;
-    this.decoder = options.decoder;
+    super(arena, stage, options);
     this.memory = new Memory(this);
-    this.code = new Code(this);
+    this.code = new Code(this, decoder, instructions.lower);
     this.reset();
   }
 
@@ -192,38 +46,6 @@ export class Cpu {
   free(): void {
     this.code.forget();
     this.state.free();
-  }
-
-  /** Tells what the guest does. Nothing that the guest could see changes by it. */
-  observe(observer: Observer | undefined): void {
-    this.#observer = observer;
-    this.changed();
-  }
-  get observer(): Observer | undefined {
-    return this.#observer;
-  }
-  /** The guest wants what there is not. */
-  lacks(what: string): void {
-    this.unimplemented.add(what);
-    this.#observer?.lacking?.(what);
-  }
-
-  /** Instructions that were completed: what the time-stamp counter counts. */
-  get completed(): bigint {
-    const { current, state } = this;
-    return state.count - BigInt(current === undefined ? 0 : current.where(state.u32(State.at)).rest);
-  }
-  get user(): boolean {
-    return this.mode.user;
-  }
-  /** The linear address of a RIP. */
-  linearOf(rip: bigint): bigint {
-    if (this.mode.bits === 64) return rip;
-    return BigInt.asUintN(32, rip + this.mode.codeBase);
-  }
-  /** The linear address of a memory operand, with everything checked but paging. */
-  address(memory: MemoryOperand, insn: Insn, size: number, write: boolean): bigint {
-    return linearAddress(this, memory.segment, effectiveAddress(this, memory, insn.addressSize), size, write);
   }
 
   /** To be called when KVM_RUN begins: the host may have written to guest memory since it ended. */
@@ -331,7 +153,7 @@ export class Cpu {
     const { shadow } = this;
     const flags = this.state.flags;
     const entry = this.code.find();
-    this.#observer?.instruction?.(entry.block.rip, this.code.bytesOf(entry), this.mode.bits);
+    this.observer?.instruction?.(entry.block.rip, this.code.bytesOf(entry), this.mode.bits);
     this.shadow = undefined;
     try {
       this.code.execute(entry);
@@ -438,43 +260,6 @@ export class Cpu {
     }
   }
 
-  /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
-  changed(): void {
-    const { segments, state, cr0 } = this;
-    for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
-    const { flags } = state;
-    const user = protectedMode(this) && ((flags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
-    this.watched =
-      (flags & (Flag.TF | Flag.RF)) !== 0 ||
-      this.shadow !== undefined ||
-      this.debug.held !== 0n ||
-      this.debugging.singleStep ||
-      this.debugging.hardware !== undefined ||
-      (this.dr[7]! & 0xffn) !== 0n;
-    const single = this.watched || this.#observer?.instruction !== undefined;
-    this.alignment = user && (cr0 & CR0.AM) !== 0 && (flags & Flag.AC) !== 0;
-    const modes = this.#modes.find(this, user, single);
-    if (modes !== undefined) [this.mode, this.alone] = modes;
-  }
-  readonly #modes = new Modes();
-
-  /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
-  flushTlb(): void {
-    this.memory.tlb.flush();
-    this.code.flush();
-  }
-  flushTlbPage(linear: bigint): void {
-    this.memory.tlb.flushPage(lowHalf(linear));
-    this.code.flush();
-  }
-  /** The second stage has zapped the mappings of guest-physical [start, end). */
-  flushSecondStage(start: number, end: number): void {
-    if (this.memory.tlb.flushPhysical(start, end)) this.code.flush();
-  }
-  flushWrites(): void {
-    this.memory.tlb.flushWrites();
-  }
-
   /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
   translate(linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {
     try {
@@ -486,8 +271,6 @@ export class Cpu {
     }
   }
 }
-
-const EVERY_MSR: MsrPolicy = { exits: 0, allows: () => true };
 
 const FAULTED: Stop = { kind: 'fault' };
 const SLICE: Stop = { kind: 'slice' };

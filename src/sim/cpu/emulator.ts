@@ -2,10 +2,11 @@
  * What KVM's own emulator can do (arch/x86/kvm/emulate.c, the opcode tables): with memory-mapped I/O an instruction
  * needs it, and one that it lacks ends KVM_RUN with an internal error.
  */
-import type { Cpu } from './cpu.ts';
+
 import { Vector } from './processor/fault.ts';
 import type { Insn } from './processor/insn.ts';
 import { cpl } from './processor/mode.ts';
+import type { Processor } from './processor/processor.ts';
 import type { Access, Stop } from './processor/stage.ts';
 import type { Block } from './translate/ir.ts';
 
@@ -70,7 +71,7 @@ const RCX = 1;
  * Whether KVM's emulator executes the rest of a repeated string instruction too, which has done a part and asked for
  * nothing to be written: it does not let the guest touch that memory itself.
  */
-export const emulatorGoesOn = ({ state }: Cpu, { insns }: Block): boolean =>
+export const emulatorGoesOn = ({ state }: Processor, { insns }: Block): boolean =>
   insns[0]!.rep !== undefined &&
   /^(movs|cmps|scas|lods|stos)[bwdq]$/.test(insns[0]!.mnemonic) &&
   state.rip === insns[0]!.rip &&
@@ -102,7 +103,7 @@ const exitOf = {
 } as const;
 
 /** The flags, the instruction's length and bytes where they are known, and the exit (prepare_emulation_failure_exit()). */
-function failureData({ io, vendor }: Cpu, fetched: Uint8Array): bigint[] {
+function failureData({ io, vendor }: Processor, fetched: Uint8Array): bigint[] {
   const exit = exitOf[vendor](io.access, io.gpa);
   if (fetched.length === 0) return [0n, ...exit];
   const bytes = new Uint8Array(1 + LONGEST).fill(NOP);
@@ -117,7 +118,7 @@ function failureData({ io, vendor }: Cpu, fetched: Uint8Array): bigint[] {
  * (arch/x86/kvm/x86.c, handle_emulation_failure()).
  * @param fetched the instruction as far as it could be read, and what follows it
  */
-export function emulationFailure(cpu: Cpu, fetched: Uint8Array): Stop | undefined {
+export function emulationFailure(cpu: Processor, fetched: Uint8Array): Stop | undefined {
   cpu.exception = { vector: Vector.UD, errorCode: undefined, payload: undefined };
   if (cpl(cpu) !== 0) return undefined;
   return { kind: 'internal-error', suberror: EMULATION, data: failureData(cpu, fetched) };

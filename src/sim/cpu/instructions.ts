@@ -1,21 +1,44 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
 
-import type { Cpu } from './cpu.ts';
 import { emulated } from './emulator.ts';
+import { bcd } from './integer/bcd.ts';
+import { io, stringIo } from './integer/ports.ts';
+import { strings } from './integer/strings.ts';
 import { raise, Vector } from './processor/fault.ts';
-import type { Helpers } from './processor/helper.ts';
+import type { Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
 import { protectedMode } from './processor/mode.ts';
+import type { Processor } from './processor/processor.ts';
 import { sse } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
 import type { Builder } from './translate/builder.ts';
 import { integer } from './translate/lower/index.ts';
-import type { Lowerings } from './translate/lower/lowering.ts';
 import { isVector, vectors } from './translate/lower/vector.ts';
+import type { Lower, Lowerings } from './translate/lowering.ts';
 import { x87 } from './x87/index.ts';
 
-const lowered: readonly Lowerings[] = [integer];
+const each = (helpers: Helpers, lower: (helper: Helper) => Lower): Lowerings =>
+  Object.fromEntries(Object.entries(helpers).map(([mnemonic, helper]) => [mnemonic, lower(helper)]));
+const calls =
+  (helper: Helper): Lower =>
+  (b) =>
+    b.call(helper);
+/** A string instruction may have to be executed again, for the elements that are left. */
+const repeats =
+  (helper: Helper): Lower =>
+  (b, insn) => {
+    b.call(helper);
+    if (insn.rep !== undefined) b.leave();
+  };
+
+const lowered: readonly Lowerings[] = [
+  integer,
+  each(bcd, calls),
+  each(io, calls),
+  each(strings, repeats),
+  each(stringIo, repeats),
+];
 /** String instructions have these names too. */
 const AMBIGUOUS = ['movsd', 'cmpsd'];
 const named = (mnemonic: string) => (AMBIGUOUS.includes(mnemonic) ? `${mnemonic}.xmm` : mnemonic);
@@ -32,7 +55,7 @@ const micro = join(lowered);
 const called = join(helpers);
 const last = join(ending);
 
-function unknown(cpu: Cpu, insn: Insn): never {
+function unknown(cpu: Processor, insn: Insn): never {
   cpu.lacks(insn.code);
   raise(Vector.UD);
 }
@@ -47,7 +70,7 @@ const vectorNames: ReadonlySet<string> = new Set([...Object.keys(vector), ...Obj
 
 export const instructions = {
   /** Whether KVM's emulator has it. */
-  emulated: (cpu: Cpu, insn: Insn): boolean =>
+  emulated: (cpu: Processor, insn: Insn): boolean =>
     emulated(insn, vectorNames.has(nameOf(insn)), protectedMode(cpu)),
 
   /** Every name that is implemented: mnemonics, and `mov cr` and the like. */

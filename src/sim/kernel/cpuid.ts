@@ -1,7 +1,8 @@
 /** What the host's KVM offers to guests of CPUID. */
+
 import { VmType } from '../../uapi/constants.ts';
-import type { CpuidEntry } from '../cpu/cpu.ts';
-import { features, supportedCpuid as processorCpuid } from '../cpu/system/cpuid.ts';
+import { type CpuidEntry, features } from '../cpu/processor/features.ts';
+import { supportedCpuid as processorCpuid } from '../cpu/system/claims.ts';
 import type { Host } from './host.ts';
 
 /** KVM_GET_SUPPORTED_CPUID. Guests of an AMD host find the C-bit's position in it. */

@@ -1,9 +1,10 @@
 /** The simulated host: what its processor and its kernel are, the memory they have, and who kicks whom. */
+
 import { outOfRange } from '../../hypervisor/errors.ts';
 import { VmType } from '../../uapi/constants.ts';
 import { type Dialect, type DialectName, dialects } from '../../uapi/dialects.ts';
 import { type Arena, PAGE } from '../arena.ts';
-import type { GuestChoice } from '../cpu/cpu.ts';
+import type { GuestChoice } from '../cpu/processor/stage.ts';
 import type { Tier } from '../cpu/translate/code.ts';
 import { Decoder, type Iced } from '../cpu/translate/decode.ts';
 import { Sharing } from '../memory/sharing.ts';

@@ -1,11 +1,12 @@
 /** A VM: what its fd's ioctls do (virt/kvm/kvm_main.c and arch/x86/kvm/x86.c, kvm_vm_ioctl). */
+
 import type { SharedVm } from '../../hypervisor/backend.ts';
 import { Cap } from '../../uapi/cap.ts';
 import { MemoryAttribute, VmType } from '../../uapi/constants.ts';
 import { Errno } from '../../uapi/errno.ts';
 import type { kvm_create_guest_memfd, kvm_enc_region, kvm_memory_attributes } from '../../uapi/structs.ts';
 import { Arena, PAGE } from '../arena.ts';
-import type { GuestChoice } from '../cpu/cpu.ts';
+import type { GuestChoice } from '../cpu/processor/stage.ts';
 import { GuestMemfdFile } from '../memory/guest-memfd.ts';
 import { Counted } from '../memory/host-memory.ts';
 import { VmMemory } from '../memory/vm-memory.ts';

@@ -1,23 +1,20 @@
 /** Segmentation of data accesses: offsets to linear addresses, with the checks of SDM volume 3, 5.3 and 5.5. */
-import type { Cpu } from '../cpu.ts';
+
 import { inLimit, Seg, Type } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import type { Insn, Memory } from '../processor/insn.ts';
 import { canonical, protectedMode } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 
-/**
- * A linear address in halves, signed: what is looked up for each access is cheaper so than as a bigint. Not with
- * BigInt.asIntN: V8 11.3 ends the process where an address that may come from two places gets there.
- */
-export const lowHalf = (linear: bigint): number => Number(linear & 0xffff_ffffn) | 0;
-export const highHalf = (linear: bigint): number => Number((linear >> 32n) & 0xffff_ffffn) | 0;
-export const halves = (linear: bigint): [low: number, high: number] => [lowHalf(linear), highHalf(linear)];
-/** And back, unsigned. */
-export const joined = (low: number, high: number): bigint => (BigInt(high >>> 0) << 32n) | BigInt(low >>> 0);
-
 /** The linear address of `offset` in a segment. `write` says which right is asked for. */
-export function linearAddress(cpu: Cpu, index: number, offset: bigint, size: number, write: boolean): bigint {
+export function linearAddress(
+  cpu: Processor,
+  index: number,
+  offset: bigint,
+  size: number,
+  write: boolean,
+): bigint {
   const segment = cpu.segments[index]!;
   if (cpu.mode.bits === 64) {
     const linear = BigInt.asUintN(64, index >= Seg.FS ? segment.base + offset : offset);
@@ -37,7 +34,7 @@ export function linearAddress(cpu: Cpu, index: number, offset: bigint, size: num
 
 /** As the micro-op `call64` has it: `l`s are signed. */
 export const segmentLinear = (
-  cpu: Cpu,
+  cpu: Processor,
   _insn: Insn,
   index: number,
   offset: bigint,
@@ -46,10 +43,14 @@ export const segmentLinear = (
 ) => linearAddress(cpu, index, offset, size, write !== 0);
 
 /** base + index * scale + displacement, cut to the address size. */
-export function effectiveAddress(cpu: Cpu, memory: Memory, addressSize: number): bigint {
+export function effectiveAddress(cpu: Processor, memory: Memory, addressSize: number): bigint {
   const { base, index, scale, displacement } = memory;
   let sum = displacement;
   if (base !== undefined) sum += cpu.state.gpr(base);
   if (index !== undefined) sum += cpu.state.gpr(index) * BigInt(scale);
   return BigInt.asUintN(addressSize * 8, sum);
 }
+
+/** The linear address of a memory operand, with everything checked but paging. */
+export const addressOf = (cpu: Processor, memory: Memory, insn: Insn, size: number, write: boolean): bigint =>
+  linearAddress(cpu, memory.segment, effectiveAddress(cpu, memory, insn.addressSize), size, write);

@@ -1,27 +1,42 @@
-/**
- * Memory as instructions see it. Linear addresses are unsigned bigints, or two halves for translated code; values are
- * unsigned, and those of load and store are the micro-ops' (signed).
- */
+/** Memory as instructions see it, on the translations that are kept. */
+
 import { PAGE } from '../../arena.ts';
-import type { Cpu } from '../cpu.ts';
+import { noteDataAccess } from '../processor/debug.ts';
 import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { highHalf, joined, lowHalf } from '../processor/halves.ts';
+import type { Processor } from '../processor/processor.ts';
+import type { LinearMemory, Rights } from '../processor/services.ts';
 import { Access, FAULT, MMIO } from '../processor/stage.ts';
 import { State } from '../processor/state.ts';
-import { noteDataAccess } from '../system/breakpoints.ts';
-import { highHalf, joined, lowHalf } from './addressing.ts';
-import { type Rights, Tlb } from './tlb.ts';
+import { Tlb } from './tlb.ts';
 
 const OFFSET = 0xfffn;
 const MASK64 = 0xffff_ffff_ffff_ffffn;
 
-export class Memory {
-  readonly tlb: Tlb;
-  readonly #cpu: Cpu;
+export class Memory implements LinearMemory {
+  readonly #tlb: Tlb;
+  readonly #cpu: Processor;
   readonly #scratch = new DataView(new ArrayBuffer(8));
 
-  constructor(cpu: Cpu) {
+  constructor(cpu: Processor) {
     this.#cpu = cpu;
-    this.tlb = new Tlb(cpu);
+    this.#tlb = new Tlb(cpu);
+  }
+
+  get physical(): number {
+    return this.#tlb.physical;
+  }
+  flush(): void {
+    this.#tlb.flush();
+  }
+  flushPage(low: number): void {
+    this.#tlb.flushPage(low);
+  }
+  flushPhysical(start: number, end: number): boolean {
+    return this.#tlb.flushPhysical(start, end);
+  }
+  flushWrites(): void {
+    this.#tlb.flushWrites();
   }
 
   /** As Tlb.place(), but @throws SecondStageFault */
@@ -33,7 +48,7 @@ export class Memory {
     stack = false,
     reads = false,
   ): number {
-    const host = this.tlb.place(lowHalf(linear), highHalf(linear), size, access, rights, stack, reads);
+    const host = this.#tlb.place(lowHalf(linear), highHalf(linear), size, access, rights, stack, reads);
     if (host === FAULT) throw secondStageFault;
     return host;
   }
@@ -46,7 +61,7 @@ export class Memory {
   /** SDM volume 3, 6.15, #GP: an operand of 16 bytes that must be aligned. An address must be canonical first. */
   checkAligned(low: number, high: number, stack: boolean): void {
     if ((low & 15) === 0) return;
-    this.tlb.checkCanonical(high, stack);
+    this.#tlb.checkCanonical(high, stack);
     raise(Vector.GP, 0);
   }
 
@@ -127,13 +142,13 @@ export class Memory {
     this.#checkAlignment(low, size);
     this.#watch(low, high, size, false);
     if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
-    return this.tlb.place(low, high, size, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
+    return this.#tlb.place(low, high, size, write ? Access.WRITE : Access.READ, 'cpl', stack, true);
   }
   #stored(low: number, high: number, size: number, stack: boolean): number {
     this.#checkAlignment(low, size);
     this.#watch(low, high, size, true);
     if ((low & (PAGE - 1)) > PAGE - size) return MMIO;
-    return this.tlb.place(low, high, size, Access.WRITE, 'cpl', stack, false);
+    return this.#tlb.place(low, high, size, Access.WRITE, 'cpl', stack, false);
   }
 
   // --- the helpers' ------------------------------------------------------------------------------------------------
@@ -188,7 +203,7 @@ export class Memory {
   /** As parts(); none of it is translated when one is not canonical. */
   #parts(linear: bigint, size: number, stack: boolean): ReturnType<typeof parts> {
     const all = parts(linear, size);
-    if (all.length > 1) for (const [at] of all) this.tlb.checkCanonical(highHalf(at), stack);
+    if (all.length > 1) for (const [at] of all) this.#tlb.checkCanonical(highHalf(at), stack);
     return all;
   }
 
@@ -203,8 +218,8 @@ export class Memory {
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(address, size, stack)) {
       const host = this.host(at, length, access, rights, stack, true);
-      if (host === MMIO) io.demandEmulation(this.tlb.physical, access);
-      places.push([host, this.tlb.physical, done, length]);
+      if (host === MMIO) io.demandEmulation(this.#tlb.physical, access);
+      places.push([host, this.#tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
       if (host !== MMIO) bytes.set(arena.views.u8.subarray(host, host + length), done);
@@ -219,8 +234,8 @@ export class Memory {
     const places: [host: number, physical: number, done: number, length: number][] = [];
     for (const [at, done, length] of this.#parts(linear & MASK64, bytes.length, stack)) {
       const host = this.host(at, length, Access.WRITE, rights, stack);
-      if (host === MMIO) io.demandEmulation(this.tlb.physical, Access.WRITE);
-      places.push([host, this.tlb.physical, done, length]);
+      if (host === MMIO) io.demandEmulation(this.#tlb.physical, Access.WRITE);
+      places.push([host, this.#tlb.physical, done, length]);
     }
     for (const [host, physical, done, length] of places) {
       const part = bytes.subarray(done, done + length);

@@ -1,10 +1,11 @@
 /** Operands of helpers: general registers and memory. Values are unsigned. */
 
-import type { Processor } from '../processor/helper.ts';
+import { halves } from '../processor/halves.ts';
 import type { Insn, Size } from '../processor/insn.ts';
 import { longMode, low32 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Access } from '../processor/stage.ts';
-import { effectiveAddress, halves } from './addressing.ts';
+import { addressOf, effectiveAddress } from './addressing.ts';
 import { walk } from './paging.ts';
 
 export function readGpr(cpu: Processor, index: number, size: Size, high = false): bigint {
@@ -36,7 +37,7 @@ export function writeMemory(cpu: Processor, linear: bigint, size: number, value:
 export function read16(cpu: Processor, insn: Insn, position: number): number {
   const operand = insn.operands[position]!;
   if (operand.kind === 'gpr') return Number(readGpr(cpu, operand.index, 2));
-  if (operand.kind === 'mem') return cpu.memory.read16(cpu.address(operand, insn, 2, false));
+  if (operand.kind === 'mem') return cpu.memory.read16(addressOf(cpu, operand, insn, 2, false));
   throw new TypeError(`${insn.code}: operand ${position} is neither register nor memory`);
 }
 
@@ -45,7 +46,7 @@ export function writeWideOr16(cpu: Processor, insn: Insn, position: number, valu
   const operand = insn.operands[position]!;
   if (operand.kind === 'gpr') writeGpr(cpu, operand.index, operand.size, value);
   else if (operand.kind === 'mem')
-    cpu.memory.write16(cpu.address(operand, insn, 2, true), Number(value & 0xffffn));
+    cpu.memory.write16(addressOf(cpu, operand, insn, 2, true), Number(value & 0xffffn));
   else throw new TypeError(`${insn.code}: operand ${position} is neither register nor memory`);
 }
 

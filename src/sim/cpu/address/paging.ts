@@ -3,13 +3,13 @@
  * translation buffer here, and no canonical check: callers have both.
  */
 
-import type { Cpu } from '../cpu.ts';
 import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { features } from '../processor/features.ts';
+import { highHalf, joined, lowHalf } from '../processor/halves.ts';
 import { CR0, CR4, EFER, ia32e, paging } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Access, FAULT, MMIO } from '../processor/stage.ts';
 import { Flag } from '../processor/state.ts';
-import { features } from '../system/cpuid.ts';
-import { highHalf, joined, lowHalf } from './addressing.ts';
 
 export interface Translation {
   /** The guest-physical address of the 4 KiB page, without the bit by which guests choose. */
@@ -63,9 +63,9 @@ const LEGACY: readonly Level[] = [
 const LEGACY_4K: readonly Level[] = [{ shift: 22, large: false, ignored: true }, LEGACY[1]!];
 
 /** Page tables are private where the guest chooses: SNP encrypts walks whatever the entries say (APM volume 2, 15.36). */
-const wantsOfTables = (cpu: Cpu): boolean | undefined => (cpu.choice === undefined ? undefined : true);
+const wantsOfTables = (cpu: Processor): boolean | undefined => (cpu.choice === undefined ? undefined : true);
 
-function read(cpu: Cpu, gpa: number, wide: boolean): Read | undefined {
+function read(cpu: Processor, gpa: number, wide: boolean): Read | undefined {
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.READ, wantsOfTables(cpu));
   if (page === FAULT) throw secondStageFault;
   // Tables where no memory is are not present for KVM (arch/x86/kvm/mmu/paging_tmpl.h, walk_addr_generic).
@@ -76,7 +76,7 @@ function read(cpu: Cpu, gpa: number, wide: boolean): Read | undefined {
 }
 
 /** Sets the accessed flag, or accessed and dirty. KVM leaves tables in read-only slots as they are. */
-function mark(cpu: Cpu, { lo, gpa }: Read, flags: number): void {
+function mark(cpu: Processor, { lo, gpa }: Read, flags: number): void {
   if ((lo & flags) === flags) return;
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.WRITE, wantsOfTables(cpu));
   if (page === FAULT) throw secondStageFault;
@@ -84,7 +84,7 @@ function mark(cpu: Cpu, { lo, gpa }: Read, flags: number): void {
 }
 
 /** Bits of an entry's upper half that must be 0, by address width and mode. The bit of choice is not one of them. */
-function reservedHigh(cpu: Cpu, levels: readonly Level[]): number {
+function reservedHigh(cpu: Processor, levels: readonly Level[]): number {
   const width = features(cpu.cpuid).physicalBits;
   // Bits 51:M are reserved everywhere, 62:52 only in PAE paging (SDM volume 3, tables 4-8 to 4-11 and 4-14 to 4-20).
   const top = levels.length === 3 ? 63 : 52;
@@ -95,17 +95,17 @@ function reservedHigh(cpu: Cpu, levels: readonly Level[]): number {
 }
 
 /** The bit of choice, as one of an entry's upper half; 0 where there is none. */
-function choiceOf({ choice }: Cpu): number {
+function choiceOf({ choice }: Processor): number {
   return choice !== undefined && choice.bit >= 32 ? 1 << (choice.bit - 32) : 0;
 }
 /** The address in an entry, from `shift` bits up. */
-function addressOf(cpu: Cpu, lo: number, hi: number, shift: number): number {
+function addressOf(cpu: Processor, lo: number, hi: number, shift: number): number {
   const low = (lo & (shift >= 32 ? 0 : -(2 ** Math.min(shift, 31)))) >>> 0;
   return (hi & 0xf_ffff & ~choiceOf(cpu)) * GIB4 + low;
 }
 
 /** What the choice means for data. */
-function wanted(cpu: Cpu, chosen: boolean): boolean | undefined {
+function wanted(cpu: Processor, chosen: boolean): boolean | undefined {
   if (cpu.choice === undefined) return undefined;
   return cpu.choice.set === 'private' ? chosen : !chosen;
 }
@@ -118,7 +118,7 @@ function wanted(cpu: Cpu, chosen: boolean): boolean | undefined {
  * @throws GuestFault, SecondStageFault
  */
 export function walk(
-  cpu: Cpu,
+  cpu: Processor,
   low: number,
   high: number,
   access: Access,
@@ -204,7 +204,7 @@ export function walk(
 }
 
 /** Where the first table begins. CR3 carries the bit of choice as entries do. */
-function tableOf(cpu: Cpu, long: boolean, pae: boolean): number {
+function tableOf(cpu: Processor, long: boolean, pae: boolean): number {
   const hi = long ? highHalf(cpu.cr3) : 0;
   const lo = lowHalf(cpu.cr3);
   return addressOf(cpu, lo, hi, pae && !long ? 5 : 12);
@@ -215,7 +215,7 @@ function isReserved(
   { shift, large, ignored, bare }: Level,
   reserved: number,
   wide: boolean,
-  cpu: Cpu,
+  cpu: Processor,
 ): boolean {
   if ((hi & reserved) !== 0) return true;
   if (bare) return (lo & PDPTE_RESERVED) !== 0 || (hi & NX) !== 0;
@@ -234,7 +234,7 @@ const PDPTE_RESERVED = 0x1e6;
  * Whether the four PDPTEs that CR3 points to may be loaded (SDM volume 3, 4.4.1). They are not kept: walks read
  * them from memory, as AMD's processors do.
  */
-export function pdptesAreValid(cpu: Cpu, cr3: bigint): boolean {
+export function pdptesAreValid(cpu: Processor, cr3: bigint): boolean {
   const reserved = reservedHigh(cpu, PAE) | NX;
   for (let index = 0; index < 4; index++) {
     const entry = read(cpu, Number(cr3 & 0xffff_ffe0n) + index * 8, true);

@@ -2,10 +2,12 @@
  * Translations of linear addresses, kept in buffers that translated code reads too. Linear addresses come as two
  * halves of 32 bits each, of which the signs do not matter: bigints would cost more than all the rest of a miss.
  */
+
 import { PAGE } from '../../arena.ts';
-import type { Cpu } from '../cpu.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { ia32e } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
+import type { Rights } from '../processor/services.ts';
 import { Access, FAULT, MMIO } from '../processor/stage.ts';
 import { Flag, State } from '../processor/state.ts';
 import { type Translation, walk } from './paging.ts';
@@ -29,11 +31,8 @@ const FILLED = 8192;
 const Fetches = 256;
 const fetchIndex = (low: number, user: boolean) => ((low >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
 
-/** Whose rights an access has. */
-export type Rights = 'cpl' | 'system';
-
 export class Tlb {
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   /** The guest-physical address of the last access that came to MMIO. */
   physical = 0;
   /** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
@@ -49,7 +48,7 @@ export class Tlb {
   /** The walk whose page the second stage refused, for the access that comes again when that was mended. */
   #refused: { low: number; high: number; how: number; found: Translation } | undefined;
 
-  constructor(cpu: Cpu) {
+  constructor(cpu: Processor) {
     this.#cpu = cpu;
     const start = cpu.state.base + State.tlb;
     for (let i = 0; i < Tables.entries * 4; i++) this.#forget(start + i * Tables.entryBytes);
@@ -220,7 +219,7 @@ export class Tlb {
     if (page === undefined || page.clear(host - page.host) >= size) return;
     // Deliveries of events write outside of any instruction.
     if (io.mode === undefined && current !== undefined) io.demand('alone');
-    code.invalidate(page);
+    code.invalidate(host);
   }
 
   /** What KVM emulates uses the shared copy, whatever the attributes say (virt/kvm/kvm_main.c, kvm_read_guest_page). */

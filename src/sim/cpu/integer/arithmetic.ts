@@ -1,7 +1,8 @@
 /** Integer instructions, and parts of them, that are too rare or too long for micro-ops. */
-import type { Cpu } from '../cpu.ts';
+
 import { raise, Vector } from '../processor/fault.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 
 const u64 = (value: bigint) => BigInt.asUintN(64, value);
 const s64 = (value: bigint) => BigInt.asIntN(64, value);
@@ -10,7 +11,7 @@ const MIN64 = -(1n << 63n);
 /** Raises an exception where a condition holds: what Builder.callIf() calls. */
 const raiseIf =
   (vector: number, errorCode?: number) =>
-  (_cpu: Cpu, _insn: Insn, condition: number): void => {
+  (_cpu: Processor, _insn: Insn, condition: number): void => {
     if (condition !== 0) raise(vector, errorCode);
   };
 
@@ -25,7 +26,7 @@ export function undefinedOpcode(): never {
 // --- division of 128 bits, where the high half says something ------------------------------------------------------
 
 type Long = (
-  cpu: Cpu,
+  cpu: Processor,
   insn: Insn,
   long: number,
   otherwise: bigint,
@@ -54,7 +55,7 @@ export const signedRemainder: Long = (_cpu, _insn, long, otherwise, high, low, d
 
 // --- bits ----------------------------------------------------------------------------------------------------------
 
-type Scatter = (cpu: Cpu, insn: Insn, source: bigint, mask: bigint) => bigint;
+type Scatter = (cpu: Processor, insn: Insn, source: bigint, mask: bigint) => bigint;
 
 /** PDEP: the source's low bits, one after the other, to where the mask has bits. */
 export const deposit: Scatter = (_cpu, _insn, source, mask) => {
@@ -79,7 +80,7 @@ export const extract: Scatter = (_cpu, _insn, source, mask) => {
 /** The Castagnoli polynomial without its highest term, reflected. */
 const POLYNOMIAL = 0x82f6_3b78;
 
-export function crc32(_cpu: Cpu, _insn: Insn, before: number, source: bigint, size: number): number {
+export function crc32(_cpu: Processor, _insn: Insn, before: number, source: bigint, size: number): number {
   let sum = before;
   for (let byte = 0; byte < size; byte++) {
     sum ^= Number((source >> BigInt(byte * 8)) & 0xffn);

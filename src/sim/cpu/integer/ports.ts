@@ -1,10 +1,12 @@
 /** Port I/O (SDM volume 1, chapter 19). How strings are split is KVM's (arch/x86/kvm/emulate.c, em_in and em_out). */
+
 import { PAGE } from '../../arena.ts';
-import type { Cpu } from '../cpu.ts';
+import { addressOf } from '../address/addressing.ts';
+import { notePortAccess } from '../processor/debug.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { checkPorts } from '../segments/tss.ts';
-import { notePortAccess } from '../system/breakpoints.ts';
 import { advance, isDown, operandAt, repetitions } from './strings.ts';
 
 const RAX = 0;
@@ -17,7 +19,7 @@ const READ_AHEAD = 1024;
 type PortSize = 1 | 2 | 4;
 
 /** The port that operand `index` names: an immediate, or DX. */
-function portOf(cpu: Cpu, { operands }: Insn, index: number): number {
+function portOf(cpu: Processor, { operands }: Insn, index: number): number {
   const operand = operands[index]!;
   return operand.kind === 'imm' ? Number(operand.value) : Number(cpu.state.gpr(RDX) & 0xffffn);
 }
@@ -48,14 +50,14 @@ const output: Helper = (cpu, insn) => {
 };
 
 /** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */
-function ahead(cpu: Cpu, { addressSize }: Insn, size: PortSize, left: bigint): number {
+function ahead(cpu: Processor, { addressSize }: Insn, size: PortSize, left: bigint): number {
   const offset = Number(BigInt.asUintN(addressSize * 8, cpu.state.gpr(RDI)) & BigInt(PAGE - 1));
   const room = isDown(cpu) ? offset : PAGE - offset;
   const most = Math.max(Math.min(room, READ_AHEAD / size), 1);
   return left < BigInt(most) ? Number(left) : most;
 }
 /** Page by page, so that the first is written when the second faults (arch/x86/kvm/x86.c, emulator_read_write). */
-function writePages(cpu: Cpu, linear: bigint, data: Uint8Array): void {
+function writePages(cpu: Processor, linear: bigint, data: Uint8Array): void {
   for (let done = 0; done < data.length; ) {
     const at = linear + BigInt(done);
     const end = done + PAGE - Number(at & BigInt(PAGE - 1));
@@ -81,7 +83,7 @@ const inputString: Helper = (cpu, insn) => {
   const at = operandAt(insn, RDI);
   const part = down ? size : data.length;
   for (let done = 0; done < data.length; done += part) {
-    const linear = cpu.address({ ...at, displacement: BigInt(-done) }, insn, part, true);
+    const linear = addressOf(cpu, { ...at, displacement: BigInt(-done) }, insn, part, true);
     writePages(cpu, linear, data.subarray(done, done + part));
   }
   advance(cpu, insn, RDI, BigInt((down ? -size : size) * count));
@@ -97,12 +99,12 @@ const outputString: Helper = (cpu, insn) => {
   notePortAccess(cpu, port, size);
   if (left === 0n) return;
   cpu.io.demand('emulated');
-  const data = cpu.memory.readBytes(cpu.address(at, insn, size, false), size);
+  const data = cpu.memory.readBytes(addressOf(cpu, at, insn, size, false), size);
   cpu.io.output(port, size, data, true);
   advance(cpu, insn, RSI, BigInt(isDown(cpu) ? -size : size));
   finish(cpu, insn, 1, left);
 };
-function finish(cpu: Cpu, insn: Insn, done: number, left: bigint): void {
+function finish(cpu: Processor, insn: Insn, done: number, left: bigint): void {
   if (insn.rep === undefined) return;
   advance(cpu, insn, 1, BigInt(-done));
   if (BigInt(done) !== left) cpu.state.rip = insn.rip;

@@ -2,11 +2,13 @@
  * String instructions (SDM volume 1, 7.3.9). One call does some elements and leaves RIP where it is while more are
  * to come, so that interrupts have their chance. Registers move with each element: a fault finds them exact.
  */
+
 import { PAGE } from '../../arena.ts';
-import type { Cpu } from '../cpu.ts';
+import { addressOf } from '../address/addressing.ts';
 import { Seg } from '../processor/descriptors.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn, Memory, Size } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Access, MMIO } from '../processor/stage.ts';
 import { Flag, FlagKind, State } from '../processor/state.ts';
 
@@ -21,37 +23,37 @@ const OFFSET = BigInt(PAGE - 1);
 const bitsOf = (insn: Insn) => insn.addressSize * 8;
 
 /** The counter of repetitions, cut to the address size. */
-export const repetitions = (cpu: Cpu, insn: Insn) => BigInt.asUintN(bitsOf(insn), cpu.state.gpr(RCX));
+export const repetitions = (cpu: Processor, insn: Insn) => BigInt.asUintN(bitsOf(insn), cpu.state.gpr(RCX));
 /** Moves an index or the counter, which is as wide as addresses are. */
-export function advance({ state }: Cpu, { addressSize }: Insn, register: number, by: bigint): void {
+export function advance({ state }: Processor, { addressSize }: Insn, register: number, by: bigint): void {
   const before = state.gpr(register);
   const after = BigInt.asUintN(addressSize * 8, before + by);
   state.setGpr(register, addressSize === 2 ? (before & ~0xffffn) | after : after);
 }
-export const isDown = ({ state }: Cpu) => (state.u32(State.eflags) & Flag.DF) !== 0;
+export const isDown = ({ state }: Processor) => (state.u32(State.eflags) & Flag.DF) !== 0;
 
 /** The operand that this index register addresses. */
 export function operandAt({ operands }: Insn, register: number): Memory {
   return operands.find((operand) => operand.kind === 'mem' && operand.base === register) as Memory;
 }
 /** An element at an index register, sign-extended. */
-function read(cpu: Cpu, insn: Insn, register: number, size: Size): bigint {
-  const linear = cpu.address(operandAt(insn, register), insn, size, false);
+function read(cpu: Processor, insn: Insn, register: number, size: Size): bigint {
+  const linear = addressOf(cpu, operandAt(insn, register), insn, size, false);
   if (size === 8) return cpu.memory.load64(linear, false, false);
   return BigInt.asIntN(size * 8, BigInt(cpu.memory.load32(linear, size, false, false)));
 }
-function write(cpu: Cpu, insn: Insn, size: Size, value: bigint): void {
-  const linear = cpu.address(operandAt(insn, RDI), insn, size, true);
+function write(cpu: Processor, insn: Insn, size: Size, value: bigint): void {
+  const linear = addressOf(cpu, operandAt(insn, RDI), insn, size, true);
   if (size === 8) cpu.memory.store64(linear, BigInt.asIntN(64, value), false);
   else cpu.memory.store32(linear, Number(BigInt.asIntN(32, value)), size, false);
 }
-const accumulator = ({ state }: Cpu, size: Size) => BigInt.asIntN(size * 8, state.gpr(RAX));
+const accumulator = ({ state }: Processor, size: Size) => BigInt.asIntN(size * 8, state.gpr(RAX));
 
 interface StringInstruction {
   /** One element: its accesses, and then the index registers. */
-  element(cpu: Cpu, insn: Insn, size: Size, step: bigint): void;
+  element(cpu: Processor, insn: Insn, size: Size, step: bigint): void;
   /** Many elements at once, upwards: gives how many, 0 where they must go one by one. */
-  bulk?(cpu: Cpu, insn: Insn, size: Size, most: number): number;
+  bulk?(cpu: Processor, insn: Insn, size: Size, most: number): number;
 }
 const movs: StringInstruction = {
   element(cpu, insn, size, step) {
@@ -102,7 +104,7 @@ const lods: StringInstruction = {
  * How many elements at an index register lie in one page, and where in the arena it is: 0 of them where a segment,
  * the alignment or the end of the addresses must be looked at for each.
  */
-function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
+function whole(cpu: Processor, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
   const { mode, alignment } = cpu;
   const operand = operandAt(insn, register);
   const flat =
@@ -110,7 +112,7 @@ function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number,
       ? operand.segment < Seg.FS
       : operand.segment !== Seg.CS && (mode.flat & (1 << operand.segment)) !== 0;
   if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return { host: MMIO, count: 0 };
-  const linear = cpu.address(operand, insn, size, isWrite);
+  const linear = addressOf(cpu, operand, insn, size, isWrite);
   const count = Math.min(most, Math.floor((PAGE - Number(linear & OFFSET)) / size));
   if (count < 2) return { host: MMIO, count: 0 };
   const host = cpu.memory.host(linear, size, isWrite ? Access.WRITE : Access.READ);
@@ -123,7 +125,7 @@ function whole(cpu: Cpu, insn: Insn, register: number, size: Size, most: number,
  * REP with a counter of 0 and 4-byte addresses in 64-bit mode: Intel's processors clear the upper halves of what
  * their fast strings use, and no others' do (arch/x86/kvm/emulate.c, string_registers_quirk).
  */
-function clearUpper(cpu: Cpu, insn: Insn): void {
+function clearUpper(cpu: Processor, insn: Insn): void {
   if (cpu.vendor !== 'intel' || insn.addressSize !== 4 || cpu.mode.bits !== 64) return;
   const { state } = cpu;
   state.setGpr(RCX, 0n);
@@ -132,8 +134,8 @@ function clearUpper(cpu: Cpu, insn: Insn): void {
   if (/^(movs|stos)[bd]$/.test(insn.mnemonic)) cut(RDI);
 }
 
-const single = (cpu: Cpu) => cpu.watched || cpu.io.mode !== undefined;
-const stepOf = (cpu: Cpu, size: Size) => BigInt(isDown(cpu) ? -size : size);
+const single = (cpu: Processor) => cpu.watched || cpu.io.mode !== undefined;
+const stepOf = (cpu: Processor, size: Size) => BigInt(isDown(cpu) ? -size : size);
 
 const move =
   ({ element, bulk }: StringInstruction, size: Size): Helper =>
@@ -156,7 +158,7 @@ const move =
   };
 
 /** The flags of left - right. */
-function setCompared({ state }: Cpu, left: bigint, right: bigint, size: Size): void {
+function setCompared({ state }: Processor, left: bigint, right: bigint, size: Size): void {
   state.setU32(State.flagKind, FlagKind.SUB);
   state.setU64(State.flagA, left);
   state.setU64(State.flagB, right);

@@ -1,7 +1,33 @@
 /** Descriptors and what they become in a segment register: SDM volume 3, 3.4.5 and 5.2. Nothing here touches a processor. */
-import type { Segment } from '../cpu.ts';
 
-/** The order of Cpu.segments. */
+/** A segment register with its descriptor cache (SDM volume 3, 3.4.3). */
+export interface Segment {
+  selector: number;
+  /** Unsigned, 64 bits. */
+  base: bigint;
+  /** In bytes, the granularity applied: the offset of the last byte. */
+  limit: number;
+  /** The descriptor's type field; 3 (data, read/write, accessed) and so on. */
+  type: number;
+  /** Code or data (1), or system (0). */
+  s: number;
+  dpl: number;
+  present: number;
+  avl: number;
+  l: number;
+  db: number;
+  g: number;
+  /** A null selector was loaded. */
+  unusable: number;
+}
+
+/** GDTR and IDTR. */
+export interface Table {
+  base: bigint;
+  limit: number;
+}
+
+/** The order of Registers.segments. */
 export const Seg = { ES: 0, CS: 1, SS: 2, DS: 3, FS: 4, GS: 5 } as const;
 
 /** Types of system descriptors (SDM volume 3, table 3-2). */

@@ -2,7 +2,9 @@
  * What of a processor is fields, as cells of eight bytes that threads share. They are written when a thread is done with the
  * processor, and only if something has changed; the rest of its state is in the arena anyway.
  */
-import type { Cpu, Segment, Table } from '../cpu.ts';
+
+import type { Segment, Table } from './descriptors.ts';
+import type { Processor } from './processor.ts';
 
 const SHADOWS = [undefined, 'sti', 'mov-ss'] as const;
 const SEGMENT = [
@@ -45,7 +47,7 @@ class Cells {
 }
 
 /** What can be compared with what it was: values, and objects that are never changed in place. Into an array that is there. */
-function collect(cpu: Cpu, into: unknown[]): void {
+function collect(cpu: Processor, into: unknown[]): void {
   const { debug } = cpu;
   let i = 0;
   for (const one of cpu.segments) into[i++] = one;
@@ -76,14 +78,14 @@ function collect(cpu: Cpu, into: unknown[]): void {
 }
 
 export class SharedFields {
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   readonly #memory: ArrayBufferLike;
   readonly #offset: number;
   #last: unknown[] = [];
   #now: unknown[] = [];
 
   /** @param offset where its cells begin */
-  constructor(cpu: Cpu, memory: ArrayBufferLike, offset: number) {
+  constructor(cpu: Processor, memory: ArrayBufferLike, offset: number) {
     this.#cpu = cpu;
     this.#memory = memory;
     this.#offset = offset;

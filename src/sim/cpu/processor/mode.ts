@@ -1,7 +1,7 @@
 /** What follows from the control registers and the segments: which mode this is, and with what privilege. */
-import type { Cpu } from '../cpu.ts';
 import { Seg } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
+import type { Registers } from './registers.ts';
 
 /** CR0 (SDM volume 3, 2.5). */
 export const CR0 = {
@@ -42,28 +42,33 @@ export const CR4 = {
 /** IA32_EFER (SDM volume 3, 2.2.1). */
 export const EFER = { SCE: 0x1, LME: 0x100, LMA: 0x400, NXE: 0x800 } as const;
 
-export const protectedMode = (cpu: Cpu): boolean => (cpu.cr0 & CR0.PE) !== 0;
-export const paging = (cpu: Cpu): boolean => (cpu.cr0 & CR0.PG) !== 0;
+export const protectedMode = (cpu: Registers): boolean => (cpu.cr0 & CR0.PE) !== 0;
+export const paging = (cpu: Registers): boolean => (cpu.cr0 & CR0.PG) !== 0;
 /** IA-32e mode: 64-bit mode or compatibility mode. */
-export const ia32e = (cpu: Cpu): boolean => (cpu.efer & EFER.LMA) !== 0;
+export const ia32e = (cpu: Registers): boolean => (cpu.efer & EFER.LMA) !== 0;
 /** 64-bit mode. */
-export const longMode = (cpu: Cpu): boolean => ia32e(cpu) && cpu.segments[Seg.CS]!.l === 1;
+export const longMode = (cpu: Registers): boolean => ia32e(cpu) && cpu.segments[Seg.CS]!.l === 1;
 
-export const codeSize = (cpu: Cpu): 16 | 32 | 64 => {
+export const codeSize = (cpu: Registers): 16 | 32 | 64 => {
   if (longMode(cpu)) return 64;
   return cpu.segments[Seg.CS]!.db ? 32 : 16;
 };
-export const stackSize = (cpu: Cpu): 16 | 32 | 64 => {
+export const stackSize = (cpu: Registers): 16 | 32 | 64 => {
   if (longMode(cpu)) return 64;
   return cpu.segments[Seg.SS]!.db ? 32 : 16;
 };
 
 /** The current privilege level is SS's DPL, null selectors included (SDM volume 3, 24.4.1 on SS's access rights). */
-export const cpl = (cpu: Cpu): number => (protectedMode(cpu) ? cpu.segments[Seg.SS]!.dpl : 0);
+export const cpl = (cpu: Registers): number => (protectedMode(cpu) ? cpu.segments[Seg.SS]!.dpl : 0);
 
 /** Raises #GP(0) above privilege level 0. */
-export function privileged(cpu: Cpu): void {
+export function privileged(cpu: Registers): void {
   if (cpl(cpu) !== 0) raise(Vector.GP, 0);
+}
+
+/** SGDT, SIDT, SLDT, STR and SMSW are for privilege level 0 alone when CR4.UMIP is set. */
+export function refuseUserMode(cpu: Registers): void {
+  if ((cpu.cr4 & CR4.UMIP) !== 0 && cpl(cpu) !== 0) raise(Vector.GP, 0);
 }
 
 /** Bits 63:47 of a linear address are all equal (SDM volume 1, 3.3.7.1). */
@@ -72,7 +77,7 @@ export const canonical = (linear: bigint): boolean =>
 
 export const low32 = (value: bigint): bigint => value & 0xffff_ffffn;
 /** Linear addresses have 32 bits outside IA-32e mode. */
-export const wrapLinear = (cpu: Cpu, linear: bigint): bigint =>
+export const wrapLinear = (cpu: Registers, linear: bigint): bigint =>
   ia32e(cpu) ? BigInt.asUintN(64, linear) : low32(linear);
 
 /**

@@ -1,6 +1,6 @@
-import type { Cpu, Segment } from '../cpu.ts';
-import { Seg } from './descriptors.ts';
+import { Seg, type Segment } from './descriptors.ts';
 import { CR0, CR4, codeSize, stackSize } from './mode.ts';
+import type { Registers } from './registers.ts';
 
 /** What translated code depends on beside its bytes: a translation holds for one of these. */
 export interface Mode {
@@ -34,8 +34,16 @@ export class Modes {
   readonly #limits = new Map<number, number>();
   #last = -1;
 
-  /** The processor's mode now, and the same with one instruction at a time; undefined when it is what it was. */
-  find(cpu: Cpu, user: boolean, single: boolean): [mode: Mode, alone: Mode] | undefined {
+  /**
+   * The processor's mode now, and the same with one instruction at a time; undefined when it is what it was.
+   * @param forget called where modes get their numbers anew: what was translated for one means another now
+   */
+  find(
+    cpu: Registers,
+    user: boolean,
+    single: boolean,
+    forget: () => void,
+  ): [mode: Mode, alone: Mode] | undefined {
     const { segments, cr0, cr4 } = cpu;
     const bits = codeSize(cpu);
     const stackBits = stackSize(cpu);
@@ -60,8 +68,8 @@ export class Modes {
       this.#known.clear();
       this.#limits.clear();
       this.#last = -1;
-      cpu.code.forget();
-      return this.find(cpu, user, single);
+      forget();
+      return this.find(cpu, user, single, forget);
     }
     const modeOf = (alone: boolean) =>
       ({ bits, stackBits, user, flat, sse, codeBase, codeLimit, single: alone }) as const;

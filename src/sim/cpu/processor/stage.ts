@@ -24,6 +24,14 @@ export interface SecondStage {
   sharedPage(gpa: number, access: Access): number;
 }
 
+/** How the guest's page tables choose between private and shared memory, if they do. */
+export interface GuestChoice {
+  /** The bit of an entry's physical address. */
+  readonly bit: number;
+  /** SNP's C-bit: 1 is private. TDX's shared bit: 1 is shared. */
+  readonly set: 'private' | 'shared';
+}
+
 /** What a VM asks of its guests' RDMSR and WRMSR. */
 export interface MsrPolicy {
   /** The failures that stop the processor, as MsrExitReason bits; for others the guest gets #GP(0). */

@@ -1,5 +1,5 @@
 /**
- * What of a processor lies in the arena, where translated code reaches it. Everything else is fields of Cpu.
+ * What of a processor lies in the arena, where translated code reaches it. Everything else is fields of Processor.
  * Offsets are bytes from the start of the processor's state page.
  */
 import type { Arena } from '../../arena.ts';

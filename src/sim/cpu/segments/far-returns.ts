@@ -1,6 +1,5 @@
 /** Far RET and IRET (SDM volume 2). */
 
-import type { Cpu, Segment } from '../cpu.ts';
 import {
   type Descriptor,
   isConforming,
@@ -9,12 +8,14 @@ import {
   nullStack,
   rpl,
   Seg,
+  type Segment,
   selectorCode,
 } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { codeSize, cpl, ia32e, protectedMode, Unmodelled } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { checkRip, enterCode, isNoCode } from './far.ts';
 import {
@@ -30,7 +31,7 @@ import { Stack, setStackPointer } from './stack.ts';
 type Width = 2 | 4 | 8;
 
 /** The code segment that is returned to. */
-function returnCode(cpu: Cpu, selector: number): Descriptor {
+function returnCode(cpu: Processor, selector: number): Descriptor {
   if (isNull(selector)) raise(Vector.GP, 0);
   const error = selectorCode(selector);
   const code = readDescriptor(cpu, selector);
@@ -47,7 +48,7 @@ interface ReturnStack {
 }
 
 /** The stack segment that is returned to: null is for 64-bit code below privilege level 3. */
-function returnStack(cpu: Cpu, selector: number, code: Descriptor, level: number): ReturnStack {
+function returnStack(cpu: Processor, selector: number, code: Descriptor, level: number): ReturnStack {
   const long = ia32e(cpu) && isLong(code);
   if (isNull(selector)) {
     if (!long || level === 3 || rpl(selector) !== level) raise(Vector.GP, 0);
@@ -57,13 +58,13 @@ function returnStack(cpu: Cpu, selector: number, code: Descriptor, level: number
   return { segment, descriptor, bits: long ? 64 : segment.db ? 32 : 16 };
 }
 
-function enterStack(cpu: Cpu, { segment, descriptor, bits }: ReturnStack, pointer: bigint): void {
+function enterStack(cpu: Processor, { segment, descriptor, bits }: ReturnStack, pointer: bigint): void {
   if (descriptor !== undefined) markAccessed(cpu, descriptor);
   setSegment(cpu, Seg.SS, segment);
   setStackPointer(cpu, pointer, bits);
 }
 
-function returnReal(cpu: Cpu, rip: bigint, selector: number): void {
+function returnReal(cpu: Processor, rip: bigint, selector: number): void {
   if (rip > BigInt(cpu.segments[Seg.CS]!.limit)) raise(Vector.GP, 0);
   setSegment(cpu, Seg.CS, realSegment(cpu, Seg.CS, selector));
   cpu.state.rip = rip;
@@ -116,7 +117,7 @@ const ALWAYS =
   Flag.ID;
 
 /** RFLAGS after IRET: what of the popped image counts depends on CPL, IOPL and operand size. */
-function returnFlags(cpu: Cpu, image: number, size: Width): number {
+function returnFlags(cpu: Processor, image: number, size: Width): number {
   const old = cpu.state.flags;
   const level = cpl(cpu);
   let mask: number = ALWAYS;

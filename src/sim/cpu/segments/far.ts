@@ -1,7 +1,7 @@
-/** Far JMP and CALL, directly and through call gates; INT n and its like (SDM volume 2; volume 3, 5.8). */
+/** Far JMP and CALL, directly and through call gates (SDM volume 2; volume 3, 5.8). */
 
+import { addressOf } from '../address/addressing.ts';
 import { readMemory } from '../address/operands.ts';
-import type { Cpu } from '../cpu.ts';
 import {
   type Descriptor,
   isBig,
@@ -17,12 +17,11 @@ import {
   selectorCode,
 } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { canonical, cpl, ia32e, protectedMode, Unmodelled, wrapLinear } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
-import { debugStop, loseStep, recordDebug } from '../system/breakpoints.ts';
-import { enter } from '../system/events.ts';
 import { markAccessed, readDescriptor, realSegment, setSegment } from './loads.ts';
 import { Stack } from './stack.ts';
 import { innerPointer, innerStack } from './tss.ts';
@@ -42,7 +41,7 @@ function targetOf(cpu: Processor, insn: Insn): Target {
   }
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code}: no far pointer`);
   const size = (operand.size - 2) as 2 | 4 | 8;
-  const linear = cpu.address(operand, insn, operand.size, false);
+  const linear = addressOf(cpu, operand, insn, operand.size, false);
   const offset = readMemory(cpu, linear, size);
   const selector = cpu.memory.read16(wrapLinear(cpu, linear + BigInt(size)));
   // With REX.W the offset has 4 bytes on AMD's processors, and 8 are pushed all the same (APM volume 3, CALL (Far)).
@@ -50,20 +49,26 @@ function targetOf(cpu: Processor, insn: Insn): Target {
 }
 
 /** Where execution goes on must lie in the segment, or be canonical in 64-bit mode. */
-export function checkRip(cpu: Cpu, rip: bigint, code: Descriptor, selector: number): void {
+export function checkRip(cpu: Processor, rip: bigint, code: Descriptor, selector: number): void {
   if (ia32e(cpu) && isLong(code) ? !canonical(rip) : rip > BigInt(segmentOf(selector, code).limit))
     raise(Vector.GP, 0);
 }
 
 /** CS for a privilege level, and RIP. */
-export function enterCode(cpu: Cpu, selector: number, code: Descriptor, level: number, rip: bigint): void {
+export function enterCode(
+  cpu: Processor,
+  selector: number,
+  code: Descriptor,
+  level: number,
+  rip: bigint,
+): void {
   markAccessed(cpu, code);
   setSegment(cpu, Seg.CS, segmentOf((selector & ~3) | level, code));
   cpu.state.rip = rip;
 }
 
 /** A segment with L and D is none of IA-32e mode's. */
-export const isNoCode = (cpu: Cpu, code: Descriptor): boolean =>
+export const isNoCode = (cpu: Processor, code: Descriptor): boolean =>
   !isCode(code) || (ia32e(cpu) && isLong(code) && isBig(code));
 
 function far(cpu: Processor, insn: Insn, call: boolean): void {
@@ -210,37 +215,8 @@ function innerCall(
   stack.commit();
 }
 
-/** Like an interrupt, but by the instruction: the gate's DPL counts and faults are its own. */
-const software =
-  (vectorOf: (insn: Insn) => number): Helper =>
-  (cpu, insn) => {
-    const vector = vectorOf(insn);
-    if (vector === Vector.BP && insn.mnemonic === 'int3' && cpu.debugging.softwareBreakpoints) {
-      cpu.stop = debugStop(cpu, Vector.BP);
-      cpu.state.rip = insn.rip;
-      return;
-    }
-    enter(cpu, { kind: 'soft', vector, next: insn.next });
-    if (insn.mnemonic !== 'int') cpu.observer?.exception?.(vector, undefined, insn.next, undefined);
-    loseStep(cpu);
-  };
-
-const overflow = software(() => Vector.OF);
-
 /** `jmp far` and `call far` are the far forms of JMP and CALL: see formOf(). */
 export const farTransfersEnding: Helpers = {
   'jmp far': (cpu, insn) => far(cpu, insn, false),
   'call far': (cpu, insn) => far(cpu, insn, true),
-  int: software(({ operands }) => (operands[0]?.kind === 'imm' ? Number(operands[0].value & 0xffn) : 0)),
-  int3: software(() => Vector.BP),
-  into(cpu, insn) {
-    if ((cpu.state.flags & Flag.OF) !== 0) overflow(cpu, insn);
-  },
-  /** #DB without a look at the gate's DPL; DR6 stays as it is (SDM volume 2, INT n). */
-  int1(cpu, insn) {
-    enter(cpu, { kind: 'exception', vector: Vector.DB, next: insn.next });
-    cpu.observer?.exception?.(Vector.DB, undefined, insn.next, undefined);
-    recordDebug(cpu, 0n);
-    loseStep(cpu);
-  },
 };

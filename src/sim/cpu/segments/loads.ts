@@ -1,5 +1,5 @@
 /** Loading segment registers, with the checks of SDM volume 3, 5.5 to 5.8. */
-import type { Cpu, Segment } from '../cpu.ts';
+
 import {
   type Descriptor,
   descriptorOf,
@@ -11,15 +11,17 @@ import {
   nullStack,
   rpl,
   Seg,
+  type Segment,
   segmentOf,
   selectorCode,
   Type,
 } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { cpl, longMode, protectedMode, wrapLinear } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 
 /** The descriptor that a selector names, or undefined beyond its table's limit. `size` is 16 for system descriptors of 64-bit mode. */
-export function readDescriptor(cpu: Cpu, selector: number, size: 8 | 16 = 8): Descriptor | undefined {
+export function readDescriptor(cpu: Processor, selector: number, size: 8 | 16 = 8): Descriptor | undefined {
   const local = (selector & 4) !== 0;
   if (local && (cpu.ldtr.unusable || !cpu.ldtr.present || isNull(cpu.ldtr.selector))) return undefined;
   const { base, limit } = local ? cpu.ldtr : cpu.gdtr;
@@ -34,13 +36,13 @@ export function readDescriptor(cpu: Cpu, selector: number, size: 8 | 16 = 8): De
 }
 
 /** The accessed flag of a code or data descriptor. To be called when nothing but this can fault any more. */
-export function markAccessed(cpu: Cpu, { s, type, hi, linear }: Descriptor): void {
+export function markAccessed(cpu: Processor, { s, type, hi, linear }: Descriptor): void {
   if (!s || (type & Type.ACCESSED) !== 0) return;
   cpu.memory.writeSystem8(wrapLinear(cpu, linear + 5n), ((hi >>> 8) & 0xff) | Type.ACCESSED);
 }
 
 /** A data segment register after a null selector: AMD's processors keep base and limit (APM volume 2, 4.5.1), Intel's do not. */
-function nulled(cpu: Cpu, index: number, selector: number): Segment {
+function nulled(cpu: Processor, index: number, selector: number): Segment {
   const old = cpu.segments[index]!;
   const kept =
     cpu.vendor === 'amd' && index >= Seg.FS ? { base: old.base, limit: old.limit } : { base: 0n, limit: 0 };
@@ -48,7 +50,7 @@ function nulled(cpu: Cpu, index: number, selector: number): Segment {
 }
 
 /** Loads a selector in real mode: the base alone changes, so that unreal mode keeps its limits. */
-export function realSegment(cpu: Cpu, index: number, selector: number): Segment {
+export function realSegment(cpu: Processor, index: number, selector: number): Segment {
   const old = cpu.segments[index]!;
   const base = BigInt(selector << 4);
   if (!old.unusable) return { ...old, selector, base };
@@ -56,7 +58,7 @@ export function realSegment(cpu: Cpu, index: number, selector: number): Segment 
 }
 
 /** Assigns a segment register. Its base is where translated code reads it at once. */
-export function setSegment(cpu: Cpu, index: number, segment: Segment): void {
+export function setSegment(cpu: Processor, index: number, segment: Segment): void {
   cpu.segments[index] = segment;
   cpu.state.setSegmentBase(index, segment.base);
 }
@@ -67,7 +69,7 @@ export function setSegment(cpu: Cpu, index: number, segment: Segment): void {
  * @param vector of all but "not present", which is #SS
  */
 export function stackSegment(
-  cpu: Cpu,
+  cpu: Processor,
   selector: number,
   level: number,
   vector: number = Vector.GP,
@@ -82,7 +84,7 @@ export function stackSegment(
 }
 
 /** What ES, SS, DS, FS or GS become (SDM volume 2, MOV). The descriptor is marked when nothing can fault any more. */
-function loaded(cpu: Cpu, index: number, selector: number): Segment {
+function loaded(cpu: Processor, index: number, selector: number): Segment {
   if (!protectedMode(cpu)) return realSegment(cpu, index, selector);
   const level = cpl(cpu);
   if (index === Seg.SS) {
@@ -108,7 +110,7 @@ function loaded(cpu: Cpu, index: number, selector: number): Segment {
 }
 
 /** Loads ES, SS, DS, FS or GS; raises before it changes anything. */
-export function loadSegment(cpu: Cpu, index: number, selector: number): void {
+export function loadSegment(cpu: Processor, index: number, selector: number): void {
   setSegment(cpu, index, loaded(cpu, index, selector));
 }
 
@@ -116,7 +118,7 @@ export function loadSegment(cpu: Cpu, index: number, selector: number): void {
  * On the way to an outer privilege level, data segments that it may not have become null (SDM volume 2, RET). Their
  * attributes stay, as KVM_GET_SREGS shows on AMD's virtualization.
  */
-export function dropInnerSegments(cpu: Cpu, level: number): void {
+export function dropInnerSegments(cpu: Processor, level: number): void {
   for (const index of [Seg.ES, Seg.DS, Seg.FS, Seg.GS]) {
     const old = cpu.segments[index]!;
     const guarded = (old.type & Type.CODE) === 0 || (old.type & Type.CONFORMING) === 0;

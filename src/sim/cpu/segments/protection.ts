@@ -1,7 +1,7 @@
 /** Descriptor tables, selectors and segment registers (SDM volume 2; volume 3, 2.4 and 5.10). */
 
+import { addressOf } from '../address/addressing.ts';
 import { gprAt, read16, readGpr, readMemory, writeGpr, writeWideOr16 } from '../address/operands.ts';
-import type { Cpu, Segment, Table } from '../cpu.ts';
 import {
   type Descriptor,
   isCode,
@@ -10,26 +10,37 @@ import {
   isWritableData,
   rpl,
   Seg,
+  type Segment,
   System,
   segmentOf,
   selectorCode,
+  type Table,
   Type,
 } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn, Size } from '../processor/insn.ts';
-import { canonical, cpl, ia32e, longMode, privileged, protectedMode, wrapLinear } from '../processor/mode.ts';
+import {
+  canonical,
+  cpl,
+  ia32e,
+  longMode,
+  privileged,
+  protectedMode,
+  refuseUserMode,
+  wrapLinear,
+} from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
-import { refuseUserMode } from '../system/control.ts';
 import { loadSegment, readDescriptor } from './loads.ts';
 import { Stack } from './stack.ts';
 
 /** Descriptor tables and their selectors are protected mode's. */
-function needsProtectedMode(cpu: Cpu): void {
+function needsProtectedMode(cpu: Processor): void {
   if (!protectedMode(cpu) || (cpu.state.flags & Flag.VM) !== 0) raise(Vector.UD);
 }
 
-function setZero(cpu: Cpu, zero: boolean): void {
+function setZero(cpu: Processor, zero: boolean): void {
   const { state } = cpu;
   state.flags = (state.flags & ~Flag.ZF) | (zero ? Flag.ZF : 0);
 }
@@ -56,7 +67,7 @@ const LSL = {
 };
 
 /** The descriptor, if the program may know about it. */
-function visible(cpu: Cpu, selector: number, types: typeof LAR): Descriptor | undefined {
+function visible(cpu: Processor, selector: number, types: typeof LAR): Descriptor | undefined {
   if (isNull(selector)) return undefined;
   const descriptor = readDescriptor(cpu, selector);
   if (descriptor === undefined) return undefined;
@@ -93,7 +104,7 @@ const arpl: Helper = (cpu, insn) => {
   needsProtectedMode(cpu);
   const wanted = Number(readGpr(cpu, gprAt(insn, 1).index, 2)) & 3;
   const operand = insn.operands[0]!;
-  const linear = operand.kind === 'mem' ? cpu.address(operand, insn, 2, true) : undefined;
+  const linear = operand.kind === 'mem' ? addressOf(cpu, operand, insn, 2, true) : undefined;
   if (linear !== undefined) cpu.memory.checkWrite(linear, 2);
   const selector = linear === undefined ? read16(cpu, insn, 0) : cpu.memory.read16(linear);
   const raised = rpl(selector) < wanted;
@@ -115,12 +126,12 @@ function memoryOf(insn: Insn) {
 
 /** All 32 bits of the base are stored whatever the operand size is. */
 const storeTable =
-  (tableOf: (cpu: Cpu) => Table): Helper =>
+  (tableOf: (cpu: Processor) => Table): Helper =>
   (cpu, insn) => {
     refuseUserMode(cpu);
     const { base, limit } = tableOf(cpu);
     const size = longMode(cpu) ? 8 : 4;
-    const linear = cpu.address(memoryOf(insn), insn, size + 2, true);
+    const linear = addressOf(cpu, memoryOf(insn), insn, size + 2, true);
     const bytes = new Uint8Array(size + 2);
     const view = new DataView(bytes.buffer);
     view.setUint16(0, limit, true);
@@ -132,7 +143,7 @@ const storeTable =
 function loadTable(cpu: Processor, insn: Insn): Table {
   privileged(cpu);
   const size = longMode(cpu) ? 8 : 4;
-  const linear = cpu.address(memoryOf(insn), insn, size + 2, false);
+  const linear = addressOf(cpu, memoryOf(insn), insn, size + 2, false);
   const limit = cpu.memory.read16(linear);
   const base = readMemory(cpu, wrapLinear(cpu, linear + 2n), size);
   if (size === 8 && !canonical(base)) raise(Vector.GP, 0);
@@ -141,7 +152,7 @@ function loadTable(cpu: Processor, insn: Insn): Table {
 
 /** A system segment: LDT or TSS. Descriptors of 64-bit mode have 16 bytes. */
 function systemSegment(
-  cpu: Cpu,
+  cpu: Processor,
   selector: number,
   types: readonly number[],
 ): { segment: Segment; descriptor: Descriptor } {
@@ -214,7 +225,7 @@ function segmentAt(insn: Insn, position: number): number {
 }
 
 /** MOV SS and POP SS hold interrupts and debug exceptions back for one instruction (SDM volume 3, 6.8.3). */
-function load(cpu: Cpu, index: number, selector: number): void {
+function load(cpu: Processor, index: number, selector: number): void {
   if (index === Seg.CS) raise(Vector.UD);
   loadSegment(cpu, index, selector);
   if (index === Seg.SS) cpu.shadow = 'mov-ss';
@@ -226,7 +237,7 @@ const pointer =
     const { index, size } = gprAt(insn, 0);
     const memory = insn.operands[1];
     if (memory?.kind !== 'mem') raise(Vector.UD);
-    const linear = cpu.address(memory, insn, size + 2, false);
+    const linear = addressOf(cpu, memory, insn, size + 2, false);
     const offset = readMemory(cpu, linear, size);
     loadSegment(cpu, segment, cpu.memory.read16(wrapLinear(cpu, linear + BigInt(size))));
     writeGpr(cpu, index, size, offset);

@@ -1,10 +1,10 @@
 /** The stacks of far transfers and of events: pushed and popped as a whole, so that a fault changes nothing. */
 
-import type { Rights } from '../address/tlb.ts';
-import type { Cpu, Segment } from '../cpu.ts';
-import { inLimit, Seg } from '../processor/descriptors.ts';
+import { inLimit, Seg, type Segment } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { canonical, low32, stackSize, wrapLinear } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
+import type { Rights } from '../processor/services.ts';
 
 const RSP = 4;
 
@@ -20,20 +20,20 @@ export interface StackOptions {
 }
 
 export class Stack {
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   readonly #options: StackOptions;
   readonly #pushed: { linear: bigint; size: number; value: bigint }[] = [];
   /** The stack pointer as it is after what was pushed and popped. */
   pointer: bigint;
 
-  constructor(cpu: Cpu, options: StackOptions) {
+  constructor(cpu: Processor, options: StackOptions) {
     this.#cpu = cpu;
     this.#options = options;
     this.pointer = options.pointer;
   }
 
   /** The stack that the processor is on. */
-  static current(cpu: Cpu, code = 0): Stack {
+  static current(cpu: Processor, code = 0): Stack {
     const bits = stackSize(cpu);
     const pointer = BigInt.asUintN(bits, cpu.state.gpr(RSP));
     return new Stack(cpu, { segment: cpu.segments[Seg.SS]!, pointer, bits, rights: 'cpl', code });
@@ -93,7 +93,7 @@ export class Stack {
   }
 }
 
-export function setStackPointer(cpu: Cpu, pointer: bigint, bits: 16 | 32 | 64): void {
+export function setStackPointer(cpu: Processor, pointer: bigint, bits: 16 | 32 | 64): void {
   const old = cpu.state.gpr(RSP);
   cpu.state.setGpr(
     RSP,

@@ -1,18 +1,18 @@
 /** The task-state segment as far as it is used without hardware tasks: inner stacks and I/O rights (SDM volume 3, 7.2). */
 
-import type { Cpu, Segment } from '../cpu.ts';
-import { type Descriptor, isNull, System, selectorCode } from '../processor/descriptors.ts';
+import { type Descriptor, isNull, type Segment, System, selectorCode } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { cpl, protectedMode, wrapLinear } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { stackSegment } from './loads.ts';
 
-const linearOf = (cpu: Cpu, offset: number): bigint => wrapLinear(cpu, cpu.tr.base + BigInt(offset));
+const linearOf = (cpu: Processor, offset: number): bigint => wrapLinear(cpu, cpu.tr.base + BigInt(offset));
 
 const isTss16 = ({ type }: Segment) => type === System.TSS16 || type === System.TSS16_BUSY;
 
 /** Raises #TS(TR) when the TSS does not reach to the end of `size` bytes from `offset`. */
-function within(cpu: Cpu, offset: number, size: number, ext: number): void {
+function within(cpu: Processor, offset: number, size: number, ext: number): void {
   const { selector, limit } = cpu.tr;
   if (offset + size - 1 > limit) raise(Vector.TS, selectorCode(selector, ext));
 }
@@ -25,7 +25,7 @@ export interface InnerStack {
 }
 
 /** The stack of an inner privilege level, outside IA-32e mode (SDM volume 2, CALL and INT n). */
-export function innerStack(cpu: Cpu, level: number, ext: number): InnerStack {
+export function innerStack(cpu: Processor, level: number, ext: number): InnerStack {
   let selector: number;
   let pointer: bigint;
   if (isTss16(cpu.tr)) {
@@ -48,7 +48,7 @@ const RSP0 = 4;
 const IST1 = 36;
 
 /** RSP of an inner privilege level in IA-32e mode, or of an entry of the interrupt stack table (1 to 7). */
-export function innerPointer(cpu: Cpu, level: number, ist: number, ext: number): bigint {
+export function innerPointer(cpu: Processor, level: number, ist: number, ext: number): bigint {
   const offset = ist !== 0 ? IST1 + 8 * (ist - 1) : RSP0 + 8 * level;
   within(cpu, offset, 8, ext);
   return cpu.memory.readSystem64(linearOf(cpu, offset));
@@ -57,7 +57,7 @@ export function innerPointer(cpu: Cpu, level: number, ist: number, ext: number):
 const IO_MAP_BASE = 102;
 
 /** Raises #GP(0) where neither IOPL nor the TSS's bitmap allow these ports (SDM volume 1, 18.5). */
-export function checkPorts(cpu: Cpu, port: number, size: number): void {
+export function checkPorts(cpu: Processor, port: number, size: number): void {
   const { flags } = cpu.state;
   if (!protectedMode(cpu)) return;
   const virtual = (flags & Flag.VM) !== 0;

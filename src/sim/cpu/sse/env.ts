@@ -4,8 +4,8 @@ import { type Binary, firstNan } from '../fp/arithmetic.ts';
 import { BEFORE, type Environment, Exception, F32, F64, Rounding, read } from '../fp/float.ts';
 import { canTell, type Native, safeOperand, safeResult, type Width } from '../fp/native.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Processor } from '../processor/helper.ts';
 import { CR4 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { type Lanes, R } from './operands.ts';
 

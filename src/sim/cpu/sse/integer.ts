@@ -1,7 +1,8 @@
 /** Packed integers of MMX and SSE to SSE4.2: arithmetic, comparison, shifts, packing and shuffling. */
 
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import {
   A,
   B,

@@ -1,7 +1,9 @@
 /** SSE's moves: between registers and memory, single lanes, masks, and MXCSR. MMX's few are among them. */
+import { addressOf } from '../address/addressing.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import {
   A,
@@ -128,7 +130,7 @@ const maskedMove =
     load(cpu, insn, 2, B);
     const to = insn.operands[0]!;
     if (to.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
-    const linear = cpu.address(to, insn, size, true);
+    const linear = addressOf(cpu, to, insn, size, true);
     const selected = [...B.u8.subarray(0, size).keys()].filter((i) => B.u8[i]! & 0x80);
     for (const i of selected) cpu.memory.checkWrite(linear + BigInt(i), 1);
     for (const i of selected) cpu.memory.write8(linear + BigInt(i), A.u8[i]!);

@@ -2,10 +2,12 @@
  * What all vector instructions have in common: whether they may execute at all, and their operands as lanes. MMX
  * and SSE share mnemonics: the registers say which of them an instruction is.
  */
+import { addressOf } from '../address/addressing.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Processor } from '../processor/helper.ts';
+import type { Helper } from '../processor/helper.ts';
 import type { Insn, Memory, Operand } from '../processor/insn.ts';
 import { CR0, CR4 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 
 const FSW_ES = 0x80;
@@ -87,7 +89,7 @@ export function alignedAddress(
   size: number,
   write: boolean,
 ): bigint {
-  const linear = cpu.address(operand, insn, size, write);
+  const linear = addressOf(cpu, operand, insn, size, write);
   if (size === 16 && (linear & 15n) !== 0n) raise(Vector.GP, 0);
   return linear;
 }
@@ -103,7 +105,7 @@ export function loadMemory(
 ): void {
   const linear = aligned
     ? alignedAddress(cpu, insn, operand, size, false)
-    : cpu.address(operand, insn, size, false);
+    : addressOf(cpu, operand, insn, size, false);
   if (size === 4) into.u32[0] = cpu.memory.read32(linear);
   else if (size === 8) into.u64[0] = cpu.memory.read64(linear);
   else into.u8.set(cpu.memory.readBytes(linear, size));
@@ -127,7 +129,7 @@ export function store(cpu: Processor, insn: Insn, from: Lanes, size = 16, aligne
   else if (operand.kind === 'mem') {
     const linear = aligned
       ? alignedAddress(cpu, insn, operand, size, true)
-      : cpu.address(operand, insn, size, true);
+      : addressOf(cpu, operand, insn, size, true);
     cpu.memory.writeBytes(linear, from.u8.slice(0, size));
   } else throw new TypeError(`${insn.code} has an operand of kind ${operand.kind} where a vector belongs`);
 }

@@ -1,7 +1,8 @@
 /** SSE4.2's string comparisons: PCMPESTRI, PCMPESTRM, PCMPISTRI and PCMPISTRM (SDM volume 1, 12.4). */
 
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { setArithmeticFlags } from './integer.ts';
 import { A, B, checkSse, immediate, load, R } from './operands.ts';

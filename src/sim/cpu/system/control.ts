@@ -2,14 +2,14 @@
 
 import { gprAt, read16, readGpr, writeGpr, writeWideOr16 } from '../address/operands.ts';
 import { pdptesAreValid } from '../address/paging.ts';
-import type { Cpu } from '../cpu.ts';
+import { DR6, DR7_GD } from '../processor/debug.ts';
 import { Seg } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
+import { type Feature, features, has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
-import { CR0, CR4, cpl, EFER, ia32e, longMode, paging, privileged } from '../processor/mode.ts';
-import { DR6, DR7_GD } from './breakpoints.ts';
-import { type Feature, features, has } from './cpuid.ts';
+import { CR0, CR4, EFER, ia32e, longMode, paging, privileged, refuseUserMode } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 
 const CR0_WRITABLE =
   CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG;
@@ -46,7 +46,7 @@ const loadsPdptes = (cr0: number, cr4: number, efer: number) =>
   (cr0 & CR0.PG) !== 0 && (cr4 & CR4.PAE) !== 0 && (efer & EFER.LME) === 0;
 
 /** CR0, with all that follows from it: raises #GP(0) before anything is changed. */
-function setCr0(cpu: Cpu, value: bigint): void {
+function setCr0(cpu: Processor, value: bigint): void {
   if (value >> 32n !== 0n) raise(Vector.GP, 0);
   const next = unsigned((Number(value) & CR0_WRITABLE) | CR0.ET);
   const on = (bit: number) => (next & bit) !== 0;
@@ -69,7 +69,7 @@ function setCr0(cpu: Cpu, value: bigint): void {
 /** MOV to CR3 with this bit keeps the translations, when PCIDs are on (SDM volume 3, 4.10.4.1). */
 const KEEP = 1n << 63n;
 
-function setCr3(cpu: Cpu, value: bigint): void {
+function setCr3(cpu: Processor, value: bigint): void {
   const tagged = (cpu.cr4 & CR4.PCIDE) !== 0;
   const next = tagged ? value & ~KEEP : value;
   if (ia32e(cpu)) {
@@ -81,7 +81,7 @@ function setCr3(cpu: Cpu, value: bigint): void {
   cpu.flushTlb();
 }
 
-function setCr4(cpu: Cpu, value: bigint): void {
+function setCr4(cpu: Processor, value: bigint): void {
   let writable: number = CR4_ALWAYS;
   for (const [bit, feature] of CR4_BY_FEATURE) if (has(cpu, feature)) writable |= bit;
   if ((value & ~BigInt(unsigned(writable))) !== 0n) raise(Vector.GP, 0);
@@ -95,14 +95,14 @@ function setCr4(cpu: Cpu, value: bigint): void {
   cpu.flushTlb();
 }
 
-function setCr8(cpu: Cpu, value: bigint): void {
+function setCr8(cpu: Processor, value: bigint): void {
   if (value > 15n) raise(Vector.GP, 0);
   if (Number(value) < cpu.cr8) cpu.stop = { kind: 'lower-priority' };
   cpu.cr8 = Number(value);
 }
 
 const controls: {
-  readonly [index: number]: { read(cpu: Cpu): bigint; write(cpu: Cpu, value: bigint): void };
+  readonly [index: number]: { read(cpu: Processor): bigint; write(cpu: Processor, value: bigint): void };
 } = {
   0: { read: (cpu) => BigInt(unsigned(cpu.cr0)), write: setCr0 },
   2: {
@@ -171,11 +171,6 @@ export const controlRegistersEnding: Helpers = {
     cpu.cr0 = unsigned(cpu.cr0 & ~CR0.TS);
   },
 };
-
-/** SGDT, SIDT, SLDT, STR and SMSW are for privilege level 0 alone when CR4.UMIP is set. */
-export function refuseUserMode(cpu: Cpu): void {
-  if ((cpu.cr4 & CR4.UMIP) !== 0 && cpl(cpu) !== 0) raise(Vector.GP, 0);
-}
 
 export const controlRegisters: Helpers = {
   smsw(cpu, insn) {

@@ -1,6 +1,6 @@
 /** How exceptions, interrupts and INT n get to their handlers: SDM volume 3, chapter 6, and volume 2, INT n. */
 
-import type { Cpu } from '../cpu.ts';
+import { recordDebug } from '../processor/debug.ts';
 import {
   type Descriptor,
   descriptorOf,
@@ -17,13 +17,11 @@ import {
 } from '../processor/descriptors.ts';
 import { Alone, GuestFault, raise, Vector } from '../processor/fault.ts';
 import { canonical, cpl, ia32e, low32, protectedMode, Unmodelled, wrapLinear } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { markAccessed, readDescriptor, setSegment } from '../segments/loads.ts';
 import { Stack } from '../segments/stack.ts';
 import { innerPointer, innerStack } from '../segments/tss.ts';
-import { recordDebug } from './breakpoints.ts';
-
-export { instructionBreakpoint, trapsAfter } from './breakpoints.ts';
 
 export interface Event {
   /** 'soft' is INT n, INT3 and INTO: the gate's DPL counts, and its faults are the instruction's own. */
@@ -58,7 +56,7 @@ const FAULTS: readonly number[] = [
  * Delivers an event: RIP is its handler's afterwards. Faults on the way are delivered instead, or make a double fault.
  * @throws tripleFault, SecondStageFault, Unmodelled (task gates; tables or stacks that lie in MMIO)
  */
-export function deliver(cpu: Cpu, event: Event): void {
+export function deliver(cpu: Processor, event: Event): void {
   const { mode } = cpu.io;
   // A stack in a page of code is written at once: no translated code is executing.
   cpu.io.mode = 'alone';
@@ -72,7 +70,7 @@ export function deliver(cpu: Cpu, event: Event): void {
 }
 
 /** One attempt; gives what is to be delivered instead. */
-function attempt(cpu: Cpu, event: Event): Event | undefined {
+function attempt(cpu: Processor, event: Event): Event | undefined {
   if (event.kind === 'exception') {
     record(cpu, event.vector, event.address);
     tell(cpu, event);
@@ -90,20 +88,20 @@ function attempt(cpu: Cpu, event: Event): Event | undefined {
 
 /** The observer learns of an exception, whether its handler is reached or not. */
 function tell(
-  cpu: Cpu,
+  cpu: Processor,
   { vector, errorCode, address }: Pick<Event, 'vector' | 'errorCode' | 'address'>,
 ): void {
   cpu.observer?.exception?.(vector, errorCode, cpu.state.rip, vector === Vector.PF ? address : undefined);
 }
 
 /** What an exception leaves in control and debug registers, whether its handler is reached or not. */
-function record(cpu: Cpu, vector: number, address: bigint | undefined): void {
+function record(cpu: Processor, vector: number, address: bigint | undefined): void {
   if (vector === Vector.PF && address !== undefined) cpu.cr2 = address;
   if (vector === Vector.DB) recordDebug(cpu, address ?? 0n);
 }
 
 /** What is delivered when there was a fault on the way to a handler (SDM volume 3, table 6-5). */
-function after(cpu: Cpu, first: Event, { vector, errorCode, address }: GuestFault): Event {
+function after(cpu: Processor, first: Event, { vector, errorCode, address }: GuestFault): Event {
   if (first.kind === 'exception') {
     if (first.vector === Vector.DF) {
       tell(cpu, { vector, errorCode, address });
@@ -121,14 +119,14 @@ function after(cpu: Cpu, first: Event, { vector, errorCode, address }: GuestFaul
 }
 
 /** Raises what is wrong with tables, gate, code or stack, having changed nothing. */
-export function enter(cpu: Cpu, event: Event): void {
+export function enter(cpu: Processor, event: Event): void {
   if (!protectedMode(cpu)) enterReal(cpu, event);
   else if ((cpu.state.flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   else enterProtected(cpu, event);
 }
 
 /** Through the interrupt vector table, without error codes (SDM volume 3, 20.1.4). */
-function enterReal(cpu: Cpu, { vector, next, kind }: Event): void {
+function enterReal(cpu: Processor, { vector, next, kind }: Event): void {
   const { state, idtr } = cpu;
   if (vector * 4 + 3 > idtr.limit) raise(Vector.GP, vector * 8 + 2 + (kind === 'soft' ? 0 : 1));
   const at = low32(idtr.base + BigInt(vector * 4));
@@ -162,7 +160,7 @@ const GATES: { readonly [type: number]: 2 | 4 } = {
   [System.TRAP]: 4,
 };
 
-function readGate(cpu: Cpu, { vector, kind }: Event, ext: number): Gate {
+function readGate(cpu: Processor, { vector, kind }: Event, ext: number): Gate {
   const long = ia32e(cpu);
   const bytes = long ? 16 : 8;
   const code = vector * 8 + 2 + ext;
@@ -187,7 +185,7 @@ function readGate(cpu: Cpu, { vector, kind }: Event, ext: number): Gate {
 }
 
 /** The handler's code segment. */
-function targetOf(cpu: Cpu, selector: number, ext: number): Descriptor {
+function targetOf(cpu: Processor, selector: number, ext: number): Descriptor {
   if (isNull(selector)) raise(Vector.GP, ext);
   const code = selectorCode(selector, ext);
   const descriptor = readDescriptor(cpu, selector);
@@ -198,7 +196,7 @@ function targetOf(cpu: Cpu, selector: number, ext: number): Descriptor {
   return descriptor;
 }
 
-function enterProtected(cpu: Cpu, event: Event): void {
+function enterProtected(cpu: Processor, event: Event): void {
   const { state } = cpu;
   const { vector, errorCode, kind, next } = event;
   const ext = kind === 'soft' ? 0 : 1;
@@ -234,7 +232,7 @@ function enterProtected(cpu: Cpu, event: Event): void {
 }
 
 /** The handler's stack; with the segment that SS becomes, when the privilege level changes. */
-function stackFor(cpu: Cpu, gate: Gate, level: number, inner: boolean, ext: number) {
+function stackFor(cpu: Processor, gate: Gate, level: number, inner: boolean, ext: number) {
   if (gate.size === 8) {
     const switched = inner || gate.ist !== 0;
     const rsp = switched ? innerPointer(cpu, level, gate.ist, ext) : cpu.state.gpr(4);

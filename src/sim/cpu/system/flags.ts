@@ -1,11 +1,11 @@
 /** PUSHF, POPF, CLI, STI, CLAC, STAC and HLT (SDM volume 2; volume 3, 6.8). */
 
 import { raise, Vector } from '../processor/fault.ts';
+import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import { CR4, cpl, privileged, protectedMode } from '../processor/mode.ts';
 import { Flag } from '../processor/state.ts';
 import { Stack } from '../segments/stack.ts';
-import { has } from './cpuid.ts';
 
 type Width = 2 | 4 | 8;
 

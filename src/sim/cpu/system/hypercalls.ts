@@ -1,6 +1,7 @@
 /** VMCALL and VMMCALL: one is the processor's own, the other is made into it. */
-import type { Cpu } from '../cpu.ts';
+
 import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Processor } from '../processor/processor.ts';
 
 const RAX = 0;
 /** RBX, RCX, RDX, RSI: the arguments (Documentation/virt/kvm/x86/hypercalls.rst). */
@@ -8,7 +9,7 @@ const ARGUMENTS = [3, 1, 2, 6];
 
 const own = { intel: [0x0f, 0x01, 0xc1], amd: [0x0f, 0x01, 0xd9] } as const;
 
-function hypercall(cpu: Cpu): void {
+function hypercall(cpu: Processor): void {
   const longMode = cpu.mode.bits === 64;
   const get = (index: number) => BigInt.asUintN(longMode ? 64 : 32, cpu.state.gpr(index));
   cpu.state.setGpr(RAX, cpu.io.hypercall(get(RAX), ARGUMENTS.map(get), longMode));

@@ -8,6 +8,7 @@ import { descriptorTables, segmentRegisters, segmentRegistersEnding } from '../s
 import { controlRegisters, controlRegistersEnding } from './control.ts';
 import { cpuidInstruction } from './cpuid.ts';
 import { flagInstructions, flagInstructionsEnding } from './flags.ts';
+import { softwareInterruptsEnding } from './interrupts.ts';
 import { maintenance, maintenanceEnding } from './maintenance.ts';
 import { modelSpecificRegistersEnding } from './msrs.ts';
 import { baseReads, systemCallsEnding } from './syscalls.ts';
@@ -31,6 +32,7 @@ export const systemInstructionsEnding: Helpers = {
   ...maintenanceEnding,
   ...modelSpecificRegistersEnding,
   ...segmentRegistersEnding,
+  ...softwareInterruptsEnding,
   ...systemCallsEnding,
 };
 

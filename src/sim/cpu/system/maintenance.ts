@@ -1,11 +1,12 @@
 /** Caches, translations, clocks and waiting (SDM volume 2): what a processor without caches does for them. */
 
+import { addressOf } from '../address/addressing.ts';
 import { gprAt, readGpr, touch, uncheckedLinear, writeGpr } from '../address/operands.ts';
-import type { Cpu } from '../cpu.ts';
 import { raise, Vector } from '../processor/fault.ts';
+import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import { CR4, canonical, cpl, longMode, low32, privileged } from '../processor/mode.ts';
-import { has } from './cpuid.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Msr, msrValue, readTsc } from './msrs.ts';
 
 const RAX = 0;
@@ -18,7 +19,7 @@ const writeBack: Helper = (cpu) => privileged(cpu);
 /** Flushing a line faults as a read of it does. */
 const flushLine: Helper = (cpu, insn) => {
   const memory = insn.operands[0];
-  if (memory?.kind === 'mem') touch(cpu, cpu.address(memory, insn, 1, false));
+  if (memory?.kind === 'mem') touch(cpu, addressOf(cpu, memory, insn, 1, false));
 };
 
 /**
@@ -43,7 +44,7 @@ const invpcid: Helper = (cpu, insn) => {
   const type = readGpr(cpu, index, size);
   const memory = insn.operands[1];
   if (memory?.kind !== 'mem') raise(Vector.UD);
-  const linear = cpu.address(memory, insn, 16, false);
+  const linear = addressOf(cpu, memory, insn, 16, false);
   const descriptor = cpu.memory.read64(linear);
   const address = cpu.memory.read64(BigInt.asUintN(64, linear + 8n));
   const pcid = descriptor & 0xfffn;
@@ -53,7 +54,7 @@ const invpcid: Helper = (cpu, insn) => {
   cpu.flushTlb();
 };
 
-function timeStamp(cpu: Cpu): void {
+function timeStamp(cpu: Processor): void {
   if ((cpu.cr4 & CR4.TSD) !== 0 && cpl(cpu) !== 0) raise(Vector.GP, 0);
   const now = readTsc(cpu);
   cpu.state.setGpr(RAX, low32(now));

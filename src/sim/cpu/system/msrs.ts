@@ -1,11 +1,12 @@
 /** Model-specific registers: RDMSR and WRMSR, and what KVM_GET_MSRS and KVM_SET_MSRS see. */
+
 import { MsrExitReason } from '../../../uapi/constants.ts';
-import type { Cpu } from '../cpu.ts';
 import { raise, Vector } from '../processor/fault.ts';
+import { type Feature, features, has } from '../processor/features.ts';
 import type { Helpers } from '../processor/helper.ts';
 import { canonical, EFER, low32, paging, privileged } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { setSegment } from '../segments/loads.ts';
-import { type Feature, features, has } from './cpuid.ts';
 import { stubs } from './msr-stubs.ts';
 
 const RAX = 0;
@@ -61,9 +62,9 @@ export const Msr = {
 /** `host` is KVM_SET_MSRS, which may do what the guest may not. */
 interface Row {
   /** Undefined where it cannot be read. */
-  readonly read: (cpu: Cpu) => bigint | undefined;
+  readonly read: (cpu: Processor) => bigint | undefined;
   /** False refuses the value: #GP(0), or the end of KVM_SET_MSRS. Undefined where it cannot be written. */
-  readonly write: ((cpu: Cpu, value: bigint, host: boolean) => boolean) | undefined;
+  readonly write: ((cpu: Processor, value: bigint, host: boolean) => boolean) | undefined;
   readonly vendor?: 'intel' | 'amd';
   /** Without one of them in CPUID the guest has no such register. */
   readonly needs?: readonly Feature[];
@@ -74,7 +75,7 @@ interface Row {
   readonly hostOnly?: boolean;
 }
 
-type Check = (value: bigint, cpu: Cpu, host: boolean) => boolean;
+type Check = (value: bigint, cpu: Processor, host: boolean) => boolean;
 const any: Check = () => true;
 const zero: Check = (value) => value === 0n;
 const hosts: Check = (_value, _cpu, host) => host;
@@ -152,7 +153,7 @@ const eachByte =
     }
     return true;
   };
-const physicalMask = (cpu: Cpu) => (1n << BigInt(features(cpu.cpuid).physicalBits)) - 1n;
+const physicalMask = (cpu: Processor) => (1n << BigInt(features(cpu.cpuid).physicalBits)) - 1n;
 const mtrrBase: Check = (value, cpu) =>
   (value & ~(physicalMask(cpu) & ~0xf00n)) === 0n && MTRR_TYPES.includes(Number(value & 0xffn));
 const mtrrMask: Check = (value, cpu) => (value & ~(physicalMask(cpu) & ~0x7ffn)) === 0n;
@@ -165,7 +166,7 @@ const MTRR_CAP = 0x508n;
 const EFER_WRITABLE = BigInt(EFER.SCE | EFER.LME | EFER.LMA | EFER.NXE);
 
 /** arch/x86/kvm/x86.c, set_efer. LMA follows CR0.PG and LME; what is written to it is ignored. */
-function writeEfer(cpu: Cpu, value: bigint, host: boolean): boolean {
+function writeEfer(cpu: Processor, value: bigint, host: boolean): boolean {
   if ((value & ~EFER_WRITABLE) !== 0n) return false;
   const next = Number(value);
   const lacks = (bit: number, feature: Feature) => (next & bit) !== 0 && !has(cpu, feature);
@@ -181,15 +182,15 @@ function writeEfer(cpu: Cpu, value: bigint, host: boolean): boolean {
 /** The time-stamp counter counts instructions; the map has what it is ahead of them. */
 const AHEAD = Msr.TSC;
 const mask64 = (value: bigint) => BigInt.asUintN(64, value);
-export const readTsc = (cpu: Cpu): bigint => mask64(cpu.completed + (cpu.msrs.get(AHEAD) ?? 0n));
-function writeTsc(cpu: Cpu, value: bigint, host: boolean): boolean {
+export const readTsc = (cpu: Processor): bigint => mask64(cpu.completed + (cpu.msrs.get(AHEAD) ?? 0n));
+function writeTsc(cpu: Processor, value: bigint, host: boolean): boolean {
   const by = value - readTsc(cpu);
   cpu.msrs.set(AHEAD, mask64(value - cpu.state.count));
   // A guest's own write shows in IA32_TSC_ADJUST (SDM volume 3, 18.17.3).
   if (!host) cpu.msrs.set(Msr.TSC_ADJUST, mask64((cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n) + by));
   return true;
 }
-function writeTscAdjust(cpu: Cpu, value: bigint, host: boolean): boolean {
+function writeTscAdjust(cpu: Processor, value: bigint, host: boolean): boolean {
   if (!has(cpu, 'TSC_ADJUST')) return true;
   const by = value - (cpu.msrs.get(Msr.TSC_ADJUST) ?? 0n);
   cpu.msrs.set(Msr.TSC_ADJUST, value);
@@ -207,7 +208,7 @@ const debugControl: Check = (value, { vendor }) => vendor === 'amd' || (value & 
 
 /** Neither BTS nor PEBS, and the guest cannot change that; nor EMON, but it may try. */
 const MISC_ENABLE = { initial: 0x1800n, READ_ONLY: 0x1800n, EMON: 0x80n };
-function writeMiscEnable(cpu: Cpu, value: bigint, host: boolean): boolean {
+function writeMiscEnable(cpu: Processor, value: bigint, host: boolean): boolean {
   const old = cpu.msrs.get(Msr.MISC_ENABLE) ?? MISC_ENABLE.initial;
   if (!host && ((old ^ value) & MISC_ENABLE.READ_ONLY) !== 0n) return false;
   const kept = host ? 0n : MISC_ENABLE.EMON;
@@ -217,7 +218,7 @@ function writeMiscEnable(cpu: Cpu, value: bigint, host: boolean): boolean {
 
 /** McStatusWrEn and TscFreqSel; three more are ignored. */
 const HWCR = { MC_STATUS_WRITE: 1n << 18n, TSC_FREQUENCY: 1n << 24n, IGNORED: 0x148n };
-function writeHwcr(cpu: Cpu, value: bigint): boolean {
+function writeHwcr(cpu: Processor, value: bigint): boolean {
   const kept = value & ~HWCR.IGNORED;
   if ((kept & ~(HWCR.MC_STATUS_WRITE | HWCR.TSC_FREQUENCY)) !== 0n) return false;
   cpu.msrs.set(Msr.AMD_HWCR, kept);
@@ -242,14 +243,14 @@ const CPUID_FAULT = 1n << 31n;
 /** Bit 0: CPUID raises #GP outside privilege level 0. */
 const featuresEnables: Check = (value, cpu) =>
   value === 0n || (value === 1n && (msrValue(cpu, Msr.PLATFORM_INFO) & CPUID_FAULT) !== 0n);
-export const cpuidFaults = (cpu: Cpu): boolean => msrValue(cpu, Msr.MISC_FEATURES_ENABLES) === 1n;
+export const cpuidFaults = (cpu: Processor): boolean => msrValue(cpu, Msr.MISC_FEATURES_ENABLES) === 1n;
 
 const FEAT_CTL_LOCKED = 1n;
 const featureControl: Check = (value, cpu, host) =>
   (value & ~FEAT_CTL_LOCKED) === 0n && (host || (cpu.msrs.get(Msr.FEAT_CTL) ?? 0n) === 0n);
 
 /** Intel's refuse the upper half, AMD's have none. */
-function writeTscAux(cpu: Cpu, value: bigint): boolean {
+function writeTscAux(cpu: Processor, value: bigint): boolean {
   if (features(cpu.cpuid).vendor !== 'amd' && value >> 32n !== 0n) return false;
   cpu.msrs.set(Msr.TSC_AUX, low32(value));
   return true;
@@ -257,13 +258,13 @@ function writeTscAux(cpu: Cpu, value: bigint): boolean {
 
 const INITIAL_MICROCODE = { amd: 0x0100_0065n, intel: 0x1_0000_0000n } as const;
 /** Only userspace changes it. */
-function writeMicrocode(cpu: Cpu, value: bigint, host: boolean): boolean {
+function writeMicrocode(cpu: Processor, value: bigint, host: boolean): boolean {
   if (host) cpu.msrs.set(Msr.UCODE_REV, value);
   return true;
 }
 
 const VM_CR_BITS = 0x1fn;
-function writeHsavePa(cpu: Cpu, value: bigint, host: boolean): boolean {
+function writeHsavePa(cpu: Processor, value: bigint, host: boolean): boolean {
   if (cpu.vendor === 'intel') return true;
   if (!host && (value & 0xfffn) !== 0n) return false;
   cpu.msrs.set(Msr.AMD_VM_HSAVE_PA, value & ~0xfffn);
@@ -272,7 +273,7 @@ function writeHsavePa(cpu: Cpu, value: bigint, host: boolean): boolean {
 const stored = (
   index: number,
   write: Row['write'],
-  initial: (cpu: Cpu) => bigint = () => 0n,
+  initial: (cpu: Processor) => bigint = () => 0n,
 ): [number, Row] => [index, { ...listed, read: (cpu) => cpu.msrs.get(index) ?? initial(cpu), write }];
 
 const rows = new Map<number, Row>([
@@ -335,7 +336,7 @@ const rows = new Map<number, Row>([
 /** SEV, SEV-ES and SEV-SNP are on (APM volume 2, 15.34.10): in VMs whose guests have a C-bit, and not writable. */
 const sevStatus: Row = { read: () => 7n, write: undefined };
 
-function rowOf(cpu: Cpu, index: number, host: boolean): Row | undefined {
+function rowOf(cpu: Processor, index: number, host: boolean): Row | undefined {
   if (index === Msr.AMD_SEV_STATUS && cpu.choice?.set === 'private') return sevStatus;
   const row = rows.get(index);
   if (row === undefined || (row.vendor !== undefined && row.vendor !== cpu.vendor)) return undefined;
@@ -346,15 +347,15 @@ function rowOf(cpu: Cpu, index: number, host: boolean): Row | undefined {
 }
 
 /** The value of a register that is there whatever CPUID says. */
-export const msrValue = (cpu: Cpu, index: number): bigint => rows.get(index)!.read(cpu)!;
+export const msrValue = (cpu: Processor, index: number): bigint => rows.get(index)!.read(cpu)!;
 
 /** RDMSR and KVM_GET_MSRS: undefined where there is no such register. */
-export function readMsr(cpu: Cpu, index: number, host = false): bigint | undefined {
+export function readMsr(cpu: Processor, index: number, host = false): bigint | undefined {
   return rowOf(cpu, index, host)?.read(cpu);
 }
 
 /** WRMSR and KVM_SET_MSRS: false where there is no such register or it refuses the value. Call cpu.changed() after. */
-export function writeMsr(cpu: Cpu, index: number, value: bigint, host = false): boolean {
+export function writeMsr(cpu: Processor, index: number, value: bigint, host = false): boolean {
   return rowOf(cpu, index, host)?.write?.(cpu, value, host) ?? false;
 }
 
@@ -393,7 +394,7 @@ const exceptions: readonly (readonly [first: number, last: number, accesses: 'rw
   ];
 
 /** Why KVM tells of a failed access (x86.c, kvm_msr_reason): it knows no such register, or refuses what is asked of it. */
-function reasonOf(cpu: Cpu, index: number, write: boolean): number {
+function reasonOf(cpu: Processor, index: number, write: boolean): number {
   const found = exceptions.find(
     ([first, last, accesses]) => index >= first && index <= last && (write || accesses === 'rw'),
   );
@@ -404,7 +405,7 @@ function reasonOf(cpu: Cpu, index: number, write: boolean): number {
 }
 
 /** RDMSR, which has no `value`, and WRMSR: gives what is read. Userspace's answer stands, whatever has changed since. */
-function access(cpu: Cpu, value?: bigint): bigint {
+function access(cpu: Processor, value?: bigint): bigint {
   privileged(cpu);
   const index = Number(low32(cpu.state.gpr(RCX)));
   const { io, msrPolicy } = cpu;

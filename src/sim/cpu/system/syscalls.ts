@@ -1,7 +1,7 @@
 /** SYSCALL, SYSENTER and their returns, SWAPGS, and the bases of FS and GS (SDM and APM, volumes 2 and 3). */
 
 import { gprAt, readGpr, writeGpr } from '../address/operands.ts';
-import type { Cpu } from '../cpu.ts';
+import { stepAsLeft } from '../processor/debug.ts';
 import { flatCode, flatData, Seg } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
@@ -16,9 +16,9 @@ import {
   privileged,
   protectedMode,
 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { setSegment } from '../segments/loads.ts';
-import { stepAsLeft } from './breakpoints.ts';
 import { Msr, msrValue } from './msrs.ts';
 
 const RCX = 1;
@@ -30,9 +30,9 @@ const R11 = 11;
 const SYSRET_FLAGS = 0x3c_7fd7;
 
 /** The selectors in STAR: of SYSCALL in bits 47:32, of SYSRET in bits 63:48. */
-const starSelector = (cpu: Cpu, shift: bigint) => Number((msrValue(cpu, Msr.STAR) >> shift) & 0xffffn);
+const starSelector = (cpu: Processor, shift: bigint) => Number((msrValue(cpu, Msr.STAR) >> shift) & 0xffffn);
 
-function setFlags(cpu: Cpu, value: number): void {
+function setFlags(cpu: Processor, value: number): void {
   cpu.state.flags = (value & ~(Flag.RF | Flag.VM)) | 2;
 }
 
@@ -83,7 +83,7 @@ const sysret =
   };
 
 /** AMD's processors have neither in long mode (APM volume 3, SYSENTER). */
-function refuseInLongMode(cpu: Cpu): void {
+function refuseInLongMode(cpu: Processor): void {
   if (cpu.vendor === 'amd' && ia32e(cpu)) raise(Vector.UD);
 }
 

@@ -1,8 +1,8 @@
 /** The first executor: a block's micro-ops as closures over a list of values. Slow to run, and made at once. */
-import type { Cpu } from '../cpu.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
+import type { Unit, Where } from '../processor/unit.ts';
 import type { Block, Node } from './ir.ts';
-import type { Unit, Where } from './unit.ts';
 
 type Values = (number | bigint)[];
 type Step = (values: Values) => void;
@@ -10,7 +10,7 @@ type Step = (values: Values) => void;
 /** One for all blocks: no two execute at once, and nothing outlives its block. */
 const values: Values = [];
 
-function stepOf(cpu: Cpu, node: Node): Step {
+function stepOf(cpu: Processor, node: Node): Step {
   const { row, args, slot } = node;
   // As they are now: the other executor numbers the same nodes anew.
   const slots = args.map((arg) => arg.slot);
@@ -45,12 +45,12 @@ function stepOf(cpu: Cpu, node: Node): Step {
 
 export class ClosureUnit implements Unit {
   readonly block: Block;
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   readonly #steps: Step[];
   /** Where the end's condition or target is; not used by the other kinds. */
   readonly #decides: number;
 
-  constructor(cpu: Cpu, block: Block) {
+  constructor(cpu: Processor, block: Block) {
     this.block = block;
     this.#cpu = cpu;
     let slots = 0;

@@ -2,20 +2,23 @@
  * Translated code, by where it lies in the arena and by what it depends on beside its bytes. Blocks start as
  * closures; those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
  */
+
 import { PAGE } from '../../arena.ts';
 import { segmentLinear } from '../address/addressing.ts';
-import type { Cpu } from '../cpu.ts';
-import { instructions } from '../instructions.ts';
 import { notEmulated, raise, Vector } from '../processor/fault.ts';
 import type { Insn } from '../processor/insn.ts';
 import type { Mode } from '../processor/modes.ts';
+import type { Processor } from '../processor/processor.ts';
+import type { TranslatedCode } from '../processor/services.ts';
 import { Access, MMIO } from '../processor/stage.ts';
 import { State } from '../processor/state.ts';
+import type { Unit } from '../processor/unit.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import { CodePage as PageOf } from './code-page.ts';
+import type { Decoder } from './decode.ts';
 import type { Block, End } from './ir.ts';
-import type { Unit } from './unit.ts';
+import type { Lower } from './lowering.ts';
 import { WasmUnit } from './wasm.ts';
 
 /** The longest instruction (SDM volume 2, 2.3.11). */
@@ -53,8 +56,10 @@ type CodePage = PageOf<Entry>;
 /** Without WebAssembly, with it at once, or when it is worth it: for tests that compare the executors. */
 export type Tier = 'closures' | 'wasm' | 'both';
 
-export class Code {
-  readonly #cpu: Cpu;
+export class Code implements TranslatedCode {
+  readonly #cpu: Processor;
+  readonly #decoder: Decoder;
+  readonly #lower: Lower;
   readonly #pages = new Map<number, CodePage>();
   readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
   #epoch = 0;
@@ -66,8 +71,11 @@ export class Code {
   made = 0;
   readonly #modules = new Set<WasmUnit & Module>();
 
-  constructor(cpu: Cpu) {
+  /** @param lower makes micro-ops of an instruction */
+  constructor(cpu: Processor, decoder: Decoder, lower: Lower) {
     this.#cpu = cpu;
+    this.#decoder = decoder;
+    this.#lower = lower;
   }
 
   /** Linear addresses may mean other pages now. */
@@ -88,11 +96,15 @@ export class Code {
     const inside = host % PAGE;
     return this.pageOf(host)?.clear(inside) ?? PAGE - inside;
   }
+  invalidate(host: number): void {
+    const page = this.pageOf(host);
+    if (page !== undefined) this.#drop(page);
+  }
   /** A page's code is not what memory has any more. */
-  invalidate(page: CodePage): void {
+  #drop(page: CodePage): void {
     this.#pages.delete(page.host);
     page.drop();
-    this.#cpu.memory.tlb.flushWrites(); // they know its map
+    this.#cpu.memory.flushWrites(); // they know its map
     this.#epoch++;
   }
 
@@ -125,10 +137,10 @@ export class Code {
 
   /** The same as KVM's emulator decodes it: where that may differ it is translated anew, for it is rare. */
   findEmulated(): Entry {
-    const { alone, decoder, state } = this.#cpu;
+    const { alone, state } = this.#cpu;
     const entry = this.findSingle();
     if (!DIFFERENT.has(entry.block.insns[0]!.mnemonic)) return entry;
-    return this.#translate(alone, state.rip, entry.pages[0]!, decoder.emulators);
+    return this.#translate(alone, state.rip, entry.pages[0]!, this.#decoder.emulators);
   }
 
   /** The bytes of an entry's instructions. */
@@ -174,7 +186,7 @@ export class Code {
     if (host === MMIO) {
       // KVM would emulate the access, and has nothing to decode.
       const { io, memory } = this.#cpu;
-      io.gpa = memory.tlb.physical;
+      io.gpa = memory.physical;
       io.access = Access.FETCH;
       throw notEmulated;
     }
@@ -196,7 +208,7 @@ export class Code {
     if (page !== undefined && page.checked !== this.#run) {
       if (page.holds()) page.checked = this.#run;
       else {
-        this.invalidate(page);
+        this.#drop(page);
         page = undefined;
       }
     }
@@ -204,7 +216,7 @@ export class Code {
       page = new PageOf(this.#cpu.arena, host, this.#run);
       this.#pages.set(host, page);
       // Writes to it must be seen from now on.
-      this.#cpu.memory.tlb.flushWrites();
+      this.#cpu.memory.flushWrites();
     }
     return page;
   }
@@ -214,7 +226,7 @@ export class Code {
     return this.#cpu.arena.views.u8.slice(host + start, host + end);
   }
 
-  #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#cpu.decoder): Entry {
+  #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#decoder): Entry {
     const pages = [first];
     this.made++;
     this.#blocks++;
@@ -225,7 +237,7 @@ export class Code {
     let builder = new Builder(mode, segmentLinear);
     const lower = (insn: Insn) => {
       builder.begin(insn);
-      instructions.lower(builder, insn);
+      this.#lower(builder, insn);
       return builder.end === undefined && builder.insns.length < (mode.single ? 1 : BLOCK);
     };
     let bytes = this.#read(first, offset, Math.min(offset + most, PAGE));
@@ -368,7 +380,7 @@ export class Code {
   forget(): void {
     for (const page of this.#pages.values()) page.drop();
     this.#pages.clear();
-    this.#cpu.memory.tlb.flushWrites();
+    this.#cpu.memory.flushWrites();
     this.#modules.clear();
     this.#blocks = 0;
     this.#epoch++;

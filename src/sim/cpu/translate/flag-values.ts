@@ -1,8 +1,9 @@
 /** The arithmetic flags and the conditions on them as values, from what is known of them. */
 
+import type { Size } from '../processor/insn.ts';
 import { Flag, FlagKind, State } from '../processor/state.ts';
-import type { Builder } from './builder.ts';
 import type { Node } from './ir.ts';
+import type { OpName } from './ops.ts';
 
 export type FlagName = 'CF' | 'PF' | 'AF' | 'ZF' | 'SF' | 'OF';
 
@@ -44,8 +45,19 @@ export interface Description {
   readonly result: Node;
 }
 
+/** What the values are made with. */
+export interface FlagBuilder {
+  op(name: OpName, args?: readonly Node[]): Node;
+  const32(value: number): Node;
+  const64(value: bigint): Node;
+  get(offset: number, size: Size): Node;
+  select(size: Size, condition: Node, yes: Node, no: Node): Node;
+  flag(name: FlagName): Node;
+  condition(name: Condition): Node;
+}
+
 /** A flag: an `i`, 1 or 0. `known` is what the block's last description of the flags was, if that is certain. */
-export function flagValue(m: Builder, name: FlagName, known: Description | undefined): Node {
+export function flagValue(m: FlagBuilder, name: FlagName, known: Description | undefined): Node {
   if (known !== undefined) return flagOf(m, name, known);
   const kind = m.get(State.flagKind, 4);
   const a = m.get(State.flagA, 8);
@@ -64,7 +76,7 @@ export function flagValue(m: Builder, name: FlagName, known: Description | undef
   );
 }
 
-function flagOf(m: Builder, name: FlagName, { kind, a, b, result }: Description): Node {
+function flagOf(m: FlagBuilder, name: FlagName, { kind, a, b, result }: Description): Node {
   const packed = () => {
     const shift = m.const32(Math.log2(Flag[name]));
     return m.op('and32', [m.op('shr32', [m.op('wrap', [a]), shift]), m.const32(1)]);
@@ -100,7 +112,7 @@ function flagOf(m: Builder, name: FlagName, { kind, a, b, result }: Description)
 }
 
 /** A condition: an `i`, 1 or 0. */
-export function conditionValue(m: Builder, name: Condition, known: Description | undefined): Node {
+export function conditionValue(m: FlagBuilder, name: Condition, known: Description | undefined): Node {
   const not = (value: Node) => m.op('eqz32', [value]);
   const or = (a: Node, b: Node) => m.op('or32', [a, b]);
   // A comparison needs no flags: the operands say it.

@@ -3,11 +3,11 @@
  * JS, signed), `l` a 64-bit one (a signed bigint). Each row says what the op does twice, in JS and in WebAssembly,
  * and a test holds the two together.
  */
-import { highHalf, lowHalf } from '../address/addressing.ts';
-import type { Cpu } from '../cpu.ts';
+import { highHalf, lowHalf } from '../processor/halves.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
-import { vectorFunction } from './vectors.ts';
+import { type VectorDetail, vectorFunction } from './vectors.ts';
 
 export type Type = 'i' | 'l';
 export type Bits = 8 | 16 | 32 | 64;
@@ -35,20 +35,9 @@ export interface Detail {
   readonly kind?: number;
 }
 
-/** One instruction of WebAssembly's SIMD on 16-byte places of the state page: to = op(a, b), or op(a) shifted. */
-export interface VectorDetail {
-  /** The instruction's bytes, its immediate lanes included. */
-  readonly bytes: readonly number[];
-  readonly to: number;
-  readonly a: number;
-  readonly b?: number;
-  /** The count of a shift. */
-  readonly shift?: number;
-}
-
 /** What `call` calls: with the instruction, and with the values of the op's arguments. */
 // biome-ignore lint/suspicious/noExplicitAny: numbers and bigints, as the op's arguments are
-export type CallTarget = (cpu: Cpu, insn: Insn, ...args: any[]) => any;
+export type CallTarget = (cpu: Processor, insn: Insn, ...args: any[]) => any;
 
 export interface Row {
   readonly args: string;
@@ -58,7 +47,7 @@ export interface Row {
   /** May fault or stop: what it may observe is stored before it. */
   readonly observes: boolean;
   // biome-ignore lint/suspicious/noExplicitAny: as CallTarget
-  readonly js: (cpu: Cpu, detail: Detail) => (...args: any[]) => any;
+  readonly js: (cpu: Processor, detail: Detail) => (...args: any[]) => any;
   /** The instruction's bytes, after its arguments. Ops without are emitted by wasm.ts. */
   readonly wasm: readonly number[] | undefined;
 }

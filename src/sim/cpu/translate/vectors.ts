@@ -2,11 +2,22 @@
  * WebAssembly's SIMD as micro-ops. JS has none, so the closure of an op is a function of a small module that does
  * the one op, which translated code has inline.
  */
+
 import type { Arena } from '../../arena.ts';
 import { WebAssembly } from '../../webassembly.ts';
-import type { Cpu } from '../cpu.ts';
-import type { VectorDetail } from './ops.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
+
+/** One instruction of WebAssembly's SIMD on 16-byte places of the state page: to = op(a, b), or op(a) shifted. */
+export interface VectorDetail {
+  /** The instruction's bytes, its immediate lanes included. */
+  readonly bytes: readonly number[];
+  readonly to: number;
+  readonly a: number;
+  readonly b?: number;
+  /** The count of a shift. */
+  readonly shift?: number;
+}
 
 const LOAD = [0xfd, 0, 0];
 const STORE = [0xfd, 11, 0];
@@ -31,7 +42,7 @@ export function vectorBytes(base: number, { bytes, to, a, b, shift }: VectorDeta
 
 const made = new WeakMap<Arena, Map<string, () => void>>();
 
-export function vectorFunction({ arena, state }: Cpu, detail: VectorDetail): () => void {
+export function vectorFunction({ arena, state }: Processor, detail: VectorDetail): () => void {
   const known = made.get(arena) ?? new Map<string, () => void>();
   made.set(arena, known);
   const code = vectorBytes(state.base, detail);

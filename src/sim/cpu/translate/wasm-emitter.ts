@@ -1,8 +1,8 @@
 /** From blocks of micro-ops to the code of one WebAssembly function. */
 
 import { MIXED, Tables, tableFor } from '../address/tlb.ts';
-import type { Cpu } from '../cpu.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { FlagKind, State } from '../processor/state.ts';
 import type { Block, Node } from './ir.ts';
 import { vectorBytes } from './vectors.ts';
@@ -24,7 +24,7 @@ const Local = { next: 0, address: 1, entry: 2, high: 3, low: 4 } as const;
 const OWN = [Wasm.i64, Wasm.i32, Wasm.i64, Wasm.i64];
 
 export class Emitter {
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   readonly #blocks: readonly Block[];
   readonly #index: ReadonlyMap<bigint, number>;
   readonly #unit: number;
@@ -40,7 +40,7 @@ export class Emitter {
   /** Of the current block: how many instructions come before it in the unit. */
   #first = 0;
 
-  constructor(cpu: Cpu, blocks: readonly Block[], unit: number) {
+  constructor(cpu: Processor, blocks: readonly Block[], unit: number) {
     this.#cpu = cpu;
     this.#blocks = blocks;
     this.#unit = unit;

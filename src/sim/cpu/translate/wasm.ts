@@ -4,10 +4,10 @@
  */
 
 import { WebAssembly } from '../../webassembly.ts';
-import type { Cpu } from '../cpu.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
+import type { Unit, Where } from '../processor/unit.ts';
 import type { Block } from './ir.ts';
-import type { Unit, Where } from './unit.ts';
 import { Emitter, Jumps, LEFT, TRAPPED } from './wasm-emitter.ts';
 
 let units = 0;
@@ -15,14 +15,14 @@ let units = 0;
 /** Several blocks as one unit. `entry` is a block's place in the list. */
 export class WasmUnit implements Unit {
   readonly blocks: readonly Block[];
-  readonly #cpu: Cpu;
+  readonly #cpu: Processor;
   readonly #run: (entry: number) => number;
   /** No other unit ever has it. */
   readonly #id = ++units;
   /** For State.at: each block's first instruction has the number of those before it. */
   readonly #places: Where[] = [];
 
-  constructor(cpu: Cpu, blocks: readonly Block[]) {
+  constructor(cpu: Processor, blocks: readonly Block[]) {
     this.blocks = blocks;
     this.#cpu = cpu;
     for (const { insns } of blocks) {
@@ -65,7 +65,7 @@ export class WasmUnit implements Unit {
 }
 
 /** Accesses that the buffers do not answer, at an address in halves. `how`: the bytes, and bits for write and stack. */
-function slow({ memory }: Cpu) {
+function slow({ memory }: Processor) {
   return {
     s0: (low: number, high: number, how: number) =>
       memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),

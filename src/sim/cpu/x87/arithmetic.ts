@@ -1,4 +1,5 @@
 /** The x87's arithmetic and comparisons. */
+
 import {
   add,
   type Binary,
@@ -16,8 +17,9 @@ import {
   toIntegral,
 } from '../fp/arithmetic.ts';
 import { F32, F64, F80, type Float, float, indefinite, isNan, Kind, Rounding, unpack } from '../fp/float.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { relationFlags } from '../sse/float.ts';
 import { setArithmeticFlags } from '../sse/integer.ts';

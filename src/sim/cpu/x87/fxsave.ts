@@ -2,10 +2,12 @@
  * The 512 bytes of FXSAVE (SDM volume 1, 10.5.1): the instructions, and the image as the kernel's KVM_GET_FPU,
  * KVM_GET_XSAVE and their counterparts need it.
  */
+import { addressOf } from '../address/addressing.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { CR0 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { MXCSR_MASK } from '../sse/move.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './move.ts';
@@ -31,7 +33,7 @@ export const FXSAVE_SIZE = 512;
 
 const MXCSR_RESET = 0x1f80;
 
-/** What of the processor the image is made of; a whole Cpu is one. */
+/** What of the processor the image is made of; a whole Processor is one. */
 export type FpuHolder = Pick<Processor, 'state' | 'arena'>;
 
 /** As after power-up and after FNINIT, with MXCSR's reset value. XMM registers become zeroes. */
@@ -112,7 +114,7 @@ function imageAddress(cpu: Processor, insn: Insn, isWrite: boolean): bigint {
   if ((cpu.cr0 & (CR0.EM | CR0.TS)) !== 0) raise(Vector.NM);
   const operand = insn.operands[0]!;
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
-  const linear = cpu.address(operand, insn, FXSAVE_SIZE, isWrite);
+  const linear = addressOf(cpu, operand, insn, FXSAVE_SIZE, isWrite);
   if ((linear & 15n) !== 0n) raise(Vector.GP, 0);
   return linear;
 }

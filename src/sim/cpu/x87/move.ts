@@ -14,9 +14,10 @@ import {
   Rounding,
 } from '../fp/float.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { CR0 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag, State } from '../processor/state.ts';
 import { checkPending } from '../sse/operands.ts';
 import { memoryNumber } from './arithmetic.ts';

@@ -3,6 +3,7 @@
  * and what unmasked exceptions leave undone (SDM volume 1, chapter 8).
  */
 
+import { addressOf } from '../address/addressing.ts';
 import {
   BEFORE,
   type Environment,
@@ -15,9 +16,10 @@ import {
 } from '../fp/float.ts';
 import { Seg } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Processor } from '../processor/helper.ts';
+import type { Helper } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { CR0 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { checkPending } from '../sse/operands.ts';
 
@@ -87,7 +89,7 @@ let lastSegment: number = Seg.DS;
 export function operandAddress(cpu: Processor, insn: Insn, size: number, write: boolean): bigint {
   const operand = insn.operands[0]!;
   if (operand.kind !== 'mem') throw new TypeError(`${insn.code} without its memory operand`);
-  const linear = cpu.address(operand, insn, size, write);
+  const linear = addressOf(cpu, operand, insn, size, write);
   lastSegment = operand.segment;
   if (!in64BitMode(cpu)) lastOffset = BigInt.asUintN(32, linear - cpu.segments[lastSegment]!.base);
   else if (lastSegment >= Seg.FS) lastOffset = BigInt.asUintN(64, linear - cpu.segments[lastSegment]!.base);

@@ -2,8 +2,9 @@
  * The x87's state in memory: FNSTENV, FLDENV, FNSAVE, FRSTOR (SDM volume 1, 8.1.10).
  */
 
-import type { Helper, Helpers, Processor } from '../processor/helper.ts';
+import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { checkPending } from '../sse/operands.ts';
 import { fromBytes, initialize, setControlWord, toBytes } from './move.ts';

@@ -3,7 +3,7 @@
 import type { Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 /** The top bit of a value: an `i`, 1 or 0. */
 export function top(b: Builder, size: Size, value: Node): Node {

@@ -2,7 +2,7 @@
 import { boundRangeExceeded, generalProtection } from '../../integer/arithmetic.ts';
 import type { Memory } from '../../processor/insn.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 const RAX = 0;
 const RCX = 1;

@@ -4,7 +4,7 @@ import { crc32, deposit, extract } from '../../integer/arithmetic.ts';
 import type { Memory, Size } from '../../processor/insn.ts';
 import type { Builder, Place } from '../builder.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 /** Where the bit lies that a register counts from the start of memory: the operand itself, or one far from it. */
 function bitString(b: Builder, memory: Memory, size: Size, index: Node, write: boolean): Place {

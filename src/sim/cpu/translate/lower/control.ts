@@ -5,7 +5,7 @@ import type { Insn, Operand, Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import type { Condition } from '../flag-values.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 import { conditions } from './move.ts';
 
 const RCX = 1;

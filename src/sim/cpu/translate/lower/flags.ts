@@ -2,7 +2,7 @@
 
 import { Flag, State } from '../../processor/state.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 const RAX = 0;
 /** SF ZF AF PF CF, and the bit that is always 1. */

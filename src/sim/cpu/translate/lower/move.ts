@@ -4,7 +4,7 @@ import type { Memory, Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import type { Condition } from '../flag-values.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 const RAX = 0;
 const RDX = 2;

@@ -10,8 +10,8 @@ import {
 import type { Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import type { Node } from '../ir.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 import { pack } from './arithmetic.ts';
-import type { Lower, Lowerings } from './lowering.ts';
 
 const RAX = 0;
 const RDX = 2;

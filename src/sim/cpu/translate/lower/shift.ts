@@ -6,8 +6,8 @@
 import type { Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import { type Node, typeOf } from '../ir.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 import { pack, top } from './arithmetic.ts';
-import type { Lower, Lowerings } from './lowering.ts';
 
 /** A count, in both forms where it is an immediate. Its nodes have the type of the operand. */
 interface Count {

@@ -3,7 +3,7 @@
 import type { Memory, Size } from '../../processor/insn.ts';
 import type { Builder, Place } from '../builder.ts';
 import type { Node } from '../ir.ts';
-import type { Lower, Lowerings } from './lowering.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 
 const SS = 2;
 const RSP = 4;

@@ -6,8 +6,8 @@
 import type { Insn, Memory, Operand } from '../../processor/insn.ts';
 import { State } from '../../processor/state.ts';
 import type { Builder } from '../builder.ts';
+import type { Lower, Lowerings } from '../lowering.ts';
 import { simd } from '../vectors.ts';
-import type { Lower, Lowerings } from './lowering.ts';
 
 const xmm = (index: number) => State.xmm + index * 16;
 const isXmm = (operand: Operand | undefined): operand is Operand & { index: number } =>

@@ -1,0 +1,113 @@
+/** A processor as its instructions see it: what it holds, the mode that follows, its memory and its I/O. */
+import type { Observer } from '../../../hypervisor/backend.ts';
+import type { Arena } from '../../arena.ts';
+import { Seg } from './descriptors.ts';
+import { lowHalf } from './halves.ts';
+import { IoLog } from './io.ts';
+import { CR0, protectedMode } from './mode.ts';
+import { type Mode, Modes } from './modes.ts';
+import { Registers } from './registers.ts';
+import type { LinearMemory, TranslatedCode } from './services.ts';
+import type { GuestChoice, MsrPolicy, SecondStage, Stop } from './stage.ts';
+import { Flag, State } from './state.ts';
+import type { Unit } from './unit.ts';
+
+export interface ProcessorOptions {
+  readonly vendor: 'intel' | 'amd';
+  readonly choice?: GuestChoice | undefined;
+  readonly msrPolicy?: MsrPolicy | undefined;
+}
+
+const EVERY_MSR: MsrPolicy = { exits: 0, allows: () => true };
+
+export abstract class Processor extends Registers {
+  readonly stage: SecondStage;
+  readonly vendor: 'intel' | 'amd';
+  readonly choice: GuestChoice | undefined;
+  readonly msrPolicy: MsrPolicy;
+  abstract readonly memory: LinearMemory;
+  abstract readonly code: TranslatedCode;
+  readonly io = new IoLog();
+  mode!: Mode;
+  /** The same, with one instruction at a time. */
+  alone!: Mode;
+  /** The unit that is executing, or was last. */
+  current: Unit | undefined;
+  /** A helper's way to stop: taken when its instruction is done. */
+  stop: Stop | undefined;
+  /** iced-x86's names of what the guest executed and this processor lacks. */
+  readonly unimplemented = new Set<string>();
+  readonly #modes = new Modes();
+  #observer: Observer | undefined;
+
+  constructor(arena: Arena, stage: SecondStage, { vendor, choice, msrPolicy }: ProcessorOptions) {
+    super(arena);
+    this.stage = stage;
+    this.vendor = vendor;
+    this.choice = choice;
+    this.msrPolicy = msrPolicy ?? EVERY_MSR;
+  }
+
+  /** Tells what the guest does. Nothing that the guest could see changes by it. */
+  observe(observer: Observer | undefined): void {
+    this.#observer = observer;
+    this.changed();
+  }
+  get observer(): Observer | undefined {
+    return this.#observer;
+  }
+  /** The guest wants what there is not. */
+  lacks(what: string): void {
+    this.unimplemented.add(what);
+    this.#observer?.lacking?.(what);
+  }
+
+  /** Instructions that were completed: what the time-stamp counter counts. */
+  get completed(): bigint {
+    const { current, state } = this;
+    return state.count - BigInt(current === undefined ? 0 : current.where(state.u32(State.at)).rest);
+  }
+  get user(): boolean {
+    return this.mode.user;
+  }
+  /** The linear address of a RIP. */
+  linearOf(rip: bigint): bigint {
+    if (this.mode.bits === 64) return rip;
+    return BigInt.asUintN(32, rip + this.mode.codeBase);
+  }
+
+  /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
+  changed(): void {
+    const { segments, state, cr0 } = this;
+    for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
+    const { flags } = state;
+    const user = protectedMode(this) && ((flags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
+    this.watched =
+      (flags & (Flag.TF | Flag.RF)) !== 0 ||
+      this.shadow !== undefined ||
+      this.debug.held !== 0n ||
+      this.debugging.singleStep ||
+      this.debugging.hardware !== undefined ||
+      (this.dr[7]! & 0xffn) !== 0n;
+    const single = this.watched || this.#observer?.instruction !== undefined;
+    this.alignment = user && (cr0 & CR0.AM) !== 0 && (flags & Flag.AC) !== 0;
+    const modes = this.#modes.find(this, user, single, () => this.code.forget());
+    if (modes !== undefined) [this.mode, this.alone] = modes;
+  }
+  /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
+  flushTlb(): void {
+    this.memory.flush();
+    this.code.flush();
+  }
+  flushTlbPage(linear: bigint): void {
+    this.memory.flushPage(lowHalf(linear));
+    this.code.flush();
+  }
+  /** The second stage has zapped the mappings of guest-physical [start, end). */
+  flushSecondStage(start: number, end: number): void {
+    if (this.memory.flushPhysical(start, end)) this.code.flush();
+  }
+  flushWrites(): void {
+    this.memory.flushWrites();
+  }
+}

@@ -1,0 +1,94 @@
+/** What an x86-64 processor holds: data alone, which the rest of the simulator reads and changes. */
+import type { Arena } from '../../arena.ts';
+import { flatSegment, type Segment, type Table } from './descriptors.ts';
+import type { CpuidEntry } from './features.ts';
+import { CpuState } from './state.ts';
+
+/** What KVM_GUESTDBG_* asks for. */
+export interface GuestDebugging {
+  singleStep: boolean;
+  softwareBreakpoints: boolean;
+  /** DR0-3 and DR7 of userspace's hardware breakpoints, which then take the place of the guest's. */
+  hardware: { readonly addresses: readonly bigint[]; readonly dr7: bigint } | undefined;
+}
+
+/** What a processor keeps of debug exceptions until they are delivered; bits are DR6's. */
+export interface DebugEvents {
+  /** Breakpoints on data and ports that the instruction that is being stepped has touched. */
+  hits: bigint;
+  /** The instruction has taken its own single step away. */
+  stepLost: boolean;
+  /** Comes at the next boundary of instructions that MOV SS does not guard. */
+  held: bigint;
+}
+
+/** Counts how often one was set. */
+class Msrs extends Map<number, bigint> {
+  changes = 0;
+  override set(index: number, value: bigint): this {
+    this.changes++;
+    return super.set(index, value);
+  }
+}
+
+/** As after INIT: 64 KiB that can be read and written. */
+const segment = (overrides: Partial<Segment>): Segment =>
+  flatSegment({ selector: 0, limit: 0xffff, db: 0, g: 0, ...overrides });
+
+export class Registers {
+  readonly arena: Arena;
+  /** What translated code reaches. */
+  readonly state: CpuState;
+
+  /** ES CS SS DS FS GS. A base is mirrored in the state: call changed() after it. */
+  readonly segments: Segment[] = [
+    segment({}),
+    segment({ selector: 0xf000, base: 0xffff_0000n, type: 11 }),
+    segment({}),
+    segment({}),
+    segment({}),
+    segment({}),
+  ];
+  ldtr: Segment = segment({ type: 2, s: 0 });
+  tr: Segment = segment({ type: 11, s: 0 });
+  gdtr: Table = { base: 0n, limit: 0xffff };
+  idtr: Table = { base: 0n, limit: 0xffff };
+  cr0 = 0x6000_0010;
+  cr2 = 0n;
+  cr3 = 0n;
+  cr4 = 0;
+  cr8 = 0;
+  efer = 0;
+  xcr0 = 1n;
+  /** DR0-3; 4 and 5 are unused. */
+  readonly dr: bigint[] = [0n, 0n, 0n, 0n, 0n, 0n, 0xffff_0ff0n, 0x400n];
+  /** Model-specific registers with nothing behind them but their value; the others are in msrs.ts. */
+  readonly msrs = new Msrs();
+  cpuid: readonly CpuidEntry[] = [];
+
+  // --- events ---
+  /** What is to be delivered before the next instruction: KVM_SET_VCPU_EVENTS and KVM_INTERRUPT put it here. */
+  exception: { vector: number; errorCode: number | undefined; payload: bigint | undefined } | undefined;
+  interrupt: { vector: number; soft: boolean } | undefined;
+  nmiPending = 0;
+  nmiMasked = false;
+  /** The shadow of STI or of MOV SS: over with the next instruction. */
+  shadow: 'sti' | 'mov-ss' | undefined;
+  /** HLT was executed, and nobody was told. */
+  halted = false;
+  /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */
+  windowRequested = false;
+  /** Debug exceptions on their way. */
+  readonly debug: DebugEvents = { hits: 0n, stepLost: false, held: 0n };
+  debugging: GuestDebugging = { singleStep: false, softwareBreakpoints: false, hardware: undefined };
+
+  /** Alignment is checked: CPL 3, CR0.AM and RFLAGS.AC. */
+  alignment = false;
+  /** The guest or userspace watches each instruction, and each element of a REP. */
+  watched = false;
+
+  constructor(arena: Arena) {
+    this.arena = arena;
+    this.state = new CpuState(arena);
+  }
+}
