@@ -7,7 +7,7 @@ import { readFileSync } from 'node:fs';
 import * as iced from 'iced-x86';
 import { Arena } from '../../src/sim/arena.ts';
 import { GuestFault, Vector } from '../../src/sim/cpu/processor/fault.ts';
-import type { Insn, Memory } from '../../src/sim/cpu/processor/insn.ts';
+import type { Insn } from '../../src/sim/cpu/processor/insn.ts';
 import type { Processor } from '../../src/sim/cpu/processor/processor.ts';
 import { CpuState } from '../../src/sim/cpu/processor/state.ts';
 import { sse } from '../../src/sim/cpu/sse/index.ts';
@@ -141,9 +141,7 @@ export class Machine {
     writeBytes: (at: bigint, bytes: Uint8Array) => this.bytes.set(bytes, this.#at(at)),
     checkWrite: () => {},
   };
-  address(memory: Memory): bigint {
-    return (memory.base === undefined ? 0n : this.state.gpr(memory.base)) + memory.displacement;
-  }
+  readonly mode = { bits: 64 };
 
   get processor(): Processor {
     return this as unknown as Processor;
