@@ -15,6 +15,7 @@ export const Wasm = {
   localGet: 0x20,
   localSet: 0x21,
   localTee: 0x22,
+  globalGet: 0x23,
   i32Load: 0x28,
   i64Load: 0x29,
   i32Load8u: 0x2d,

@@ -8,7 +8,8 @@ import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
 import type { Block } from './ir.ts';
-import { Emitter, Jumps, LEFT, TRAPPED } from './wasm-emitter.ts';
+import { Emitter, Jumps } from './wasm-emitter.ts';
+import { LEFT, TRAPPED } from './wasm-function.ts';
 
 let units = 0;
 
@@ -28,7 +29,7 @@ export class WasmUnit implements Unit {
     for (const { insns } of blocks) {
       for (const [index, insn] of insns.entries()) this.#places.push({ insn, rest: insns.length - index });
     }
-    const module = new Emitter(cpu, blocks, this.#id).module();
+    const module = new Emitter(cpu, blocks, this.#id).made();
     const imports = { m: cpu.arena.memory, ...slow(cpu), ...module.imports };
     const instance = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
     this.#run = instance.exports.r as (entry: number) => number;
