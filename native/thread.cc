@@ -60,6 +60,7 @@ int VcpuThread::Go(double timeout_ms, bool ends) {
   uint32_t count = 0;
   napi_reference_ref(env_, done_, &count);
   uv_ref(reinterpret_cast<uv_handle_t*>(&async_));
+  state_->coming.store(true);
   handover_.Order(serving_);
   return 0;
 }
@@ -101,6 +102,7 @@ void VcpuThread::Loop() {
     if (end_.load() == -EBADF) break;
     const int64_t begun = Now();
     result_ = runner.Run(timeout_ms_);
+    state_->coming.store(false);  // where it was not entered
     if (handover_.Tell(Now() - begun)) uv_async_send(&async_);
   }
   handover_.End();

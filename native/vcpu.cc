@@ -84,6 +84,7 @@ RunState::~RunState() {
 // --- who has it
 
 bool RunState::Take() {
+  if (coming.load() && pauses.load() == 0) return false;
   for (int found = kIdle; !phase.compare_exchange_strong(found, kIoctl); found = kIdle) {
     if (found == kRunning || found == kKicking) return false;
     sched_yield();  // about to enter, or to leave it again; or another thread's ioctl, which ends
@@ -98,6 +99,7 @@ bool RunState::Enter() {
     if (found != kIoctl) return false;
     sched_yield();
   }
+  coming.store(false);
   return true;
 }
 

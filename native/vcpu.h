@@ -66,6 +66,8 @@ struct RunState : std::enable_shared_from_this<RunState> {
   const uint32_t id;  // what kick() and others take
 
   std::atomic<int> phase{kIdle};
+  // A run was begun for a thread of its own, which has not entered it yet: it is its vCPU all the same.
+  std::atomic<bool> coming{false};
   std::atomic<bool> kicked{false};
   std::atomic<bool> stopped{false};
   std::atomic<uint32_t> pauses{0};

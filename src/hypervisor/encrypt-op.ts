@@ -64,10 +64,12 @@ const MAX_ENTRIES = 256;
 type Fields = { [field: string]: unknown };
 
 function commandOf(name: EncryptCommandName, family: EncryptFamily) {
+  // As a key an object would be turned into a string, which its own code may refuse.
+  if (typeof name !== 'string') throw wrongType('command', name, "the kernel's name of one");
   const command = Object.hasOwn(encryptCommands, name) ? encryptCommands[name] : undefined;
   if (command?.family === family) return command;
   const known = Object.entries(encryptCommands).filter(([, row]) => row.family === family);
-  throw outOfRange('command', String(name), `one of ${known.map(([key]) => key).join(', ')}`);
+  throw outOfRange('command', name, `one of ${known.map(([key]) => key).join(', ')}`);
 }
 
 /** What a field points to, in a backend's words; sets the length that it implies. */

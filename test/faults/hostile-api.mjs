@@ -161,7 +161,9 @@ function typed(error) {
 
 function judge(label, error) {
   thrown++;
-  if (error instanceof Sprung || typed(error) || untyped.has(label)) return;
+  // A class that is given as a callback is its caller's own mistake, told by the engine when it is called back.
+  const isCallbacks = error instanceof TypeError && /^Class constructor/.test(error.message);
+  if (error instanceof Sprung || isCallbacks || typed(error) || untyped.has(label)) return;
   const stack = String(error?.stack ?? error).split('\n');
   untyped.set(label, stack.slice(0, 3).join(' '));
 }

@@ -1,6 +1,6 @@
 // A thread is held just before KVM_RUN, or just behind it, while something is asked of its vCPU: scenarios of
 // vcpu-races.test.ts, for a process with test/support/late-kvm.c.
-import { openSync, readSync, writeSync } from 'node:fs';
+import { openSync, read as readFile, readSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { boot, code, exitName, filesOpen, main } from './fixture.mjs';
 
@@ -16,6 +16,14 @@ function held(where) {
   readSync(at, byte);
   if (byte.toString() !== where) throw new Error(`the thread is at ${byte}, and not at ${where}`);
 }
+/** The same, of a thread that the event loop sends there. */
+const comes = (where) =>
+  new Promise((resolve, reject) => {
+    readFile(at, Buffer.alloc(1), 0, 1, null, (error, _, byte) => {
+      if (error === null && byte.toString() === where) resolve();
+      else reject(error ?? new Error(`the thread is at ${byte}, and not at ${where}`));
+    });
+  });
 const release = (how = 'g') => writeSync(go, how);
 
 /** A run in which `before` happens before KVM_RUN and `after` behind it: how it ends. */
@@ -124,12 +132,11 @@ const scenarios = {
     const ends = [await run(vcpu, { how: 'E' }), await run(vcpu, { how: 'I' })];
     const started = vcpu.start([]);
     for (const how of ['E', 'I', 'g']) {
-      held('b');
+      // start() goes on from the event loop, after EAGAIN a millisecond later.
+      await comes('b');
       release(how);
       held('a');
       release();
-      // start() goes on from the event loop.
-      await settled(started);
     }
     ends.push(exitName(await started));
     return ends;

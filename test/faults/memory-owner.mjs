@@ -22,7 +22,7 @@ import { Thread } from './thread.mjs';
 const workers = {
   /** Has its memory faults served by their owner. */
   ask({ vcpu: token, owner }) {
-    const hv = openHypervisor();
+    const hv = openHypervisor({ needs: ['private-memory'] });
     const vcpu = hv.openVcpu(token);
     const asking = AskOwner.connect(hv, owner);
     const exits = [];
@@ -40,7 +40,7 @@ const workers = {
 const scenarios = {
   /** Memory faults of vCPUs in workers, served by the thread that owns the memory. */
   async owner() {
-    const hv = openHypervisor();
+    const hv = openHypervisor({ needs: ['private-memory'] });
     const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED, cpus: 3 });
     machine.load(flatImage(Uint8Array.of(0xfe, 0x06, 0x00, 0x80, 0xf4), 'real')); // inc byte [0x8000]; hlt
     const run = async (policy) => {
@@ -66,7 +66,7 @@ const scenarios = {
 
   /** Whoever waits for its answer is woken by what is not one, as a notification of the answer before is that comes late. */
   async woken() {
-    const hv = openHypervisor();
+    const hv = openHypervisor({ needs: ['private-memory'] });
     const machine = new Machine(hv, { memory: 0x4_0000, type: VmType.SW_PROTECTED });
     machine.load(flatImage(Uint8Array.of(0xfe, 0x06, 0x00, 0x80, 0xf4), 'real')); // inc byte [0x8000]; hlt
     machine.vm.setMemoryAttributes({ address: 0x8000, size: 4096, attributes: MemoryAttribute.PRIVATE });
@@ -88,7 +88,7 @@ const scenarios = {
 
   /** All of them meet each page's fault before any of them is served. */
   async crowd() {
-    const hv = openHypervisor();
+    const hv = openHypervisor({ needs: ['private-memory'] });
     const cpus = 4;
     const pages = 8;
     const machine = new Machine(hv, { memory: 0x10_0000, type: VmType.SW_PROTECTED, cpus });
