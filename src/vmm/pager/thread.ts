@@ -50,11 +50,13 @@ class PagerThread {
   }
 
   /** Faults are looked at first: without a source, too, somebody may be waiting. */
-  run(): void {
+  watch(): void {
     for (const { first, into } of this.#guest.areas) {
       if (!(into instanceof Userfaultfd)) continue;
       into.watch(() => this.#faults(first, into.read(), (offset) => zeroPage(into, offset)));
     }
+  }
+  run(): void {
     const source = openSource(this.#orders.source, this.#orders.pages);
     this.#source = source;
     if ('start' in source) {
@@ -234,6 +236,15 @@ let hv: Hypervisor | undefined;
 let thread: PagerThread | undefined;
 let failed = false;
 
+/** What of it looks at faults, without which nobody hears who waits in the kernel. */
+function begin(): PagerThread {
+  hv ??= openHypervisor({ backend: orders.backend });
+  const begun = new PagerThread(hv, orders);
+  begun.watch();
+  thread = begun;
+  return begun;
+}
+
 /** Nothing more comes: says so, and interrupts what waits in the kernel for pages. */
 function fail(error: unknown): void {
   const states = new PageStates(orders.pages, orders.states);
@@ -245,6 +256,9 @@ function fail(error: unknown): void {
   notify({ type: 'failed', code, message: error instanceof Error ? error.message : String(error) });
   states.fail();
   const kick = () => {
+    try {
+      if (thread === undefined) begin(); // it may be this that has failed
+    } catch {}
     for (const id of orders.kickIds) hv?.kick(id);
     thread?.release();
   };
@@ -272,9 +286,7 @@ port.on('message', (request: Request) => {
 process.on('uncaughtException', fail);
 
 try {
-  hv = openHypervisor({ backend: orders.backend });
-  thread = new PagerThread(hv, orders);
-  thread.run();
+  begin().run();
 } catch (error) {
   fail(error);
 }
