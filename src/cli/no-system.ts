@@ -70,7 +70,18 @@ const startsWith = (code: Uint8Array | string, ...bytes: number[]) =>
 /** What has the guest called that is not there? Undefined when it has ended otherwise. After the exit, as it stands. */
 export function missingSystem(vm: Vm, vcpu: Vcpu): string | undefined {
   if (vcpu.outcome === Exit.HLT) return missingBios(vm, vcpu);
-  return vcpu.outcome === Exit.SHUTDOWN ? missingKernel(vm, vcpu) : undefined;
+  // An emulator that has no INT n in protected mode ends KVM_RUN at it, whether there is a handler or not.
+  const gaveUp = vcpu.outcome === Exit.INTERNAL_ERROR && !hasHandler(vm, vcpu, 0x80);
+  return vcpu.outcome === Exit.SHUTDOWN || gaveUp ? missingKernel(vm, vcpu) : undefined;
+}
+
+/** Of 64-bit mode: whether a gate is present. */
+function hasHandler(vm: Vm, vcpu: Vcpu, vector: number): boolean {
+  const { base, limit } = vcpu.getSregs().idt;
+  const at = vector * 16;
+  if (at + 15 > limit) return false;
+  const gate = readLinear(vm, vcpu, base + BigInt(at), 16);
+  return typeof gate !== 'string' && (gate[5]! & 0x80) !== 0;
 }
 
 function missingBios(vm: Vm, vcpu: Vcpu): string | undefined {
