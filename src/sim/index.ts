@@ -22,21 +22,22 @@ import { closed, KvmError, outOfRange, wrongType } from '../hypervisor/errors.ts
 import { Errno } from '../uapi/errno.ts';
 import { ioctls } from '../uapi/ioctls.ts';
 import { Arena, PAGE } from './arena.ts';
-import { type Argument, type Given, PlaceOf, type Table } from './kernel/dispatch.ts';
-import { EventFdFile } from './kernel/eventfd.ts';
-import { Host, type SimOptions } from './kernel/host.ts';
-import { systemCreates, systemIoctls } from './kernel/system.ts';
-import { KvmVcpu } from './kernel/vcpu.ts';
-import { vcpuIoctls } from './kernel/vcpu-ioctls.ts';
-import { KvmVm, vmCreates, vmIoctls } from './kernel/vm.ts';
+import { type Argument, type Given, PlaceOf, type Table } from './kernel/abi/dispatch.ts';
+import { Host, type SimOptions } from './kernel/host/host.ts';
+import { systemCreates, systemIoctls } from './kernel/ioctls/system.ts';
+import { vcpuIoctls } from './kernel/ioctls/vcpu.ts';
+import { vmCreates, vmIoctls } from './kernel/ioctls/vm.ts';
+import { EventFdFile } from './kernel/threads/eventfd.ts';
+import { KvmVcpu } from './kernel/vcpu/vcpu.ts';
+import { KvmVm } from './kernel/vm/vm.ts';
 import { DirtyRing } from './memory/dirty.ts';
 import { GuestMemfdFile } from './memory/guest-memfd.ts';
 import { checkFallocate, Falloc, Mapping } from './memory/host-memory.ts';
 import { RamFile } from './memory/ram.ts';
 import { SharedFile } from './memory/sharing.ts';
 
-export type { SimOptions, SimulatedHost } from './kernel/host.ts';
-export { type KickTable, makeKickTable } from './kernel/kicks.ts';
+export type { SimOptions, SimulatedHost } from './kernel/host/host.ts';
+export { type KickTable, makeKickTable } from './kernel/threads/kicks.ts';
 
 /** What a handle stands for: /dev/kvm is the host itself. */
 type Opened = Host | KvmVm | KvmVcpu | GuestMemfdFile | Mapping | DirtyRing | EventFdFile;

@@ -11,7 +11,7 @@ import {
   type Vm,
   VmType,
 } from '../../src/index.ts';
-import type { KvmVm } from '../../src/sim/kernel/vm.ts';
+import type { KvmVm } from '../../src/sim/kernel/vm/vm.ts';
 import { Agent } from './agent.ts';
 import { type Failing, isFailure } from './failing.ts';
 import { DEADLINE_MS } from './limits.ts';

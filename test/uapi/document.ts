@@ -83,8 +83,11 @@ function methods(): Map<string, string[]> {
 /** The ioctls that the simulator answers: those that its tables of handlers have. */
 const simulated = (): Set<string> =>
   new Set(
-    ['system', 'vm', 'vcpu-ioctls'].flatMap((file) =>
-      Array.from(read(`src/sim/kernel/${file}.ts`).matchAll(/^ {2}(KVM_\w+)[:(,]/gm), ([, name]) => name!),
+    ['system', 'vm', 'vcpu'].flatMap((file) =>
+      Array.from(
+        read(`src/sim/kernel/ioctls/${file}.ts`).matchAll(/^ {2}(KVM_\w+)[:(,]/gm),
+        ([, name]) => name!,
+      ),
     ),
   );
 

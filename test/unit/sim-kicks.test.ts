@@ -1,6 +1,6 @@
 /** The rows of words by which threads reach each other's vCPUs on the simulator. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
-import { Kicks, makeKickTable, Standing } from '../../src/sim/kernel/kicks.ts';
+import { Kicks, makeKickTable, Standing } from '../../src/sim/kernel/threads/kicks.ts';
 
 const [MINE, THEIRS] = [1, 2];
 const LONG_MS = 60_000;

@@ -3,14 +3,14 @@
  * capabilities. The others have copies of these, which they bring up to date whenever they get the lock. What changes while
  * vCPUs run is in memory that all of them share: guest memory, the chunks of guest_memfds, logs and rings, the vCPUs.
  */
-import type { SharedVm } from '../../hypervisor/backend.ts';
-import { Copier, Teller } from '../memory/copies.ts';
-import { type Entry, JOURNAL_WORDS, Journal } from '../memory/journal.ts';
-import { retain, sharedMemory } from '../shared-memory.ts';
-import type { Memory } from '../webassembly.ts';
-import { hostOf, type SimulatedHost } from './host.ts';
+import type { SharedVm } from '../../../hypervisor/backend.ts';
+import { Copier, Teller } from '../../memory/copies.ts';
+import { type Entry, JOURNAL_WORDS, Journal } from '../../memory/journal.ts';
+import { retain, sharedMemory } from '../../shared-memory.ts';
+import type { Memory } from '../../webassembly.ts';
+import { hostOf, type SimulatedHost } from '../host/host.ts';
+import { LOCK_WORDS, VmLock } from '../threads/lock.ts';
 import type { KvmVm } from './vm.ts';
-import { LOCK_WORDS, VmLock } from './vm-lock.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
 export interface SimVmToken extends SharedVm {

@@ -1,8 +1,8 @@
 /** eventfd(2), in memory that threads can share (fs/eventfd.c). */
-import type { EventFdToken } from '../../hypervisor/backend.ts';
-import { Errno } from '../../uapi/errno.ts';
-import { isSharedMemory, update } from '../shared-memory.ts';
-import type { Host } from './host.ts';
+import type { EventFdToken } from '../../../hypervisor/backend.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { isSharedMemory, update } from '../../shared-memory.ts';
+import type { Host } from '../host/host.ts';
 import { EventWord, eventWords, signalEvent, TABLE_BYTES, TOP } from './kicks.ts';
 
 /** What a token of the simulator's carries besides its number. */

@@ -8,8 +8,9 @@
  * settled already has begun it by the next one, so its run can be replayed too. One that waits for the world lets the others
  * go on meanwhile, and when it answers is an input as any other.
  */
+
+import type { KvmVm } from '../vm/vm.ts';
 import type { Runs, Step } from './runs.ts';
-import type { KvmVm } from './vm.ts';
 
 /** Instructions that a vCPU executes at most before another one's turn comes. */
 const QUANTUM = 2 ** 14;

@@ -2,14 +2,14 @@
  * A vCPU that several threads have: each has a processor of its own, with its own caches and its own page of state, and one of
  * these is the one that counts. Whoever uses the vCPU, with the VM's lock, takes over from it first.
  */
-import type { SharedVcpu } from '../../hypervisor/backend.ts';
-import { PAGE } from '../arena.ts';
-import { SharedFields } from '../cpu/processor/fields.ts';
-import { STATE_BYTES } from '../cpu/processor/state.ts';
-import { isSharedMemory, retain, sharedMemory } from '../shared-memory.ts';
-import { MMAP_SIZE } from './kvm-run.ts';
-import type { KvmVcpu } from './vcpu.ts';
-import type { SimVmToken } from './vm-share.ts';
+import type { SharedVcpu } from '../../../hypervisor/backend.ts';
+import { PAGE } from '../../arena.ts';
+import { SharedFields } from '../../cpu/processor/fields.ts';
+import { STATE_BYTES } from '../../cpu/processor/state.ts';
+import { isSharedMemory, retain, sharedMemory } from '../../shared-memory.ts';
+import { MMAP_SIZE } from '../abi/kvm-run.ts';
+import type { KvmVcpu } from '../vcpu/vcpu.ts';
+import type { SimVmToken } from '../vm/share.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
 export interface SimVcpuToken extends SharedVcpu {

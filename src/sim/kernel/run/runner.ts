@@ -1,17 +1,17 @@
 /** KVM_RUN (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl_run and vcpu_run). */
-import { InternalError, SyncRegs, Vector } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import { Exit } from '../../uapi/exit.ts';
-import type { Value } from '../../uapi/layout.ts';
-import type { kvm_regs } from '../../uapi/x86.ts';
-import { cpl } from '../cpu/processor/mode.ts';
-import type { Stop } from '../cpu/processor/stage.ts';
-import { Flag } from '../cpu/processor/state.ts';
-import { Msr, msrValue } from '../cpu/system/msrs.ts';
-import { getEvents, setEvents } from './events.ts';
+import { InternalError, SyncRegs, Vector } from '../../../uapi/constants.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { Exit } from '../../../uapi/exit.ts';
+import type { Value } from '../../../uapi/layout.ts';
+import type { kvm_regs } from '../../../uapi/x86.ts';
+import { cpl } from '../../cpu/processor/mode.ts';
+import type { Stop } from '../../cpu/processor/stage.ts';
+import { Flag } from '../../cpu/processor/state.ts';
+import { Msr, msrValue } from '../../cpu/system/msrs.ts';
+import { getEvents, setEvents } from '../state/events.ts';
+import { getRegs, getSregs, setRegs, setSregs } from '../state/registers.ts';
+import type { KvmVcpu } from '../vcpu/vcpu.ts';
 import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
-import { getRegs, getSregs, setRegs, setSregs } from './registers.ts';
-import type { KvmVcpu } from './vcpu.ts';
 
 type Regs = Value<typeof kvm_regs>;
 

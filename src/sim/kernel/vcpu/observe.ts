@@ -1,9 +1,9 @@
 /** What an observer is told of the second stage of translation. */
-import type { SecondStageEvent } from '../../hypervisor/backend.ts';
-import { errnoName } from '../../uapi/errno.ts';
-import { Access } from '../cpu/processor/stage.ts';
-import { isGuestMemfdOnly, type Slot } from '../memory/slots.ts';
-import type { Failure, VmMemory } from '../memory/vm-memory.ts';
+import type { SecondStageEvent } from '../../../hypervisor/backend.ts';
+import { errnoName } from '../../../uapi/errno.ts';
+import { Access } from '../../cpu/processor/stage.ts';
+import { isGuestMemfdOnly, type Slot } from '../../memory/slots.ts';
+import type { Failure, VmMemory } from '../../memory/vm-memory.ts';
 
 const NAMES = { [Access.READ]: 'read', [Access.WRITE]: 'write', [Access.FETCH]: 'fetch' } as const;
 

@@ -1,15 +1,15 @@
 /** A vCPU's kvm_run as the kernel writes it: api.rst, "The kvm_run structure". */
-import { IoDirection } from '../../uapi/constants.ts';
-import type { Dialect } from '../../uapi/dialects.ts';
-import { Errno } from '../../uapi/errno.ts';
-import { Exit } from '../../uapi/exit.ts';
-import { EXIT_OFFSET, exitArms, kvm_run, PIO_PAGE_OFFSET, SYNC_REGS_OFFSET } from '../../uapi/kvm-run.ts';
-import { type Input, type Struct, type Type, type Value, viewOf } from '../../uapi/layout.ts';
-import { kvm_sync_regs } from '../../uapi/x86.ts';
-import { PAGE } from '../arena.ts';
-import type { Stop } from '../cpu/processor/stage.ts';
-import type { Failure } from '../memory/vm-memory.ts';
-import { sharedMemory } from '../shared-memory.ts';
+import { IoDirection } from '../../../uapi/constants.ts';
+import type { Dialect } from '../../../uapi/dialects.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { Exit } from '../../../uapi/exit.ts';
+import { EXIT_OFFSET, exitArms, kvm_run, PIO_PAGE_OFFSET, SYNC_REGS_OFFSET } from '../../../uapi/kvm-run.ts';
+import { type Input, type Struct, type Type, type Value, viewOf } from '../../../uapi/layout.ts';
+import { kvm_sync_regs } from '../../../uapi/x86.ts';
+import { PAGE } from '../../arena.ts';
+import type { Stop } from '../../cpu/processor/stage.ts';
+import type { Failure } from '../../memory/vm-memory.ts';
+import { sharedMemory } from '../../shared-memory.ts';
 
 /** kvm_run, the page of port data, and the one for the ring of coalesced writes: KVM_GET_VCPU_MMAP_SIZE. */
 export const MMAP_SIZE = 3 * PAGE;

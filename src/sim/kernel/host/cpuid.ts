@@ -1,8 +1,8 @@
 /** What the host's KVM offers to guests of CPUID. */
 
-import { VmType } from '../../uapi/constants.ts';
-import { type CpuidEntry, features } from '../cpu/processor/features.ts';
-import { supportedCpuid as processorCpuid } from '../cpu/system/claims.ts';
+import { VmType } from '../../../uapi/constants.ts';
+import { type CpuidEntry, features } from '../../cpu/processor/features.ts';
+import { supportedCpuid as processorCpuid } from '../../cpu/system/claims.ts';
 import type { Host } from './host.ts';
 
 /** KVM_GET_SUPPORTED_CPUID. Guests of an AMD host find the C-bit's position in it. */

@@ -1,11 +1,11 @@
 /** KVM_IOEVENTFD: writes of the guest's that signal an eventfd (virt/kvm/eventfd.c). */
-import { wrongType } from '../../hypervisor/errors.ts';
-import { IoeventfdFlag } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import type { kvm_ioeventfd } from '../../uapi/structs.ts';
-import type { Stop } from '../cpu/processor/stage.ts';
-import type { Given, StructArgument } from './dispatch.ts';
-import { EventFdFile } from './eventfd.ts';
+import { wrongType } from '../../../hypervisor/errors.ts';
+import { IoeventfdFlag } from '../../../uapi/constants.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { kvm_ioeventfd } from '../../../uapi/structs.ts';
+import type { Stop } from '../../cpu/processor/stage.ts';
+import type { Given, StructArgument } from '../abi/dispatch.ts';
+import { EventFdFile } from '../threads/eventfd.ts';
 
 interface Ioeventfd {
   readonly eventFd: EventFdFile;

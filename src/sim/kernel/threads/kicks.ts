@@ -6,9 +6,9 @@
  * Threads that were started too early for a table have one each; an id says which table it is of, so that none reaches
  * another vCPU than its own.
  */
-import { Errno } from '../../uapi/errno.ts';
-import { sharedMemory, update } from '../shared-memory.ts';
-import { GONE_MS } from './vm-lock.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { sharedMemory, update } from '../../shared-memory.ts';
+import { GONE_MS } from './lock.ts';
 
 /** The last number that was given and which table this is; then a row for each vCPU; then one for each eventfd. */
 export type KickTable = Int32Array<ArrayBufferLike>;

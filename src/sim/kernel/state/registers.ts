@@ -1,12 +1,12 @@
 /** KVM_GET_REGS and KVM_GET_SREGS, and what sets them (arch/x86/kvm/x86.c, __set_regs, __set_sregs). */
 
-import { Errno } from '../../uapi/errno.ts';
-import type { Input, Value } from '../../uapi/layout.ts';
-import type { kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2 } from '../../uapi/x86.ts';
-import type { Cpu } from '../cpu/cpu.ts';
-import type { Segment, Table } from '../cpu/processor/descriptors.ts';
-import { CR0, CR4, EFER } from '../cpu/processor/mode.ts';
-import { Msr, msrValue, writeMsr } from '../cpu/system/msrs.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { Input, Value } from '../../../uapi/layout.ts';
+import type { kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2 } from '../../../uapi/x86.ts';
+import type { Cpu } from '../../cpu/cpu.ts';
+import type { Segment, Table } from '../../cpu/processor/descriptors.ts';
+import { CR0, CR4, EFER } from '../../cpu/processor/mode.ts';
+import { Msr, msrValue, writeMsr } from '../../cpu/system/msrs.ts';
 
 type Regs = Value<typeof kvm_regs>;
 type Sregs = Value<typeof kvm_sregs>;

@@ -1,11 +1,11 @@
 /** KVM_GET_VCPU_EVENTS and KVM_SET_VCPU_EVENTS (arch/x86/kvm/x86.c), debug registers and breakpoints. */
-import { GuestDebug, InterruptShadow, VcpuEventFlag, Vector } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import type { Input, Value } from '../../uapi/layout.ts';
-import type { kvm_guest_debug } from '../../uapi/structs.ts';
-import type { kvm_debugregs, kvm_vcpu_events } from '../../uapi/x86.ts';
-import type { Cpu } from '../cpu/cpu.ts';
-import type { KvmVcpu } from './vcpu.ts';
+import { GuestDebug, InterruptShadow, VcpuEventFlag, Vector } from '../../../uapi/constants.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { Input, Value } from '../../../uapi/layout.ts';
+import type { kvm_guest_debug } from '../../../uapi/structs.ts';
+import type { kvm_debugregs, kvm_vcpu_events } from '../../../uapi/x86.ts';
+import type { Cpu } from '../../cpu/cpu.ts';
+import type { KvmVcpu } from '../vcpu/vcpu.ts';
 
 type Events = Value<typeof kvm_vcpu_events>;
 

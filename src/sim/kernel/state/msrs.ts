@@ -1,9 +1,9 @@
 /** KVM_GET_MSRS and KVM_SET_MSRS: a list ends at the first register that is not known, or refuses its value. */
-import type { Value } from '../../uapi/layout.ts';
-import type { kvm_msr_entry } from '../../uapi/x86.ts';
-import type { Cpu } from '../cpu/cpu.ts';
-import { readMsr, writeMsr } from '../cpu/system/msrs.ts';
-import type { ListArgument } from './dispatch.ts';
+import type { Value } from '../../../uapi/layout.ts';
+import type { kvm_msr_entry } from '../../../uapi/x86.ts';
+import type { Cpu } from '../../cpu/cpu.ts';
+import { readMsr, writeMsr } from '../../cpu/system/msrs.ts';
+import type { ListArgument } from '../abi/dispatch.ts';
 
 type Entry = Value<typeof kvm_msr_entry>;
 type Entries = ListArgument<typeof kvm_msr_entry>;

@@ -1,10 +1,10 @@
 /** What a VM does with its guests' accesses to MSRs (arch/x86/kvm/x86.c, kvm_msr_user_space, kvm_msr_allowed). */
-import { wrongType } from '../../hypervisor/errors.ts';
-import { MsrExitReason, MsrFilter } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import type { kvm_msr_filter } from '../../uapi/x86.ts';
-import type { MsrPolicy } from '../cpu/processor/stage.ts';
-import type { Given, StructArgument } from './dispatch.ts';
+import { wrongType } from '../../../hypervisor/errors.ts';
+import { MsrExitReason, MsrFilter } from '../../../uapi/constants.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { kvm_msr_filter } from '../../../uapi/x86.ts';
+import type { MsrPolicy } from '../../cpu/processor/stage.ts';
+import type { Given, StructArgument } from '../abi/dispatch.ts';
 
 const EXIT_REASONS = MsrExitReason.INVAL | MsrExitReason.UNKNOWN | MsrExitReason.FILTER;
 const ACCESSES = MsrFilter.READ | MsrFilter.WRITE;

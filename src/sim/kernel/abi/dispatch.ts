@@ -2,8 +2,8 @@
  * From a request and its bytes to the row that serves it. What the kernel reads through a pointer is checked here as
  * the addon checks it, so that both backends refuse the same arguments with the same kind of error.
  */
-import { wrongType } from '../../hypervisor/errors.ts';
-import { Errno } from '../../uapi/errno.ts';
+import { wrongType } from '../../../hypervisor/errors.ts';
+import { Errno } from '../../../uapi/errno.ts';
 import {
   type ArrayRow,
   type Ioctl,
@@ -12,8 +12,8 @@ import {
   type PointersRow,
   type SizedRow,
   type StructRow,
-} from '../../uapi/ioctls.ts';
-import { type Input, type Struct, type Type, type Value, viewOf } from '../../uapi/layout.ts';
+} from '../../../uapi/ioctls.ts';
+import { type Input, type Struct, type Type, type Value, viewOf } from '../../../uapi/layout.ts';
 
 export type Argument = number | bigint | Uint8Array | undefined;
 

@@ -1,17 +1,25 @@
 /** What a vCPU's fd does (arch/x86/kvm/x86.c, kvm_arch_vcpu_ioctl; virt/kvm/kvm_main.c, kvm_vcpu_ioctl). */
-import { MpState } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import type { kvm_pre_fault_memory } from '../../uapi/structs.ts';
-import type { kvm_cpuid_entry2 } from '../../uapi/x86.ts';
-import { PAGE } from '../arena.ts';
-import { MMIO } from '../cpu/processor/stage.ts';
-import { hasXsave } from './cpuid.ts';
-import { type Handlers, type ListArgument, type StructArgument, Table } from './dispatch.ts';
-import { getDebugRegs, getEvents, injectNmi, setDebugRegs, setEvents, setGuestDebug } from './events.ts';
-import { getFpu, getXcrs, getXsave, setFpu, setXcrs, setXsave } from './fpu.ts';
-import { getMsrs, setMsrs } from './msrs.ts';
-import { getRegs, getSregs, getSregs2, setSpecial, setSregs } from './registers.ts';
-import { type KvmVcpu, TSC_KHZ } from './vcpu.ts';
+import { MpState } from '../../../uapi/constants.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { kvm_pre_fault_memory } from '../../../uapi/structs.ts';
+import type { kvm_cpuid_entry2 } from '../../../uapi/x86.ts';
+import { PAGE } from '../../arena.ts';
+import { MMIO } from '../../cpu/processor/stage.ts';
+import { type Handlers, type ListArgument, type StructArgument, Table } from '../abi/dispatch.ts';
+import { hasXsave } from '../host/cpuid.ts';
+import { TSC_KHZ } from '../host/host.ts';
+import {
+  getDebugRegs,
+  getEvents,
+  injectNmi,
+  setDebugRegs,
+  setEvents,
+  setGuestDebug,
+} from '../state/events.ts';
+import { getFpu, getXcrs, getXsave, setFpu, setXcrs, setXsave } from '../state/fpu.ts';
+import { getMsrs, setMsrs } from '../state/msrs.ts';
+import { getRegs, getSregs, getSregs2, setSpecial, setSregs } from '../state/registers.ts';
+import type { KvmVcpu } from '../vcpu/vcpu.ts';
 
 const INTERRUPTS = 256;
 const NO_ADDRESS = 0xffff_ffff_ffff_ffffn;

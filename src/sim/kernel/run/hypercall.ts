@@ -1,7 +1,7 @@
 /** VMCALL and VMMCALL: what KVM answers itself, and what it hands to userspace (x86.c, kvm_emulate_hypercall). */
-import { Hypercall, HypercallErrno } from '../../uapi/constants.ts';
-import { PAGE } from '../arena.ts';
-import type { Stop } from '../cpu/processor/stage.ts';
+import { Hypercall, HypercallErrno } from '../../../uapi/constants.ts';
+import { PAGE } from '../../arena.ts';
+import type { Stop } from '../../cpu/processor/stage.ts';
 
 type HypercallStop = Extract<Stop, { kind: 'hypercall' }>;
 

@@ -1,12 +1,12 @@
 /** /dev/kvm (virt/kvm/kvm_main.c, kvm_dev_ioctl). */
-import { API_VERSION } from '../../uapi/constants.ts';
-import { msrIndexList } from '../cpu/system/msrs.ts';
-import { checkExtension } from './capabilities.ts';
-import { emulatedCpuid, supportedCpuid } from './cpuid.ts';
-import { type Handlers, Table } from './dispatch.ts';
-import type { Host } from './host.ts';
-import { MMAP_SIZE } from './kvm-run.ts';
-import { KvmVm } from './vm.ts';
+import { API_VERSION } from '../../../uapi/constants.ts';
+import { msrIndexList } from '../../cpu/system/msrs.ts';
+import { type Handlers, Table } from '../abi/dispatch.ts';
+import { MMAP_SIZE } from '../abi/kvm-run.ts';
+import { checkExtension } from '../host/capabilities.ts';
+import { emulatedCpuid, supportedCpuid } from '../host/cpuid.ts';
+import type { Host } from '../host/host.ts';
+import { KvmVm } from '../vm/vm.ts';
 
 const handlers: Handlers<Host> = {
   KVM_GET_API_VERSION: () => API_VERSION,

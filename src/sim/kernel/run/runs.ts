@@ -2,14 +2,14 @@
  * The runs of a vCPU: synchronous ones, and those that are started and go on from the thread's event loop. What is asked of
  * the vCPU meanwhile, by kick, stop and pause, is looked at between its time slices.
  */
-import { type Starter, VCPU_RUNNING } from '../../hypervisor/backend.ts';
-import { outOfRange, wrongType } from '../../hypervisor/errors.ts';
-import { Errno } from '../../uapi/errno.ts';
+import { type Starter, VCPU_RUNNING } from '../../../hypervisor/backend.ts';
+import { outOfRange, wrongType } from '../../../hypervisor/errors.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { Standing } from '../threads/kicks.ts';
+import type { KvmVcpu } from '../vcpu/vcpu.ts';
 import { isAside } from './aside.ts';
-import { Standing } from './kicks.ts';
-import type { End } from './run.ts';
+import type { End } from './runner.ts';
 import { scheduler } from './schedule.ts';
-import type { KvmVcpu } from './vcpu.ts';
 
 /** Instructions between two looks at what is asked: so many that they take some tens of microseconds. */
 const Slice = { least: 2 ** 11, first: 2 ** 13, most: 2 ** 16, shortMs: 0.03, longMs: 0.1 } as const;

@@ -1,24 +1,22 @@
 /** A vCPU: a processor, its kvm_run, and how it comes to its VM's memory. */
-import { type SharedVcpu, VCPU_RUNNING } from '../../hypervisor/backend.ts';
-import { Errno } from '../../uapi/errno.ts';
-import { Exit } from '../../uapi/exit.ts';
-import { PAGE } from '../arena.ts';
-import { Cpu } from '../cpu/cpu.ts';
-import { type Access, FAULT, type SecondStage } from '../cpu/processor/stage.ts';
-import { DirtyRing } from '../memory/dirty.ts';
-import { aside } from './aside.ts';
-import type { Host } from './host.ts';
-import { type KickWord, Standing } from './kicks.ts';
-import { KvmRun } from './kvm-run.ts';
+import { type SharedVcpu, VCPU_RUNNING } from '../../../hypervisor/backend.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import { Exit } from '../../../uapi/exit.ts';
+import { PAGE } from '../../arena.ts';
+import { Cpu } from '../../cpu/cpu.ts';
+import { type Access, FAULT, type SecondStage } from '../../cpu/processor/stage.ts';
+import { DirtyRing } from '../../memory/dirty.ts';
+import { KvmRun } from '../abi/kvm-run.ts';
+import type { Host } from '../host/host.ts';
+import { aside } from '../run/aside.ts';
+import { Runner } from '../run/runner.ts';
+import { Runs } from '../run/runs.ts';
+import { scheduler } from '../run/schedule.ts';
+import { isVcpuToken, type SimVcpuToken, VcpuShare } from '../state/share.ts';
+import { type KickWord, Standing } from '../threads/kicks.ts';
+import type { KvmVm } from '../vm/vm.ts';
 import { secondStageEvent } from './observe.ts';
-import { Runner } from './run.ts';
-import { Runs } from './runs.ts';
-import { scheduler } from './schedule.ts';
-import { isVcpuToken, type SimVcpuToken, VcpuShare } from './vcpu-share.ts';
-import type { KvmVm } from './vm.ts';
 
-/** A thousandth of the frequency of the time-stamp counter, which counts instructions: they take a nanosecond each. */
-export const TSC_KHZ = 1_000_000;
 /** vCPUs of this thread that others have, or that others have made, by the numbers by which they are kicked. */
 const here = new Map<number, KvmVcpu>();
 

@@ -1,16 +1,14 @@
 /**
- * KVM_CHECK_EXTENSION and KVM_ENABLE_CAP: Linux 6.12 with private memory, and guest_memfd's host views as in 6.18. A
+ * KVM_CHECK_EXTENSION: Linux 6.12 with private memory, and guest_memfd's host views as in 6.18. A
  * capability that is not here is not modelled, and is 0.
  */
-import { Cap } from '../../uapi/cap.ts';
-import { Hypercall, MemoryAttribute, Quirk, SyncRegs, VmType } from '../../uapi/constants.ts';
-import { Errno } from '../../uapi/errno.ts';
-import { kvm_xsave } from '../../uapi/x86.ts';
-import { MANUAL_OPTIONS, MAX_RING_BYTES } from '../memory/dirty.ts';
-import { MAX_SLOTS } from '../memory/slots.ts';
+import { Cap } from '../../../uapi/cap.ts';
+import { Hypercall, MemoryAttribute, Quirk, SyncRegs, VmType } from '../../../uapi/constants.ts';
+import { kvm_xsave } from '../../../uapi/x86.ts';
+import { MANUAL_OPTIONS, MAX_RING_BYTES } from '../../memory/dirty.ts';
+import { MAX_SLOTS } from '../../memory/slots.ts';
 import { hasXsave } from './cpuid.ts';
 import type { Host } from './host.ts';
-import type { KvmVm } from './vm.ts';
 
 export const MAX_VCPUS = 1024;
 /** KVM_MAX_VCPU_IDS. */
@@ -18,8 +16,12 @@ export const MAX_VCPU_IDS = 4 * MAX_VCPUS;
 /** Debug registers for breakpoints (SDM volume 3, 18.2). */
 const BREAKPOINTS = 4;
 
+/** A VM, as far as it decides what can be had. */
+interface Scope {
+  readonly hasPrivate: boolean;
+}
 /** A value for both scopes; or one that depends on the VM, which is undefined at /dev/kvm. */
-type Value = number | ((host: Host, vm: KvmVm | undefined) => number);
+type Value = number | ((host: Host, vm: Scope | undefined) => number);
 
 const { DEFAULT, SW_PROTECTED, SNP, TDX } = VmType;
 export const VM_TYPES: readonly number[] = [DEFAULT, SW_PROTECTED, SNP, TDX];
@@ -31,7 +33,7 @@ const mainline =
     dialect.name === 'mainline' ? value : 0;
 
 export const EXIT_HYPERCALLS = 1 << Hypercall.MAP_GPA_RANGE;
-const QUIRKS = Quirk.SLOT_ZAP_ALL;
+export const QUIRKS = Quirk.SLOT_ZAP_ALL;
 
 const values: { readonly [cap in keyof typeof Cap]?: Value } = {
   HLT: 1,
@@ -100,35 +102,7 @@ const byNumber = new Map(
   Object.entries(values).map(([name, value]) => [Cap[name as keyof typeof Cap] as number, value]),
 );
 
-export function checkExtension(host: Host, vm: KvmVm | undefined, cap: number): number {
+export function checkExtension(host: Host, vm: Scope | undefined, cap: number): number {
   const value = byNumber.get(cap) ?? 0;
   return typeof value === 'number' ? value : value(host, vm);
-}
-
-/** What KVM_ENABLE_CAP does to a VM. Capabilities that are informational only are refused. */
-const enablers: { readonly [cap: number]: (vm: KvmVm, argument: bigint) => number } = {
-  [Cap.EXIT_HYPERCALL]: (vm, bits) => {
-    if ((bits & ~BigInt(EXIT_HYPERCALLS)) !== 0n) return -Errno.EINVAL;
-    vm.exitHypercalls = Number(bits);
-    return 0;
-  },
-  [Cap.DISABLE_QUIRKS2]: (vm, bits) => {
-    if ((bits & ~BigInt(QUIRKS)) !== 0n) return -Errno.EINVAL;
-    if (bits !== 0n) vm.memory.zapsAll = false; // a quirk that is off stays so
-    return 0;
-  },
-  [Cap.X86_USER_SPACE_MSR]: (vm, reasons) => vm.msrPolicy.enable(reasons),
-  [Cap.MANUAL_DIRTY_LOG_PROTECT2]: (vm, options) => vm.memory.dirty.setManual(options),
-  [Cap.EXCEPTION_PAYLOAD]: (vm, on) => {
-    vm.exceptionPayload = on !== 0n;
-    return 0;
-  },
-};
-
-export function enableVmCap(vm: KvmVm, cap: number, flags: number, argument: bigint): number {
-  // The generic part of KVM does not look at these two's flags.
-  if (cap === Cap.DIRTY_LOG_RING || cap === Cap.DIRTY_LOG_RING_ACQ_REL)
-    return vm.memory.dirty.enableRing(argument, vm.vcpuIds.size > 0);
-  if (flags !== 0) return -Errno.EINVAL;
-  return enablers[cap]?.(vm, argument) ?? -Errno.EINVAL;
 }

@@ -1,11 +1,11 @@
 /** KVM_GET_FPU, KVM_GET_XSAVE, KVM_GET_XCRS and what sets them: x87 and SSE, in FXSAVE's format (SDM volume 1, 10.5.1). */
-import { Errno } from '../../uapi/errno.ts';
-import type { Input, Value } from '../../uapi/layout.ts';
-import { viewOf } from '../../uapi/layout.ts';
-import type { kvm_fpu, kvm_xcrs } from '../../uapi/x86.ts';
-import type { Cpu } from '../cpu/cpu.ts';
-import { MXCSR_MASK } from '../cpu/sse/move.ts';
-import { FXSAVE_SIZE, fxsaveImage, Image, loadFxsaveImage } from '../cpu/x87/fxsave.ts';
+import { Errno } from '../../../uapi/errno.ts';
+import type { Input, Value } from '../../../uapi/layout.ts';
+import { viewOf } from '../../../uapi/layout.ts';
+import type { kvm_fpu, kvm_xcrs } from '../../../uapi/x86.ts';
+import type { Cpu } from '../../cpu/cpu.ts';
+import { MXCSR_MASK } from '../../cpu/sse/move.ts';
+import { FXSAVE_SIZE, fxsaveImage, Image, loadFxsaveImage } from '../../cpu/x87/fxsave.ts';
 
 type Fpu = Value<typeof kvm_fpu>;
 

@@ -1,14 +1,14 @@
 /** The simulated host: what its processor and its kernel are, the memory they have, and who kicks whom. */
 
-import { outOfRange } from '../../hypervisor/errors.ts';
-import { VmType } from '../../uapi/constants.ts';
-import { type Dialect, type DialectName, dialects } from '../../uapi/dialects.ts';
-import { type Arena, PAGE } from '../arena.ts';
-import type { GuestChoice } from '../cpu/processor/stage.ts';
-import type { Tier } from '../cpu/translate/code.ts';
-import { Decoder, type Iced } from '../cpu/translate/decode.ts';
-import { Sharing } from '../memory/sharing.ts';
-import { Kicks, type KickTable } from './kicks.ts';
+import { outOfRange } from '../../../hypervisor/errors.ts';
+import { VmType } from '../../../uapi/constants.ts';
+import { type Dialect, type DialectName, dialects } from '../../../uapi/dialects.ts';
+import { type Arena, PAGE } from '../../arena.ts';
+import type { GuestChoice } from '../../cpu/processor/stage.ts';
+import type { Tier } from '../../cpu/translate/code.ts';
+import { Decoder, type Iced } from '../../cpu/translate/decode.ts';
+import { Sharing } from '../../memory/sharing.ts';
+import { Kicks, type KickTable } from '../threads/kicks.ts';
 
 /** What a simulated host is told to be; all of it may be left out. */
 export interface SimulatedHost {
@@ -41,6 +41,9 @@ export interface SimOptions extends SimulatedHost {
   /** Where kicks from other threads arrive; only this thread's without it. */
   readonly kicks?: KickTable;
 }
+
+/** A thousandth of the frequency of the time-stamp counter, which counts instructions: they take a nanosecond each. */
+export const TSC_KHZ = 1_000_000;
 
 const CHOICE_BITS = { lowest: 32, highest: 51 } as const;
 const TIERS: readonly Tier[] = ['closures', 'wasm', 'both'];

@@ -1,19 +1,19 @@
 /** The ioctls about memory slots that refer to something: checked as the addon checks it. */
-import { wrongType } from '../../hypervisor/errors.ts';
-import { Errno } from '../../uapi/errno.ts';
+import { wrongType } from '../../../hypervisor/errors.ts';
+import { Errno } from '../../../uapi/errno.ts';
 import {
   type kvm_clear_dirty_log,
   type kvm_dirty_log,
   type kvm_userspace_memory_region,
   kvm_userspace_memory_region2 as second,
-} from '../../uapi/structs.ts';
-import { PAGE } from '../arena.ts';
-import { GuestMemfdFile } from '../memory/guest-memfd.ts';
-import { Mapping } from '../memory/host-memory.ts';
-import { SharedFile } from '../memory/sharing.ts';
-import type { Region } from '../memory/slots.ts';
-import { type Given, PlaceOf, type StructArgument } from './dispatch.ts';
-import type { KvmVm } from './vm.ts';
+} from '../../../uapi/structs.ts';
+import { PAGE } from '../../arena.ts';
+import { GuestMemfdFile } from '../../memory/guest-memfd.ts';
+import { Mapping } from '../../memory/host-memory.ts';
+import { SharedFile } from '../../memory/sharing.ts';
+import type { Region } from '../../memory/slots.ts';
+import { type Given, PlaceOf, type StructArgument } from '../abi/dispatch.ts';
+import type { KvmVm } from '../vm/vm.ts';
 
 /** KVM_SET_USER_MEMORY_REGION_V1_FLAGS: dirty logging and READONLY. */
 const V1_FLAGS = 0b11;
