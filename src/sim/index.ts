@@ -291,7 +291,7 @@ class Simulator implements SimBackend {
 
   readonly eventFds: EventFds = {
     create: (initial, semaphore) => {
-      const file = EventFdFile.create(this.#host, initial, semaphore);
+      const file = EventFdFile.create(this.#host.kicks, initial, semaphore);
       return typeof file === 'number' ? file : wrap(file);
     },
     share: (eventFd) => as(EventFdFile, eventFd, 'eventFd').share(),
@@ -314,7 +314,7 @@ class Simulator implements SimBackend {
   };
   readonly shareVcpu = (vcpu: Handle): SharedVcpu | number => as(KvmVcpu, vcpu, 'vcpu').token();
   readonly openVcpu = (token: SharedVcpu): Handle | number => {
-    const vcpu = KvmVcpu.open(this.#host, token, KvmVm.open);
+    const vcpu = KvmVcpu.open(this.#host, token);
     return typeof vcpu === 'number' ? vcpu : wrap(vcpu);
   };
   readonly kickId = (vcpu: Handle): number => as(KvmVcpu, vcpu, 'vcpu').kick.id;

@@ -8,9 +8,9 @@ import { cpl } from '../../cpu/processor/mode.ts';
 import type { Stop } from '../../cpu/processor/stage.ts';
 import { Flag } from '../../cpu/processor/state.ts';
 import { Msr, msrValue } from '../../cpu/system/msrs.ts';
+import type { VcpuData } from '../state/data.ts';
 import { getEvents, setEvents } from '../state/events.ts';
 import { getRegs, getSregs, setRegs, setSregs } from '../state/registers.ts';
-import type { KvmVcpu } from '../vcpu/vcpu.ts';
 import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
 
 type Regs = Value<typeof kvm_regs>;
@@ -26,13 +26,13 @@ const waits = (stop: Stop | undefined): boolean =>
   stop !== undefined && !(stop.kind === 'mmio' && stop.write);
 
 export class Runner {
-  readonly #vcpu: KvmVcpu;
+  readonly #vcpu: VcpuData;
   /** What userspace has still to answer. */
   #pending: Stop | undefined;
   /** The registers of the instruction that waits, where userspace has set others since. */
   #before: Regs | undefined;
 
-  constructor(vcpu: KvmVcpu) {
+  constructor(vcpu: VcpuData) {
     this.#vcpu = vcpu;
   }
 

@@ -5,11 +5,12 @@
 import { type Starter, VCPU_RUNNING } from '../../../hypervisor/backend.ts';
 import { outOfRange, wrongType } from '../../../hypervisor/errors.ts';
 import { Errno } from '../../../uapi/errno.ts';
+import type { VcpuData } from '../state/data.ts';
+import type { VcpuShare } from '../state/share.ts';
 import { Standing } from '../threads/kicks.ts';
-import type { KvmVcpu } from '../vcpu/vcpu.ts';
 import { isAside } from './aside.ts';
-import type { End } from './runner.ts';
-import { scheduler } from './schedule.ts';
+import type { End, Runner } from './runner.ts';
+import { type Scheduled, type Step, scheduler, type Taker } from './schedule.ts';
 
 /** Instructions between two looks at what is asked: so many that they take some tens of microseconds. */
 const Slice = { least: 2 ** 11, first: 2 ** 13, most: 2 ** 16, shortMs: 0.03, longMs: 0.1 } as const;
@@ -28,18 +29,25 @@ function deadlineOf(timeoutMs: number): number {
   return timeoutMs === Infinity ? Infinity : performance.now() + timeoutMs;
 }
 
-/** What a step of a started run gives: how the run has ended, that it is paused, or that it goes on. */
-export type Step = number | 'paused' | undefined;
+/** A vCPU, as far as it is run. */
+export interface Runnable extends VcpuData, Taker {
+  readonly runner: Runner;
+  /** Where other threads have it too. */
+  readonly share: VcpuShare | undefined;
+  /** An access waits for userspace in another thread's processor. */
+  readonly asksElsewhere: boolean;
+  /** It is about to execute: if another vCPU has since it did last, that may have written to its code. */
+  takesOver(): void;
+  /** It is in no run any more: whoever waits for that is told, and what was closed meanwhile goes. */
+  stands(): void;
+}
 
-export class Runs {
-  readonly vcpu: KvmVcpu;
+export class Runs implements Scheduled {
+  readonly vcpu: Runnable;
   /** In KVM_RUN, on this thread's stack. */
   running = false;
-  /** Begun by a starter, and not done. */
   started = false;
-  /** Of the run that was started. */
   deadline = Number.POSITIVE_INFINITY;
-  /** Of the starter that began it. */
   done: (result: number) => void = () => {};
   /** How far the run has come: before begin(), before its first slice, or in the guest. */
   #phase: 'new' | 'begun' | 'guest' = 'new';
@@ -47,7 +55,7 @@ export class Runs {
   /** The starter's end() was called in this run. */
   #ends = false;
 
-  constructor(vcpu: KvmVcpu) {
+  constructor(vcpu: Runnable) {
     this.vcpu = vcpu;
   }
 
@@ -55,12 +63,10 @@ export class Runs {
   get busy(): boolean {
     return this.started && !this.#parked && !this.running;
   }
-  /** Started, and waiting for resume(). */
   get parked(): boolean {
     return this.#parked;
   }
 
-  /** Parked, and somebody asks something else of it by now. */
   get released(): boolean {
     const { kick, run } = this.vcpu;
     return this.#ends || !kick.paused || kick.stopped || run.get('immediateExit') !== 0;
@@ -128,15 +134,12 @@ export class Runs {
     return { start, end };
   }
 
-  /** Instructions of a slice, where it makes no difference to the guest how many they are. */
   slice: number = Slice.first;
-  /** @param ms what the last slice took */
   adapt(ms: number): void {
     if (ms > Slice.longMs) this.slice = Math.max(this.slice / 2, Slice.least);
     else if (ms < Slice.shortMs) this.slice = Math.min(this.slice * 2, Slice.most);
   }
 
-  /** A part of a started run. */
   step(instructions: number, exactly: boolean): Step {
     if (!this.vcpu.isOpen) return -Errno.EBADF;
     this.running = true;
@@ -146,13 +149,11 @@ export class Runs {
       this.running = false;
     }
   }
-  /** Its deadline has passed, or it was closed. */
   expire(): number {
     const { isOpen, kick } = this.vcpu;
     if (!isOpen) return -Errno.EBADF;
     return this.#alone(() => this.#end(kick.kicked && !this.#parked ? -Errno.EINTR : -Errno.ETIME));
   }
-  /** The started run is over, with what the next one may need already. */
   finish(): void {
     this.started = false;
     this.#parked = false;

@@ -9,8 +9,8 @@
  * go on meanwhile, and when it answers is an input as any other.
  */
 
+import type { KickWord } from '../threads/kicks.ts';
 import type { KvmVm } from '../vm/vm.ts';
-import type { Runs, Step } from './runs.ts';
 
 /** Instructions that a vCPU executes at most before another one's turn comes. */
 const QUANTUM = 2 ** 14;
@@ -49,18 +49,58 @@ function bySending(): ((call: () => void) => void) | undefined {
   };
 }
 
+/** What a step of a started run gives: how the run has ended, that it is paused, or that it goes on. */
+export type Step = number | 'paused' | undefined;
+
+/** A vCPU, as far as it takes turns. */
+export interface Taker {
+  readonly vm: KvmVm;
+  readonly id: number;
+  readonly kick: KickWord;
+  readonly isOpen: boolean;
+  /** Instructions that were begun: cheaper than those that are completed, and the same between two slices. */
+  readonly instructions: bigint;
+  /** Others may have written to its code: it is compared before it is executed. */
+  looksAnew(): void;
+}
+
+/** A vCPU's run that takes turns with others. */
+export interface Scheduled {
+  readonly vcpu: Taker;
+  /** Begun by a starter, and not done. */
+  readonly started: boolean;
+  /** In performance.now()'s time. */
+  readonly deadline: number;
+  /** Waits for resume(). */
+  readonly parked: boolean;
+  /** Parked, and somebody asks something else of it by now. */
+  readonly released: boolean;
+  /** Instructions of a slice, where it makes no difference to the guest how many they are. */
+  readonly slice: number;
+  /** A part of it. */
+  step(instructions: number, exactly: boolean): Step;
+  /** @param ms what the last slice took */
+  adapt(ms: number): void;
+  /** Its deadline has passed, or it was closed. */
+  expire(): number;
+  /** It is over, with what the next one may need already. */
+  finish(): void;
+  /** Tells its starter. */
+  done(result: number): void;
+}
+
 class Scheduler {
   /** What is started in this thread, of each VM in the order of the vCPUs' numbers. */
-  readonly #started = new Map<KvmVm, Runs[]>();
+  readonly #started = new Map<KvmVm, Scheduled[]>();
   /** Whose end is being told: it may begin again. */
-  #telling: Runs | undefined;
+  #telling: Scheduled | undefined;
   #armed = false;
   /** In a tick: what is started now needs no other. */
   #ticking = false;
   #sleeper: ReturnType<typeof setTimeout> | undefined;
-  readonly #watched = new Set<Runs>();
+  readonly #watched = new Set<Scheduled>();
 
-  add(runs: Runs): void {
+  add(runs: Scheduled): void {
     if (runs === this.#telling) return; // it is where it was
     const { vm, id } = runs.vcpu;
     const all = this.#started.get(vm) ?? [];
@@ -116,7 +156,7 @@ class Scheduler {
   }
 
   /** Gives whether anybody of the VM could go on; `ends` where the tick has to end. */
-  #quantum(vm: KvmVm, all: Runs[], now: number): boolean | 'ends' {
+  #quantum(vm: KvmVm, all: Scheduled[], now: number): boolean | 'ends' {
     const late = all.find(({ deadline, vcpu }) => deadline <= now || !vcpu.isOpen);
     if (late !== undefined) return this.#done(late, late.expire()) || 'ends';
     const ready = all.filter((runs) => !runs.parked || runs.released);
@@ -145,7 +185,7 @@ class Scheduler {
   }
 
   /** Tells how a run has ended; gives whether the next one has begun. */
-  #done(runs: Runs, result: number): boolean {
+  #done(runs: Scheduled, result: number): boolean {
     runs.finish();
     this.#telling = runs;
     try {
@@ -156,7 +196,7 @@ class Scheduler {
     }
     return runs.started;
   }
-  #remove(runs: Runs): void {
+  #remove(runs: Scheduled): void {
     const { vm } = runs.vcpu;
     const all = this.#started.get(vm)!;
     all.splice(all.indexOf(runs), 1);

@@ -5,7 +5,7 @@ import type { Input, Value } from '../../../uapi/layout.ts';
 import type { kvm_guest_debug } from '../../../uapi/structs.ts';
 import type { kvm_debugregs, kvm_vcpu_events } from '../../../uapi/x86.ts';
 import type { Cpu } from '../../cpu/cpu.ts';
-import type { KvmVcpu } from '../vcpu/vcpu.ts';
+import type { VcpuData } from './data.ts';
 
 type Events = Value<typeof kvm_vcpu_events>;
 
@@ -16,7 +16,7 @@ const shadows = { sti: InterruptShadow.STI, 'mov-ss': InterruptShadow.MOV_SS } a
 /** Raised by an instruction (INT3, INTO): it is executed again instead of being injected again. */
 const soft: readonly number[] = [Vector.BP, Vector.OF];
 
-export function getEvents({ cpu, vm, exceptionPending }: KvmVcpu): Input<Events> {
+export function getEvents({ cpu, vm, exceptionPending }: VcpuData): Input<Events> {
   const { exception, interrupt } = cpu;
   const waits = exception !== undefined && !soft.includes(exception.vector);
   const pending = waits && exceptionPending;
@@ -44,7 +44,7 @@ export function getEvents({ cpu, vm, exceptionPending }: KvmVcpu): Input<Events>
 }
 
 /** 0, or -EINVAL with nothing changed. */
-export function setEvents(vcpu: KvmVcpu, events: Events): number {
+export function setEvents(vcpu: VcpuData, events: Events): number {
   const { cpu, vm } = vcpu;
   const { exception, interrupt, nmi, smi, flags } = events;
   const payload = (flags & VcpuEventFlag.PAYLOAD) !== 0;
@@ -101,7 +101,7 @@ export function setDebugRegs(cpu: Cpu, regs: Value<typeof kvm_debugregs>): numbe
 }
 
 /** KVM_SET_GUEST_DEBUG. KVM_GUESTDBG_BLOCKIRQ is accepted and changes nothing. */
-export function setGuestDebug(vcpu: KvmVcpu, debug: Value<typeof kvm_guest_debug>): number {
+export function setGuestDebug(vcpu: VcpuData, debug: Value<typeof kvm_guest_debug>): number {
   const { cpu } = vcpu;
   const { control } = debug;
   const inject = control & (GuestDebug.INJECT_DB | GuestDebug.INJECT_BP);

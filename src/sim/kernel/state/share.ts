@@ -8,8 +8,8 @@ import { SharedFields } from '../../cpu/processor/fields.ts';
 import { STATE_BYTES } from '../../cpu/processor/state.ts';
 import { isSharedMemory, retain, sharedMemory } from '../../shared-memory.ts';
 import { MMAP_SIZE } from '../abi/kvm-run.ts';
-import type { KvmVcpu } from '../vcpu/vcpu.ts';
 import type { SimVmToken } from '../vm/share.ts';
+import type { VcpuData } from './data.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
 export interface SimVcpuToken extends SharedVcpu {
@@ -19,6 +19,11 @@ export interface SimVcpuToken extends SharedVcpu {
   /** kvm_run, with the pages after it. */
   readonly run: ArrayBufferLike;
   readonly ring: ArrayBufferLike | undefined;
+}
+
+/** A vCPU, as far as it is shared. */
+interface Shareable extends VcpuData {
+  readonly runner: { abandon(): void };
 }
 
 /**
@@ -33,11 +38,11 @@ const Flags = { HAS_RUN: 1, EXCEPTION_PENDING: 2 } as const;
 
 export class VcpuShare {
   readonly token: SimVcpuToken;
-  readonly #vcpu: KvmVcpu;
+  readonly #vcpu: Shareable;
   readonly #words: Int32Array;
   readonly #fields: SharedFields;
 
-  constructor(vcpu: KvmVcpu, token: SimVcpuToken) {
+  constructor(vcpu: Shareable, token: SimVcpuToken) {
     this.#vcpu = vcpu;
     this.token = token;
     this.#words = new Int32Array(token.words);
@@ -45,7 +50,7 @@ export class VcpuShare {
   }
 
   /** Of a vCPU that this thread alone has. @param vm its VM's */
-  static create(vcpu: KvmVcpu, vm: SimVmToken): VcpuShare {
+  static create(vcpu: Shareable, vm: SimVmToken): VcpuShare {
     const share = new VcpuShare(vcpu, {
       backend: 'sim',
       kickId: vcpu.kick.id,

@@ -2,8 +2,7 @@
 import type { EventFdToken } from '../../../hypervisor/backend.ts';
 import { Errno } from '../../../uapi/errno.ts';
 import { isSharedMemory, update } from '../../shared-memory.ts';
-import type { Host } from '../host/host.ts';
-import { EventWord, eventWords, signalEvent, TABLE_BYTES, TOP } from './kicks.ts';
+import { EventWord, eventWords, type Kicks, signalEvent, TABLE_BYTES, TOP } from './kicks.ts';
 
 /** What a token of the simulator's carries besides its number. */
 export interface SimEventFdToken extends EventFdToken {
@@ -27,7 +26,7 @@ export class EventFdFile {
   }
 
   /** -ENFILE when there are too many. */
-  static create({ kicks }: Host, initial: number, semaphore: boolean): EventFdFile | number {
+  static create(kicks: Kicks, initial: number, semaphore: boolean): EventFdFile | number {
     const made = kicks.openEvent();
     if (made === undefined) return -Errno.ENFILE;
     made.words.set([BigInt(initial), semaphore ? 1n : 0n, 1n], COUNT);

@@ -10,11 +10,11 @@ import { KvmRun } from '../abi/kvm-run.ts';
 import type { Host } from '../host/host.ts';
 import { aside } from '../run/aside.ts';
 import { Runner } from '../run/runner.ts';
-import { Runs } from '../run/runs.ts';
+import { type Runnable, Runs } from '../run/runs.ts';
 import { scheduler } from '../run/schedule.ts';
 import { isVcpuToken, type SimVcpuToken, VcpuShare } from '../state/share.ts';
 import { type KickWord, Standing } from '../threads/kicks.ts';
-import type { KvmVm } from '../vm/vm.ts';
+import { KvmVm } from '../vm/vm.ts';
 import { secondStageEvent } from './observe.ts';
 
 /** vCPUs of this thread that others have, or that others have made, by the numbers by which they are kicked. */
@@ -25,20 +25,16 @@ let lastToExecute = 0;
 
 const pageOf = (gpa: number): number => gpa - (gpa % PAGE);
 
-export class KvmVcpu {
+export class KvmVcpu implements Runnable {
   readonly vm: KvmVm;
   readonly id: number;
   readonly cpu: Cpu;
   readonly run: KvmRun;
   readonly runner: Runner;
   readonly kick: KickWord;
-  /** cpu.exception has been raised and not yet been delivered: KVM_SET_REGS takes it back. */
   exceptionPending = false;
-  /** KVM_RUN was called: CPUID stands. */
   hasRun = false;
-  /** What KVM_RUN returns where the second stage gave FAULT: a negated errno, or 0. */
   failed = 0;
-  /** KVM_CAP_DIRTY_LOG_RING. */
   readonly ring: DirtyRing | undefined;
   readonly runs = new Runs(this);
   #open = true;
@@ -96,13 +92,13 @@ export class KvmVcpu {
   }
 
   /** The vCPU that a token names, in this thread; or a negated errno. */
-  static open(host: Host, token: SharedVcpu, openVm: typeof KvmVm.open): KvmVcpu | number {
+  static open(host: Host, token: SharedVcpu): KvmVcpu | number {
     if (!isVcpuToken(token)) return -Errno.EBADF;
     const known = here.get(token.kickId);
     if (known !== undefined) return known.#retain();
     const kick = host.kicks.find(token.kickId);
     if (kick === undefined) return -Errno.ESTALE;
-    const vm = openVm(host, token.vm);
+    const vm = KvmVm.open(host, token.vm);
     if (typeof vm === 'number') return vm;
     try {
       const vcpu = new KvmVcpu(vm, token.id, kick, token);
@@ -139,7 +135,6 @@ export class KvmVcpu {
     return false;
   }
 
-  /** An access waits for userspace in another thread's processor. */
   get asksElsewhere(): boolean {
     const { kick, share, vm } = this;
     return share !== undefined && kick.standing === Standing.ASKING && share.ran !== vm.host.thread;
@@ -198,15 +193,12 @@ export class KvmVcpu {
       vm.leave();
     }
   }
-  /** Instructions that were begun: cheaper than those that are completed, and the same between two slices. */
   get instructions(): bigint {
     return this.cpu.state.count;
   }
-  /** Others may have written to its code: it is compared before it is executed. */
   looksAnew(): void {
     this.cpu.enter();
   }
-  /** It is about to execute: if another vCPU has since it did last, that may have written to its code. */
   takesOver(): void {
     const { id } = this.kick;
     const anotherThreads = this.vm.share?.takesTurn(id | 0) ?? false;
@@ -218,7 +210,6 @@ export class KvmVcpu {
     return this.#open;
   }
 
-  /** It is in no run any more: whoever waits for that is told, and what was closed meanwhile goes. */
   stands(): void {
     const { kick, runner, vm } = this;
     kick.standing = runner.asks ? Standing.ASKING : Standing.IDLE;

@@ -6,11 +6,11 @@
 import type { SharedVm } from '../../../hypervisor/backend.ts';
 import { Copier, Teller } from '../../memory/copies.ts';
 import { type Entry, JOURNAL_WORDS, Journal } from '../../memory/journal.ts';
+import type { VmMemory } from '../../memory/vm-memory.ts';
 import { retain, sharedMemory } from '../../shared-memory.ts';
 import type { Memory } from '../../webassembly.ts';
-import { hostOf, type SimulatedHost } from '../host/host.ts';
+import { type Host, hostOf, type SimulatedHost } from '../host/host.ts';
 import { LOCK_WORDS, VmLock } from '../threads/lock.ts';
-import type { KvmVm } from './vm.ts';
 
 /** What a token of the simulator's carries besides its numbers. */
 export interface SimVmToken extends SharedVm {
@@ -20,6 +20,27 @@ export interface SimVmToken extends SharedVm {
   readonly host: SimulatedHost;
   /** Which table its eventfds and vCPUs are in. */
   readonly table: number;
+}
+
+/** What of a VM is neither memory nor vCPUs. */
+export interface Config {
+  readonly exitHypercalls: number;
+  readonly exceptionPayload: boolean;
+  readonly zapsAll: boolean;
+  readonly manual: number;
+  readonly ringBytes: number;
+  readonly msrs: unknown;
+  readonly ioeventfds: unknown;
+}
+
+/** A VM, as far as it is shared. */
+export interface Shareable {
+  readonly host: Host;
+  readonly type: number;
+  readonly memory: VmMemory;
+  readonly config: Config;
+  /** In a copy: what its owner has told. */
+  configure(config: Config): void;
 }
 
 /** Words: the lock, the journal, which vCPU has executed last, and in how many threads there is a handle. */
@@ -33,13 +54,13 @@ export class VmShare {
   readonly lock: VmLock;
   readonly token: SimVmToken;
   readonly isOwner: boolean;
-  readonly #vm: KvmVm;
+  readonly #vm: Shareable;
   readonly #words: Int32Array;
   readonly #journal: Journal;
   readonly #teller: Teller | undefined;
   readonly #copier: Copier | undefined;
 
-  private constructor(vm: KvmVm, token: SimVmToken, isOwner: boolean) {
+  private constructor(vm: Shareable, token: SimVmToken, isOwner: boolean) {
     this.#vm = vm;
     this.token = token;
     this.isOwner = isOwner;
@@ -51,7 +72,7 @@ export class VmShare {
   }
 
   /** By the VM's owner; undefined when the arena is full. */
-  static create(vm: KvmVm): VmShare | undefined {
+  static create(vm: Shareable): VmShare | undefined {
     const { arena, kicks, options } = vm.host;
     const token: SimVmToken = {
       backend: 'sim',
@@ -70,7 +91,7 @@ export class VmShare {
   }
 
   /** By another thread, for its copy. Undefined when the VM is gone. */
-  static open(vm: KvmVm, token: SimVmToken): VmShare | undefined {
+  static open(vm: Shareable, token: SimVmToken): VmShare | undefined {
     const share = new VmShare(vm, token, false);
     return share.retain() ? share : undefined;
   }
@@ -129,15 +150,4 @@ export class VmShare {
     this.#vm.memory.told = undefined;
     this.#journal.free();
   }
-}
-
-/** What of a VM is neither memory nor vCPUs. */
-export interface Config {
-  readonly exitHypercalls: number;
-  readonly exceptionPayload: boolean;
-  readonly zapsAll: boolean;
-  readonly manual: number;
-  readonly ringBytes: number;
-  readonly msrs: unknown;
-  readonly ioeventfds: unknown;
 }
