@@ -9,7 +9,7 @@ export const pages = [
     about: 'Opening KVM or the simulator, making VMs, running vCPUs, and what an exit is about.',
     files: [
       /^open$/,
-      /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|kvm-device|event-fd|encrypt-op|device-\w+|live-regs|run-page|exit-arms|msr-filter|stats|coalesced-ring|xsave-area|enabled-caps|gsi-routing|args|abort)$/,
+      /^hypervisor\/(hypervisor|vm|vm-\w+|vcpu|vcpu-\w+|kvm-device|event-fd|encrypt-op|device-\w+|regs|live-regs|run-page|exit-arms|msr-filter|stats|coalesced-ring|xsave-area|enabled-caps|gsi-routing|args|abort)$/,
     ],
   },
   {

@@ -1,6 +1,5 @@
 /** The loop of a command's guest, with what each of them finds: a serial port, a way to end, conversions of memory. */
-import type { Vcpu } from '../hypervisor/vcpu.ts';
-import type { ExitHandler } from '../hypervisor/vcpu-start.ts';
+import type { ExitHandler, Vcpu } from '../hypervisor/vcpu.ts';
 import { DebugExit, Serial } from '../vmm/devices.ts';
 import { MemoryFaultService } from '../vmm/memory-faults.ts';
 import { RunLoops } from '../vmm/run-loops.ts';

@@ -37,6 +37,7 @@ export type { LiveRegs } from './live-regs.ts';
 export { MemoryMap, type Piece, type Slot } from './memory-map.ts';
 export type { MsrFilterOptions, MsrFilterRange } from './msr-filter.ts';
 export { type Range, RangeMap, type ValueRange } from './ranges.ts';
+export type { Regs } from './regs.ts';
 export type {
   EoiExit,
   HypercallExit,
@@ -49,14 +50,13 @@ export type {
 export { type Statistic, Stats } from './stats.ts';
 export { UserfaultBitmap } from './userfault-bitmap.ts';
 export { Userfaultfd } from './userfaultfd.ts';
-export { Vcpu } from './vcpu.ts';
+export { type ExitHandler, Vcpu } from './vcpu.ts';
 export type { XenVcpuAttribute } from './vcpu-attributes.ts';
-export type { ExitHandler, StartOptions } from './vcpu-start.ts';
+export type { StartOptions } from './vcpu-start.ts';
 export type {
   CpuidEntry,
   DebugRegs,
   Msr,
-  Regs,
   Sregs,
   Sregs2,
   Translation,

@@ -3,7 +3,7 @@ import { ioctls } from '../uapi/ioctls.ts';
 import { viewOf } from '../uapi/layout.ts';
 import { kvm_regs } from '../uapi/x86.ts';
 import type { Fd, Kept } from './fd.ts';
-import type { Regs } from './vcpu-state.ts';
+import type { Regs } from './regs.ts';
 
 /** The general registers as load() has read them. Read and write those that matter, then store() all of them. */
 export interface LiveRegs extends Regs {

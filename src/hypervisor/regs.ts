@@ -5,7 +5,8 @@
 import type { Input, Value } from '../uapi/layout.ts';
 import type { kvm_regs } from '../uapi/x86.ts';
 
-type Regs = Value<typeof kvm_regs>;
+/** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
+export type Regs = Value<typeof kvm_regs>;
 
 export function readRegs(words: BigUint64Array): Regs {
   return {

@@ -3,17 +3,10 @@ import { Exit } from '../uapi/exit.ts';
 import type { AbortSignalLike } from './abort.ts';
 import type { Backend, Handle, Starter } from './backend.ts';
 import { outOfRange } from './errors.ts';
-import type { Vcpu } from './vcpu.ts';
 
-/** Serves exits of some kind; a MemoryFaultService is one. */
-export interface ExitHandler {
-  /**
-   * Looks at an exit, and serves it if it is of this handler's kind.
-   * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
-   *   the event loop brings
-   */
-  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
-  /** Asked before the guest runs, and after it has, before its exit is served: throws what ends the run. */
+/** An ExitHandler as it is here, where a vCPU is only handed on. */
+interface Handler<V> {
+  handle(vcpu: V, exit: number): boolean | Promise<boolean>;
   check?(): void;
 }
 
@@ -31,9 +24,9 @@ const passing: ReadonlySet<number> = new Set([Exit.INTERRUPTED, Exit.INTR]);
 const AGAIN_MS = 1;
 
 /** Offers an exit to handlers in their order, from one on: whether one has served it. */
-export function offer(
-  handlers: readonly ExitHandler[],
-  vcpu: Vcpu,
+export function offer<V>(
+  handlers: readonly Handler<V>[],
+  vcpu: V,
   exit: number,
   from = 0,
 ): boolean | Promise<boolean> {
@@ -109,10 +102,10 @@ function after(ms: number, call: () => void): () => void {
 }
 
 /** Vcpu.start(): runs until an exit that no handler serves, and gives that. */
-export function serve(
-  vcpu: Vcpu,
+export function serve<V>(
+  vcpu: V,
   { begin, end, now }: Served,
-  handlers: readonly ExitHandler[],
+  handlers: readonly Handler<V>[],
   { timeoutMs = Number.POSITIVE_INFINITY, signal }: StartOptions,
 ): Promise<number> {
   const limited = timeoutMs !== Number.POSITIVE_INFINITY;

@@ -9,7 +9,6 @@ import type {
   kvm_fpu,
   kvm_lapic_state,
   kvm_msr_entry,
-  kvm_regs,
   kvm_sregs,
   kvm_sregs2,
   kvm_vcpu_events,
@@ -21,12 +20,10 @@ import { type EnabledCap, EnabledCaps } from './enabled-caps.ts';
 import { outOfRange, wrongType } from './errors.ts';
 import type { Fd } from './fd.ts';
 import { type LiveRegs, liveRegs } from './live-regs.ts';
-import { readRegs, writeRegs } from './regs.ts';
+import { type Regs, readRegs, writeRegs } from './regs.ts';
 import { type Stats, statsOf } from './stats.ts';
 import { Unsaved } from './unsaved.ts';
 
-/** The general registers, rip and rflags (struct kvm_regs): bigints of 64 bits. */
-export type Regs = Value<typeof kvm_regs>;
 /** Segments, descriptor tables, control registers, EFER and the APIC base (struct kvm_sregs). */
 export type Sregs = Value<typeof kvm_sregs>;
 /** As Sregs, with the page-directory pointers of PAE paging (struct kvm_sregs2, since 5.14). */

@@ -15,7 +15,7 @@ import type { ExitArms } from './exit-arms.ts';
 import { type Fd, failed } from './fd.ts';
 import { type Inspect, inspect, shown, text } from './inspect.ts';
 import { RunPage } from './run-page.ts';
-import { AsyncRuns, type ExitHandler, type StartOptions, serve } from './vcpu-start.ts';
+import { AsyncRuns, type StartOptions, serve } from './vcpu-start.ts';
 import { VcpuThreads } from './vcpu-threads.ts';
 
 /** More exits than any one instruction has: a completion that takes longer is a bug to be shown, not served. */
@@ -23,6 +23,18 @@ const MAX_COMPLETIONS = 65_536;
 
 const CANNOT_OBSERVE =
   "KVM's guests run on the processor itself, and it tells of exits alone: only the simulator can be observed";
+
+/** Serves exits of some kind; a MemoryFaultService is one. */
+export interface ExitHandler {
+  /**
+   * Looks at an exit, and serves it if it is of this handler's kind.
+   * @returns whether it was this one's exit and the guest can run on; a promise of it from one who must wait for what
+   *   the event loop brings
+   */
+  handle(vcpu: Vcpu, exit: number): boolean | Promise<boolean>;
+  /** Asked before the guest runs, and after it has, before its exit is served: throws what ends the run. */
+  check?(): void;
+}
 
 /**
  * A virtual processor. run() it until something needs the VMM, and read what that is in place. Close what

@@ -3,8 +3,8 @@
  * guard against repeatedly receiving the same error/annotated fault".
  */
 import { integer } from '../hypervisor/args.ts';
+import type { Regs } from '../hypervisor/regs.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
-import type { Regs } from '../hypervisor/vcpu-state.ts';
 
 interface Last {
   gpa: number;

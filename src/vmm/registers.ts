@@ -1,6 +1,8 @@
 /** A vCPU's registers as people read them. */
+
+import type { Regs } from '../hypervisor/regs.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
-import type { Regs, Sregs } from '../hypervisor/vcpu-state.ts';
+import type { Sregs } from '../hypervisor/vcpu-state.ts';
 
 const GENERAL = [
   ['rax', 'rbx', 'rcx', 'rdx'],

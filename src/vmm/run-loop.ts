@@ -4,8 +4,8 @@
  */
 import type { AbortSignalLike } from '../hypervisor/abort.ts';
 import { outOfRange } from '../hypervisor/errors.ts';
-import type { Vcpu } from '../hypervisor/vcpu.ts';
-import { type ExitHandler, offer } from '../hypervisor/vcpu-start.ts';
+import type { ExitHandler, Vcpu } from '../hypervisor/vcpu.ts';
+import { offer } from '../hypervisor/vcpu-start.ts';
 import { IoDirection } from '../uapi/constants.ts';
 import { Exit, exitName } from '../uapi/exit.ts';
 import type { KvmExit } from '../uapi/exits.ts';

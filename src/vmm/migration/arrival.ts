@@ -8,7 +8,7 @@ import { timingSafeEqual } from 'node:crypto';
 import { createServer, type Server, type Socket } from 'node:net';
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { MigrationError } from '../../hypervisor/errors.ts';
-import type { PushSource } from '../pager/source.ts';
+import type { PushSource } from '../pager/page-source.ts';
 import { type Address, addressName } from './address.ts';
 import { Channel, MAX_ZEROES } from './channel.ts';
 import { parseRun } from './runs.ts';

@@ -2,7 +2,7 @@
 
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { sourceError, tooShort } from './errors.ts';
-import type { PullSource } from './source.ts';
+import type { PullSource } from './page-source.ts';
 
 /** What a resource may not change while its pages are fetched, by the header that tells it. */
 const VALIDATORS = ['etag', 'last-modified'] as const;

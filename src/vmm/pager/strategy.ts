@@ -10,7 +10,7 @@ import type { UserfaultBitmap } from '../../hypervisor/userfault-bitmap.ts';
 import type { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import type { Vm } from '../../hypervisor/vm.ts';
 import { MemFlag } from '../../uapi/constants.ts';
-import type { Run } from './source.ts';
+import type { Run } from './page-source.ts';
 
 /**
  * `userfault`: KVM_MEM_USERFAULT, an exit for each page, with userfaultfd beside it for the kernel's own accesses.

@@ -10,9 +10,10 @@ import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
 import { Userfaultfd } from '../../hypervisor/userfaultfd.ts';
 import { openHypervisor } from '../../open.ts';
 import { GuestPages, zeroPage } from './guest-pages.ts';
+import type { PageSource } from './page-source.ts';
 import { type Cause, PageStates } from './page-states.ts';
 import type { Notice, Orders, Request } from './protocol.ts';
-import { checked, openSource, type PageSource } from './source.ts';
+import { checked, openSource } from './source.ts';
 
 /** What is fetched at a time when nobody waits for it: 256 KiB. */
 const PREFETCH = 64;

@@ -4,8 +4,7 @@ import { errorOf } from '../../hypervisor/error-data.ts';
 import { closed, wrongType } from '../../hypervisor/errors.ts';
 import type { EventFd } from '../../hypervisor/event-fd.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
-import type { Vcpu } from '../../hypervisor/vcpu.ts';
-import type { ExitHandler } from '../../hypervisor/vcpu-start.ts';
+import type { ExitHandler, Vcpu } from '../../hypervisor/vcpu.ts';
 import { Exit } from '../../uapi/exit.ts';
 import { type MemoryOwnerToken, type Place, placeAt, State, Word } from './protocol.ts';
 

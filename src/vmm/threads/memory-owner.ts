@@ -7,8 +7,9 @@ import { dataOf } from '../../hypervisor/error-data.ts';
 import { closed, wrongType } from '../../hypervisor/errors.ts';
 import type { EventFd } from '../../hypervisor/event-fd.ts';
 import type { Hypervisor } from '../../hypervisor/hypervisor.ts';
+import type { ExitHandler } from '../../hypervisor/vcpu.ts';
 import { Vcpu } from '../../hypervisor/vcpu.ts';
-import { type ExitHandler, offer } from '../../hypervisor/vcpu-start.ts';
+import { offer } from '../../hypervisor/vcpu-start.ts';
 import { type MemoryOwnerToken, memoryFor, type Place, placeAt, State, TEXT, Word } from './protocol.ts';
 
 /** Whom a MemoryOwner serves, and how. */
