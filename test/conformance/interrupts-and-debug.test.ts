@@ -64,7 +64,8 @@ conformance('interrupts and debugging', ({ it, needs }) => {
     });
   });
 
-  itWindow(
+  // Without it KVM does not look for an open window before it executes on.
+  needs('interrupt-window', 'hardware-virtualization')(
     'HLT ends the run as HLT, also where the window is open then; the next run tells of that',
     (hv) => {
       withHandlers(hv, (agent) => {
@@ -173,7 +174,8 @@ conformance('interrupts and debugging', ({ it, needs }) => {
     },
   );
 
-  needs('single-step')('HLT ends the run as HLT, though it is a step', (hv) => {
+  // KVM's emulator tells HLT as any other step.
+  needs('single-step', 'hardware-virtualization')('HLT ends the run as HLT, though it is a step', (hv) => {
     withAgent(hv, (agent) => {
       const { vcpu } = agent;
       agent.ram.bytes.set(code.halt.code, Layout.snippet);

@@ -6,7 +6,7 @@ import { guest } from '../../src/vmm/guest.ts';
 import { captureState } from '../../src/vmm/snapshot/index.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { handled, installHandlers } from '../support/handlers.ts';
-import { on } from '../support/host.ts';
+import { type It, on } from '../support/host.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { errnoOf, expectOutcome } from '../support/run.ts';
 import { conformance } from '../support/suite.ts';
@@ -33,9 +33,10 @@ const { INVAL, UNKNOWN, FILTER } = MsrExitReason;
 /** An MSR that nobody has (the kernel's own selftest takes it too). */
 const NONE = 0x474f_4f00;
 const MSR_PAT = 0x277;
+const MSR_EFER = 0xc000_0080;
 const MSR_LSTAR = 0xc000_0082;
-/** No memory type has number 2. */
-const BAD_PAT = 0x0202_0202_0202_0202n;
+/** No memory type has number 2; in EFER its second bit is reserved (SDM volume 3, 2.2.1), as others are. */
+const BAD = 0x0202_0202_0202_0202n;
 const VALUE = 0x1122_3344_5566_7788n;
 
 /** The agent, with exits for these reasons. */
@@ -51,7 +52,7 @@ const read = (agent: Agent, index: number) => agent.beginCode(rdmsr, { rcx: inde
 const write = (agent: Agent, index: number, value: bigint) =>
   agent.beginCode(wrmsr, { rcx: index, rax: value & 0xffff_ffffn, rdx: value >> 32n });
 
-conformance('MSR exits', ({ it }) => {
+conformance('MSR exits', ({ it, needs }) => {
   it('a RDMSR of an unknown MSR is answered with a value', (hv) => {
     using agent = boot(hv, UNKNOWN);
     const { vcpu } = agent;
@@ -94,25 +95,35 @@ conformance('MSR exits', ({ it }) => {
     expect(handled(agent)).toBe(Vector.GP);
   });
 
-  it('a value that an MSR refuses is told as INVAL, and what was answered does not reach the MSR', (hv) => {
-    using agent = boot(hv, INVAL);
-    const { vcpu } = agent;
-    const [before] = vcpu.getMsrs([MSR_PAT]);
-    write(agent, MSR_PAT, BAD_PAT);
-    expectOutcome(vcpu, Exit.X86_WRMSR);
-    expect([vcpu.msr.index, vcpu.msr.reason, vcpu.msr.data]).toEqual([MSR_PAT, INVAL, BAD_PAT]);
-    agent.resume();
-    expect(vcpu.getMsrs([MSR_PAT])).toEqual([before]);
-  });
+  const refusing: readonly (readonly [string, number, It])[] = [
+    ['EFER', MSR_EFER, it],
+    // A PVM host takes any value.
+    ['PAT', MSR_PAT, needs('hardware-virtualization')],
+  ];
+  for (const [name, index, itThere] of refusing) {
+    itThere(
+      `a value that ${name} refuses is told as INVAL, and what was answered does not reach it`,
+      (hv) => {
+        using agent = boot(hv, INVAL);
+        const { vcpu } = agent;
+        const [before] = vcpu.getMsrs([index]);
+        write(agent, index, BAD);
+        expectOutcome(vcpu, Exit.X86_WRMSR);
+        expect([vcpu.msr.index, vcpu.msr.reason, vcpu.msr.data]).toEqual([index, INVAL, BAD]);
+        agent.resume();
+        expect(vcpu.getMsrs([index])).toEqual([before]);
+      },
+    );
+  }
 
   it('a failure whose reason was not asked for stays #GP, and one that succeeds is no exit', (hv) => {
     for (const [reasons, index] of [
       [INVAL | FILTER, NONE],
       [0, NONE],
-      [UNKNOWN | FILTER, MSR_PAT],
+      [UNKNOWN | FILTER, MSR_EFER],
     ] as const) {
       using agent = boot(hv, reasons);
-      write(agent, index, BAD_PAT);
+      write(agent, index, BAD);
       expect(handled(agent), `${reasons} ${index}`).toBe(Vector.GP);
     }
     using agent = boot(hv, INVAL | UNKNOWN | FILTER);

@@ -36,39 +36,43 @@ const DIRECTORY = Layout.free + 0x1000;
 const LARGE_PAGE = 0x20_0000;
 const CPUID_XSAVE = 1 << 26;
 
-conformance('special registers', ({ it }) => {
-  it('KVM_SET_SREGS2 gives a guest with PAE its page-directory pointers, and KVM_GET_SREGS2 has them', (hv) => {
-    using agent = Agent.boot(hv);
-    const { vcpu, ram } = agent;
-    expect(vcpu.getSregs2()).toMatchObject({ flags: 0, pdptrs: [0n, 0n, 0n, 0n] });
-    enterProtectedMode(vcpu, ram, { tables: Layout.tables });
-    const word = (at: number, value: bigint) => {
-      ram.write(at, new Uint8Array(BigUint64Array.of(value).buffer));
-    };
-    const pointers = [BigInt(DIRECTORY) | PRESENT, 0n, 0n, 0n];
-    for (const [i, pointer] of pointers.entries()) word(Layout.free + 8 * i, pointer);
-    word(DIRECTORY, LARGE);
-    word(DIRECTORY + 8, LARGE); // the same memory once more
-    word(0x5000, 0x1234_5678n);
-    // The simulator reads them at each walk and has none to tell (docs/simulator.md).
-    const told = hv.backend === 'sim' ? { flags: 0 } : { flags: PDPTRS_VALID, pdptrs: pointers };
-    const sregs = vcpu.getSregs2();
-    vcpu.setSregs2({
-      ...sregs,
-      cr0: sregs.cr0 | CR0_PG,
-      cr3: BigInt(Layout.free),
-      cr4: sregs.cr4 | CR4_PAE,
-      efer: 0n,
-      flags: PDPTRS_VALID,
-      pdptrs: pointers,
-    });
-    expect(vcpu.getSregs2()).toMatchObject(told);
-    ram.write(Layout.snippet, load.code);
-    vcpu.setRegs({ rip: LARGE_PAGE + Layout.snippet, rsi: LARGE_PAGE + 0x5000, rflags: 2n });
-    runTo(vcpu, Exit.IO);
-    expect([vcpu.io.port, vcpu.io.value]).toEqual([0x10, 0x1234_5678]);
-    expect(vcpu.getSregs2()).toMatchObject(told);
-  });
+conformance('special registers', ({ it, needs }) => {
+  // A PVM host has paging in long mode only.
+  needs('hardware-virtualization')(
+    'KVM_SET_SREGS2 gives a guest with PAE its page-directory pointers, and KVM_GET_SREGS2 has them',
+    (hv) => {
+      using agent = Agent.boot(hv);
+      const { vcpu, ram } = agent;
+      expect(vcpu.getSregs2()).toMatchObject({ flags: 0, pdptrs: [0n, 0n, 0n, 0n] });
+      enterProtectedMode(vcpu, ram, { tables: Layout.tables });
+      const word = (at: number, value: bigint) => {
+        ram.write(at, new Uint8Array(BigUint64Array.of(value).buffer));
+      };
+      const pointers = [BigInt(DIRECTORY) | PRESENT, 0n, 0n, 0n];
+      for (const [i, pointer] of pointers.entries()) word(Layout.free + 8 * i, pointer);
+      word(DIRECTORY, LARGE);
+      word(DIRECTORY + 8, LARGE); // the same memory once more
+      word(0x5000, 0x1234_5678n);
+      // The simulator reads them at each walk and has none to tell (docs/simulator.md).
+      const told = hv.backend === 'sim' ? { flags: 0 } : { flags: PDPTRS_VALID, pdptrs: pointers };
+      const sregs = vcpu.getSregs2();
+      vcpu.setSregs2({
+        ...sregs,
+        cr0: sregs.cr0 | CR0_PG,
+        cr3: BigInt(Layout.free),
+        cr4: sregs.cr4 | CR4_PAE,
+        efer: 0n,
+        flags: PDPTRS_VALID,
+        pdptrs: pointers,
+      });
+      expect(vcpu.getSregs2()).toMatchObject(told);
+      ram.write(Layout.snippet, load.code);
+      vcpu.setRegs({ rip: LARGE_PAGE + Layout.snippet, rsi: LARGE_PAGE + 0x5000, rflags: 2n });
+      runTo(vcpu, Exit.IO);
+      expect([vcpu.io.port, vcpu.io.value]).toEqual([0x10, 0x1234_5678]);
+      expect(vcpu.getSregs2()).toMatchObject(told);
+    },
+  );
 
   it('KVM_SET_XCRS sets what XGETBV reads, and not what the processor has no room for', (hv, context) => {
     using agent = Agent.boot(hv);

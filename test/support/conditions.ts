@@ -16,8 +16,9 @@ import {
 import { Quirk } from '../../src/uapi/index.ts';
 import { Agent, breakAt, Layout } from './agent.ts';
 import { noPoison } from './hwpoison.ts';
+import { message, nextVector, servicing, waitingGuest } from './interrupts.ts';
 import { errnoOf } from './run.ts';
-import { nops } from './snippets.ts';
+import { loadsOne, nops } from './snippets.ts';
 import { Tap } from './tap.ts';
 
 /** KVM_CAP_TEST_PRIVATE_ACCESS, of the lab's kernel `userfault`: attributes say what the guest's page tables would. */
@@ -35,6 +36,21 @@ const others = {
     hv.checkExtension(Cap.PRE_FAULT_MEMORY) > 0
       ? undefined
       : 'KVM pages guests without a second stage (KVM_CAP_PRE_FAULT_MEMORY is 0)',
+  /** Without it (PVM) KVM executes what the guest does at privilege 0 in its emulator, between two looks at what is pending. */
+  'hardware-virtualization'(hv) {
+    using agent = Agent.boot(hv);
+    return agent.beginCode(loadsOne) === Exit.INTERNAL_ERROR
+      ? "this KVM executes privilege 0 in its emulator: PVM, without the processor's virtualization"
+      : undefined;
+  },
+  'interrupts-in-service'(hv) {
+    using agent = waitingGuest(hv);
+    agent.vm.signalMsi(message(0x71));
+    const vector = nextVector(agent);
+    return servicing(agent.vcpu, vector)
+      ? undefined
+      : 'this KVM ends an interrupt of the local APIC when it delivers it (PVM)';
+  },
   'instruction-fetch': (hv) =>
     hv.backend === 'kvm' && / decodeassists /.test(readFileSync('/proc/cpuinfo', 'utf8'))
       ? 'this processor gives KVM the bytes of an instruction that it must emulate (decodeassists)'

@@ -50,6 +50,10 @@ export function changeLapic(vcpu: Vcpu, registers: Readonly<Record<number, numbe
 export const lapicRegister = (vcpu: Vcpu, offset: number): number =>
   viewOf(vcpu.getLapic().regs).getUint32(offset, true);
 
+/** Whether the local APIC has the vector's interrupt in service: delivered, and not ended (SDM volume 3, 12.8.4). */
+export const servicing = (vcpu: Vcpu, vector: number): boolean =>
+  ((lapicRegister(vcpu, Lapic.ISR + 0x10 * (vector >>> 5)) >>> (vector & 31)) & 1) === 1;
+
 /** A redirection entry (82093AA, 3.2.4) to APIC id 0: fixed, physical; bit 15 is level, bit 16 is masked. */
 export const Redirection = { LEVEL: 1 << 15, MASKED: 1 << 16 } as const;
 

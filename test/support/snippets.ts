@@ -195,6 +195,13 @@ export const compareExchange16 = guest(
  f0 48 0f c7 0e c3 | lock cmpxchg16b [rsi]; ret
 `,
 );
+/** No emulator of KVM's has this. */
+export const loadsOne = guest(
+  64,
+  `
+ d9 e8 dd d8 c3 | fld1; fstp st(0); ret
+`,
+);
 export const halt = guest(
   64,
   `
