@@ -45,7 +45,21 @@ it('tells the pages that were written since it was read last, in whole words', (
     expect(vm.getDirtyLog(1).length).toBe(16);
   }));
 
-it('counts a page as written when it is first mapped, and then not when it is read', (hv) => {
+it('counts a page at each write since it was read last, and not when it is read', (hv) => {
+  using agent = Agent.boot(hv, { privilege: 3 });
+  const { vm } = agent;
+  using logged = vm.allocate(4 * PAGE);
+  vm.setUserMemoryRegion({ slot: 1, guestPhysAddr: HIGH, memory: logged, flags: MemFlag.LOG_DIRTY_PAGES });
+  for (const value of [1, 2]) {
+    agent.write(HIGH + PAGE, value);
+    expect(vm.getDirtyLog(1)[0]).toBe(0b10);
+    agent.read(HIGH + PAGE);
+    expect(vm.getDirtyLog(1)[0]).toBe(0);
+  }
+});
+
+const itTwice = onEachWith('dirty-log', 'two-dimensional-paging');
+itTwice('counts a page as written when it is first mapped, and then not when it is read', (hv) => {
   using agent = Agent.boot(hv);
   const { vm } = agent;
   using logged = vm.allocate(4 * PAGE);

@@ -5,7 +5,7 @@ import { ClockFlag, DisableExits, HypervExit, Vector } from '../../src/uapi/inde
 import { guest } from '../../src/vmm/guest.ts';
 import { Agent, Layout } from '../support/agent.ts';
 import { handled, installHandlers } from '../support/handlers.ts';
-import { onKvm } from '../support/host.ts';
+import { on, onKvm } from '../support/host.ts';
 import { DEADLINE_MS } from '../support/limits.ts';
 import { errnoOf, expectOutcome, wordAt } from '../support/run.ts';
 import { cpuid, load32 } from '../support/snippets.ts';
@@ -59,7 +59,8 @@ const QUERY_CAPABILITIES = 0x8001n;
 const LINUX = 0x756e_694c;
 const HYPERV_LEAVES = 0x4000_0000;
 
-const withIrqchip = { prepare: (vm: Vm) => vm.createIrqchip() };
+/** At privilege 3 each access leaves the guest; KVM's emulator, which executes privilege 0 on a PVM host, goes on behind it. */
+const withIrqchip = { prepare: (vm: Vm) => vm.createIrqchip(), privilege: 3 } as const;
 
 function withMachineCheck(agent: Agent): void {
   installHandlers(agent);
@@ -210,7 +211,8 @@ describe('disabled exits (kvm)', () => {
   const boot = (hv: Hypervisor, bits: number) =>
     Agent.boot(hv, { prepare: (vm) => vm.enableCap({ cap: Cap.X86_DISABLE_EXITS, args: [bits] }) });
 
-  it('of HLT: a guest that halts does not come back', (hv) => {
+  // KVM's emulator always makes an exit of it.
+  on('kvm', 'hardware-virtualization')('of HLT: a guest that halts does not come back', (hv) => {
     using plain = Agent.boot(hv);
     expect(plain.beginCode(halted)).toBe(Exit.HLT);
     using agent = boot(hv, HLT);
@@ -233,7 +235,7 @@ describe('disabled exits (kvm)', () => {
 });
 
 describe("Hyper-V's interface (kvm)", () => {
-  const it = onKvm;
+  const it = on('kvm', 'hyperv');
 
   it('KVM_GET_SUPPORTED_HV_CPUID gives the leaves by which a guest sees it, at both scopes', (hv) => {
     using agent = Agent.boot(hv);
@@ -272,16 +274,24 @@ describe('statistics (kvm)', () => {
   const it = onKvm;
 
   it('of a vCPU count what it does: each read gives what they are then', (hv) => {
-    using agent = Agent.boot(hv);
+    using agent = Agent.boot(hv, { privilege: 3 });
     using stats = agent.vcpu.getStatsFd();
     const first = stats.read();
     expect(first.get('exits')).toMatchObject({ type: 'CUMULATIVE', unit: 'NONE', base: 10, exponent: 0 });
     const count = (read: typeof first, name: string) => read.get(name)!.values[0]!;
     for (let i = 0; i < 5; i++) agent.read(Layout.free);
     const second = stats.read();
-    expect(count(second, 'io_exits') - count(first, 'io_exits')).toBe(5n);
     expect(count(second, 'exits') - count(first, 'exits')).toBeGreaterThanOrEqual(5n);
-    expect(count(first, 'io_exits')).toBe(0n);
+  });
+
+  // Without it an access to a port is a #GP, which KVM counts as another kind of exit.
+  on('kvm', 'hardware-virtualization')('of a vCPU count its exits by their kinds', (hv) => {
+    using agent = Agent.boot(hv);
+    using stats = agent.vcpu.getStatsFd();
+    const exits = () => stats.read().get('io_exits')!.values[0];
+    expect(exits()).toBe(0n);
+    for (let i = 0; i < 5; i++) agent.read(Layout.free);
+    expect(exits()).toBe(5n);
   });
 
   it('have their units, scales and histograms', (hv) => {
@@ -296,7 +306,7 @@ describe('statistics (kvm)', () => {
   });
 
   it('of a VM are its own, and stay when it is closed', (hv) => {
-    using agent = Agent.boot(hv);
+    using agent = Agent.boot(hv, { privilege: 3 });
     using stats = agent.vm.getStatsFd();
     agent.write(Layout.free, wordAt(new Uint8Array(8)));
     const pages = () => {
