@@ -166,7 +166,6 @@ const onRequest = guest(
  c7 87 00 03 00 00 40 40 00 00 |     mov dword ptr [edi + 0x300], 0x4040
  89 87 b0 00 00 00             |     mov [edi + 0xb0], eax
  61                            |     popa
- cf                            |     iret
 `,
 );
 /** Counts, and ends its interrupt. */
@@ -180,7 +179,6 @@ const onAnswer = guest(
  ff 04 8d 40 50 00 00 | inc dword ptr [0x5040 + ecx * 4]
  89 87 b0 00 00 00    | mov [edi + 0xb0], eax
  61                   | popa
- cf                   | iret
 `,
 );
 const onBroadcast = guest(
@@ -193,7 +191,6 @@ const onBroadcast = guest(
  ff 04 8d 60 50 00 00 | inc dword ptr [0x5060 + ecx * 4]
  89 87 b0 00 00 00    | mov [edi + 0xb0], eax
  61                   | popa
- cf                   | iret
 `,
 );
 const routines = { [Vector.REQUEST]: onRequest, [Vector.ANSWER]: onAnswer, [Vector.BROADCAST]: onBroadcast };

@@ -38,7 +38,6 @@ const counts = guest(
  e7 f4             | out 0xf4, eax
  89 87 b0 00 00 00 | mov [edi + 0xb0], eax
  58                | pop eax
- cf                | iret
 `,
 );
 

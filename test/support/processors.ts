@@ -35,7 +35,22 @@ const trampoline = guest(
 `,
 );
 
-/** A routine of an interrupt's, by its vector. */
+/**
+ * What IRET does where it stays at its privilege (SDM volume 2, IRET): KVM's emulator, which executes privilege 0 on a PVM host, has
+ * none in protected mode. Interrupts are off until the instruction behind STI is done.
+ */
+const returns = guest(
+  32,
+  `
+ 81 64 24 08 ff fd ff ff | and dword ptr [esp + 8], 0xfffffdff
+ ff 74 24 08             | push dword ptr [esp + 8]
+ 9d                      | popf
+ fb                      | sti
+ ca 04 00                | retf 4
+`,
+);
+
+/** A routine of an interrupt's, by its vector, without the return at its end. */
 export type Routines = { readonly [vector: number]: Guest };
 
 export class Processors implements Disposable {
@@ -63,6 +78,7 @@ export class Processors implements Disposable {
     const gates = Object.entries(routines).map(([vector, { code }], i) => {
       const offset = Place.handlers + i * 0x100;
       this.ram.write(offset, code);
+      this.ram.write(offset + code.length, returns.code);
       return [vector, { offset, selector: Selector.CODE32 }] as const;
     });
     const idt = placeIdt({ memory: this.ram, address: Place.idt }, 32, Object.fromEntries(gates));
