@@ -278,12 +278,14 @@ export const result = (memory: GuestMemory): string =>
   Buffer.from(memory.bytes.subarray(0, At.stacks)).toString('hex');
 
 /**
- * Of a result what is the same on every processor: not which bits of MXCSR it has, nor its accessed and dirty bits. The
+ * Of a result what is the same on every processor: not which bits of MXCSR it has, nor its accessed and dirty bits, nor the
+ * x87's pointers, which AMD's processors save while an exception is pending, and Intel's always. The
  * lab's emulated one does not say in C1 that x87 has rounded up (SDM volume 1, 8.1.3.3).
  */
 export function computed(result: string): string {
   const bytes = Buffer.from(result, 'hex').subarray(COMPUTED);
   const saved = At.result - COMPUTED;
+  bytes.fill(0, saved + Fxsave.OPCODE, saved + Fxsave.MXCSR);
   bytes.fill(0, saved + Fxsave.MXCSR_MASK, saved + Fxsave.MXCSR_MASK + 4);
   if (inLab) bytes[saved + Fxsave.STATUS + 1]! &= ~2;
   return bytes.toString('hex');
@@ -291,4 +293,4 @@ export function computed(result: string): string {
 /** Behind code and page tables. */
 const COMPUTED = 0x2_0000;
 /** Where FXSAVE has it (SDM volume 1, table 10-2). */
-const Fxsave = { STATUS: 2, MXCSR_MASK: 28 } as const;
+const Fxsave = { STATUS: 2, OPCODE: 6, MXCSR: 24, MXCSR_MASK: 28 } as const;

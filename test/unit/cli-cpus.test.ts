@@ -12,17 +12,17 @@ const scratch = scratchFolder();
 const letters = guest(
   16,
   `
- 88 d7             |        mov bh, dl
- 80 c7 41          |        add bh, 'A'
- b3 0c             |        mov bl, 12
- b9 20 4e          | next:  mov cx, 20000
- e2 fe             | wait:  loop wait
- ba f8 03          |        mov dx, 0x3f8
- 88 f8             |        mov al, bh
- ee                |        out dx, al
- fe cb             |        dec bl
- 75 f1             |        jnz next
- f4                |        hlt
+ 88 d7    |        mov bh, dl
+ 80 c7 41 |        add bh, 'A'
+ b3 0c    |        mov bl, 12
+ b9 20 4e | next:  mov cx, 20000
+ e2 fe    | wait:  loop wait
+ ba f8 03 |        mov dx, 0x3f8
+ 88 f8    |        mov al, bh
+ ee       |        out dx, al
+ fe cb    |        dec bl
+ 75 f1    |        jnz next
+ f4       |        hlt
 `,
 );
 const program = scratch.file('letters', letters.code);
