@@ -1,12 +1,12 @@
 /** The command: `node scripts/differential.mjs`. */
 import { parseArgs } from 'node:util';
-import { type Hypervisor, type OpenOptions, openHypervisor } from '../../src/index.ts';
+import { type Hypervisor, type OpenOptions, openHypervisor, type SimulatedHost } from '../../src/index.ts';
 import { formatCase, parseCase } from './case.ts';
 import { compare, shown } from './compare.ts';
 import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
 import { type ModeName, modes } from './modes.ts';
-import { type Oracle, oracleOf, processor } from './oracle.ts';
+import { type Oracle, oracleOf, processor, vendor } from './oracle.ts';
 import { aboutRecording, type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
 import { Runner } from './runner.ts';
 import { sequencesCommand } from './sequences-command.ts';
@@ -18,6 +18,7 @@ const USAGE = `Executes random instructions on two backends, and shows where the
     --oracle NAME     what it is compared with (kvm): by the host and the mode, that is the silicon, QEMU's TCG in the
                       lab, or KVM's emulator on a PVM host at privilege 0
     --tier TIER       of the simulator: closures, wasm, or both as it likes (both)
+    --vendor NAME     of the simulator's processor: amd or intel (the host's, where its silicon is the oracle, else amd)
     --mode MODE       ${modes.join(', ')} (long3)
     --seed N          the cases' seed (1)
     --cases N         how many (200000)
@@ -34,6 +35,7 @@ const options = {
   backend: { type: 'string', default: 'sim' },
   oracle: { type: 'string', default: 'kvm' },
   tier: { type: 'string', default: 'both' },
+  vendor: { type: 'string' },
   mode: { type: 'string', default: 'long3' },
   seed: { type: 'string', default: '1' },
   cases: { type: 'string', default: '200000' },
@@ -159,7 +161,8 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
 
   const judge =
     oracleHv === undefined ? aboutRecording(values.replay!).oracle : judgeOf(oracleOf(oracleHv, mode));
-  using hv = open(values.backend, values.tier);
+  const isSilicon = oracleHv !== undefined && oracleOf(oracleHv, mode) === 'silicon';
+  using hv = open(values.backend, values.tier, values.vendor ?? (isSilicon ? vendor : 'amd'));
   using backend = new Runner(hv);
   for (const { given, expected } of cases()) {
     const what = inspect(given);
@@ -182,8 +185,8 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
 /** The simulator as the oracle of another, in tests of this, is as silicon. */
 const judgeOf = (name: Oracle | 'sim'): Oracle => (name === 'sim' ? 'silicon' : name);
 
-const openBackend = (name: string, tier = 'both'): Hypervisor =>
+const openBackend = (name: string, tier = 'both', vendor = 'amd'): Hypervisor =>
   openHypervisor({
     backend: name as NonNullable<OpenOptions['backend']>,
-    simulated: { tier: tier as NonNullable<NonNullable<OpenOptions['simulated']>['tier']> },
+    simulated: { tier, vendor } as SimulatedHost,
   });

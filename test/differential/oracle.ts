@@ -27,4 +27,7 @@ const field = (name: string): string => {
   }
 };
 
+/** Whose processor this is, as the simulator has two. */
+export const vendor = field('vendor_id') === 'GenuineIntel' ? 'intel' : 'amd';
+
 export const processor = `${field('vendor_id')} family ${field('cpu family')} model ${field('model')}`;
