@@ -8,6 +8,11 @@ export interface Memory {
 }
 /** Compiled code. It has no members. */
 export type Module = object;
+export interface Table {
+  readonly length: number;
+  grow(by: number): number;
+  set(index: number, value: unknown): void;
+}
 export interface Instance {
   readonly exports: { readonly [name: string]: unknown };
 }
@@ -17,6 +22,7 @@ export interface Imports {
 
 interface Api {
   readonly Memory: new (limits: { initial: number; maximum?: number; shared?: boolean }) => Memory;
+  readonly Table: new (description: { initial: number; element: 'anyfunc' }) => Table;
   readonly Module: new (bytes: Uint8Array) => Module;
   readonly Instance: new (module: Module, imports?: Imports) => Instance;
   readonly instantiate: (bytes: Uint8Array, imports?: Imports) => Promise<{ readonly instance: Instance }>;

@@ -17,7 +17,7 @@ const USAGE = `Executes random instructions on two backends, and shows where the
     --backend NAME    what is tested (sim)
     --oracle NAME     what it is compared with (kvm): by the host and the mode, that is the silicon, QEMU's TCG in the
                       lab, or KVM's emulator on a PVM host at privilege 0
-    --tier TIER       of the simulator: closures, wasm, or both as it likes (both)
+    --tier TIER       of the simulator: closures, templates, wasm, or both as it likes (both)
     --vendor NAME     of the simulator's processor: amd or intel (the host's, where its silicon is the oracle, else amd)
     --mode MODE       ${modes.join(', ')} (long3)
     --seed N          the cases' seed (1)

@@ -38,7 +38,7 @@ function replay(runner: Runner, url: URL, { oracle }: About, every: number): str
 }
 
 /** Who executes the instructions: the simulator in a tier, or KVM where it is the oracle. */
-export type Way = 'closures' | 'wasm' | 'kvm';
+export type Way = 'closures' | 'templates' | 'wasm' | 'kvm';
 
 /** Instructions, one of `every` recorded cases. */
 export function replayInstructions(every: number, ways: readonly Way[]): void {

@@ -225,7 +225,7 @@ describe('a guest that boots itself from real mode to the user of 64-bit mode', 
   });
 
   it('does the same with each executor', () => {
-    for (const tier of ['closures', 'wasm', 'both'] as const) {
+    for (const tier of ['closures', 'templates', 'wasm', 'both'] as const) {
       const m = bootable();
       m.cpu.code.tier = tier;
       expect(run(m)).toEqual({ kind: 'halt' });

@@ -239,6 +239,7 @@ describe.each(guests)('a guest %s', (_, image, ends, exits, others) => {
   it.each([
     ['once more', {}],
     ['as closures', { tier: 'closures' }],
+    ['as templates', { tier: 'templates' }],
     ['as WebAssembly from the first time on', { tier: 'wasm' }],
     ['in slices of other lengths', { sliceMs: 1 }],
     [
@@ -304,7 +305,7 @@ describe('guests of noise', () => {
     for (let seed = 1; seed <= 150; seed++) {
       const code = noise(seed, 256);
       const first = short(code, mode, 'closures');
-      for (const tier of ['wasm', 'both'] as const) {
+      for (const tier of ['templates', 'wasm', 'both'] as const) {
         // One that a deadline ended was somewhere.
         const other = first && short(code, mode, tier);
         if (other === undefined) continue;
@@ -319,7 +320,11 @@ describe('guests of noise', () => {
 const DEADLINE_MS = 50;
 
 /** Its first exits, and where it was at each. */
-function short(code: Uint8Array, mode: 'long' | 'real', tier: 'closures' | 'wasm' | 'both'): unknown {
+function short(
+  code: Uint8Array,
+  mode: 'long' | 'real',
+  tier: 'closures' | 'templates' | 'wasm' | 'both',
+): unknown {
   using hv = openHypervisor({ backend: 'sim', simulated: { tier } });
   using machine = new Machine(hv, { memory: 2 ** 17 });
   machine.load(flatImage(code, mode), { rdi: 0x8000, rsi: 0x8000, rcx: 0x300 });

@@ -15,7 +15,8 @@ import { Access, type SecondStage, type Stop } from './processor/stage.ts';
 import { Flag, State } from './processor/state.ts';
 import { instructionBreakpoint, trapsAfter } from './system/breakpoints.ts';
 import { deliver, tripleFault } from './system/events.ts';
-import { BLOCK, Code, type Entry } from './translate/code.ts';
+import { Code, type Entry } from './translate/code.ts';
+import { BLOCK } from './translate/cold.ts';
 import type { Decoder } from './translate/decode.ts';
 import { resetFpu } from './x87/fxsave.ts';
 
@@ -232,8 +233,8 @@ export class Cpu extends Processor {
   #rewind(): void {
     const { state, current } = this;
     if (current === undefined) return;
-    const { insn, rest } = current.where(state.u32(State.at));
-    state.rip = insn.rip;
+    const { rip, rest } = current.where(state.u32(State.at));
+    state.rip = rip;
     state.count -= BigInt(rest);
     this.current = undefined;
   }

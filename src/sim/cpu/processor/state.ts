@@ -41,11 +41,17 @@ export const State = {
   fds: 0x29e,
   /** Where an operand in memory waits for a vector op: 16 bytes. */
   vector: 0x2a0,
+  /** Eight bytes that stay zero: a register that an address does without. */
+  zero: 0x2b0,
+  /** Which blocks of templates may be gone to now: see interpreter.ts. */
+  generation: 0x2b8,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where computed jumps have gone: see wasm.ts. */
   jumps: 0x11000,
-  size: 0x15000,
+  /** Where blocks of templates are, by RIP: see interpreter.ts. */
+  blocks: 0x15000,
+  size: 0x25000,
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */

@@ -1,5 +1,3 @@
-import type { Insn } from '../processor/insn.ts';
-
 /** Something that executes: one block as closures, or many as a WebAssembly module. */
 export interface Unit {
   /**
@@ -13,7 +11,9 @@ export interface Unit {
 }
 
 export interface Where {
-  readonly insn: Insn;
+  /** RIP of the instruction, and of the one after it. */
+  readonly rip: bigint;
+  readonly next: bigint;
   /** Instructions that were counted and have not happened, this one included. */
   readonly rest: number;
 }

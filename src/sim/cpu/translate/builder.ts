@@ -13,6 +13,8 @@ import { type Condition, conditionValue, type Description, type FlagName, flagVa
 import { type End, type Node, node, prune, typeOf } from './ir.ts';
 import type { CallTarget, Detail, OpName } from './ops.ts';
 
+type Gpr = Operand & { readonly kind: 'gpr' };
+
 const CS = 1;
 const SS = 2;
 const FS = 4;
@@ -49,6 +51,10 @@ export class Builder {
     this.insns.push(insn);
   }
 
+  /** All ops as they were written. */
+  get nodes(): readonly Node[] {
+    return this.#nodes;
+  }
   /** The block's ops, pruned. */
   finish(end: End): Node[] {
     return prune(this.#nodes, end);
@@ -215,16 +221,35 @@ export class Builder {
   }
   read(index: number, size = this.sizeOf(index)): Node {
     const operand = this.operand(index);
-    if (operand.kind === 'gpr') return this.gpr(operand.index, size, operand.high);
+    if (operand.kind === 'gpr') return this.registerAt(index, operand, size);
     if (operand.kind === 'mem') return this.load(this.place(operand, size, false), size);
-    if (operand.kind === 'imm') return this.constant(size, operand.value);
+    if (operand.kind === 'imm') return this.immediate(operand, size);
     throw new Error(`${this.insn.code}: operand ${index} is no general one`);
   }
   write(index: number, value: Node, size = this.sizeOf(index)): void {
     const operand = this.operand(index);
-    if (operand.kind === 'gpr') this.setGpr(operand.index, size, value, operand.high);
+    if (operand.kind === 'gpr') this.setRegisterAt(index, operand, size, value);
     else if (operand.kind === 'mem') this.store(this.place(operand, size, true), size, value);
     else throw new Error(`${this.insn.code}: operand ${index} cannot be written`);
+  }
+  // What of an instruction is a register's number or a value: a template asks for it when it is executed.
+  protected registerAt(_position: number, { index, high }: Gpr, size: Size): Node {
+    return this.gpr(index, size, high);
+  }
+  protected setRegisterAt(_position: number, { index, high }: Gpr, size: Size, value: Node): void {
+    this.setGpr(index, size, value, high);
+  }
+  protected immediate({ value }: Operand & { kind: 'imm' }, size: Size): Node {
+    return this.constant(size, value);
+  }
+  /** RIP of the next instruction, as CALL pushes it. */
+  next(size: Size): Node {
+    return this.constant(size, this.insn.next);
+  }
+  /** Where a near branch goes: RIP, cut to the operand's size. Undefined in a template, whose user checks it. */
+  target(): bigint | undefined {
+    const { target } = this.insn.operands[0] as Operand & { kind: 'near' };
+    return BigInt.asUintN(this.insn.operandSize * 8, target);
   }
   /**
    * Replaces an operand by what `change` makes of it. Flags and other registers are set in `then`, after the write,
@@ -395,6 +420,9 @@ export class Builder {
   askIf(condition: Node, otherwise: Node, helper: CallTarget, ...args: Node[]): Node {
     return this.op('call64If', [condition, otherwise, ...args], { helper, insn: this.insn });
   }
+  protected forgetRegisters(): void {
+    this.#known.clear();
+  }
   #forget(): void {
     this.#known.clear();
     this.#flags = undefined;
@@ -402,11 +430,11 @@ export class Builder {
   }
 
   /** Ends the block: execution goes on at this RIP. */
-  goto(target: bigint): void {
-    this.end = { kind: 'goto', target };
+  goto(target: bigint | undefined): void {
+    this.end = { kind: 'goto', target: target! };
   }
-  branch(condition: Node, taken: bigint): void {
-    this.end = { kind: 'branch', condition, taken, next: this.insn.next };
+  branch(condition: Node, taken: bigint | undefined): void {
+    this.end = { kind: 'branch', condition, taken: taken!, next: this.insn.next };
   }
   /** To a computed RIP, an `l`. */
   dynamic(target: Node): void {

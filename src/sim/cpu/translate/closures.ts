@@ -10,7 +10,7 @@ type Step = (values: Values) => void;
 /** One for all blocks: no two execute at once, and nothing outlives its block. */
 const values: Values = [];
 
-function stepOf(cpu: Processor, node: Node): Step {
+function stepOf(cpu: Processor, node: Node, first: number): Step {
   const { row, args, slot } = node;
   // As they are now: the other executor numbers the same nodes anew.
   const slots = args.map((arg) => arg.slot);
@@ -28,7 +28,7 @@ function stepOf(cpu: Processor, node: Node): Step {
         };
   if (!row.observes) return compute;
   const { state } = cpu;
-  const { at } = node;
+  const at = first + node.at;
   if (node.detail.helper === undefined)
     return (v) => {
       state.setU32(State.at, at);
@@ -49,14 +49,17 @@ export class ClosureUnit implements Unit {
   readonly #steps: Step[];
   /** Where the end's condition or target is; not used by the other kinds. */
   readonly #decides: number;
+  readonly #first: number;
 
-  constructor(cpu: Processor, block: Block) {
+  /** @param first what State.at is at the block's first instruction */
+  constructor(cpu: Processor, block: Block, first = 0) {
     this.block = block;
     this.#cpu = cpu;
+    this.#first = first;
     let slots = 0;
     for (const node of block.nodes) if (node.row.result !== '') node.slot = slots++;
     while (values.length < slots) values.push(0);
-    this.#steps = block.nodes.map((node) => stepOf(cpu, node));
+    this.#steps = block.nodes.map((node) => stepOf(cpu, node, first));
     const { end } = block;
     this.#decides = end.kind === 'branch' ? end.condition.slot : end.kind === 'dynamic' ? end.target.slot : 0;
   }
@@ -65,6 +68,18 @@ export class ClosureUnit implements Unit {
     const { state } = this.#cpu;
     const { end, insns } = this.block;
     state.count += BigInt(insns.length);
+    this.execute();
+    if (end.kind === 'left') {
+      if (!state.moved) state.rip = insns.at(-1)!.next;
+      this.#cpu.changed();
+    }
+    return true;
+  }
+
+  /** All but the count of instructions, and what is due where the end is `left`. */
+  execute(): void {
+    const { state } = this.#cpu;
+    const { end } = this.block;
     for (const step of this.#steps) step(values);
     switch (end.kind) {
       case 'goto':
@@ -75,16 +90,13 @@ export class ClosureUnit implements Unit {
         break;
       case 'dynamic':
         state.rip = BigInt.asUintN(64, values[this.#decides] as bigint);
-        break;
-      case 'left':
-        if (!state.moved) state.rip = insns.at(-1)!.next;
-        this.#cpu.changed();
     }
-    return true;
   }
 
   where(at: number): Where {
     const { insns } = this.block;
-    return { insn: insns[at]!, rest: insns.length - at };
+    const index = at - this.#first;
+    const { rip, next } = insns[index]!;
+    return { rip, next, rest: insns.length - index };
   }
 }

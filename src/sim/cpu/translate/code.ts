@@ -6,7 +6,6 @@
 import { PAGE } from '../../arena.ts';
 import { segmentLinear } from '../address/addressing.ts';
 import { notEmulated, raise, Vector } from '../processor/fault.ts';
-import type { Insn } from '../processor/insn.ts';
 import type { Mode } from '../processor/modes.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { TranslatedCode } from '../processor/services.ts';
@@ -16,6 +15,7 @@ import type { Unit } from '../processor/unit.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import { CodePage as PageOf } from './code-page.ts';
+import { BLOCK, Cold } from './cold.ts';
 import type { Decoder } from './decode.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
@@ -23,38 +23,68 @@ import { WasmUnit } from './wasm.ts';
 
 /** The longest instruction (SDM volume 2, 2.3.11). */
 const LONGEST = 15;
-/** Instructions of a block at most. */
-export const BLOCK = 32;
 /** How often a block runs before it is worth the 50 us that a module costs. */
 const HOT = 40;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
 const UNIT = 128;
 const MODULES = 2000;
-/** Blocks at most, some KiB each. */
-const BLOCKS = 20_000;
+/** Blocks at most, half a KiB each of records and as much beside them. */
+const BLOCKS = 100_000;
 const JUMPS = 4096;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 /** Where execution may begin: a block, and the unit that has it. */
-export interface Entry {
+export class Entry {
   readonly low: number;
   readonly high: number;
+  readonly rip: bigint;
   readonly mode: number;
-  readonly block: Block;
   readonly pages: readonly CodePage[];
   unit: Unit;
   index: number;
   /** How often it was executed as closures. */
-  heat: number;
+  heat = 0;
+  /** Its block of records, where it has one. */
+  readonly cold: number | undefined;
   /** The entry holds while this is the cache's. */
-  epoch: number;
+  epoch = 0;
+  #block: Block | (() => Block);
+
+  constructor(
+    rip: bigint,
+    mode: Mode,
+    pages: readonly CodePage[],
+    unit: Unit,
+    index: number,
+    block: Block | (() => Block),
+  ) {
+    this.low = Number(rip & 0xffff_ffffn);
+    this.high = Number(rip >> 32n);
+    this.rip = rip;
+    this.mode = mode.key;
+    this.pages = pages;
+    this.unit = unit;
+    this.index = index;
+    this.#block = block;
+    this.cold = typeof block === 'function' ? index : undefined;
+  }
+  /** As micro-ops, which are made when somebody asks. */
+  get block(): Block {
+    if (typeof this.#block === 'function') this.#block = this.#block();
+    return this.#block;
+  }
 }
 
 type CodePage = PageOf<Entry>;
 
-/** Without WebAssembly, with it at once, or when it is worth it: for tests that compare the executors. */
-export type Tier = 'closures' | 'wasm' | 'both';
+/** Thrown where more bytes are needed. */
+const short = new RangeError('the bytes end in the middle of an instruction');
+/** Modes that there are at once (modes.ts). */
+const MODES = 4096;
+
+/** One executor alone (of WebAssembly from the first time on), or what is worth it: for tests that compare them. */
+export type Tier = 'closures' | 'templates' | 'wasm' | 'both';
 
 export class Code implements TranslatedCode {
   readonly #cpu: Processor;
@@ -70,22 +100,34 @@ export class Code implements TranslatedCode {
   /** Blocks that were translated since somebody last set it to 0. */
   made = 0;
   readonly #modules = new Set<WasmUnit & Module>();
+  readonly #cold: Cold | undefined;
 
   /** @param lower makes micro-ops of an instruction */
   constructor(cpu: Processor, decoder: Decoder, lower: Lower) {
     this.#cpu = cpu;
     this.#decoder = decoder;
     this.#lower = lower;
+    this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, HOT);
   }
 
   /** Linear addresses may mean other pages now. */
   flush(): void {
+    this.#advance();
+  }
+  /** What was found by RIP does not hold any more, in no executor. */
+  #advance(): void {
     this.#epoch++;
+    this.#setGeneration();
+  }
+  /** One number for the epoch and the mode: a block of templates is gone to only in both. */
+  #setGeneration(): void {
+    const { state, mode } = this.#cpu;
+    state.setU32(State.generation, Math.imul(this.#epoch, MODES) + mode.key);
   }
   /** The host may have written to guest memory since: pages are compared once before they are executed. */
   begin(): void {
     this.#run++;
-    this.#epoch++;
+    this.#advance();
   }
   /** The page's record, if there is code in it. */
   pageOf(host: number): CodePage | undefined {
@@ -105,7 +147,7 @@ export class Code implements TranslatedCode {
     this.#pages.delete(page.host);
     page.drop();
     this.#cpu.memory.flushWrites(); // they know its map
-    this.#epoch++;
+    this.#advance();
   }
 
   /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
@@ -172,7 +214,7 @@ export class Code implements TranslatedCode {
     const first = this.#page(this.#fetch(rip));
     const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
-    if (entry === undefined || entry.block.rip !== rip || !this.#holds(entry, rip)) {
+    if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
       first.entries.set(key, entry);
     }
@@ -227,56 +269,81 @@ export class Code implements TranslatedCode {
   }
 
   #translate(mode: Mode, rip: bigint, first: CodePage, decoder = this.#decoder): Entry {
-    const pages = [first];
     this.made++;
     this.#blocks++;
     const offset = Number(this.#cpu.linearOf(rip) & BigInt(PAGE - 1));
     // Nothing is fetched beyond the segment's limit, and from the next page only what an instruction needs of it.
     const most = Math.min(BLOCK * LONGEST, mode.codeLimit - Number(rip) + 1);
+    const templates = this.tier === 'both' || this.tier === 'templates';
+    const cold = this.#cold;
+    if (templates && cold !== undefined && !mode.single && !this.#cpu.alignment) {
+      const found = cold.decode(mode, rip, first.host + offset, Math.min(most, PAGE - offset));
+      if (found !== undefined) {
+        const { block, length } = found;
+        first.cover(offset, this.#read(first, offset, offset + length));
+        // Its bytes are kept: what they are is asked for when memory may have others.
+        const make = () => this.#build(mode, rip, first.bytes(offset, offset + length), decoder, BLOCK);
+        return this.#entry(new Entry(rip, mode, [first], cold.interpreter, block, make));
+      }
+    }
+    const pages = [first];
     const rest = PAGE - offset;
-    let builder = new Builder(mode, segmentLinear);
-    const lower = (insn: Insn) => {
-      builder.begin(insn);
-      this.#lower(builder, insn);
-      return builder.end === undefined && builder.insns.length < (mode.single ? 1 : BLOCK);
-    };
     let bytes = this.#read(first, offset, Math.min(offset + most, PAGE));
-    let outcome = decoder.decode(bytes, mode.bits, rip, lower);
-    if (outcome === 'short' && rest < Math.min(LONGEST, most)) {
+    let block: Block;
+    try {
+      block = this.#build(mode, rip, bytes, decoder, BLOCK);
+    } catch (thrown) {
+      if (thrown !== short) throw thrown;
+      if (rest >= Math.min(LONGEST, most)) raise(Vector.GP, 0); // longer than LONGEST, or than the segment
       const second = this.#page(this.#fetch(rip + BigInt(rest)));
       pages.push(second);
       const whole = new Uint8Array(Math.min(LONGEST, most));
       whole.set(bytes);
       whole.set(this.#read(second, 0, whole.length - rest), rest);
       bytes = whole;
-      builder = new Builder(mode, segmentLinear);
-      outcome = decoder.decode(bytes, mode.bits, rip, (insn) => lower(insn) && false);
+      try {
+        block = this.#build(mode, rip, bytes, decoder, 1);
+      } catch (again) {
+        if (again === short) raise(Vector.GP, 0);
+        throw again;
+      }
     }
-    if (outcome === 'short') raise(Vector.GP, 0); // longer than LONGEST, or than the segment
-    if (outcome === 'invalid') raise(Vector.UD);
-    const length = builder.insns.reduce((sum, insn) => sum + insn.length, 0);
+    const length = block.insns.reduce((sum, insn) => sum + insn.length, 0);
     first.cover(offset, bytes.subarray(0, Math.min(length, rest)));
     pages[1]?.cover(0, bytes.subarray(rest, length));
+    return this.#entry(new Entry(rip, mode, pages, new ClosureUnit(this.#cpu, block), 0, block));
+  }
+  #entry(entry: Entry): Entry {
+    entry.epoch = this.#epoch;
+    return entry;
+  }
+
+  /** The block that the bytes begin with. @throws short, GuestFault of what is no instruction */
+  #build(mode: Mode, rip: bigint, bytes: Uint8Array, decoder: Decoder, most: number): Block {
+    const builder = new Builder(mode, segmentLinear);
+    const outcome = decoder.decode(bytes, mode.bits, rip, (insn) => {
+      builder.begin(insn);
+      this.#lower(builder, insn);
+      return builder.end === undefined && builder.insns.length < (mode.single ? 1 : most);
+    });
+    if (outcome === 'short') throw short;
+    if (outcome === 'invalid') raise(Vector.UD);
     const end: End = builder.end ?? { kind: 'goto', target: builder.insns.at(-1)!.next };
-    const block: Block = { rip, insns: builder.insns, nodes: builder.finish(end), end };
-    return {
-      low: Number(rip & 0xffff_ffffn),
-      high: Number(rip >> 32n),
-      mode: mode.key,
-      block,
-      pages,
-      unit: new ClosureUnit(this.#cpu, block),
-      index: 0,
-      heat: 0,
-      epoch: this.#epoch,
-    };
+    return { rip, insns: builder.insns, nodes: builder.finish(end), end };
   }
 
   /** Executes what find() gave; false is as in Unit.run(). */
   execute(entry: Entry): boolean {
     let { unit } = entry;
-    if (unit instanceof ClosureUnit) {
-      if (++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) && this.tier !== 'closures')
+    const interpreter = this.#cold?.interpreter;
+    if (interpreter !== undefined && unit === interpreter) {
+      if (this.tier === 'both' && interpreter.heatOf(entry.index) === HOT) unit = this.#heat(entry);
+    } else if (unit instanceof ClosureUnit) {
+      if (
+        ++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) &&
+        this.tier !== 'closures' &&
+        this.tier !== 'templates'
+      )
         unit = this.#heat(entry);
     } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
       unit = entry.unit;
@@ -284,6 +351,10 @@ export class Code implements TranslatedCode {
     this.#cpu.current = unit;
     // It was not found by its unit, or has just got there.
     if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
+    else if (interpreter !== undefined && unit === interpreter) {
+      this.#setGeneration();
+      interpreter.remember(entry.low, entry.high, entry.index);
+    }
     if (!unit.run(entry.index)) return false;
     this.#cpu.current = undefined;
     return true;
@@ -292,7 +363,7 @@ export class Code implements TranslatedCode {
   /** Makes one module of a hot block and those that it leads to. */
   #heat(entry: Entry): Unit {
     if (this.#modules.size >= MODULES) {
-      this.#epoch++; // #look() makes room
+      this.#advance(); // #look() makes room
       return entry.unit;
     }
     entry.heat = Number.NEGATIVE_INFINITY; // once
@@ -312,7 +383,8 @@ export class Code implements TranslatedCode {
     this.#modules.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
-      if (member !== entry && !(member.unit instanceof ClosureUnit)) return;
+      if (member !== entry && member.unit instanceof WasmUnit) return;
+      if (member.cold !== undefined) this.#cold!.interpreter.drop(member.low, member.high, member.cold);
       member.unit = module;
       member.index = index;
     });
@@ -346,12 +418,16 @@ export class Code implements TranslatedCode {
   #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
     const known = this.#jumps[slotOf(rip)];
     const entry =
-      known?.block.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
+      known?.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
         ? known
-        : rip >> 12n === from.block.rip >> 12n
+        : rip >> 12n === from.rip >> 12n
           ? from.pages[0]!.entries.get(keyOf(rip, mode))
           : undefined;
-    return entry?.block.rip === rip && entry.heat !== 0 && entry.pages.length === 1 ? entry : undefined;
+    return entry?.rip === rip && this.#wasExecuted(entry) && entry.pages.length === 1 ? entry : undefined;
+  }
+
+  #wasExecuted({ heat, cold }: Entry): boolean {
+    return heat !== 0 || (cold !== undefined && this.#cold!.interpreter.heatOf(cold) !== 0);
   }
 
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
@@ -371,9 +447,11 @@ export class Code implements TranslatedCode {
     this.#modules.delete(module);
     for (const member of module.members) {
       if (member.unit !== module) continue;
-      member.unit = new ClosureUnit(this.#cpu, member.block);
-      member.index = 0;
+      const interpreter = this.#cold?.interpreter;
+      member.unit = member.cold === undefined ? new ClosureUnit(this.#cpu, member.block) : interpreter!;
+      member.index = member.cold ?? 0;
       member.heat = 0;
+      if (member.cold !== undefined) interpreter!.cool(member.cold);
     }
   }
   /** Everything starts anew: the cache is full, or modes have new numbers. */
@@ -383,7 +461,8 @@ export class Code implements TranslatedCode {
     this.#cpu.memory.flushWrites();
     this.#modules.clear();
     this.#blocks = 0;
-    this.#epoch++;
+    this.#cold?.forget();
+    this.#advance();
   }
 }
 

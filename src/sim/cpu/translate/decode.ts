@@ -53,8 +53,11 @@ export class Decoder {
   readonly #options: number;
   #emulators: Decoder | undefined;
 
+  readonly vendor: 'amd' | 'intel' | 'kvm';
+
   /** @param vendor or `kvm`: as KVM's emulator decodes */
   constructor(module: Iced, vendor: 'amd' | 'intel' | 'kvm' = 'intel') {
+    this.vendor = vendor;
     const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, None } = module.DecoderOptions;
     this.#options = { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor];
     this.iced = module;

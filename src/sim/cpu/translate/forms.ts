@@ -162,6 +162,9 @@ export class Encoding {
   /** Immediate, sign-extended; or where a branch goes. */
   immLow = 0;
   immHigh = 0;
+  /** There is a ModRM byte; the immediate is where a near branch goes. */
+  hasModrm = false;
+  isBranch = false;
   /** RIP of the next instruction. */
   nextLow = 0;
   nextHigh = 0;
@@ -215,6 +218,8 @@ export class Encoding {
     const size = wide ? 3 : (bits === 16) !== ((prefixes & 1) !== 0) ? 1 : 2;
     const address =
       bits === 64 ? ((prefixes & 2) !== 0 ? 2 : 3) : (bits === 16) !== ((prefixes & 2) !== 0) ? 1 : 2;
+    this.hasModrm = (flags & MODRM) !== 0;
+    this.isBranch = (flags & (REL8 | RELZ)) !== 0;
     this.legacy = rex === 0;
     this.rm = NONE;
     this.register = NONE;
@@ -274,7 +279,7 @@ export class Encoding {
           this.low = bytes[pos]! | (bytes[pos + 1]! << 8) | (bytes[pos + 2]! << 16) | (bytes[pos + 3]! << 24);
           pos += 4;
         } else if (mod === 1) this.low = (bytes[pos++]! << 24) >> 24;
-        this.high = this.low >> 31;
+        this.high = bits === 64 && address === 2 ? 0 : this.low >> 31;
       }
       if (flags >= TEST8 && (flags & (TEST8 | TESTZ)) !== 0 && field < 2)
         flags |= (flags & TEST8) !== 0 ? IMM8 : IMMZ;

@@ -14,7 +14,7 @@ export type Bits = 8 | 16 | 32 | 64;
 
 /** What an op is beside its arguments. */
 export interface Detail {
-  /** Of `get` and `set`: where in the state page. */
+  /** Of `get` and `set`: where in the state page. Of `field` and `register`: where in the record. */
   readonly offset?: number;
   /** Of memory accesses and of `get` and `set`. */
   readonly bits?: Bits;
@@ -188,6 +188,13 @@ export const ops = {
       (value: bigint) =>
         cpu.state.setU64(offset!, value),
   ),
+  /** Of a template's record: what is in it, and a register whose place is in it. Only a template has one. */
+  field32: recorded('', 'i'),
+  field64: recorded('', 'l'),
+  register32: recorded('', 'i'),
+  register64: recorded('', 'l'),
+  setRegister32: recorded('i', ''),
+  setRegister64: recorded('l', ''),
   /** How the arithmetic flags follow: a, b and the result, each sign-extended. */
   flags: state('lll', '', (cpu, { kind }) => (a: bigint, b: bigint, result: bigint) => {
     const { state } = cpu;
@@ -268,6 +275,11 @@ export type OpName = keyof typeof ops;
 
 function state(args: string, result: Type | '', js: Row['js']): Row {
   return { args, result, pure: false, observes: false, js, wasm: undefined };
+}
+function recorded(args: string, result: Type | ''): Row {
+  return state(args, result, () => {
+    throw new Error('a closure has no record');
+  });
 }
 function access(args: string, result: Type | '', js: Row['js']): Row {
   return { args, result, pure: false, observes: true, js, wasm: undefined };

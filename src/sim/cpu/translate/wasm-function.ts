@@ -304,7 +304,7 @@ export abstract class FunctionEmitter {
     code.op(Wasm.end);
   }
 }
-const loadOf = (bits: number) =>
+export const loadOf = (bits: number) =>
   bits === 8 ? Wasm.i32Load8u : bits === 16 ? Wasm.i32Load16u : bits === 32 ? Wasm.i32Load : Wasm.i64Load;
-const storeOf = (bits: number) =>
+export const storeOf = (bits: number) =>
   bits === 8 ? Wasm.i32Store8 : bits === 16 ? Wasm.i32Store16 : bits === 32 ? Wasm.i32Store : Wasm.i64Store;

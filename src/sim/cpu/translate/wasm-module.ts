@@ -32,8 +32,12 @@ export class WasmModule {
   /** Types of the locals; the function's parameter, which comes before them, is not among them. */
   readonly #locals: number[];
 
-  constructor(locals: readonly number[]) {
+  /** The state page's place is a global, which is imported. */
+  readonly #global: boolean;
+
+  constructor(locals: readonly number[], { global = false } = {}) {
     this.#locals = [...locals];
+    this.#global = global;
   }
 
   /** Another local; its index. */
@@ -67,12 +71,13 @@ export class WasmModule {
         .u(results.length)
         .op(...results);
     }
-    const imports = new Bytes().u(1 + SLOW + this.#helpers.length);
+    const imports = new Bytes().u(1 + SLOW + this.#helpers.length + (this.#global ? 1 : 0));
     // limits: shared, with a maximum
     imports.name('e').name('m').op(2, 3).u(1).u(65_536);
     const imported = (name: string, type: number) => imports.name('e').name(name).op(0).u(type);
     for (let i = 0; i < SLOW; i++) imported(`s${i}`, i + 1);
     for (const [index, { type }] of this.#helpers.entries()) imported(`h${index}`, type);
+    if (this.#global) imports.name('e').name('b').op(3, Wasm.i32, 0);
     const functions = new Bytes().u(1).u(0);
     const run = SLOW + this.#helpers.length;
     const exports = new Bytes().u(1).name('r').op(0).u(run);

@@ -27,7 +27,8 @@ export class WasmUnit implements Unit {
     this.blocks = blocks;
     this.#cpu = cpu;
     for (const { insns } of blocks) {
-      for (const [index, insn] of insns.entries()) this.#places.push({ insn, rest: insns.length - index });
+      for (const [index, { rip, next }] of insns.entries())
+        this.#places.push({ rip, next, rest: insns.length - index });
     }
     const module = new Emitter(cpu, blocks, this.#id).made();
     const imports = { m: cpu.arena.memory, ...slow(cpu), ...module.imports };
@@ -54,7 +55,7 @@ export class WasmUnit implements Unit {
       return false;
     }
     if (how === LEFT) {
-      if (!state.moved) state.rip = this.where(state.u32(State.at)).insn.next;
+      if (!state.moved) state.rip = this.where(state.u32(State.at)).next;
       this.#cpu.changed();
     }
     return true;
@@ -66,7 +67,7 @@ export class WasmUnit implements Unit {
 }
 
 /** Accesses that the buffers do not answer, at an address in halves. `how`: the bytes, and bits for write and stack. */
-function slow({ memory }: Processor) {
+export function slow({ memory }: Processor) {
   return {
     s0: (low: number, high: number, how: number) =>
       memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),

@@ -46,7 +46,7 @@ export interface SimOptions extends SimulatedHost {
 export const TSC_KHZ = 1_000_000;
 
 const CHOICE_BITS = { lowest: 32, highest: 51 } as const;
-const TIERS: readonly Tier[] = ['closures', 'wasm', 'both'];
+const TIERS: readonly Tier[] = ['closures', 'templates', 'wasm', 'both'];
 const LARGEST_FAULT = 2 ** 30;
 
 function choiceBit(name: string, bit: number): number {
@@ -88,7 +88,7 @@ export class Host {
     const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
     const { tier = 'both', seed = 1 } = options;
     if (!Number.isSafeInteger(seed) || seed < 0) throw outOfRange('seed', seed, 'a whole number from 0');
-    if (!TIERS.includes(tier)) throw outOfRange('tier', tier, "'closures', 'wasm' or 'both'");
+    if (!TIERS.includes(tier)) throw outOfRange('tier', tier, "'closures', 'templates', 'wasm' or 'both'");
     if (vendor !== 'amd' && vendor !== 'intel') throw outOfRange('vendor', vendor, "'amd' or 'intel'");
     if (!Object.hasOwn(dialects, dialect)) throw outOfRange('dialect', dialect, "'mainline', 'v9' or 'rfc'");
     if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))

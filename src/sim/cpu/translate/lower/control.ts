@@ -1,7 +1,7 @@
 /** Near transfers of control (SDM volume 1, 5.1.7): within the code segment, to a RIP of the operand's size. */
 
 import { generalProtection, undefinedOpcode } from '../../integer/arithmetic.ts';
-import type { Insn, Operand, Size } from '../../processor/insn.ts';
+import type { Insn, Size } from '../../processor/insn.ts';
 import type { Builder } from '../builder.ts';
 import type { Condition } from '../flag-values.ts';
 import type { Node } from '../ir.ts';
@@ -13,7 +13,8 @@ const RCX = 1;
 const isCanonical = (address: bigint) => BigInt.asIntN(64, address) === BigInt.asIntN(48, address);
 
 /** #GP(0) where `taken` is not 0, if the target cannot be gone to. */
-function checkTarget(b: Builder, taken: Node, target: bigint): void {
+function checkTarget(b: Builder, taken: Node, target: bigint | undefined): void {
+  if (target === undefined) return;
   if (b.mode.bits === 64) {
     if (!isCanonical(target)) b.callIf(taken, generalProtection);
   } else if (Number(target) > b.mode.codeLimit) b.callIf(taken, generalProtection);
@@ -28,25 +29,19 @@ function checkComputed(b: Builder, target: Node): void {
 }
 const always = (b: Builder) => b.const32(1);
 
-/** Where a relative branch goes: RIP, cut to the operand's size. */
-function targetOf(insn: Insn): bigint {
-  const { target } = insn.operands[0] as Operand & { kind: 'near' };
-  return BigInt.asUintN(insn.operandSize * 8, target);
-}
-
-function branch(b: Builder, insn: Insn, condition: Node, before = () => {}): void {
-  const target = targetOf(insn);
+function branch(b: Builder, condition: Node, before = () => {}): void {
+  const target = b.target();
   checkTarget(b, condition, target);
   before();
   b.branch(condition, target);
 }
 const jcc =
   (condition: Condition): Lower =>
-  (b, insn) =>
-    branch(b, insn, b.condition(condition));
+  (b) =>
+    branch(b, b.condition(condition));
 
 const counter = (b: Builder, insn: Insn) => b.gpr(RCX, insn.addressSize);
-const jcxz: Lower = (b, insn) => branch(b, insn, b.isZero(insn.addressSize, counter(b, insn)));
+const jcxz: Lower = (b, insn) => branch(b, b.isZero(insn.addressSize, counter(b, insn)));
 const loop =
   (condition?: Condition): Lower =>
   (b, insn) => {
@@ -54,12 +49,12 @@ const loop =
     const count = b.sub(size, counter(b, insn), b.constant(size, 1));
     const left = b.op('eqz32', [b.isZero(size, count)]);
     const taken = condition === undefined ? left : b.op('and32', [left, b.condition(condition)]);
-    branch(b, insn, taken, () => b.setGpr(RCX, size, count));
+    branch(b, taken, () => b.setGpr(RCX, size, count));
   };
 
 const jmp: Lower = (b, insn) => {
   if (b.operand(0).kind === 'near') {
-    const target = targetOf(insn);
+    const target = b.target();
     checkTarget(b, always(b), target);
     return b.goto(target);
   }
@@ -70,9 +65,9 @@ const jmp: Lower = (b, insn) => {
 };
 const call: Lower = (b, insn) => {
   const size = insn.operandSize as Size;
-  const back = b.constant(size, insn.next);
+  const back = b.next(size);
   if (b.operand(0).kind === 'near') {
-    const target = targetOf(insn);
+    const target = b.target();
     checkTarget(b, always(b), target);
     b.push(size, back);
     return b.goto(target);

@@ -1,0 +1,331 @@
+/** Blocks of code as records for the interpreter: what code is from its first execution until it is hot. */
+import { PAGE } from '../../arena.ts';
+import { joined } from '../processor/halves.ts';
+import type { Insn } from '../processor/insn.ts';
+import { canonical } from '../processor/mode.ts';
+import type { Mode } from '../processor/modes.ts';
+import type { Processor } from '../processor/processor.ts';
+import { Builder } from './builder.ts';
+import { ClosureUnit } from './closures.ts';
+import type { Decoder } from './decode.ts';
+import { Encoding, NONE } from './forms.ts';
+import { bytePlaceOf, Fixed, Interpreter, placeOf } from './interpreter.ts';
+import type { End } from './ir.ts';
+import type { Lower } from './lowering.ts';
+import type { CallTarget } from './ops.ts';
+import { Header, Record } from './records.ts';
+import { CONTINUES, DONE, templateOf } from './template.ts';
+import { LEFT } from './wasm-function.ts';
+
+/** Instructions of a block at most. */
+export const BLOCK = 32;
+const LONGEST = 15;
+
+/** What is known of a form in a mode. */
+interface Form {
+  /** Operands of one byte are in these fields. */
+  readonly byteRm: boolean;
+  readonly byteRegister: boolean;
+  /** For these registers or this immediate alone: then one of several. */
+  readonly registers: boolean;
+  readonly immediate: boolean;
+  readonly one: Placed | undefined;
+  readonly several: Map<string, Placed>;
+}
+/** A template's place in the table of functions. */
+interface Placed {
+  readonly place: number;
+  readonly ends: boolean;
+}
+/** The form has no template, or none is made of it. */
+const NO_TEMPLATE = 'none';
+
+export interface ColdBlock {
+  readonly block: number;
+  /** Bytes. */
+  readonly length: number;
+}
+
+export class Cold {
+  readonly interpreter: Interpreter;
+  readonly #cpu: Processor;
+  readonly #decoder: Decoder;
+  readonly #lower: Lower;
+  readonly #segment: CallTarget;
+  readonly #encoding = new Encoding();
+  /** By mode, then by form. */
+  readonly #forms = new WeakMap<Mode, Map<number, Form | typeof NO_TEMPLATE>>();
+  /** What has no template, and what it gives: CONTINUES, DONE or LEFT. */
+  readonly #closures = new Map<number, { readonly unit: ClosureUnit; readonly gives: number }>();
+
+  constructor(cpu: Processor, decoder: Decoder, lower: Lower, segment: CallTarget, heat: number) {
+    this.#cpu = cpu;
+    this.#decoder = decoder;
+    this.#lower = lower;
+    this.#segment = segment;
+    this.interpreter = new Interpreter(
+      cpu,
+      heat,
+      (record) => this.#insnOf(record),
+      (record) => this.#execute(record >>> 0), // WebAssembly's are signed
+    );
+  }
+
+  /** Undefined where the engine compiles no module at once, as in a browser's main thread. */
+  static create(...of: ConstructorParameters<typeof Cold>): Cold | undefined {
+    try {
+      return new Cold(...of);
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return undefined;
+    }
+  }
+
+  /** What a record was made of: its page has not changed since. */
+  #insnOf(record: number): Insn {
+    const { mode, arena } = this.#cpu;
+    const { u8, u32, u64 } = arena.views;
+    const host = u32[(record + Record.host) / 4]!;
+    const end = host - (host % PAGE) + PAGE;
+    const bytes = u8.slice(host, Math.min(host + LONGEST, end));
+    const decoded = this.#decoder.decode(bytes, mode.bits, u64[(record + Record.rip) / 8]!, () => false);
+    if (typeof decoded === 'string') throw new Error(`an instruction that is ${decoded} by now`);
+    return decoded[0]!;
+  }
+
+  /** All blocks are gone. */
+  forget(): void {
+    this.#closures.clear();
+    this.interpreter.forget();
+  }
+
+  #execute(record: number): number {
+    const { unit, gives } = this.#closures.get(record)!;
+    unit.execute();
+    return gives;
+  }
+
+  /**
+   * The block that begins at a place in the arena, up to `most` bytes; undefined where its first instruction is not whole
+   * there, or is none.
+   */
+  decode(mode: Mode, rip: bigint, host: number, most: number): ColdBlock | undefined {
+    const { interpreter } = this;
+    const block = interpreter.allocate(BLOCK);
+    if (block === undefined) return undefined;
+    const { u8, u16, u32, i32 } = this.#cpu.arena.views;
+    let forms = this.#forms.get(mode);
+    if (forms === undefined) {
+      forms = new Map();
+      this.#forms.set(mode, forms);
+    }
+    const encoding = this.#encoding;
+    const long = mode.bits === 64;
+    let ripLow = Number(rip & 0xffff_ffffn) | 0;
+    let ripHigh = Number(rip >> 32n) | 0;
+    let at = host;
+    const end = host + most;
+    let record = block + Header.bytes;
+    let count = 0;
+    let ends = false;
+    while (count < BLOCK && at < end && !ends) {
+      let placed: Placed | undefined;
+      let form: Form | undefined;
+      if (encoding.read(u8, at, end, mode.bits, ripLow, ripHigh)) {
+        const known = forms.get(encoding.form);
+        if (known !== NO_TEMPLATE) {
+          form = known;
+          if (form?.one !== undefined) placed = form.one;
+          else {
+            placed =
+              form?.several.get(this.#variant(form)) ?? this.#learn(mode, forms, at, joined(ripLow, ripHigh));
+            const learned = forms.get(encoding.form);
+            form = learned === NO_TEMPLATE ? undefined : learned;
+          }
+        }
+        if (placed !== undefined && this.#branchesAway(mode, placed)) placed = undefined;
+      }
+      let { length, nextLow, nextHigh } = encoding;
+      const r = record / 4;
+      if (placed !== undefined && form !== undefined) {
+        i32[r + Record.template / 4] = placed.place;
+        i32[r + Record.insn / 4] = 0;
+        i32[r + Record.immediate / 4] = encoding.immLow;
+        i32[r + Record.immediate / 4 + 1] = encoding.immHigh;
+        i32[r + Record.displacement / 4] = encoding.low;
+        i32[r + Record.displacement / 4 + 1] = encoding.high;
+        const { rm, register, legacy } = encoding;
+        const h = record / 2;
+        u16[h + Record.rm / 2] = form.byteRm ? bytePlaceOf(rm, legacy) : placeOf(rm);
+        u16[h + Record.register / 2] = form.byteRegister ? bytePlaceOf(register, legacy) : placeOf(register);
+        u16[h + Record.base / 2] = placeOf(encoding.base);
+        u16[h + Record.index / 2] = placeOf(encoding.index);
+        i32[r + Record.scale / 4] = encoding.scale;
+        ends = placed.ends;
+      } else {
+        const address = joined(ripLow, ripHigh);
+        const decoded = this.#decoder.decode(
+          u8.slice(at, Math.min(at + LONGEST, end)),
+          mode.bits,
+          address,
+          () => false,
+        );
+        if (typeof decoded === 'string') break;
+        const insn = decoded[0]!;
+        const builder = new Builder(mode, this.#segment);
+        builder.begin(insn);
+        this.#lower(builder, insn);
+        ends = builder.end !== undefined;
+        const finish: End = builder.end ?? { kind: 'goto', target: insn.next };
+        const unit = { rip: address, insns: [insn], nodes: builder.finish(finish), end: finish };
+        const gives = !ends ? CONTINUES : finish.kind === 'left' ? LEFT : DONE;
+        this.#closures.set(record, { unit: new ClosureUnit(this.#cpu, unit, record), gives });
+        i32[r + Record.template / 4] = Fixed.closures;
+        i32[r + Record.insn / 4] = interpreter.keep(insn);
+        length = insn.length;
+        nextLow = Number(insn.next & 0xffff_ffffn) | 0;
+        nextHigh = Number(insn.next >> 32n) | 0;
+      }
+      i32[r + Record.at / 4] = count;
+      u32[r + Record.block / 4] = block;
+      u32[r + Record.host / 4] = at;
+      i32[r + Record.rip / 4] = ripLow;
+      i32[r + Record.rip / 4 + 1] = ripHigh;
+      i32[r + Record.next / 4] = nextLow;
+      i32[r + Record.next / 4 + 1] = nextHigh;
+      ripLow = nextLow;
+      ripHigh = long ? nextHigh : 0;
+      at += length;
+      count++;
+      record += Record.bytes;
+    }
+    if (count === 0) return undefined;
+    if (!ends) {
+      const r = record / 4;
+      i32[r + Record.template / 4] = Fixed.end;
+      i32[r + Record.rip / 4] = ripLow;
+      i32[r + Record.rip / 4 + 1] = ripHigh;
+      record += Record.bytes;
+    }
+    u32[(block + Header.count) / 4] = count;
+    u32[(block + Header.heat) / 4] = 0;
+    interpreter.take(record - block);
+    return { block, length: at - host };
+  }
+
+  /** Which of its templates an instruction of the form has. */
+  #variant({ registers, immediate }: Form): string {
+    const { rm, register, legacy, immLow, immHigh } = this.#encoding;
+    return `${registers ? `${rm},${register},${legacy}` : ''}/${immediate ? `${immLow},${immHigh}` : ''}`;
+  }
+
+  /** A near branch to where execution cannot go on faults there, which is not the template's. */
+  #branchesAway(mode: Mode, { ends }: Placed): boolean {
+    const { isBranch, immLow, immHigh } = this.#encoding;
+    if (!ends || !isBranch) return false;
+    if (mode.bits === 64) return !canonical(joined(immLow, immHigh));
+    return immLow >>> 0 > mode.codeLimit;
+  }
+
+  /** The form in the encoding is met for the first time: or so are its registers, or its immediate. */
+  #learn(
+    mode: Mode,
+    forms: Map<number, Form | typeof NO_TEMPLATE>,
+    at: number,
+    rip: bigint,
+  ): Placed | undefined {
+    const encoding = this.#encoding;
+    const { form, hasModrm } = encoding;
+    const none = () => {
+      forms.set(form, NO_TEMPLATE);
+      return undefined;
+    };
+    const bytes = this.#cpu.arena.views.u8.slice(at, at + encoding.length);
+    const decoded = this.#decoder.decode(bytes, mode.bits, rip, () => false);
+    if (typeof decoded === 'string' || !isSame(decoded[0]!, encoding, hasModrm)) return none();
+    const insn = decoded[0]!;
+    const template = templateOf(mode, insn, hasModrm, this.#segment, this.#lower);
+    if (template === undefined) return none();
+    const { registers, immediate, ends } = template;
+    let known = forms.get(form) as Form | undefined;
+    const bytePlaces = insn.operands.map(
+      (operand, i) => operand.kind === 'gpr' && operand.size === 1 && fieldOf(insn, i, hasModrm),
+    );
+    const variant = this.#variant({ registers, immediate } as Form);
+    const key = [
+      this.#decoder.vendor,
+      mode.bits,
+      mode.stackBits,
+      mode.user,
+      mode.flat,
+      mode.sse,
+      mode.codeLimit,
+      form,
+      variant,
+    ].join();
+    const place = this.interpreter.place(key, template);
+    if (place === undefined) return none();
+    const placed = { place, ends };
+    if (known === undefined) {
+      known = {
+        byteRm: bytePlaces.includes('rm'),
+        byteRegister: bytePlaces.includes('register'),
+        registers,
+        immediate,
+        one: registers || immediate ? undefined : placed,
+        several: new Map(),
+      };
+      forms.set(form, known);
+    }
+    known.several.set(variant, placed);
+    return placed;
+  }
+}
+
+/** The record's field that an operand is in. */
+function fieldOf({ code }: Insn, position: number, hasModrm: boolean): 'rm' | 'register' | undefined {
+  const name = code.split('_')[position + 1] ?? '';
+  if (/^rm\d/.test(name)) return 'rm';
+  return /^r\d/.test(name) ? (hasModrm ? 'register' : 'rm') : undefined;
+}
+
+/** Whether iced-x86 sees the operands that the encoding's fields say. */
+function isSame(insn: Insn, encoding: Encoding, hasModrm: boolean): boolean {
+  if (insn.length !== encoding.length) return false;
+  const immediate = joined(encoding.immLow, encoding.immHigh);
+  const u64 = (value: bigint) => BigInt.asUintN(64, value);
+  return insn.operands.every((operand, i) => {
+    switch (operand.kind) {
+      case 'gpr': {
+        const field = fieldOf(insn, i, hasModrm);
+        if (field === undefined) return true;
+        const register = encoding[field];
+        const place = operand.size === 1 ? bytePlaceOf(register, encoding.legacy) : placeOf(register);
+        return place === operand.index * 8 + (operand.high ? 1 : 0);
+      }
+      case 'mem':
+        return (
+          isImplicit(insn) ||
+          ((operand.base ?? NONE) === encoding.base &&
+            (operand.index ?? NONE) === encoding.index &&
+            (operand.index === undefined || Math.log2(operand.scale) === encoding.scale) &&
+            u64(operand.displacement) === joined(encoding.low, encoding.high))
+        );
+      case 'imm': {
+        const size = 'size' in insn.operands[0]! ? (insn.operands[0] as { size: number }).size * 8 : 64;
+        return (
+          BigInt.asUintN(size, operand.value) === BigInt.asUintN(size, immediate) || insn.mnemonic === 'ret'
+        );
+      }
+      case 'near':
+        return operand.target === immediate;
+      case 'far':
+        return false;
+      default:
+        return true;
+    }
+  });
+}
+/** Operands of string instructions, which no encoding has. */
+const isImplicit = ({ mnemonic }: Insn): boolean =>
+  /^(movs|cmps|stos|lods|scas|ins|outs)[bwdq]$/.test(mnemonic);

@@ -1,0 +1,313 @@
+/**
+ * The first executor: blocks of records, whose templates are called one after the other, and from one block to the next
+ * without JS. What has no template is executed by its closures.
+ */
+import { type Module, type Table, WebAssembly } from '../../webassembly.ts';
+import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
+import { State } from '../processor/state.ts';
+import type { Unit, Where } from '../processor/unit.ts';
+import { NONE } from './forms.ts';
+import { Header, Record } from './records.ts';
+import { DONE, type Template } from './template.ts';
+import { slow } from './wasm.ts';
+import { Bytes, Wasm } from './wasm-bytes.ts';
+import { LEFT, TRAPPED } from './wasm-function.ts';
+
+/** Where blocks are by RIP: 16 bytes an entry, RIP, the generation that it holds for, and the block. */
+const Blocks = { entries: 4096, entryBytes: 16, generation: 8, block: 12 } as const;
+/** What run() gives beside what units give: the block is worth more. */
+const HOT = 4;
+/** Records are allocated so many bytes at a time. */
+const CHUNK = 1 << 18;
+
+/** Functions that are there from the start. */
+export const Fixed = { closures: 0, end: 1 } as const;
+
+/** Compiled forms, of all processors. */
+const modules = new Map<string, Module>();
+
+export interface Operands {
+  readonly rm: number;
+  readonly register: number;
+  readonly base: number;
+  readonly index: number;
+  readonly legacy: boolean;
+}
+
+export class Interpreter implements Unit {
+  readonly #cpu: Processor;
+  readonly #table: Table;
+  readonly #run: (block: number) => number;
+  readonly #imports: { readonly [name: string]: unknown };
+  readonly #insns: (Insn | undefined)[] = [undefined];
+  readonly #insnAt: (record: number) => Insn;
+  readonly #chunks: number[] = [];
+  #at = 0;
+  #room = 0;
+  #functions = 2;
+  readonly #places = new Map<string, number>();
+
+  /**
+   * @param heat so often a block is executed before run() says that it is hot
+   * @param insnAt decodes what a record was made of
+   * @param closures executes what has no template: CONTINUES, DONE or LEFT
+   */
+  constructor(
+    cpu: Processor,
+    heat: number,
+    insnAt: (record: number) => Insn,
+    closures: (record: number) => number,
+  ) {
+    this.#cpu = cpu;
+    this.#insnAt = insnAt;
+    this.#table = new WebAssembly.Table({ initial: 64, element: 'anyfunc' });
+    this.#imports = { m: cpu.arena.memory, b: cpu.state.base, ...slow(cpu) };
+    const bytes = loopOf(cpu.state.base, heat);
+    const instance = new WebAssembly.Instance(new WebAssembly.Module(bytes), {
+      e: { m: cpu.arena.memory, t: this.#table, j: closures },
+    });
+    this.#run = instance.exports.r as (block: number) => number;
+    this.#table.set(Fixed.closures, instance.exports.j);
+    this.#table.set(Fixed.end, instance.exports.n);
+  }
+
+  /**
+   * The table's place of a template, which every processor in such a mode can have; undefined where the engine refuses to
+   * compile it at once.
+   */
+  place(key: string, template: Template): number | undefined {
+    const known = this.#places.get(key);
+    if (known !== undefined) return known;
+    let module = modules.get(key);
+    if (module === undefined) {
+      try {
+        module = new WebAssembly.Module(template.bytes);
+      } catch (error) {
+        if (!(error instanceof RangeError)) throw error;
+        return undefined;
+      }
+      modules.set(key, module);
+    }
+    const cpu = this.#cpu;
+    const { state } = cpu;
+    const helpers = template.helpers.map((helper, i) => [
+      `h${i}`,
+      (record: number, ...values: unknown[]) => {
+        const insn = this.insnOf(record >>> 0);
+        state.rip = insn.rip;
+        state.moved = false;
+        return helper(cpu, insn, ...values);
+      },
+    ]);
+    const e = { ...this.#imports, ...Object.fromEntries(helpers) };
+    const instance = new WebAssembly.Instance(module, { e });
+    const place = this.#functions++;
+    if (place >= this.#table.length) this.#table.grow(this.#table.length);
+    this.#table.set(place, instance.exports.r);
+    this.#places.set(key, place);
+    return place;
+  }
+
+  // --- records -----------------------------------------------------------------------------------------------------
+
+  /** Room for a block of so many instructions, or undefined where the arena is full. */
+  allocate(instructions: number): number | undefined {
+    const size = Header.bytes + (instructions + 1) * Record.bytes;
+    if (size > this.#room) {
+      const chunk = this.#cpu.arena.allocate(CHUNK);
+      if (chunk === undefined) return undefined;
+      this.#chunks.push(chunk);
+      this.#at = chunk;
+      this.#room = CHUNK;
+    }
+    return this.#at;
+  }
+  /** What of the room is used. */
+  take(size: number): void {
+    this.#at += size;
+    this.#room -= size;
+  }
+  /** All blocks are gone. */
+  forget(): void {
+    for (const chunk of this.#chunks) this.#cpu.arena.free(chunk, CHUNK);
+    this.#chunks.length = 0;
+    this.#insns.length = 1;
+    this.#room = 0;
+  }
+
+  /** A number for an instruction that was decoded already. */
+  keep(insn: Insn): number {
+    return this.#insns.push(insn) - 1;
+  }
+  /** The instruction of a record, as iced-x86 decodes it. */
+  insnOf(record: number): Insn {
+    const { u32 } = this.#cpu.arena.views;
+    const known = u32[(record + Record.insn) / 4]!;
+    if (known !== 0) return this.#insns[known]!;
+    const insn = this.#insnAt(record);
+    u32[(record + Record.insn) / 4] = this.keep(insn);
+    return insn;
+  }
+
+  #entryOf(low: number): number {
+    const slot = (low ^ (low >>> 12)) & (Blocks.entries - 1);
+    return this.#cpu.state.base + State.blocks + slot * Blocks.entryBytes;
+  }
+  /** A block that may be gone to from now on. */
+  remember(low: number, high: number, block: number): void {
+    const { u32 } = this.#cpu.arena.views;
+    const { base } = this.#cpu.state;
+    const at = this.#entryOf(low) / 4;
+    u32[at] = low;
+    u32[at + 1] = high;
+    u32[at + Blocks.generation / 4] = u32[(base + State.generation) / 4]!;
+    u32[at + Blocks.block / 4] = block;
+  }
+
+  /** It may not be gone to any more. */
+  drop(low: number, high: number, block: number): void {
+    const { u32 } = this.#cpu.arena.views;
+    const at = this.#entryOf(low) / 4;
+    if (u32[at] === low && u32[at + 1] === high && u32[at + Blocks.block / 4] === block) u32[at] = ~low;
+  }
+
+  /** How often a block was executed. */
+  heatOf(block: number): number {
+    return this.#cpu.arena.views.u32[(block + Header.heat) / 4]!;
+  }
+  cool(block: number): void {
+    this.#cpu.arena.views.u32[(block + Header.heat) / 4] = 0;
+  }
+
+  run(block: number): boolean {
+    const how = this.#run(block);
+    const { state } = this.#cpu;
+    if (how === TRAPPED) {
+      state.setU32(State.trap, 0);
+      return false;
+    }
+    if (how === LEFT) {
+      if (!state.moved) state.rip = this.where(state.u32(State.at)).next;
+      this.#cpu.changed();
+    }
+    return true;
+  }
+
+  where(record: number): Where {
+    const { u32, u64 } = this.#cpu.arena.views;
+    const block = u32[(record + Record.block) / 4]!;
+    return {
+      rip: u64[(record + Record.rip) / 8]!,
+      next: u64[(record + Record.next) / 8]!,
+      rest: u32[(block + Header.count) / 4]! - u32[(record + Record.at) / 4]!,
+    };
+  }
+}
+
+/** The place of a register in the state page: NONE is the one that is always zero. */
+export const placeOf = (register: number): number => (register === NONE ? State.zero : register * 8);
+/** The same of an operand of one byte: without REX, 4 to 7 are the high bytes of the first four. */
+export const bytePlaceOf = (register: number, legacy: boolean): number =>
+  legacy && register >= 4 && register < 8 ? (register - 4) * 8 + 1 : placeOf(register);
+
+/** The function that executes blocks, and two that stand in the table: `j` calls closures, `n` ends a block without a jump. */
+function loopOf(base: number, heat: number): Uint8Array {
+  const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
+  module.section(1, new Bytes().u(1).op(0x60, 1, Wasm.i32, 1, Wasm.i32));
+  const imports = new Bytes().u(3).name('e').name('m').op(2, 3).u(1).u(65_536);
+  imports.name('e').name('t').op(1, 0x70, 0, 1);
+  imports.name('e').name('j').op(0, 0);
+  module.section(2, imports);
+  module.section(3, new Bytes().u(3).op(0, 0, 0));
+  module.section(7, new Bytes().u(3).name('r').op(0, 1).name('j').op(0, 2).name('n').op(0, 3));
+  const bodies = [runOf(base, heat), callsOf(), endOf(base)];
+  const code = new Bytes().u(bodies.length);
+  for (const body of bodies) code.u(body.list.length).append(body);
+  module.section(10, code);
+  return Uint8Array.from(module.list);
+}
+
+function runOf(base: number, heat: number): Bytes {
+  const [block, record, code, count, entry] = [0, 1, 2, 3, 4];
+  const state = (op: number, offset: number) => body.op(op, 0).u(base + offset);
+  const zero = () => body.op(Wasm.i32Const, 0);
+  const get = (local: number) => body.op(Wasm.localGet).u(local);
+  const set = (local: number) => body.op(Wasm.localSet).u(local);
+  const body = new Bytes().u(3).u(2).op(Wasm.i32).u(1).op(Wasm.i64).u(1).op(Wasm.i32);
+  body.op(Wasm.loop, Wasm.void);
+  // Time to look around.
+  zero();
+  state(Wasm.i64Load, State.count);
+  body.op(Wasm.localTee).u(count);
+  zero();
+  state(Wasm.i64Load, State.limit);
+  body.op(0x5a, Wasm.if, Wasm.void, Wasm.i32Const, 0, Wasm.return, Wasm.end);
+  // Its heat.
+  get(block);
+  get(block);
+  body.op(Wasm.i32Load, 0).u(Header.heat).op(Wasm.i32Const, 1, 0x6a, Wasm.localTee).u(code);
+  body.op(Wasm.i32Store, 0).u(Header.heat);
+  get(code);
+  body.op(Wasm.i32Const).s(heat).op(0x46, Wasm.if, Wasm.void, Wasm.i32Const, HOT, Wasm.return, Wasm.end);
+  // Its instructions are counted.
+  zero();
+  get(count);
+  get(block);
+  body.op(Wasm.i32Load, 0).u(Header.count).op(0xad, 0x7c);
+  state(Wasm.i64Store, State.count);
+  get(block);
+  body.op(Wasm.i32Const).s(Header.bytes).op(0x6a);
+  set(record);
+  // They are executed.
+  body.op(Wasm.loop, Wasm.void);
+  get(record);
+  get(record);
+  body.op(Wasm.i32Load, 0).u(Record.template).op(0x11, 0, 0); // call_indirect
+  set(code);
+  get(record);
+  body.op(Wasm.i32Const).s(Record.bytes).op(0x6a);
+  set(record);
+  get(code);
+  body.op(0x45, Wasm.brIf, 0, Wasm.end); // i32.eqz
+  get(code);
+  body.op(Wasm.i32Const, DONE, 0x47, Wasm.if, Wasm.void); // i32.ne
+  get(code);
+  body.op(Wasm.return, Wasm.end);
+  // The next block, if it is known.
+  zero();
+  state(Wasm.i64Load, State.rip);
+  body.op(Wasm.localTee).u(count);
+  get(count);
+  body.op(Wasm.i64Const).s(12).op(0x88, 0x85, 0xa7);
+  body
+    .op(Wasm.i32Const)
+    .s(Blocks.entries - 1)
+    .op(0x71, Wasm.i32Const)
+    .s(4)
+    .op(0x74);
+  body.op(Wasm.localTee).u(entry);
+  body.op(Wasm.i64Load, 0).u(base + State.blocks);
+  get(count);
+  body.op(0x51); // i64.eq
+  get(entry);
+  body.op(Wasm.i32Load, 0).u(base + State.blocks + Blocks.generation);
+  zero();
+  state(Wasm.i32Load, State.generation);
+  body.op(0x46, 0x71, Wasm.if, Wasm.void); // i32.eq, and
+  get(entry);
+  body.op(Wasm.i32Load, 0).u(base + State.blocks + Blocks.block);
+  set(block);
+  body.op(Wasm.br, 1, Wasm.end, Wasm.end);
+  return body.op(Wasm.i32Const, 0, Wasm.end);
+}
+const callsOf = (): Bytes => new Bytes().u(0).op(Wasm.localGet, 0, Wasm.call, 0, Wasm.end);
+/** RIP is the record's. */
+const endOf = (base: number): Bytes =>
+  new Bytes()
+    .u(0)
+    .op(Wasm.i32Const, 0, Wasm.localGet, 0, Wasm.i64Load, 0)
+    .u(Record.rip)
+    .op(Wasm.i64Store, 0)
+    .u(base + State.rip)
+    .op(Wasm.i32Const, DONE, Wasm.end);

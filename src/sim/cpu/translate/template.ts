@@ -1,0 +1,231 @@
+/**
+ * One instruction's form as a function of WebAssembly that finds its operands in a record (records.ts): made once, and then
+ * every instruction of that form can be executed as soon as it is decoded (forms.ts). It is lowered as in a block; what
+ * lowering looks at beside the operands' places and values becomes a part of what the template is for.
+ */
+import type { Insn, Memory, Operand, Size } from '../processor/insn.ts';
+import type { Mode } from '../processor/modes.ts';
+import { State } from '../processor/state.ts';
+import { Builder } from './builder.ts';
+import { type Node, prune } from './ir.ts';
+import type { Lower } from './lowering.ts';
+import type { CallTarget } from './ops.ts';
+import { Record } from './records.ts';
+import { Wasm } from './wasm-bytes.ts';
+import { FunctionEmitter, LEFT, Local, loadOf, OWN, storeOf } from './wasm-function.ts';
+import { WasmModule } from './wasm-module.ts';
+
+/** What a template gives beside LEFT and TRAPPED: its block goes on, or execution goes on at RIP. */
+export const CONTINUES = 0;
+export const DONE = 3;
+
+/** What lowering has looked at: the numbers of registers, an immediate's value, or what no template can have. */
+interface Seen {
+  registers: boolean;
+  immediate: boolean;
+  place: boolean;
+}
+
+/** The instruction, which notes what is looked at. */
+function watched(insn: Insn, seen: Seen): Insn {
+  const notes = <T extends object>(of: T, names: readonly (keyof T)[], what: keyof Seen): T => {
+    const copy = { ...of };
+    for (const name of names) {
+      Object.defineProperty(copy, name, {
+        get() {
+          seen[what] = true;
+          return of[name];
+        },
+        enumerable: true,
+      });
+    }
+    return copy;
+  };
+  const operands = insn.operands.map((operand): Operand => {
+    switch (operand.kind) {
+      case 'gpr':
+        return notes(operand, ['index', 'high'], 'registers');
+      case 'mem':
+        return notes(operand, ['base', 'index', 'scale', 'displacement'], 'place');
+      case 'imm':
+        return notes(operand, ['value'], 'immediate');
+      case 'near':
+        return notes(operand, ['target'], 'place');
+      case 'far':
+        return notes(operand, ['selector', 'offset'], 'place');
+      default:
+        return notes(operand, ['index'], 'place');
+    }
+  });
+  return notes({ ...insn, operands }, ['rip', 'next', 'length', 'fop'], 'place');
+}
+
+type Gpr = Operand & { readonly kind: 'gpr' };
+
+/** Where operands that are registers are, by the form's name ("Add_rm64_r64"): a field of the record, or the form itself says it. */
+function placesOf({ code, operands }: Insn, hasModrm: boolean): (number | undefined)[] {
+  const names = code.split('_').slice(1);
+  return operands.map((_, i) => {
+    const name = names[i] ?? '';
+    if (/^rm\d/.test(name)) return Record.rm;
+    return /^r\d/.test(name) ? (hasModrm ? Record.register : Record.rm) : undefined;
+  });
+}
+
+class TemplateBuilder extends Builder {
+  readonly #insn: Insn;
+  readonly #places: readonly (number | undefined)[];
+
+  constructor(mode: Mode, segment: CallTarget, insn: Insn, hasModrm: boolean) {
+    super(mode, segment);
+    this.#insn = insn;
+    this.#places = placesOf(insn, hasModrm);
+  }
+
+  #field(offset: number, size: Size): Node {
+    if (size === 8) return this.op('field64', [], { offset });
+    return this.op('field32', [], { offset, bits: (size * 8) as 8 | 16 | 32 });
+  }
+  #register(offset: number, size: Size): Node {
+    if (size === 8) return this.op('register64', [], { offset });
+    return this.op('register32', [], { offset, bits: (size * 8) as 8 | 16 | 32 });
+  }
+  protected override registerAt(position: number, operand: Gpr, size: Size): Node {
+    const place = this.#places[position];
+    if (place !== undefined) return this.#register(place, size);
+    const { index, high } = this.#insn.operands[position] as Gpr;
+    return super.registerAt(position, { ...operand, index, high }, size);
+  }
+  protected override setRegisterAt(position: number, operand: Gpr, size: Size, value: Node): void {
+    const place = this.#places[position];
+    if (place === undefined) {
+      const { index, high } = this.#insn.operands[position] as Gpr;
+      super.setRegisterAt(position, { ...operand, index, high }, size, value);
+      return;
+    }
+    this.forgetRegisters(); // it may be any
+    if (size === 8) this.op('setRegister64', [value], { offset: place });
+    else if (size === 4) this.op('setRegister64', [this.op('zext', [value])], { offset: place });
+    else this.op('setRegister32', [value], { offset: place, bits: (size * 8) as 8 | 16 });
+  }
+  protected override immediate(_operand: Operand, size: Size): Node {
+    return this.#field(Record.immediate, size);
+  }
+  override next(size: Size): Node {
+    return this.#field(Record.next, size);
+  }
+  override effective(_memory: Memory): Node {
+    const scale = this.op('zext', [this.#field(Record.scale, 4)]);
+    const index = this.op('shl64', [this.#register(Record.index, 8), scale]);
+    const base = this.op('add64', [this.#field(Record.displacement, 8), this.#register(Record.base, 8)]);
+    const sum = this.op('add64', [base, index]);
+    const { addressSize } = this.insn;
+    if (addressSize === 8) return sum;
+    return this.op('and64', [sum, this.const64(addressSize === 4 ? 0xffff_ffffn : 0xffffn)]);
+  }
+  override target(): undefined {
+    return undefined;
+  }
+  override goto(): void {
+    this.dynamic(this.#field(Record.immediate, 8));
+  }
+  override branch(condition: Node): void {
+    this.dynamic(this.select(8, condition, this.#field(Record.immediate, 8), this.#field(Record.next, 8)));
+  }
+}
+
+class TemplateEmitter extends FunctionEmitter {
+  /** What its imports `h0` and so on call. */
+  readonly helpers: CallTarget[] = [];
+
+  constructor(mode: Mode) {
+    super(new WasmModule(OWN, { global: true }), mode.user, undefined);
+  }
+
+  made(builder: Builder): WasmModule {
+    const { end } = builder;
+    const nodes = prune(builder.nodes, end ?? { kind: 'left' });
+    this.begin(nodes, end);
+    for (const node of nodes) this.node(node);
+    if (end === undefined) this.code.op(Wasm.i32Const, CONTINUES);
+    else if (end.kind === 'left') this.code.op(Wasm.i32Const, LEFT);
+    else if (end.kind === 'dynamic') {
+      this.stateAddress();
+      this.value(end.target);
+      this.store(Wasm.i64Store, State.rip);
+      this.code.op(Wasm.i32Const, DONE);
+    } else throw new Error(`a template does not end by ${end.kind}`);
+    return this.module;
+  }
+
+  protected override emit(node: Node): void {
+    const { op, detail, args } = node;
+    const offset = detail.offset ?? 0;
+    const bits = op.endsWith('64') ? 64 : (detail.bits ?? 32);
+    if (op === 'field32' || op === 'field64') {
+      this.code.op(Wasm.localGet).u(Local.parameter).op(loadOf(bits), 0).u(offset);
+    } else if (op === 'register32' || op === 'register64') {
+      this.#register(offset);
+      this.code.op(loadOf(bits), 0, 0);
+    } else if (op === 'setRegister32' || op === 'setRegister64') {
+      this.#register(offset);
+      this.value(args[0]!);
+      this.code.op(storeOf(bits), 0, 0);
+    } else super.emit(node);
+  }
+  #register(offset: number): void {
+    this.stateAddress();
+    this.code.op(Wasm.localGet).u(Local.parameter).op(Wasm.i32Load16u, 0).u(offset).op(0x6a);
+  }
+
+  protected mark(): void {
+    this.stateAddress();
+    this.code.op(Wasm.localGet).u(Local.parameter);
+    this.store(Wasm.i32Store, State.at);
+  }
+  protected helper({ args, row, detail }: Node) {
+    const shape = `i${args.map((arg) => arg.row.result).join('')}`;
+    const { helper } = detail;
+    this.helpers.push(helper!);
+    return {
+      index: this.module.helper(shape, row.result, helper as (...args: unknown[]) => unknown),
+      before: () => this.code.op(Wasm.localGet).u(Local.parameter),
+    };
+  }
+}
+
+/** A form as code that is the same for every processor. */
+export interface Template {
+  readonly bytes: Uint8Array;
+  readonly helpers: readonly CallTarget[];
+  /** It ends its block. */
+  readonly ends: boolean;
+  /** It is for these registers, or this immediate, alone. */
+  readonly registers: boolean;
+  readonly immediate: boolean;
+}
+
+/**
+ * The template of an instruction's form, or undefined where it depends on what a record does not have.
+ * @param insn one of that form
+ */
+export function templateOf(
+  mode: Mode,
+  insn: Insn,
+  hasModrm: boolean,
+  segment: CallTarget,
+  lower: Lower,
+): Template | undefined {
+  const seen: Seen = { registers: false, immediate: false, place: false };
+  const builder = new TemplateBuilder(mode, segment, insn, hasModrm);
+  const traced = watched(insn, seen);
+  builder.begin(traced);
+  lower(builder, traced);
+  if (seen.place) return undefined;
+  // A vector op is for one processor's state page.
+  if (builder.nodes.some(({ op }) => op === 'vector')) return undefined;
+  const emitter = new TemplateEmitter(mode);
+  const bytes = emitter.made(builder).bytes();
+  const { registers, immediate } = seen;
+  return { bytes, helpers: emitter.helpers, ends: builder.end !== undefined, registers, immediate };
+}
