@@ -9,12 +9,13 @@ import type { Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
 import { protectedMode } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
-import { sse } from './sse/index.ts';
+import { sse, sseAnswers } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
 import type { Builder } from './translate/builder.ts';
+import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
-import { isVector, vectors } from './translate/lower/vector.ts';
+import { isVector, usesXmm, vectors } from './translate/lower/vector.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
 import { x87 } from './x87/index.ts';
 
@@ -54,6 +55,8 @@ const join = <T>(tables: readonly { readonly [mnemonic: string]: T }[]) =>
 const micro = join(lowered);
 const called = join(helpers);
 const last = join(ending);
+/** What the attempts at SSE's floating point end in where they give up. */
+const exact = new Map(Object.keys(floats).map((name) => [name, sseAnswers[name] ?? called.get(name)!]));
 
 function unknown(cpu: Processor, insn: Insn): never {
   cpu.lacks(insn.code);
@@ -80,7 +83,8 @@ export const instructions = {
     const name = nameOf(insn);
     const lowering = isVector(b, insn, name) ? vectors[name] : micro.get(name);
     const helper = called.get(name);
-    if (lowering !== undefined) lowering(b, insn);
+    if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
+    else if (lowering !== undefined) lowering(b, insn);
     else if (helper !== undefined) b.call(helper);
     else {
       b.call(last.get(name) ?? unknown);

@@ -7,3 +7,7 @@ import type { Processor } from './processor.ts';
 
 export type Helper = (cpu: Processor, insn: Insn) => void;
 export type Helpers = { readonly [mnemonic: string]: Helper };
+
+/** The same of one that leaves its result to its caller: flags at their places in RFLAGS, or a general register's bits. */
+export type Answer = (cpu: Processor, insn: Insn) => number | bigint;
+export type Answers = { readonly [mnemonic: string]: Answer };

@@ -5,7 +5,9 @@
 import { convert, fromInteger, toInteger } from '../fp/arithmetic.ts';
 import { Exception, Rounding, read } from '../fp/float.ts';
 import { safeOperand, type Width } from '../fp/native.ts';
-import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Answers, Helper, Helpers } from '../processor/helper.ts';
+import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { begin, bitsOf, end, env, formatOf, numberOf, setBits } from './env.ts';
 import { B, checkPending, checkSse, enterMmx, load, R, store, storeGpr, usesMmx } from './operands.ts';
 
@@ -50,17 +52,37 @@ const toInt32 = (from: Width, truncate: boolean) => (i: number) => {
   R.u32[i] = Number(integer(from, i, 32, truncate));
 };
 
-const toGpr =
-  (from: Width, truncate: boolean): Helper =>
-  (cpu, insn) => {
-    const to = insn.operands[0]!;
+const isWide = (insn: Insn) => (insn.operands[0] as { size?: number }).size === 8;
+const ofGpr =
+  (from: Width, truncate: boolean) =>
+  (cpu: Processor, insn: Insn): bigint => {
     checkSse(cpu);
     load(cpu, insn, 1, B);
     begin(cpu);
-    const value = integer(from, 0, to.kind === 'gpr' && to.size === 8 ? 64 : 32, truncate);
+    const value = integer(from, 0, isWide(insn) ? 64 : 32, truncate);
     end(cpu);
-    storeGpr(cpu, to, value);
+    return value;
   };
+const toIntegers = {
+  cvtss2si: ofGpr(32, false),
+  cvttss2si: ofGpr(32, true),
+  cvtsd2si: ofGpr(64, false),
+  cvttsd2si: ofGpr(64, true),
+} as const;
+const toGpr =
+  (name: keyof typeof toIntegers): Helper =>
+  (cpu, insn) =>
+    storeGpr(cpu, insn.operands[0]!, toIntegers[name](cpu, insn));
+/** Conversions that answer with an integer: signed, of 64 bits or of 32. */
+export const sseIntegers: Answers = Object.fromEntries(
+  Object.entries(toIntegers).map(([name, of]) => [
+    name,
+    (cpu: Processor, insn: Insn) => {
+      const value = of(cpu, insn);
+      return isWide(insn) ? BigInt.asIntN(64, value) : Number(BigInt.asIntN(32, value));
+    },
+  ]),
+);
 
 const fromGpr =
   (to: Width): Helper =>
@@ -92,10 +114,10 @@ export const sseConvert: Helpers = {
   cvttps2pi: lanes(2, 8, toInt32(32, true)),
   cvtpd2pi: lanes(2, 8, toInt32(64, false)),
   cvttpd2pi: lanes(2, 8, toInt32(64, true)),
-  cvtss2si: toGpr(32, false),
-  cvttss2si: toGpr(32, true),
-  cvtsd2si: toGpr(64, false),
-  cvttsd2si: toGpr(64, true),
+  cvtss2si: toGpr('cvtss2si'),
+  cvttss2si: toGpr('cvttss2si'),
+  cvtsd2si: toGpr('cvtsd2si'),
+  cvttsd2si: toGpr('cvttsd2si'),
   cvtsi2ss: fromGpr(32),
   cvtsi2sd: fromGpr(64),
 };

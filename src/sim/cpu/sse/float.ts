@@ -36,7 +36,9 @@ import {
   safeOperand,
   type Width,
 } from '../fp/native.ts';
-import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Answers, Helper, Helpers } from '../processor/helper.ts';
+import type { Insn } from '../processor/insn.ts';
+import type { Processor } from '../processor/processor.ts';
 import { begin, bitsOf, end, env, formatOf, numberOf, operation, setBits } from './env.ts';
 import { setArithmeticFlags } from './integer.ts';
 import { A, B, checkSse, immediate, Lanes, load, R, store } from './operands.ts';
@@ -130,16 +132,27 @@ export const relationFlags = (order: number): number =>
         : 0;
 
 const compareToFlags =
-  (width: Width, quietly: boolean): Helper =>
-  (cpu, insn) => {
+  (width: Width, quietly: boolean) =>
+  (cpu: Processor, insn: Insn): number => {
     checkSse(cpu);
     load(cpu, insn, 0, A);
     load(cpu, insn, 1, B);
     begin(cpu);
     const order = relation(width, 0, quietly);
     end(cpu);
-    setArithmeticFlags(cpu, relationFlags(order));
+    return relationFlags(order);
   };
+/** Comparisons that answer with flags. */
+export const sseComparisons = {
+  comiss: compareToFlags(32, false),
+  comisd: compareToFlags(64, false),
+  ucomiss: compareToFlags(32, true),
+  ucomisd: compareToFlags(64, true),
+} as const satisfies Answers;
+const toFlags =
+  (name: keyof typeof sseComparisons): Helper =>
+  (cpu, insn) =>
+    setArithmeticFlags(cpu, sseComparisons[name](cpu, insn));
 
 /** Bit 3 of the immediate: without PE; bit 2: as MXCSR says; else by bits 1:0. */
 const integral: Lane = (width, i, imm) => {
@@ -247,10 +260,10 @@ export const sseFloat: Helpers = {
   ...forms('max', extreme(Relation.GREATER)),
   ...forms('cmp', comparison),
   ...forms('round', integral),
-  comiss: compareToFlags(32, false),
-  comisd: compareToFlags(64, false),
-  ucomiss: compareToFlags(32, true),
-  ucomisd: compareToFlags(64, true),
+  comiss: toFlags('comiss'),
+  comisd: toFlags('comisd'),
+  ucomiss: toFlags('ucomiss'),
+  ucomisd: toFlags('ucomisd'),
   haddps: horizontal(32, plus),
   haddpd: horizontal(64, plus),
   hsubps: horizontal(32, minus),

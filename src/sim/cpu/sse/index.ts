@@ -1,7 +1,7 @@
 /** MMX and SSE to SSE4.2, but for AES, PCLMULQDQ and what works on general registers. */
-import type { Helpers } from '../processor/helper.ts';
-import { sseConvert } from './convert.ts';
-import { sseFloat } from './float.ts';
+import type { Answers, Helpers } from '../processor/helper.ts';
+import { sseConvert, sseIntegers } from './convert.ts';
+import { sseComparisons, sseFloat } from './float.ts';
 import { sseInteger } from './integer.ts';
 import { mmx } from './mmx.ts';
 import { sseMove } from './move.ts';
@@ -16,3 +16,6 @@ export const sse: Helpers = {
   ...sseConvert,
   ...sseString,
 };
+
+/** The same instructions as in `sse`, for callers that put the result in its place. */
+export const sseAnswers: Answers = { ...sseComparisons, ...sseIntegers };

@@ -7,6 +7,7 @@ import { highHalf, lowHalf } from '../processor/halves.ts';
 import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
+import type { Attempt } from './attempt.ts';
 import { type VectorDetail, vectorFunction } from './vectors.ts';
 
 export type Type = 'i' | 'l';
@@ -31,6 +32,8 @@ export interface Detail {
   /** Of `call`. */
   readonly helper?: CallTarget;
   readonly insn?: Insn;
+  /** Of `attempt`. */
+  readonly attempt?: Attempt;
   /** Of `flags`: a FlagKind. */
   readonly kind?: number;
 }
@@ -269,6 +272,13 @@ export const ops = {
       (...args) =>
         helper!(cpu, insn!, ...args),
   ),
+  /**
+   * A helper that translated code calls only where its attempt at the instruction gives up. The arguments are the
+   * attempt's: operands from memory, which the helper reads for itself. No general register is changed, nor a flag.
+   */
+  attempt: attempt(''),
+  attempt32: attempt('i'),
+  attempt64: attempt('l'),
 } as const satisfies { [name: string]: Row };
 
 export type OpName = keyof typeof ops;
@@ -283,4 +293,13 @@ function recorded(args: string, result: Type | ''): Row {
 }
 function access(args: string, result: Type | '', js: Row['js']): Row {
   return { args, result, pure: false, observes: true, js, wasm: undefined };
+}
+function attempt(result: Type | ''): Row {
+  return access(
+    '*',
+    result,
+    (cpu, { helper, insn }) =>
+      () =>
+        helper!(cpu, insn!),
+  );
 }

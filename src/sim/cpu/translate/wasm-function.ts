@@ -1,6 +1,7 @@
 /** From micro-ops to the code of a WebAssembly function: values, accesses to memory, calls of helpers. */
 import { MIXED, Tables, tableFor } from '../address/tlb.ts';
 import { FlagKind, State } from '../processor/state.ts';
+import { AttemptCode } from './attempt.ts';
 import type { End, Node } from './ir.ts';
 import { vectorBytes } from './vectors.ts';
 import type { Bytes } from './wasm-bytes.ts';
@@ -24,6 +25,8 @@ export abstract class FunctionEmitter {
   /** Locals for values, and where those of each type are free from in the current block. */
   #free = { i: 0, l: 0 };
   readonly #pool: { i: number[]; l: number[] } = { i: [], l: [] };
+  /** Locals of attempts, by type and number. */
+  readonly #scratches = new Map<number, number>();
   #uses = new Map<Node, number>();
 
   constructor(module: WasmModule, user: boolean, base: number | undefined) {
@@ -125,6 +128,11 @@ export abstract class FunctionEmitter {
       case 'callIf':
       case 'call64If':
         this.#callIf(node);
+        return;
+      case 'attempt':
+      case 'attempt32':
+      case 'attempt64':
+        this.#attempt(node);
         return;
       default:
         this.#call(node);
@@ -282,6 +290,29 @@ export abstract class FunctionEmitter {
     before();
     for (const arg of node.args) this.value(arg);
     this.code.op(Wasm.call).u(index);
+  }
+  #attempt(node: Node): void {
+    const { code } = this;
+    const { args, detail, row } = node;
+    code.op(Wasm.block, row.result === '' ? Wasm.void : wasmType(row.result)); // done
+    code.op(Wasm.block, Wasm.void); // slow
+    const host = {
+      code,
+      address: () => this.stateAddress(),
+      offset: (of: number) => this.offset(of),
+      local: (type: number, index: number) => this.#scratch(type, index),
+      argument: (index: number) => this.value(args[index]!),
+    };
+    detail.attempt!(new AttemptCode(host));
+    code.op(Wasm.br, 1, Wasm.end);
+    this.#call({ ...node, args: [] });
+    code.op(Wasm.end);
+  }
+  #scratch(type: number, index: number): number {
+    const key = type * 256 + index;
+    const local = this.#scratches.get(key) ?? this.module.local(type);
+    this.#scratches.set(key, local);
+    return local;
   }
   /** The helper looks at its first argument, the condition, and then not at `otherwise`. */
   #callIf(node: Node): void {

@@ -236,13 +236,16 @@ const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => bo
   unpckhpd: [shuffle(() => lanes(8, 1, 3))],
 };
 
-/** Whether the instruction is one of these, in this mode: no MMX registers, and SSE's may be used. */
+/** Whether instructions on SSE's registers may be micro-ops in this mode: no MMX registers, and SSE's may be used. */
+export function usesXmm(b: Builder, insn: Insn): boolean {
+  if (!b.mode.sse || insn.operands.some(({ kind }) => kind === 'mm')) return false;
+  // An instruction by itself may be one with memory-mapped I/O, whose 16 bytes are one access.
+  return !b.mode.single || insn.operands.every(({ kind }) => kind !== 'mem');
+}
+/** Whether the instruction is one of these, in this mode. */
 export function isVector(b: Builder, insn: Insn, name: string): boolean {
   const row = Object.hasOwn(table, name) ? table[name] : undefined;
-  if (row === undefined || !b.mode.sse || insn.operands.some(({ kind }) => kind === 'mm')) return false;
-  // An instruction by itself may be one with memory-mapped I/O, whose 16 bytes are one access.
-  if (b.mode.single && insn.operands.some(({ kind }) => kind === 'mem')) return false;
-  return (row[1] ?? always)(insn);
+  return row !== undefined && usesXmm(b, insn) && (row[1] ?? always)(insn);
 }
 
 export const vectors: Lowerings = Object.fromEntries(
