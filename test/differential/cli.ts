@@ -3,6 +3,7 @@ import { parseArgs } from 'node:util';
 import { type Hypervisor, type OpenOptions, openHypervisor, type SimulatedHost } from '../../src/index.ts';
 import { formatCase, parseCase } from './case.ts';
 import { compare, shown } from './compare.ts';
+import { floatsCommand } from './floats-command.ts';
 import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
 import { type ModeName, modes } from './modes.ts';
@@ -13,7 +14,7 @@ import { sequencesCommand } from './sequences-command.ts';
 
 const USAGE = `Executes random instructions on two backends, and shows where they differ.
 
-  node scripts/differential.mjs [options]       (and: node scripts/differential.mjs sequences --help)
+  node scripts/differential.mjs [options]       (and: sequences --help, floats --help)
     --backend NAME    what is tested (sim)
     --oracle NAME     what it is compared with (kvm): by the host and the mode, that is the silicon, QEMU's TCG in the
                       lab, or KVM's emulator on a PVM host at privilege 0
@@ -106,6 +107,7 @@ class Tally {
 
 /** @param open how backends are opened */
 export async function main(argv: string[], open = openBackend): Promise<number> {
+  if (argv[0] === 'floats') return floatsCommand(argv.slice(1));
   if (argv[0] === 'sequences') return sequencesCommand(argv.slice(1), open);
   const { values } = parseArgs({ args: argv, options });
   if (values.help) {
