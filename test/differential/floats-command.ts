@@ -1,11 +1,13 @@
 /** The command: `node scripts/differential.mjs floats`. */
 import { parseArgs } from 'node:util';
 import { FloatComparison } from './floats.ts';
+import { X87Comparison } from './floats-x87.ts';
 
-const USAGE = `Compares SSE's floating point in WebAssembly with the exact path, on random operands with a bias to special ones.
+const USAGE = `Compares floating point in WebAssembly with the exact path, on random operands with a bias to special ones.
 
   node scripts/differential.mjs floats [options]
     --count N         how many cases, of some numbers each (1000000000); Ctrl-C ends it before, with its report
+    --x87             the x87's, not SSE's
     --seed N          the cases' seed (1)
     --filter REGEXP   only instructions with such a name
     --examples N      how many differences to show (20)
@@ -15,6 +17,7 @@ const options = {
   count: { type: 'string', default: '1000000000' },
   seed: { type: 'string', default: '1' },
   filter: { type: 'string', default: '' },
+  x87: { type: 'boolean' },
   examples: { type: 'string', default: '20' },
   help: { type: 'boolean' },
 } as const;
@@ -31,7 +34,8 @@ export async function floatsCommand(argv: string[]): Promise<number> {
   }
   // Exceptions are many, and nobody looks at their stacks.
   Error.stackTraceLimit = 0;
-  const comparison = new FloatComparison(Number(values.seed), new RegExp(values.filter, 'i'));
+  const Comparison = values.x87 ? X87Comparison : FloatComparison;
+  const comparison = new Comparison(Number(values.seed), new RegExp(values.filter, 'i'));
   const count = Number(values.count);
   const began = performance.now();
   let stopped = false;

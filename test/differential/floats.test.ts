@@ -1,11 +1,15 @@
 import { expect, it } from 'vitest';
 import { FloatComparison } from './floats.ts';
+import { X87Comparison } from './floats-x87.ts';
 
-/** Of each form, with an operand in a register and in memory; scripts/differential.mjs floats makes more of them. */
+/** Of each form: scripts/differential.mjs floats makes more of them. */
 const CASES = 300;
 
-it('is in WebAssembly, by the arithmetic of the machine, what it is exactly', () => {
-  const comparison = new FloatComparison(1);
+it.each([
+  ['SSE', () => new FloatComparison(1)],
+  ['the x87', () => new X87Comparison(1)],
+] as const)('%s is in WebAssembly, by quicker arithmetic, what it is exactly', (_, compare) => {
+  const comparison = compare();
   const found: string[] = [];
   for (let i = 0; i < CASES && found.length < 20; i++)
     for (const { text } of comparison.turn()) found.push(text);

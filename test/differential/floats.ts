@@ -2,19 +2,9 @@
  * SSE's floating point in WebAssembly, by the machine's own arithmetic where that is the same, compared with closures, which
  * have the exact path alone. Each case is one instruction on two operands under one MXCSR, told by the seed and its number.
  */
-import * as iced from 'iced-x86';
-import { Arena } from '../../src/sim/arena.ts';
-import { Cpu } from '../../src/sim/cpu/cpu.ts';
-import { instructions } from '../../src/sim/cpu/instructions.ts';
-import { GuestFault } from '../../src/sim/cpu/processor/fault.ts';
-import type { Mode } from '../../src/sim/cpu/processor/modes.ts';
 import { State } from '../../src/sim/cpu/processor/state.ts';
 import type { Unit } from '../../src/sim/cpu/processor/unit.ts';
-import { Builder } from '../../src/sim/cpu/translate/builder.ts';
-import { ClosureUnit } from '../../src/sim/cpu/translate/closures.ts';
-import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
-import type { Block } from '../../src/sim/cpu/translate/ir.ts';
-import { WasmUnit } from '../../src/sim/cpu/translate/wasm.ts';
+import { DATA, Executors, type Pair, Random } from './floats-executors.ts';
 
 /** Its name, its bytes without the operands' byte, its immediate, and how its operands are made. */
 interface Form {
@@ -102,35 +92,12 @@ const forms: readonly Form[] = [
 /** Operands' byte: register 0 from register 1, or from memory at RBX. */
 const REGISTERS = 0xc1;
 const MEMORY = 0x03;
-const RAM = 0x10_0000;
-const DATA = 0x8000;
-const CODE = 0x1000n;
 
 /** MXCSR: all masked and PE set, as nearly always; each other thing that matters; and any. */
 const mxcsrs = [
   0x1fa0, 0x1f80, 0x1fa0, 0x1f80, 0x1fbf, 0x0fa0, 0x0f80, 0x3fa0, 0x5fa0, 0x7fa0, 0x7f80, 0x1fe0, 0x9fa0,
   0x9fe0, 0x9fc0, 0x17a0, 0x1ea0, 0x1da0, 0x1ba0, 0x1f20, 0x0000, 0x0020,
 ] as const;
-
-/** Small numbers, quick to make. */
-class Random {
-  #state: number;
-  constructor(seed: number) {
-    this.#state = (Math.imul(seed, 0x9e37_79b1) ^ 0x5bd1_e995) | 1;
-  }
-  /** 32 bits, as a signed number. */
-  next(): number {
-    let state = this.#state;
-    state ^= state << 13;
-    state ^= state >>> 17;
-    state ^= state << 5;
-    this.#state = state;
-    return Math.imul(state, 0x2c1b_3c6d) ^ (state >>> 15);
-  }
-  below(limit: number): number {
-    return (this.next() >>> 8) % limit;
-  }
-}
 
 /**
  * Biased exponents where something changes, by the greatest: those of denormals, tiny and great numbers, NaNs, those beside
@@ -176,22 +143,19 @@ function zeroesOf(words: Int32Array, at: number): number {
 }
 
 export interface Difference {
-  readonly name: string;
   readonly text: string;
 }
 
-/** Both executors of one form. */
-interface Pair {
+/** A form with an operand in a register or in memory. */
+interface Given {
   readonly form: Form;
   readonly memory: boolean;
-  readonly closures: Unit;
-  readonly wasm: Unit;
+  readonly pair: Pair;
 }
 
 export class FloatComparison {
-  readonly #cpu: Cpu;
-  readonly #pairs: readonly Pair[];
-  readonly #ram: number;
+  readonly #executors = new Executors();
+  readonly #pairs: readonly Given[];
   readonly #given = new Int32Array(9);
   readonly #random: Random;
   /** Cases, and in how many the exact path was called in WebAssembly too, for it raised or set something. */
@@ -201,42 +165,14 @@ export class FloatComparison {
 
   constructor(seed: number, filter = /./) {
     this.#random = new Random(seed);
-    const arena = new Arena();
-    const ram = arena.allocate(RAM)!;
-    this.#ram = ram;
-    const page = (gpa: number) => ram + (gpa % RAM);
-    const decoder = new Decoder(iced as unknown as Iced);
-    const cpu = new Cpu(arena, { page, sharedPage: page }, { vendor: 'intel', decoder });
-    this.#cpu = cpu;
-    cpu.cr4 |= 0x600;
-    cpu.state.limit = 2n ** 62n;
-    cpu.state.setGpr(3, BigInt(DATA));
-    const mode = { ...cpu.mode, bits: 64, stackBits: 64, sse: true, single: false } as Mode;
-    const block = ({ before, immediate }: Form, operands: number): Block => {
-      const bytes = Uint8Array.of(...before, operands, ...immediate);
-      const [insn] = decoder.decode(bytes, 64, CODE, () => false) as Exclude<
-        ReturnType<Decoder['decode']>,
-        string
-      >;
-      const builder = new Builder(mode, () => 0n);
-      builder.begin(insn!);
-      instructions.lower(builder, insn!);
-      const end = { kind: 'goto', target: insn!.next } as const;
-      return { rip: CODE, insns: [insn!], nodes: builder.finish(end), end };
-    };
     this.#pairs = forms
       .filter(({ name }) => filter.test(name))
       .flatMap((form) =>
         [REGISTERS, MEMORY].map((operands) => {
-          const attempts = block(form, operands);
-          if (!attempts.nodes.some(({ detail }) => detail.attempt !== undefined))
-            throw new Error(`${form.name} is no attempt`);
-          return {
-            form,
-            memory: operands === MEMORY,
-            closures: new ClosureUnit(cpu, block(form, operands)),
-            wasm: new WasmUnit(cpu, [attempts]),
-          };
+          const { name, before, immediate } = form;
+          const pair = this.#executors.pair(name, [...before, operands, ...immediate]);
+          if (!pair.attempted) throw new Error(`${pair.text} is no attempt`);
+          return { form, memory: operands === MEMORY, pair };
         }),
       );
     if (this.#pairs.length === 0) throw new RangeError('no form has such a name');
@@ -244,24 +180,23 @@ export class FloatComparison {
 
   /** Each form once. */
   *turn(): Generator<Difference> {
-    for (const pair of this.#pairs) {
-      const found = this.#compare(pair);
-      if (found !== undefined) yield { name: pair.form.name, text: found };
+    for (const given of this.#pairs) {
+      const found = this.#compare(given);
+      if (found !== undefined) yield { text: found };
     }
   }
 
-  #compare({ form, memory, closures, wasm }: Pair): string | undefined {
+  #compare({ form, memory, pair }: Given): string | undefined {
     this.#choose(form);
-    const wanted = this.#execute(closures, memory);
-    const got = this.#execute(wasm, memory);
+    const wanted = this.#execute(pair.closures, memory);
+    const got = this.#execute(pair.wasm, memory);
     this.cases++;
     if (wanted[5] !== 0) this.raised++;
     if (wanted[4] !== this.#given[8]) this.changed++;
     for (let i = 0; i < wanted.length; i++) {
       if (wanted[i] === got[i]) continue;
       const hex = (values: Int32Array) => [...values].map((value) => (value >>> 0).toString(16)).join(' ');
-      const bytes = [...form.before, ...form.immediate].map((byte) => byte.toString(16));
-      return `${form.name} (${bytes}) ${memory ? 'memory' : 'registers'} ${hex(this.#given)}: ${hex(wanted)} / ${hex(got)}`;
+      return `${pair.text} ${hex(this.#given)}: ${hex(wanted)} / ${hex(got)}`;
     }
     return undefined;
   }
@@ -343,12 +278,12 @@ export class FloatComparison {
   }
 
   #execute(unit: Unit, memory: boolean): Int32Array {
-    const { state, arena } = this.#cpu;
+    const { state, arena, ram } = this.#executors;
     const { i32 } = arena.views;
     const given = this.#given;
     const at = state.base >> 2;
     for (let i = 0; i < 8; i++) i32[at + State.xmm / 4 + i] = given[i]!;
-    if (memory) for (let i = 0; i < 4; i++) i32[(this.#ram + DATA) / 4 + i] = given[4 + i]!;
+    if (memory) for (let i = 0; i < 4; i++) i32[(ram + DATA) / 4 + i] = given[4 + i]!;
     i32[at + State.mxcsr / 4] = given[8]!;
     // RAX, which gets what conversions give, and RCX, which they may take.
     i32[at] = 0x1234_5678;
@@ -356,13 +291,7 @@ export class FloatComparison {
     i32[at + 2] = given[4]!;
     i32[at + 3] = given[5]!;
     state.flags = 2;
-    let vector = 0;
-    try {
-      unit.run(0);
-    } catch (error) {
-      if (!(error instanceof GuestFault)) throw error;
-      vector = 1 + error.vector;
-    }
+    const vector = this.#executors.run(unit);
     const result = new Int32Array(9);
     for (let i = 0; i < 4; i++) result[i] = i32[at + State.xmm / 4 + i]!;
     result[4] = i32[at + State.mxcsr / 4]!;

@@ -16,8 +16,9 @@ import type { Builder } from './translate/builder.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
 import { isVector, usesXmm, vectors } from './translate/lower/vector.ts';
+import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
-import { x87 } from './x87/index.ts';
+import { leaving, x87, x87Quick } from './x87/index.ts';
 
 const each = (helpers: Helpers, lower: (helper: Helper) => Lower): Lowerings =>
   Object.fromEntries(Object.entries(helpers).map(([mnemonic, helper]) => [mnemonic, lower(helper)]));
@@ -57,6 +58,12 @@ const called = join(helpers);
 const last = join(ending);
 /** What the attempts at SSE's floating point end in where they give up. */
 const exact = new Map(Object.keys(floats).map((name) => [name, sseAnswers[name] ?? called.get(name)!]));
+const exactX87 = new Map<string, Exact>(
+  Object.keys(x87Lowerings).map((name) => {
+    const helper = called.get(name)!;
+    return [name, { helper, leaving: leaving(name, helper), quick: x87Quick }];
+  }),
+);
 
 function unknown(cpu: Processor, insn: Insn): never {
   cpu.lacks(insn.code);
@@ -84,6 +91,7 @@ export const instructions = {
     const lowering = isVector(b, insn, name) ? vectors[name] : micro.get(name);
     const helper = called.get(name);
     if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
+    else if (exactX87.has(name) && usesXmm(b, insn)) x87Lowerings[name]!(b, insn, exactX87.get(name)!);
     else if (lowering !== undefined) lowering(b, insn);
     else if (helper !== undefined) b.call(helper);
     else {

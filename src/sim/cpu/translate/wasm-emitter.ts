@@ -1,8 +1,10 @@
 /** From blocks of micro-ops to the code of one WebAssembly function, with their loops inside. */
 
+import type { Quick } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
+import { bind } from './attempt.ts';
 import type { Block, Node } from './ir.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { FunctionEmitter, LEFT, Local, OWN } from './wasm-function.ts';
@@ -20,6 +22,7 @@ export class Emitter extends FunctionEmitter {
   readonly #index: ReadonlyMap<bigint, number>;
   readonly #unit: number;
   readonly #helperIndex = new Map<string, number>();
+  readonly #quickIndex = new Map<Quick, number>();
   readonly #insnIds = new Map<Insn, number>();
   readonly #helperIds = new Map<unknown, number>();
   /** Of the current block: how many instructions come before it in the unit. */
@@ -188,6 +191,13 @@ export class Emitter extends FunctionEmitter {
       this.#helperIndex.set(key, index);
     }
     return { index, before: nothing };
+  }
+  protected quick(quick: Quick, count: number): number {
+    const known = this.#quickIndex.get(quick);
+    if (known !== undefined) return known;
+    const index = this.module.helper('i'.repeat(count), 'i', bind(this.#cpu, quick) as () => number);
+    this.#quickIndex.set(quick, index);
+    return index;
   }
 }
 const nothing = () => {};

@@ -1,5 +1,6 @@
 /** From micro-ops to the code of a WebAssembly function: values, accesses to memory, calls of helpers. */
 import { MIXED, Tables, tableFor } from '../address/tlb.ts';
+import type { Quick } from '../processor/helper.ts';
 import { FlagKind, State } from '../processor/state.ts';
 import { AttemptCode } from './attempt.ts';
 import type { End, Node } from './ir.ts';
@@ -40,6 +41,9 @@ export abstract class FunctionEmitter {
   protected abstract mark(node: Node): void;
   /** Calls a helper; its arguments but those that the call itself has come last. */
   protected abstract helper(node: Node): { readonly index: number; before(): void };
+
+  /** The index of what an attempt calls: a function of so many arguments. */
+  protected abstract quick(quick: Quick, count: number): number;
 
   /** Begins with a block's nodes: no value is known yet. */
   protected begin(nodes: readonly Node[], end: End | undefined): void {
@@ -302,6 +306,7 @@ export abstract class FunctionEmitter {
       offset: (of: number) => this.offset(of),
       local: (type: number, index: number) => this.#scratch(type, index),
       argument: (index: number) => this.value(args[index]!),
+      callee: (quick: Quick, count: number) => this.quick(quick, count),
     };
     detail.attempt!(new AttemptCode(host));
     code.op(Wasm.br, 1, Wasm.end);

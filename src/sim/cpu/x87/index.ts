@@ -8,3 +8,5 @@ import { x87State } from './state.ts';
 import { x87Transcendental } from './transcendental.ts';
 
 export const x87: Helpers = { ...x87Arithmetic, ...x87Move, ...x87State, ...x87Transcendental, ...fxsave };
+
+export { leaving, x87Quick } from './quick.ts';

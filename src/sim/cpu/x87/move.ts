@@ -196,7 +196,7 @@ const free = (pops: boolean): Helper =>
 
 const nothing = control(() => {});
 /** FCW's bits that are stored: bit 6 is always one. */
-const controlWord = (value: number): number => (value & 0x1f7f) | 0x40;
+export const controlWord = (value: number): number => (value & 0x1f7f) | 0x40;
 export function setControlWord(cpu: Processor, value: number): void {
   cpu.state.setU16(State.fcw, controlWord(value));
 }
