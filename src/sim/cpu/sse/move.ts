@@ -8,6 +8,7 @@ import { State } from '../processor/state.ts';
 import {
   A,
   B,
+  beginMmxStore,
   binary,
   check,
   checkMmx,
@@ -51,6 +52,7 @@ const moveZeroing =
     load(cpu, insn, 1, R);
     if (size === 4) R.u32[1] = 0;
     R.u64[1] = 0n;
+    if (usesMmx(insn) && to.kind === 'mem') beginMmxStore(cpu);
     if (to.kind === 'gpr') storeGpr(cpu, to, R.u64[0]!);
     else store(cpu, insn, R, to.kind === 'mem' ? size : 16);
     if (usesMmx(insn)) enterMmx(cpu);
@@ -194,6 +196,7 @@ export const sseMove: Helpers = {
   movntq(cpu, insn) {
     checkMmx(cpu);
     load(cpu, insn, 1, R);
+    beginMmxStore(cpu);
     store(cpu, insn, R, 8);
     enterMmx(cpu);
   },

@@ -51,11 +51,19 @@ export function checkPending(cpu: Processor): void {
   if ((cpu.state.u16(State.fsw) & FSW_ES) !== 0) raise(Vector.MF);
 }
 
+function clearTop({ state }: Processor): void {
+  state.setU16(State.fsw, state.u16(State.fsw) & ~0x3800);
+}
+
 /** An MMX instruction leaves all x87 registers valid and TOP zero (SDM volume 1, 9.5.1). */
 export function enterMmx(cpu: Processor): void {
-  const { state } = cpu;
-  state.setU16(State.fsw, state.u16(State.fsw) & ~0x3800);
-  state.setU16(State.ftw, 0);
+  clearTop(cpu);
+  cpu.state.setU16(State.ftw, 0);
+}
+
+/** Where MOVD, MOVQ or MOVNTQ faults at its store, Intel's processors have TOP zero by then, and the tags as they were; AMD's neither. */
+export function beginMmxStore(cpu: Processor): void {
+  if (cpu.vendor === 'intel') clearTop(cpu);
 }
 
 export const usesMmx = (insn: Insn): boolean =>
