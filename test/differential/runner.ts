@@ -70,6 +70,9 @@ const X87_AND_SSE = 3;
 /** As after a reset (SDM volume 3, table 10-1). */
 const DEBUG_RESET = { db: [0n, 0n, 0n, 0n], dr6: 0xffff_0ff0n, dr7: 0x400n, flags: 0 };
 
+/** Of DR6: clear where #DB came in a transaction, and reserved, as one, where CPUID does not tell of RTM (SDM volume 3, 18.2.3). */
+const DR6_RTM = 1n << 16n;
+
 /**
  * What is not a case's, but the stack of the exceptions; and the page tables, which the processor marks, where there
  * is paging.
@@ -317,7 +320,8 @@ export class Runner implements Disposable {
   #debugRegisters(): string[] {
     const { db, dr6, dr7 } = this.#vcpu.getDebugRegs();
     this.#vcpu.setDebugRegs(DEBUG_RESET);
-    return [...db, dr6, dr7].map((value, i) => `dr${i < 4 ? i : i + 2}=${value.toString(16)}`);
+    // The simulator has no RTM, and of a processor that has it PVM takes it from no guest.
+    return [...db, dr6 | DR6_RTM, dr7].map((value, i) => `dr${i < 4 ? i : i + 2}=${value.toString(16)}`);
   }
 
   /** Descriptors that were marked, and what was written where no operand should be: not all modes forbid it. */
