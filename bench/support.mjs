@@ -33,9 +33,9 @@ export function compile(folder, source, flags = ['-O2', '-Wall', '-pthread']) {
 }
 
 /**
- * Runs the benchmarks that the command line names, each by `measure(name, bench, {folder, rounds})`, which gives
- * text, of one line in most cases, and the figures. `more`: options of the command's own, with their defaults, which
- * `measure` gets too.
+ * Runs the benchmarks that the command line names, each by `measure(name, bench, {folder, rounds, say})`, which gives
+ * text, of one line in most cases, and the figures; `say` writes a line where lines are wanted. `more`: options of the
+ * command's own, with their defaults, which `measure` gets too. What a bench is (`is`), --help tells.
  */
 export async function main(command, benches, defaultRounds, measure, more = {}) {
   const own = Object.entries(more);
@@ -49,28 +49,29 @@ export async function main(command, benches, defaultRounds, measure, more = {}) 
     },
   });
   const names = Object.keys(benches);
-  if (values.help || (values.only !== undefined && !names.includes(values.only))) {
+  const wanted = values.only?.split(',') ?? names;
+  const rounds = Number(values.rounds);
+  const width = Math.max(...names.map((name) => name.length));
+  if (values.help || !wanted.every((name) => names.includes(name)) || !(rounds >= 1)) {
     const usage = own.map(([name, { is }]) => ` [--${name} ${is}]`).join('');
-    process.stdout.write(`${command} [-- --only ${names.join('|')}] [--rounds N]${usage} [--json]\n`);
+    process.stdout.write(
+      `${command} [-- --only NAME[,NAME]] [--rounds N]${usage} [--json]\n` +
+        `${names.map((name) => `  ${name.padEnd(width)} ${benches[name].is ?? ''}`.trimEnd()).join('\n')}\n`,
+    );
     process.exit(values.help ? 0 : 2);
   }
-  const rounds = Number(values.rounds);
   const say = (text) => values.json || process.stdout.write(`${text}\n`);
   const machine = process.env.VMEXIT_LAB_MACHINE; // names its kernel and its QEMU
   const where = machine === undefined ? '' : `, in the lab: ${machine}`;
   const about = `${cpus()[0]?.model}, Linux ${release()}, Node ${process.version}${where}`;
-  const width = Math.max(...names.map((name) => name.length));
   const results = {};
   const folder = mkdtempSync(join(tmpdir(), 'vmexit-bench-'));
-  try {
-    say(`${about}; ${rounds} rounds, medians\n`);
-    for (const name of values.only === undefined ? names : [values.only]) {
-      const { text, figures } = await measure(name, benches[name], { ...values, folder, rounds });
-      results[name] = figures;
-      say(`${name.padEnd(width)} ${text}`);
-    }
-    if (values.json) process.stdout.write(`${JSON.stringify({ about, results }, null, 2)}\n`);
-  } finally {
-    rmSync(folder, { recursive: true });
+  process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+  say(`${about}; ${rounds} rounds, medians\n`);
+  for (const name of wanted) {
+    const { text, figures } = await measure(name, benches[name], { ...values, folder, rounds, say });
+    results[name] = figures;
+    say(`${name.padEnd(width)} ${text}`);
   }
+  if (values.json) process.stdout.write(`${JSON.stringify({ about, results }, null, 2)}\n`);
 }

@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 
 const root = resolve(dirname(fileURLToPath(import.meta.url)), '..');
 const fix = process.argv.includes('--fix');
-const cxx = ['native', 'bench', 'scripts']
+const cxx = ['native', 'bench', 'bench/sim', 'bench/sim/programs', 'scripts']
   .flatMap((folder) => readdirSync(join(root, folder)).map((name) => join(folder, name)))
   .filter((name) => /\.(c|cc|h)$/.test(name));
 

@@ -1,5 +1,6 @@
-// A program as compilers make them, for the simulator's benchmark: hashing, sorting, compression. It runs in long
-// mode on bare memory: gcc -O2 -ffreestanding -nostdlib -static. The result leaves by port 0xf4, 32 bits.
+// A program as compilers make them, for the simulator's benchmark: hashing, sorting, compression. It runs in
+// long mode on bare memory: gcc -O2 -ffreestanding -nostdlib -static. The result leaves by port 0xf4, 32
+// bits.
 typedef unsigned char u8;
 typedef unsigned int u32;
 typedef unsigned long u64;
@@ -39,13 +40,14 @@ static void sha256(u32 state[8], const u8 *block) {
     w[i] = (u32)block[i * 4] << 24 | block[i * 4 + 1] << 16 | block[i * 4 + 2] << 8 | block[i * 4 + 3];
   for (int i = 16; i < 64; i++) {
     u32 a = w[i - 15], b = w[i - 2];
-    w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+    w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] +
+           (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
   }
   u32 s[8];
   for (int i = 0; i < 8; i++) s[i] = state[i];
   for (int i = 0; i < 64; i++) {
-    u32 t1 = s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) + ((s[4] & s[5]) ^ (~s[4] & s[6])) +
-             k[i] + w[i];
+    u32 t1 = s[7] + (rotate(s[4], 6) ^ rotate(s[4], 11) ^ rotate(s[4], 25)) +
+             ((s[4] & s[5]) ^ (~s[4] & s[6])) + k[i] + w[i];
     u32 t2 = (rotate(s[0], 2) ^ rotate(s[0], 13) ^ rotate(s[0], 22)) +
              ((s[0] & s[1]) ^ (s[0] & s[2]) ^ (s[1] & s[2]));
     for (int j = 7; j > 0; j--) s[j] = s[j - 1];
@@ -124,7 +126,8 @@ static long expand(const u8 *from, long size, u8 *to) {
 }
 
 void _start(void) {
-  u32 state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
+  u32 state[8] = {0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a,
+                  0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19};
   u64 sum = 0;
   for (int round = 0; round < ROUNDS; round++) {
     for (int i = 0; i < WORDS; i++) words[i] = next();
