@@ -11,6 +11,9 @@ for (const [signal, number] of Object.entries({ SIGINT: 2, SIGTERM: 15 }))
 /** A turn of the event loop, in which signals arrive. */
 export const turn = () => new Promise((resolve) => setImmediate(resolve));
 
+/** What is being done, on a terminal; nothing when it is done. */
+export const progress = process.stderr.isTTY ? (text) => process.stderr.write(`\r\x1b[K${text}`) : () => {};
+
 /**
  * Starts a process and hands what it writes to `onText(output, ms, pid)`, with the moment of its arrival, until that gives true or
  * the process ends: then it is ended, and the promise kept. What is given back is all of its output.

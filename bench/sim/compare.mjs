@@ -2,7 +2,7 @@
 // guest writes to port 0xe9, as they arrive here through a pipe: `S` at the program's start, `E` at its end. So neither a
 // BIOS nor a process's start counts, and each machine is measured in the same way, all translation included.
 import { median } from '../support.mjs';
-import { turn, watch } from './children.mjs';
+import { progress, turn, watch } from './children.mjs';
 import { image } from './images.mjs';
 import { machines } from './machines.mjs';
 
@@ -21,8 +21,6 @@ async function run(command) {
   if (result === undefined) throw new Error(`${why}; it wrote ${JSON.stringify(output)}`);
   return { ms: marks.E - marks.S, result };
 }
-
-const progress = process.stderr.isTTY ? (text) => process.stderr.write(`\r\x1b[K${text}`) : () => {};
 
 /** The machines that are named, and here. */
 function present(names, say) {

@@ -9,7 +9,7 @@ const MIB = 128;
 const here = dirname(fileURLToPath(import.meta.url));
 const node = (script) => (image) => [process.execPath, join(here, 'machines', script), image, String(MIB)];
 
-const QEMU = 'qemu-system-x86_64';
+export const QEMU = 'qemu-system-x86_64';
 /** Without la57: a guest that knows of five levels of page tables would take them, and pay for them. */
 export const QEMU_CPU = 'max,la57=off';
 export const qemuMachine = ['-accel', 'tcg', '-M', 'pc', '-nodefaults', '-display', 'none', '-no-reboot'];

@@ -6,6 +6,7 @@ import { cold } from './cold.mjs';
 import { kind } from './compare.mjs';
 import { exits } from './exits.mjs';
 import { kinds } from './kinds.mjs';
+import { linux } from './linux/boot.mjs';
 import { machines } from './machines.mjs';
 import { conversions, translations, untouched } from './memory.mjs';
 import { loop, mixed } from './silicon.mjs';
@@ -14,6 +15,7 @@ const named = (is, bench) => Object.assign(bench, { is });
 
 const benches = {
   ...Object.fromEntries(Object.entries(kinds).map(([name, is]) => [name, kind(name, is)])),
+  linux: named('a stock kernel to /init, beside QEMU TCG', linux),
   loop: named("a hot loop of eight instructions, beside the host's KVM", loop),
   mixed: named("hashing, sorting and compression, beside the host's KVM", mixed),
   exits: named('run() of a guest that does nothing but exit', exits),
