@@ -25,8 +25,11 @@ async function run(command) {
 /** The machines that are named, and here. */
 function present(names, say) {
   const chosen = names === 'all' ? Object.keys(machines) : names.split(',');
-  for (const name of chosen)
-    if (!(name in machines)) throw new Error(`--machines is of ${Object.keys(machines)}, not ${name}`);
+  const unknown = chosen.find((name) => !(name in machines));
+  if (unknown !== undefined) {
+    process.stderr.write(`--machines takes ${Object.keys(machines)}, not ${unknown}\n`);
+    process.exit(2);
+  }
   return chosen.filter((name) => {
     const missing = machines[name].missing();
     if (missing) say(`without ${machines[name].title}: ${missing}`);

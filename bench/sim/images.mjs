@@ -15,12 +15,21 @@ const flags =
 const link = `-Wl,-T,${join(programs, 'image.ld')},--build-id=none`;
 const widths = { 64: ['-m64'], 32: ['-m32', '-msse2', '-mfpmath=sse'] };
 
+function build(command, args) {
+  try {
+    execFileSync(command, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+  } catch (error) {
+    if (error.code === 'ENOENT') throw new Error(`${command} is not here: apt-get install gcc`);
+    throw error;
+  }
+}
+
 /** The image of a program, in `bits`: built once. */
 export function image(name, bits, folder) {
   const to = join(folder, `${name}-${bits}.elf`);
   if (existsSync(to)) return to;
   const sources = ['start.S', 'runtime.c', `${name}.c`].map((file) => join(programs, file));
-  execFileSync('gcc', [...widths[bits], ...flags.split(' '), link, '-o', to, ...sources]);
-  if (bits === 64) execFileSync('objcopy', ['-O', 'elf32-i386', to]);
+  build('gcc', [...widths[bits], ...flags.split(' '), link, '-o', to, ...sources]);
+  if (bits === 64) build('objcopy', ['-O', 'elf32-i386', to]);
   return to;
 }
