@@ -183,6 +183,9 @@ class TemplateEmitter extends FunctionEmitter {
     this.code.op(Wasm.localGet).u(Local.parameter);
     this.store(Wasm.i32Store, State.at);
   }
+  protected quick(): number {
+    throw new Error('an attempt of no processor');
+  }
   protected helper({ args, row, detail }: Node) {
     const shape = `i${args.map((arg) => arg.row.result).join('')}`;
     const { helper } = detail;
@@ -222,8 +225,8 @@ export function templateOf(
   builder.begin(traced);
   lower(builder, traced);
   if (seen.place) return undefined;
-  // A vector op is for one processor's state page.
-  if (builder.nodes.some(({ op }) => op === 'vector')) return undefined;
+  // What names places in the state page itself is for one processor, and for its registers.
+  if (builder.nodes.some(({ op }) => op === 'vector' || op.startsWith('attempt'))) return undefined;
   const emitter = new TemplateEmitter(mode);
   const bytes = emitter.made(builder).bytes();
   const { registers, immediate } = seen;
