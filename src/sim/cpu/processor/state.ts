@@ -51,7 +51,7 @@ export const State = {
   jumps: 0x11000,
   /** Where blocks of templates are, by RIP: see interpreter.ts. */
   blocks: 0x15000,
-  size: 0x25000,
+  size: 0x95000,
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */

@@ -30,7 +30,7 @@ const UNIT = 128;
 const MODULES = 2000;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
-const JUMPS = 4096;
+const JUMPS = 32_768;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 

@@ -15,7 +15,7 @@ import { Bytes, Wasm } from './wasm-bytes.ts';
 import { LEFT, TRAPPED } from './wasm-function.ts';
 
 /** Where blocks are by RIP: 16 bytes an entry, RIP, the generation that it holds for, and the block. */
-const Blocks = { entries: 4096, entryBytes: 16, generation: 8, block: 12 } as const;
+const Blocks = { entries: 32_768, entryBytes: 16, generation: 8, block: 12 } as const;
 /** What run() gives beside what units give: the block is worth more. */
 const HOT = 4;
 /** Records are allocated so many bytes at a time. */
