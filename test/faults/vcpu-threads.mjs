@@ -284,6 +284,8 @@ const scenarios = {
     const { hv, vm, ram, vcpu } = boot(code.out);
     const thread = new Thread(import.meta.url, 'count', { vcpu: vcpu.share() });
     await thread.next();
+    // It tells that it is about to run: all pauses may be over before it does.
+    while (codeOf(() => vcpu.getRegs()) === 'ok') await tick();
     let moved = 0;
     for (let i = 0; i < ROUNDS; i++) {
       if (i % 3 === 0) await tick();

@@ -43,15 +43,15 @@ export const State = {
   vector: 0x2a0,
   /** Eight bytes that stay zero: a register that an address does without. */
   zero: 0x2b0,
-  /** Which blocks of templates may be gone to now: see interpreter.ts. */
+  /** Of what is in `targets`, that holds which has this number. */
   generation: 0x2b8,
+  /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
+  unit: 0x2bc,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
-  /** Where computed jumps have gone: see wasm.ts. */
-  jumps: 0x11000,
-  /** Where blocks of templates are, by RIP: see interpreter.ts. */
-  blocks: 0x15000,
-  size: 0x95000,
+  /** Where execution may go on, by RIP: see targets.ts. */
+  targets: 0x11000,
+  size: 0x91000,
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */

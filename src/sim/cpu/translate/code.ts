@@ -93,6 +93,8 @@ export class Code implements TranslatedCode {
   readonly #pages = new Map<number, CodePage>();
   readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
   #epoch = 0;
+  /** To be forgotten, when what executes has come to its end. */
+  #forgets = false;
   /** How many blocks there may be at most by now: those that went with their page are counted too. */
   #blocks = 0;
   #run = 0;
@@ -152,6 +154,7 @@ export class Code implements TranslatedCode {
 
   /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
   find(): Entry {
+    if (this.#forgets) this.forget();
     const { state, arena, mode } = this.#cpu;
     const { u32 } = arena.views;
     const low = u32[(state.base + State.rip) / 4]!;
@@ -173,6 +176,7 @@ export class Code implements TranslatedCode {
 
   /** The instruction at RIP by itself. */
   findSingle(): Entry {
+    if (this.#forgets) this.forget();
     const { alone, state } = this.#cpu;
     return this.#look(alone, state.rip);
   }
@@ -334,30 +338,35 @@ export class Code implements TranslatedCode {
 
   /** Executes what find() gave; false is as in Unit.run(). */
   execute(entry: Entry): boolean {
-    let { unit } = entry;
+    const cpu = this.#cpu;
+    const unit = this.#unitOf(entry);
     const interpreter = this.#cold?.interpreter;
-    if (interpreter !== undefined && unit === interpreter) {
-      if (this.tier === 'both' && interpreter.heatOf(entry.index) === HOT) unit = this.#heat(entry);
-    } else if (unit instanceof ClosureUnit) {
-      if (
-        ++entry.heat >= (this.tier === 'wasm' ? 1 : HOT) &&
-        this.tier !== 'closures' &&
-        this.tier !== 'templates'
-      )
-        unit = this.#heat(entry);
-    } else if ((unit as WasmUnit & Module).epoch !== this.#epoch && !this.#confirm(entry)) {
-      unit = entry.unit;
-    }
-    this.#cpu.current = unit;
-    // It was not found by its unit, or has just got there.
-    if (unit instanceof WasmUnit) unit.remember(entry.low, entry.high, entry.index);
-    else if (interpreter !== undefined && unit === interpreter) {
+    if (interpreter !== undefined && entry.cold !== undefined) {
+      // From there on it goes on by itself.
+      cpu.current = interpreter;
       this.#setGeneration();
-      interpreter.remember(entry.low, entry.high, entry.index);
+      interpreter.remember(entry.low, entry.high, entry.cold);
+      if (!interpreter.run(entry.cold)) return false;
+    } else {
+      cpu.current = unit;
+      if (!unit.run(entry.index)) return false;
     }
-    if (!unit.run(entry.index)) return false;
-    this.#cpu.current = undefined;
+    cpu.current = undefined;
     return true;
+  }
+  /** What executes it by now: what is hot becomes a unit, and one whose pages have moved is none any more. */
+  #unitOf(entry: Entry): Unit {
+    const { unit, cold } = entry;
+    if (unit instanceof WasmUnit) {
+      if ((unit as WasmUnit & Module).epoch !== this.#epoch) this.#confirm(entry);
+      return entry.unit;
+    }
+    if (cold !== undefined) {
+      const isHot = this.tier === 'both' && this.#cold!.interpreter.heatOf(cold) === HOT;
+      return isHot ? this.#heat(entry) : unit;
+    }
+    const often = this.tier === 'wasm' ? 1 : this.tier === 'both' ? HOT : Number.POSITIVE_INFINITY;
+    return ++entry.heat >= often ? this.#heat(entry) : unit;
   }
 
   /** Makes one module of a hot block and those that it leads to. */
@@ -377,14 +386,20 @@ export class Code implements TranslatedCode {
         if (found !== undefined && !members.includes(found)) members.push(found);
       }
     }
-    const unit = this.#compile(members);
-    if (unit === undefined) return entry.unit;
-    const module = Object.assign(unit, { members, places: placesOf(members), epoch: this.#epoch });
+    const interpreter = this.#cold?.interpreter;
+    const place = interpreter?.reserve() ?? -1;
+    const unit = this.#compile(members, place);
+    if (unit === undefined) {
+      interpreter?.release(place);
+      return entry.unit;
+    }
+    interpreter?.enter(unit, place);
+    const module = Object.assign(unit, { members, place, places: placesOf(members), epoch: this.#epoch });
     this.#modules.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
       if (member !== entry && member.unit instanceof WasmUnit) return;
-      if (member.cold !== undefined) this.#cold!.interpreter.drop(member.low, member.high, member.cold);
+      if (member.cold !== undefined) interpreter!.promote(member.cold, place, index);
       member.unit = module;
       member.index = index;
     });
@@ -396,12 +411,13 @@ export class Code implements TranslatedCode {
    * thread compiles at once what is small: at most 8 MiB in Chromium, 4 KiB in its older versions.) Undefined when that
    * does not help.
    */
-  #compile(members: Entry[]): WasmUnit | undefined {
+  #compile(members: Entry[], place: number): WasmUnit | undefined {
     for (;;) {
       try {
         return new WasmUnit(
           this.#cpu,
           members.map(({ block }) => block),
+          place,
         );
       } catch (error) {
         if (!(error instanceof RangeError)) throw error;
@@ -445,6 +461,7 @@ export class Code implements TranslatedCode {
   }
   #discard(module: WasmUnit & Module): void {
     this.#modules.delete(module);
+    const interpreter = this.#cold?.interpreter;
     for (const member of module.members) {
       if (member.unit !== module) continue;
       const interpreter = this.#cold?.interpreter;
@@ -453,12 +470,16 @@ export class Code implements TranslatedCode {
       member.heat = 0;
       if (member.cold !== undefined) interpreter!.cool(member.cold);
     }
+    interpreter?.discard(module, module.place);
   }
-  /** Everything starts anew: the cache is full, or modes have new numbers. */
+  /** Everything starts anew: the cache is full, or modes have new numbers. Where something executes, before the next does. */
   forget(): void {
+    this.#forgets = this.#cpu.current !== undefined;
+    if (this.#forgets) return;
     for (const page of this.#pages.values()) page.drop();
     this.#pages.clear();
     this.#cpu.memory.flushWrites();
+    for (const module of this.#modules) this.#cold?.interpreter.discard(module, module.place);
     this.#modules.clear();
     this.#blocks = 0;
     this.#cold?.forget();
@@ -469,6 +490,8 @@ export class Code implements TranslatedCode {
 /** What is beside a module's code. */
 interface Module {
   readonly members: readonly Entry[];
+  /** Where its function is in the table of functions. */
+  readonly place: number;
   /** Its pages, each with a RIP in it. */
   readonly places: readonly (readonly [rip: bigint, page: CodePage])[];
   epoch: number;

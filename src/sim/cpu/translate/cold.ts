@@ -208,7 +208,7 @@ export class Cold {
       record += Record.bytes;
     }
     u32[(block + Header.count) / 4] = count;
-    u32[(block + Header.heat) / 4] = 0;
+    interpreter.cool(block);
     interpreter.take(record - block);
     return { block, length: at - host };
   }

@@ -9,20 +9,19 @@ import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
 import { NONE } from './forms.ts';
 import { Header, Record } from './records.ts';
+import { find, remember, targetAt } from './targets.ts';
 import { DONE, type Template } from './template.ts';
-import { slow } from './wasm.ts';
+import { slow, type WasmUnit } from './wasm.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
 import { LEFT, TRAPPED } from './wasm-function.ts';
 
-/** Where blocks are by RIP: 16 bytes an entry, RIP, the generation that it holds for, and the block. */
-const Blocks = { entries: 32_768, entryBytes: 16, generation: 8, block: 12 } as const;
 /** What run() gives beside what units give: the block is worth more. */
 const HOT = 4;
 /** Records are allocated so many bytes at a time. */
 const CHUNK = 1 << 18;
 
 /** Functions that are there from the start. */
-export const Fixed = { closures: 0, end: 1 } as const;
+export const Fixed = { closures: 0, end: 1, block: 2 } as const;
 
 /** Compiled forms, of all processors. */
 const modules = new Map<string, Module>();
@@ -45,7 +44,10 @@ export class Interpreter implements Unit {
   readonly #chunks: number[] = [];
   #at = 0;
   #room = 0;
-  #functions = 2;
+  #functions = 3;
+  /** Places that are free again. */
+  readonly #free: number[] = [];
+  readonly #units = new Map<number, WasmUnit>();
   readonly #places = new Map<string, number>();
 
   /**
@@ -70,6 +72,7 @@ export class Interpreter implements Unit {
     this.#run = instance.exports.r as (block: number) => number;
     this.#table.set(Fixed.closures, instance.exports.j);
     this.#table.set(Fixed.end, instance.exports.n);
+    this.#table.set(Fixed.block, instance.exports.b);
   }
 
   /**
@@ -102,8 +105,7 @@ export class Interpreter implements Unit {
     ]);
     const e = { ...this.#imports, ...Object.fromEntries(helpers) };
     const instance = new WebAssembly.Instance(module, { e });
-    const place = this.#functions++;
-    if (place >= this.#table.length) this.#table.grow(this.#table.length);
+    const place = this.reserve();
     this.#table.set(place, instance.exports.r);
     this.#places.set(key, place);
     return place;
@@ -150,36 +152,54 @@ export class Interpreter implements Unit {
     return insn;
   }
 
-  #entryOf(low: number): number {
-    const slot = (low ^ (low >>> 12)) & (Blocks.entries - 1);
-    return this.#cpu.state.base + State.blocks + slot * Blocks.entryBytes;
-  }
   /** A block that may be gone to from now on. */
   remember(low: number, high: number, block: number): void {
-    const { u32 } = this.#cpu.arena.views;
-    const { base } = this.#cpu.state;
-    const at = this.#entryOf(low) / 4;
-    u32[at] = low;
-    u32[at + 1] = high;
-    u32[at + Blocks.generation / 4] = u32[(base + State.generation) / 4]!;
-    u32[at + Blocks.block / 4] = block;
+    remember(this.#cpu.arena, this.#cpu.state.base, low, high, block);
   }
 
-  /** It may not be gone to any more. */
-  drop(low: number, high: number, block: number): void {
+  // --- units -------------------------------------------------------------------------------------------------------
+
+  /** A place in the table of functions. */
+  reserve(): number {
+    const place = this.#free.pop() ?? this.#functions++;
+    if (place >= this.#table.length) this.#table.grow(this.#table.length);
+    return place;
+  }
+  /** A place that was reserved is not needed. */
+  release(place: number): void {
+    this.#free.push(place);
+    this.#table.set(place, null);
+  }
+  /** The unit is executed for the blocks that it is entered at from now on. */
+  enter(unit: WasmUnit, place: number): void {
+    this.#table.set(place, unit.code);
+    this.#units.set(unit.id, unit);
+  }
+  promote(block: number, place: number, index: number): void {
+    this.#become(block, place, index);
+  }
+  /** The block is executed by its records again, and cold. */
+  cool(block: number): void {
+    this.#become(block, Fixed.block, block);
+    this.#cpu.arena.views.u32[(block + Header.heat) / 4] = 0;
+  }
+  #become(block: number, place: number, argument: number): void {
     const { u32 } = this.#cpu.arena.views;
-    const at = this.#entryOf(low) / 4;
-    if (u32[at] === low && u32[at + 1] === high && u32[at + Blocks.block / 4] === block) u32[at] = ~low;
+    u32[(block + Header.function) / 4] = place;
+    u32[(block + Header.argument) / 4] = argument;
+  }
+  /** Its blocks have cooled. */
+  discard(unit: WasmUnit, place: number): void {
+    this.#units.delete(unit.id);
+    this.release(place);
   }
 
   /** How often a block was executed. */
   heatOf(block: number): number {
     return this.#cpu.arena.views.u32[(block + Header.heat) / 4]!;
   }
-  cool(block: number): void {
-    this.#cpu.arena.views.u32[(block + Header.heat) / 4] = 0;
-  }
 
+  /** Executes from a block on, whatever it is by now. */
   run(block: number): boolean {
     const how = this.#run(block);
     const { state } = this.#cpu;
@@ -195,7 +215,10 @@ export class Interpreter implements Unit {
   }
 
   where(record: number): Where {
-    const { u32, u64 } = this.#cpu.arena.views;
+    const { state, arena } = this.#cpu;
+    const unit = state.u32(State.unit);
+    if (unit !== 0) return this.#units.get(unit)!.where(record);
+    const { u32, u64 } = arena.views;
     const block = u32[(record + Record.block) / 4]!;
     return {
       rip: u64[(record + Record.rip) / 8]!,
@@ -211,7 +234,10 @@ export const placeOf = (register: number): number => (register === NONE ? State.
 export const bytePlaceOf = (register: number, legacy: boolean): number =>
   legacy && register >= 4 && register < 8 ? (register - 4) * 8 + 1 : placeOf(register);
 
-/** The function that executes blocks, and two that stand in the table: `j` calls closures, `n` ends a block without a jump. */
+/**
+ * What executes: `r` a target and those that follow, `b` one block of records. And two that are no instruction's template:
+ * `j` calls closures, `n` ends a block without a jump.
+ */
 function loopOf(base: number, heat: number): Uint8Array {
   const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
   module.section(1, new Bytes().u(1).op(0x60, 1, Wasm.i32, 1, Wasm.i32));
@@ -219,87 +245,94 @@ function loopOf(base: number, heat: number): Uint8Array {
   imports.name('e').name('t').op(1, 0x70, 0, 1);
   imports.name('e').name('j').op(0, 0);
   module.section(2, imports);
-  module.section(3, new Bytes().u(3).op(0, 0, 0));
-  module.section(7, new Bytes().u(3).name('r').op(0, 1).name('j').op(0, 2).name('n').op(0, 3));
-  const bodies = [runOf(base, heat), callsOf(), endOf(base)];
+  const bodies = [runOf(base), blockOf(base, heat), callsOf(), endOf(base)];
+  module.section(3, new Bytes().u(bodies.length).op(...bodies.map(() => 0)));
+  const exported = new Bytes().u(bodies.length);
+  for (const [i, name] of ['r', 'b', 'j', 'n'].entries()) exported.name(name).op(0, i + 1);
+  module.section(7, exported);
   const code = new Bytes().u(bodies.length);
   for (const body of bodies) code.u(body.list.length).append(body);
   module.section(10, code);
   return Uint8Array.from(module.list);
 }
 
-function runOf(base: number, heat: number): Bytes {
-  const [block, record, code, count, entry] = [0, 1, 2, 3, 4];
-  const state = (op: number, offset: number) => body.op(op, 0).u(base + offset);
-  const zero = () => body.op(Wasm.i32Const, 0);
+const CALL_INDIRECT = [0x11, 0, 0];
+
+/** From a target to the next, until JS has to look. */
+function runOf(base: number): Bytes {
+  const [target, code, entry, rip] = [0, 1, 2, 3];
+  const body = new Bytes().u(2).u(2).op(Wasm.i32).u(1).op(Wasm.i64);
+  const get = (local: number) => body.op(Wasm.localGet).u(local);
+  const state = (offset: number) => body.op(Wasm.i32Const, 0, Wasm.i64Load, 0).u(base + offset);
+  body.op(Wasm.loop, Wasm.void);
+  get(target);
+  body.op(Wasm.i32Load, 0).u(Header.argument);
+  get(target);
+  body
+    .op(Wasm.i32Load, 0)
+    .u(Header.function)
+    .op(...CALL_INDIRECT);
+  body.op(Wasm.localTee).u(code).op(Wasm.if, Wasm.void);
+  get(code);
+  body.op(Wasm.return, Wasm.end);
+  // Time to look around, or one that nobody knows.
+  state(State.count);
+  state(State.limit);
+  body.op(0x5a, Wasm.if, Wasm.void, Wasm.i32Const, 0, Wasm.return, Wasm.end); // i64.ge_u
+  state(State.rip);
+  body.op(Wasm.localSet).u(rip);
+  find(body, base, rip, entry);
+  body.op(Wasm.if, Wasm.void);
+  targetAt(body, base, entry);
+  body.op(Wasm.localSet).u(target);
+  return body.op(Wasm.br, 1, Wasm.end, Wasm.end, Wasm.i32Const, 0, Wasm.end);
+}
+
+/** One block: its instructions are counted, and executed one after the other. */
+function blockOf(base: number, heat: number): Bytes {
+  const [block, record, code] = [0, 1, 2];
+  const body = new Bytes().u(1).u(2).op(Wasm.i32);
   const get = (local: number) => body.op(Wasm.localGet).u(local);
   const set = (local: number) => body.op(Wasm.localSet).u(local);
-  const body = new Bytes().u(3).u(2).op(Wasm.i32).u(1).op(Wasm.i64).u(1).op(Wasm.i32);
-  body.op(Wasm.loop, Wasm.void);
-  // Time to look around.
-  zero();
-  state(Wasm.i64Load, State.count);
-  body.op(Wasm.localTee).u(count);
-  zero();
-  state(Wasm.i64Load, State.limit);
-  body.op(0x5a, Wasm.if, Wasm.void, Wasm.i32Const, 0, Wasm.return, Wasm.end);
-  // Its heat.
+  const zero = () => body.op(Wasm.i32Const, 0);
+  const field = (offset: number) => get(block).op(Wasm.i32Load, 0).u(offset);
   get(block);
-  get(block);
-  body.op(Wasm.i32Load, 0).u(Header.heat).op(Wasm.i32Const, 1, 0x6a, Wasm.localTee).u(code);
+  field(Header.heat);
+  body.op(Wasm.i32Const, 1, 0x6a, Wasm.localTee).u(code);
   body.op(Wasm.i32Store, 0).u(Header.heat);
   get(code);
   body.op(Wasm.i32Const).s(heat).op(0x46, Wasm.if, Wasm.void, Wasm.i32Const, HOT, Wasm.return, Wasm.end);
-  // Its instructions are counted.
   zero();
-  get(count);
-  get(block);
-  body.op(Wasm.i32Load, 0).u(Header.count).op(0xad, 0x7c);
-  state(Wasm.i64Store, State.count);
+  zero();
+  body.op(Wasm.i32Store, 0).u(base + State.unit);
+  zero();
+  zero();
+  body.op(Wasm.i64Load, 0).u(base + State.count);
+  field(Header.count);
+  body
+    .op(0xad, 0x7c, Wasm.i64Store, 0) // extend, add
+    .u(base + State.count);
   get(block);
   body.op(Wasm.i32Const).s(Header.bytes).op(0x6a);
   set(record);
-  // They are executed.
   body.op(Wasm.loop, Wasm.void);
   get(record);
   get(record);
-  body.op(Wasm.i32Load, 0).u(Record.template).op(0x11, 0, 0); // call_indirect
+  body
+    .op(Wasm.i32Load, 0)
+    .u(Record.template)
+    .op(...CALL_INDIRECT);
   set(code);
   get(record);
   body.op(Wasm.i32Const).s(Record.bytes).op(0x6a);
   set(record);
   get(code);
   body.op(0x45, Wasm.brIf, 0, Wasm.end); // i32.eqz
-  get(code);
-  body.op(Wasm.i32Const, DONE, 0x47, Wasm.if, Wasm.void); // i32.ne
-  get(code);
-  body.op(Wasm.return, Wasm.end);
-  // The next block, if it is known.
   zero();
-  state(Wasm.i64Load, State.rip);
-  body.op(Wasm.localTee).u(count);
-  get(count);
-  body.op(Wasm.i64Const).s(12).op(0x88, 0x85, 0xa7);
-  body
-    .op(Wasm.i32Const)
-    .s(Blocks.entries - 1)
-    .op(0x71, Wasm.i32Const)
-    .s(4)
-    .op(0x74);
-  body.op(Wasm.localTee).u(entry);
-  body.op(Wasm.i64Load, 0).u(base + State.blocks);
-  get(count);
-  body.op(0x51); // i64.eq
-  get(entry);
-  body.op(Wasm.i32Load, 0).u(base + State.blocks + Blocks.generation);
-  zero();
-  state(Wasm.i32Load, State.generation);
-  body.op(0x46, 0x71, Wasm.if, Wasm.void); // i32.eq, and
-  get(entry);
-  body.op(Wasm.i32Load, 0).u(base + State.blocks + Blocks.block);
-  set(block);
-  body.op(Wasm.br, 1, Wasm.end, Wasm.end);
-  return body.op(Wasm.i32Const, 0, Wasm.end);
+  get(code);
+  get(code);
+  body.op(Wasm.i32Const, DONE, 0x46, Wasm.select); // 0 for DONE, else the code
+  return body.op(Wasm.end);
 }
 const callsOf = (): Bytes => new Bytes().u(0).op(Wasm.localGet, 0, Wasm.call, 0, Wasm.end);
 /** RIP is the record's. */

@@ -2,12 +2,14 @@
  * Decoded blocks in the arena, where templates read them: a header, and a record for each instruction. Offsets are bytes.
  */
 
+/** A target (targets.ts) first of all: by which function it is executed, and with what argument. */
 export const Header = {
+  function: 0,
+  argument: 4,
   /** Instructions. */
-  count: 0,
+  count: 8,
   /** How often it was executed. */
-  heat: 4,
-  rip: 8,
+  heat: 12,
   bytes: 16,
 } as const;
 

@@ -6,21 +6,18 @@ import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import { bind } from './attempt.ts';
 import type { Block, Node } from './ir.ts';
+import { Header } from './records.ts';
+import { find, targetAt } from './targets.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { FunctionEmitter, LEFT, Local, OWN } from './wasm-function.ts';
 import { WasmModule } from './wasm-module.ts';
-
-/**
- * Computed jumps, returns above all, within a unit: a table of 16 bytes an entry has where in which unit a RIP was
- * last found. What it says of a unit holds as long as that exists, so nothing has to be forgotten.
- */
-export const Jumps = { entries: 1024, entryBytes: 16, unit: 8, index: 12 } as const;
 
 export class Emitter extends FunctionEmitter {
   readonly #cpu: Processor;
   readonly #blocks: readonly Block[];
   readonly #index: ReadonlyMap<bigint, number>;
   readonly #unit: number;
+  readonly #function: number;
   readonly #helperIndex = new Map<string, number>();
   readonly #quickIndex = new Map<Quick, number>();
   readonly #insnIds = new Map<Insn, number>();
@@ -28,11 +25,16 @@ export class Emitter extends FunctionEmitter {
   /** Of the current block: how many instructions come before it in the unit. */
   #first = 0;
 
-  constructor(cpu: Processor, blocks: readonly Block[], unit: number) {
+  /**
+   * @param unit its number in State.unit
+   * @param place where its function is in the table of functions
+   */
+  constructor(cpu: Processor, blocks: readonly Block[], unit: number, place: number) {
     super(new WasmModule(OWN), cpu.user, cpu.state.base);
     this.#cpu = cpu;
     this.#blocks = blocks;
     this.#unit = unit;
+    this.#function = place;
     this.#index = new Map(blocks.map(({ rip }, index) => [rip, index]));
   }
 
@@ -45,6 +47,9 @@ export class Emitter extends FunctionEmitter {
   #body(): void {
     const { code } = this;
     const count = this.#blocks.length;
+    this.stateAddress();
+    code.op(Wasm.i32Const).s(this.#unit);
+    this.store(Wasm.i32Store, State.unit);
     code.op(Wasm.loop, Wasm.void);
     for (let i = 0; i < count; i++) code.op(Wasm.block, Wasm.void);
     code
@@ -111,37 +116,24 @@ export class Emitter extends FunctionEmitter {
     if (again) code.op(Wasm.end);
   }
 
+  /** Into this unit where the target is known to be in it, else out: whoever called looks for it once more. */
   #dynamic(target: Node, depth: number): void {
     const { code } = this;
-    const table = this.#cpu.state.base + State.jumps;
+    const { base } = this.#cpu.state;
     this.value(target);
-    code.op(Wasm.localTee).u(Local.high);
-    code.op(Wasm.localGet).u(Local.high).op(Wasm.i64Const).s(12).op(0x88, 0x85, 0xa7); // shr_u, xor, wrap
-    code
-      .op(Wasm.i32Const)
-      .s(Jumps.entries - 1)
-      .op(0x71, Wasm.i32Const)
-      .s(4)
-      .op(0x74); // and, shl
-    code.op(Wasm.localTee).u(Local.entry).op(Wasm.i64Load, 0).u(table);
-    code.op(Wasm.localGet).u(Local.high).op(0x51);
-    code
-      .op(Wasm.localGet)
-      .u(Local.entry)
-      .op(Wasm.i32Load, 0)
-      .u(table + Jumps.unit);
-    code.op(Wasm.i32Const).s(this.#unit).op(0x46, 0x71, Wasm.if, Wasm.void);
-    code
-      .op(Wasm.localGet)
-      .u(Local.entry)
-      .op(Wasm.i32Load, 0)
-      .u(table + Jumps.index);
+    code.op(Wasm.localSet).u(Local.high);
+    find(code, base, Local.high, Local.entry);
+    code.op(Wasm.if, Wasm.void);
+    targetAt(code, base, Local.entry);
+    code.op(Wasm.localTee).u(Local.entry).op(Wasm.i32Load, 0).u(Header.function);
+    code.op(Wasm.i32Const).s(this.#function).op(0x46, Wasm.if, Wasm.void);
+    code.op(Wasm.localGet).u(Local.entry).op(Wasm.i32Load, 0).u(Header.argument);
     code
       .op(Wasm.localSet)
       .u(Local.parameter)
       .op(Wasm.br)
-      .u(depth + 1)
-      .op(Wasm.end);
+      .u(depth + 2)
+      .op(Wasm.end, Wasm.end);
     this.stateAddress();
     code.op(Wasm.localGet).u(Local.high);
     this.store(Wasm.i64Store, State.rip);

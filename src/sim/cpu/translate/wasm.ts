@@ -8,7 +8,7 @@ import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
 import type { Block } from './ir.ts';
-import { Emitter, Jumps } from './wasm-emitter.ts';
+import { Emitter } from './wasm-emitter.ts';
 import { LEFT, TRAPPED } from './wasm-function.ts';
 
 let units = 0;
@@ -17,38 +17,29 @@ let units = 0;
 export class WasmUnit implements Unit {
   readonly blocks: readonly Block[];
   readonly #cpu: Processor;
-  readonly #run: (entry: number) => number;
-  /** No other unit ever has it. */
-  readonly #id = ++units;
+  /** Gives 0, LEFT or TRAPPED. */
+  readonly code: (entry: number) => number;
+  /** What State.unit is while it executes. No other unit ever has it. */
+  readonly id = ++units;
   /** For State.at: each block's first instruction has the number of those before it. */
   readonly #places: Where[] = [];
 
-  constructor(cpu: Processor, blocks: readonly Block[]) {
+  /** @param place where its function will be in the table of functions, if it will */
+  constructor(cpu: Processor, blocks: readonly Block[], place = -1) {
     this.blocks = blocks;
     this.#cpu = cpu;
     for (const { insns } of blocks) {
       for (const [index, { rip, next }] of insns.entries())
         this.#places.push({ rip, next, rest: insns.length - index });
     }
-    const module = new Emitter(cpu, blocks, this.#id).made();
+    const module = new Emitter(cpu, blocks, this.id, place).made();
     const imports = { m: cpu.arena.memory, ...slow(cpu), ...module.imports };
     const instance = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
-    this.#run = instance.exports.r as (entry: number) => number;
-  }
-
-  /** Lets its own code find a block by the halves of its RIP. */
-  remember(low: number, high: number, index: number): void {
-    const { u32 } = this.#cpu.arena.views;
-    const slot = ((low ^ (low >>> 12)) & (Jumps.entries - 1)) * Jumps.entryBytes;
-    const at = (this.#cpu.state.base + State.jumps + slot) / 4;
-    u32[at] = low;
-    u32[at + 1] = high;
-    u32[at + Jumps.unit / 4] = this.#id;
-    u32[at + Jumps.index / 4] = index;
+    this.code = instance.exports.r as (entry: number) => number;
   }
 
   run(entry: number): boolean {
-    const how = this.#run(entry);
+    const how = this.code(entry);
     const { state } = this.#cpu;
     if (how === TRAPPED) {
       state.setU32(State.trap, 0);
