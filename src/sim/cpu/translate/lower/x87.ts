@@ -5,6 +5,7 @@
 import type { Quick } from '../../processor/helper.ts';
 import type { Insn, Memory, Size } from '../../processor/insn.ts';
 import { State } from '../../processor/state.ts';
+import { checkPending } from '../../sse/operands.ts';
 import type { AttemptCode } from '../attempt.ts';
 import type { Builder, Place } from '../builder.ts';
 import type { Node } from '../ir.ts';
@@ -103,9 +104,20 @@ function attempt(
   };
 }
 
+/** ES of FSW: an exception is pending (SDM volume 1, 8.1.3). */
+const PENDING = 0x80;
+const raisePending: CallTarget = (cpu, _insn, pending: number) => {
+  if (pending !== 0) checkPending(cpu);
+};
+
+/** A pending exception comes before whatever is wrong with an operand in memory. */
+const waits = (b: Builder): void =>
+  b.callIf(b.op('and32', [b.get(State.fsw, 2), b.const32(PENDING)]), raisePending);
+
 /** An operand in memory as arguments of the op and of the call; `bytes` as quick.ts has them. */
 function operand(b: Builder, memory: Memory, integral: boolean): [nodes: Node[], args: Argument[]] {
   const { size } = memory;
+  waits(b);
   const value = b.load(b.place(memory, size, false), size as Size);
   const address = b.effective(memory);
   const segment = segmentOf(b, memory);
@@ -163,6 +175,7 @@ const load =
     const memory = memoryOf(insn);
     if (memory === undefined) return duplicate(b, insn, exact);
     if (memory.size === 10) {
+      waits(b);
       const [low, high] = parts(b, memory, false);
       const nodes = [b.load(low, 8), b.load(high, 2), b.effective(memory)];
       const args = [{ argument: 0, wide: true }, { argument: 1, wide: false }, segmentOf(b, memory)];
@@ -185,6 +198,7 @@ const store =
     const memory = memoryOf(insn);
     if (memory === undefined) return copy(pops)(b, insn, exact);
     const segment = segmentOf(b, memory);
+    waits(b);
     const address = b.effective(memory);
     if (memory.size === 10) {
       const [low, high] = parts(b, memory, true);
