@@ -49,7 +49,7 @@ const memory: typeof registers = [
   ['fnstcw', 0xd9, 0x3b],
   ['fnstsw', 0xdd, 0x3b],
 ];
-/** 0f ae: DB /1 is FISTTP, D9 /1 is none. */
+/** DB /1 is FISTTP, D9 /1 is none. */
 const NONE = '217,11';
 
 const fcws = [

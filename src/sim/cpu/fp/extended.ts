@@ -216,6 +216,50 @@ export function divideExtended(r: Extended, a: Extended, b: Extended): boolean {
   return finish(r, TOP | (d0 << 15) | (d1 >>> 1), (d1 << 31) | (d2 << 15) | (d3 >>> 1), d3 << 31, rest);
 }
 
+const below16 = (value: number) => Math.min(65_535, Math.floor(value) + 1);
+
+/** The root by 32 bits and then twice 16, each estimated from above, with what is left of the number exactly. */
+export function rootExtended(r: Extended, a: Extended): boolean {
+  if (a.exponent === 0) return exactly(r, a, a.negative);
+  if (a.negative) return false;
+  // The number is an integer of 127 or 128 bits: its upper 64, and 32 below them, which hold one bit at most.
+  const even = ((a.exponent - BIAS) & 1) === 0;
+  const xHigh = even ? a.high >>> 1 : a.high >>> 0;
+  const xLow = even ? ((a.low >>> 1) | (a.high << 31)) >>> 0 : a.low >>> 0;
+  const next = even ? (a.low << 31) >>> 0 : 0;
+  let first = Math.min(TWO_32 - 1, Math.floor(Math.sqrt(xHigh * TWO_32 + xLow)) + 1);
+  let rest: number;
+  for (; ; first--) {
+    const low = Math.imul(first, first);
+    rest = (xHigh - (upper(first, first, low) >>> 0)) * TWO_32 + (xLow - (low >>> 0));
+    if (rest >= 0) break;
+  }
+  let second = below16((rest * 65_536 + next / 65_536) / (2 * first));
+  let rest2: number;
+  for (; ; second--) {
+    const product = 2 * first * second;
+    const high = Math.floor(product / 65_536);
+    rest2 = (rest - high) * TWO_32 + (next - (product - high * 65_536) * 65_536 - second * second);
+    if (rest2 >= 0) break;
+  }
+  let third = below16((rest2 * 65_536) / (2 * (first * 65_536 + second)));
+  let high: number;
+  let low: number;
+  for (; ; third--) {
+    low = -(2 * second * third * 65_536 + third * third);
+    const carry = Math.floor(low / TWO_32);
+    low -= carry * TWO_32;
+    high = rest2 - 2 * first * third + carry;
+    if (high >= 0) break;
+  }
+  const lower = second * 65_536 + third;
+  r.negative = false;
+  r.exponent = BIAS + ((a.exponent - BIAS - (even ? 0 : 1)) >> 1);
+  // Beyond one half where what is left is more than the root; it is never just that.
+  const more = high > first || (high === first && low > lower);
+  return finish(r, first | 0, lower | 0, more ? -1 : high !== 0 || low !== 0 ? 1 : 0, false);
+}
+
 /** -1, 0 or 1 as a is less than b, equal or greater. */
 export function compareExtended(a: Extended, b: Extended): number {
   const sign = (x: Extended) => (x.exponent === 0 ? 0 : x.negative ? -1 : 1);

@@ -17,6 +17,7 @@ import {
   fromSingle,
   halves,
   multiplyExtended,
+  rootExtended,
   rounded,
   toDouble,
   toHalves,
@@ -244,6 +245,11 @@ export const x87Quick = {
     if (!stack.begin(ANY) || !stack.has(0) || !stack.has(i)) return 0;
     stack.exchange(i);
     return stack.end(-1, false, false);
+  }),
+  root: on((stack) => () => {
+    if (!stack.begin(ARITHMETIC) || !stack.has(0) || !stack.take(a, 0) || !rootExtended(r, a)) return 0;
+    stack.put(r, 0);
+    return stack.end(-1, rounded.inexact, rounded.up);
   }),
   /** FCHS and FABS: the sign's bit as it becomes by `and` and then `xor`. */
   sign: on((stack) => (and, xor) => {

@@ -21,6 +21,7 @@ export interface Quicks {
   readonly duplicate: Quick;
   readonly copy: Quick;
   readonly exchange: Quick;
+  readonly root: Quick;
   readonly sign: Quick;
   readonly store: Quick;
   readonly storeBits: Quick;
@@ -285,6 +286,10 @@ export const x87Lowerings: { readonly [mnemonic: string]: LowerX87 } = {
   fxch: plain(
     ({ exchange }) => exchange,
     (insn) => [register(insn, 1, 1)],
+  ),
+  fsqrt: plain(
+    ({ root }) => root,
+    () => [],
   ),
   fchs: plain(
     ({ sign }) => sign,
