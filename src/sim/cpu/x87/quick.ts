@@ -23,7 +23,7 @@ import {
   toHalves,
   toSingle,
 } from '../fp/extended.ts';
-import { Exception } from '../fp/float.ts';
+import { Exception, Rounding } from '../fp/float.ts';
 import { Seg } from '../processor/descriptors.ts';
 import type { Answer, Helper, Quick } from '../processor/helper.ts';
 import type { Processor } from '../processor/processor.ts';
@@ -47,6 +47,8 @@ class Stack {
   #fsw = 0;
   #tags = 0;
   top = 0;
+  /** FCW's rounding control. */
+  rounding = 0;
 
   constructor(cpu: Processor) {
     this.#cpu = cpu;
@@ -63,6 +65,7 @@ class Stack {
     this.#fsw = u16[at + State.fsw / 2]!;
     this.#tags = u16[at + State.ftw / 2]!;
     this.top = (this.#fsw >> 11) & 7;
+    this.rounding = (fcw >> 10) & 3;
     return (fcw & mask) === value && (this.#fsw & (Fsw.ES | (~fcw & 0x3f))) === 0;
   }
   /** Whether a register holds anything. */
@@ -260,9 +263,11 @@ export const x87Quick = {
 
   /** FST, FIST and FISTTP: the bits wait in the state page for the micro-op that stores them. */
   store: on((stack) => (bytes, truncates, pops, segment) => {
-    const control = truncates !== 0 ? INEXACT : TO_NEAREST;
-    if (!stack.begin(control) || !stack.has(0) || !stack.take(a, 0)) return 0;
-    if (bytes === 8 ? !toDouble(a) : bytes === 4 ? !toSingle(a) : !toHalves(a, truncates !== 0)) return 0;
+    if (!stack.begin(bytes < 0 ? INEXACT : TO_NEAREST) || !stack.has(0) || !stack.take(a, 0)) return 0;
+    // What compilers make of a cast sets FCW's rounding control to that of zero.
+    const truncating = truncates !== 0 || stack.rounding === Rounding.ZERO;
+    if (bytes < 0 && !truncating && stack.rounding !== Rounding.NEAREST) return 0;
+    if (bytes === 8 ? !toDouble(a) : bytes === 4 ? !toSingle(a) : !toHalves(a, truncating)) return 0;
     const { low, high } = halves;
     if (bytes === -4 && high !== low >> 31) return 0;
     if (bytes === -2 && (high !== low >> 31 || low !== (low << 16) >> 16)) return 0;
