@@ -213,7 +213,8 @@ export class Code implements TranslatedCode {
 
   #look(mode: Mode, rip: bigint): Entry {
     // Now, when nothing of it is executing.
-    if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES) this.forget();
+    if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES || this.#cold?.interpreter.isFull)
+      this.forget();
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#page(this.#fetch(rip));
     const key = keyOf(rip, mode);

@@ -54,7 +54,7 @@ export class Cold {
   readonly #segment: CallTarget;
   readonly #encoding = new Encoding();
   /** By mode, then by form. */
-  readonly #forms = new WeakMap<Mode, Map<number, Form | typeof NO_TEMPLATE>>();
+  #forms = new WeakMap<Mode, Map<number, Form | typeof NO_TEMPLATE>>();
   /** What has no template, and what it gives: CONTINUES, DONE or LEFT. */
   readonly #closures = new Map<number, { readonly unit: ClosureUnit; readonly gives: number }>();
 
@@ -97,6 +97,9 @@ export class Cold {
   forget(): void {
     this.#closures.clear();
     this.interpreter.forget();
+    if (!this.interpreter.isFull) return;
+    this.interpreter.forgetTemplates();
+    this.#forms = new WeakMap();
   }
 
   #execute(record: number): number {

@@ -23,7 +23,11 @@ const CHUNK = 1 << 18;
 /** Functions that are there from the start. */
 export const Fixed = { closures: 0, end: 1, block: 2 } as const;
 
-/** Compiled forms, of all processors. */
+/**
+ * Compiled forms, of all processors, and how many there are at most: some tens of KiB each. A guest can make them without
+ * end, by immediates and by limits of segments.
+ */
+const MOST = 4096;
 const modules = new Map<string, Module>();
 
 export interface Operands {
@@ -49,6 +53,7 @@ export class Interpreter implements Unit {
   readonly #free: number[] = [];
   readonly #units = new Map<number, WasmUnit>();
   readonly #places = new Map<string, number>();
+  readonly #templates: number[] = [];
 
   /**
    * @param heat so often a block is executed before run() says that it is hot
@@ -90,6 +95,7 @@ export class Interpreter implements Unit {
         if (!(error instanceof RangeError)) throw error;
         return undefined;
       }
+      if (modules.size >= MOST) modules.clear();
       modules.set(key, module);
     }
     const cpu = this.#cpu;
@@ -108,6 +114,7 @@ export class Interpreter implements Unit {
     const place = this.reserve();
     this.#table.set(place, instance.exports.r);
     this.#places.set(key, place);
+    this.#templates.push(place);
     return place;
   }
 
@@ -130,6 +137,17 @@ export class Interpreter implements Unit {
     this.#at += size;
     this.#room -= size;
   }
+  /** There are too many templates: somebody should call forgetTemplates(). */
+  get isFull(): boolean {
+    return this.#templates.length >= MOST;
+  }
+  /** When all blocks are gone. */
+  forgetTemplates(): void {
+    for (const place of this.#templates) this.release(place);
+    this.#templates.length = 0;
+    this.#places.clear();
+  }
+
   /** All blocks are gone. */
   forget(): void {
     for (const chunk of this.#chunks) this.#cpu.arena.free(chunk, CHUNK);
