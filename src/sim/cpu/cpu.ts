@@ -15,9 +15,10 @@ import { Access, type SecondStage, type Stop } from './processor/stage.ts';
 import { Flag, State } from './processor/state.ts';
 import { instructionBreakpoint, trapsAfter } from './system/breakpoints.ts';
 import { deliver, tripleFault } from './system/events.ts';
-import { Code, type Entry } from './translate/code.ts';
+import { Code } from './translate/code.ts';
 import { BLOCK } from './translate/cold.ts';
 import type { Decoder } from './translate/decode.ts';
+import type { Entry } from './translate/entry.ts';
 import { resetFpu } from './x87/fxsave.ts';
 
 export class Cpu extends Processor {

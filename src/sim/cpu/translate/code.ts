@@ -1,6 +1,6 @@
 /**
- * Translated code, by where it lies in the arena and by what it depends on beside its bytes. Blocks start as
- * closures; those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
+ * Translated code, by where it lies in the arena and by what it depends on beside its bytes. Blocks start as records
+ * (cold.ts); those that run often become WebAssembly together with the blocks that they lead to (wasm.ts).
  */
 
 import { PAGE } from '../../arena.ts';
@@ -17,6 +17,7 @@ import { ClosureUnit } from './closures.ts';
 import { CodePage as PageOf } from './code-page.ts';
 import { BLOCK, Cold } from './cold.ts';
 import type { Decoder } from './decode.ts';
+import { type CodePage, Entry, keyOf, type Module, placesOf, successors } from './entry.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import { WasmUnit } from './wasm.ts';
@@ -33,50 +34,6 @@ const BLOCKS = 100_000;
 const JUMPS = 32_768;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
-
-/** Where execution may begin: a block, and the unit that has it. */
-export class Entry {
-  readonly low: number;
-  readonly high: number;
-  readonly rip: bigint;
-  readonly mode: number;
-  readonly pages: readonly CodePage[];
-  unit: Unit;
-  index: number;
-  /** How often it was executed as closures. */
-  heat = 0;
-  /** Its block of records, where it has one. */
-  readonly cold: number | undefined;
-  /** The entry holds while this is the cache's. */
-  epoch = 0;
-  #block: Block | (() => Block);
-
-  constructor(
-    rip: bigint,
-    mode: Mode,
-    pages: readonly CodePage[],
-    unit: Unit,
-    index: number,
-    block: Block | (() => Block),
-  ) {
-    this.low = Number(rip & 0xffff_ffffn);
-    this.high = Number(rip >> 32n);
-    this.rip = rip;
-    this.mode = mode.key;
-    this.pages = pages;
-    this.unit = unit;
-    this.index = index;
-    this.#block = block;
-    this.cold = typeof block === 'function' ? index : undefined;
-  }
-  /** As micro-ops, which are made when somebody asks. */
-  get block(): Block {
-    if (typeof this.#block === 'function') this.#block = this.#block();
-    return this.#block;
-  }
-}
-
-type CodePage = PageOf<Entry>;
 
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
@@ -488,30 +445,7 @@ export class Code implements TranslatedCode {
   }
 }
 
-/** What is beside a module's code. */
-interface Module {
-  readonly members: readonly Entry[];
-  /** Where its function is in the table of functions. */
-  readonly place: number;
-  /** Its pages, each with a RIP in it. */
-  readonly places: readonly (readonly [rip: bigint, page: CodePage])[];
-  epoch: number;
-}
-
-/** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
-const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
-const placesOf = (members: readonly Entry[]) => [
-  ...new Map(members.map(({ block: { rip }, pages }) => [rip >> 12n, [rip, pages[0]!] as const])).values(),
-];
 const slotOf = (rip: bigint) => {
   const low = Number(rip & 0xffff_ffffn);
   return (low ^ (low >>> 12)) & (JUMPS - 1);
 };
-
-/** Where execution goes from a block, as far as it can be told; after a call, also where that returns to. */
-function successors({ end, insns }: Block): bigint[] {
-  const last = insns.at(-1)!;
-  const back = last.mnemonic === 'call' ? [last.next] : [];
-  if (end.kind === 'goto') return [end.target, ...back];
-  return end.kind === 'branch' ? [end.taken, end.next] : back;
-}
