@@ -18,7 +18,7 @@ import { type Translation, walk } from './paging.ts';
  * the user, reads and writes. In those for writes a page with code in it has MIXED in its address, and what is to be
  * added to get to its map (i32), whose bytes are zero where there is no code.
  */
-export const Tables = { entries: 1024, entryBytes: 16, tableBytes: 0x4000 } as const;
+export const Tables = { entries: 8192, entryBytes: 16, tableBytes: 0x2_0000 } as const;
 /** Where the table for an access begins in the state page. */
 export const tableFor = (user: boolean, write: boolean): number =>
   State.tlb + ((user ? 2 : 0) + (write ? 1 : 0)) * Tables.tableBytes;
@@ -27,7 +27,7 @@ export const tableFor = (user: boolean, write: boolean): number =>
 const INVALID = 0x10;
 export const MIXED = 0x20;
 /** How many fills are kept account of; then all begins anew. */
-const FILLED = 8192;
+const FILLED = 32_768;
 const Fetches = 256;
 const fetchIndex = (low: number, user: boolean) => ((low >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
 
@@ -98,9 +98,10 @@ export class Tlb {
   }
   /** Forgets the translations for writing: pages have got code in them, or are read-only now. */
   flushWrites(): void {
-    for (const user of [false, true]) {
-      const start = this.#cpu.state.base + tableFor(user, true);
-      for (let i = 0; i < Tables.entries; i++) this.#forget(start + i * Tables.entryBytes);
+    const start = this.#cpu.state.base + State.tlb;
+    // Tables for reads and for writes take turns.
+    for (const entry of this.#filled) {
+      if (Math.floor((entry - start) / Tables.tableBytes) % 2 === 1) this.#forget(entry);
     }
   }
 

@@ -50,8 +50,8 @@ export const State = {
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where execution may go on, by RIP: see targets.ts. */
-  targets: 0x11000,
-  size: 0x91000,
+  targets: 0x81000,
+  size: 0x10_1000,
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */
