@@ -164,6 +164,45 @@ function setCompared({ state }: Processor, left: bigint, right: bigint, size: Si
   state.setU64(State.flagB, right);
   state.setU64(State.flagResult, BigInt.asIntN(size * 8, left - right));
 }
+/** Elements of one page that were compared: how many, and the last two. */
+interface Compared {
+  readonly done: number;
+  readonly x: bigint;
+  readonly y: bigint;
+}
+/** Many elements at once, upwards: as far as they go on to be alike, or not; undefined where they must go one by one. */
+function comparedBulk(
+  cpu: Processor,
+  insn: Insn,
+  left: typeof RSI | typeof RAX,
+  size: Size,
+  most: number,
+): Compared | undefined {
+  if (size === 8) return undefined;
+  // The source faults first, as element by element.
+  const from = left === RSI ? whole(cpu, insn, RSI, size, most, false) : undefined;
+  if (from !== undefined && (from.count === 0 || from.host % size !== 0)) return undefined;
+  const to = whole(cpu, insn, RDI, size, from?.count ?? most, false);
+  if (to.count === 0 || to.host % size !== 0) return undefined;
+  const { count } = to;
+  const { u8, u16, i32 } = cpu.arena.views;
+  const view = size === 4 ? i32 : size === 2 ? u16 : u8;
+  const accumulated = Number(accumulator(cpu, size)) & (size === 4 ? -1 : size === 2 ? 0xffff : 0xff);
+  const alike = insn.rep === 'rep';
+  const second = to.host / size;
+  const first = (from?.host ?? 0) / size;
+  let i = 0;
+  let x = accumulated;
+  let y = 0;
+  do {
+    if (from !== undefined) x = view[first + i]!;
+    y = view[second + i]!;
+    i++;
+  } while (i < count && (x === y) === alike);
+  const signed = (value: number) => BigInt.asIntN(size * 8, BigInt(value));
+  return { done: i, x: signed(x), y: signed(y) };
+}
+
 /**
  * CMPS and SCAS. The flags are the last element's. A fault leaves them as they were before the first one (SDM volume
  * 2, REP), but on AMD's processors as the last element that was compared has left them.
@@ -179,14 +218,19 @@ const compare =
     let x = 0n;
     let y = 0n;
     let done = 0n;
+    const isSingle = rep === undefined || single(cpu) || step < 0n;
     do {
-      x = left === RAX ? accumulator(cpu, size) : read(cpu, insn, RSI, size);
-      y = read(cpu, insn, RDI, size);
-      if (left === RSI) advance(cpu, insn, RSI, step);
-      advance(cpu, insn, RDI, step);
-      if (rep !== undefined) advance(cpu, insn, RCX, -1n);
+      const bulk = isSingle ? undefined : comparedBulk(cpu, insn, left, size, Number(most - done));
+      if (bulk === undefined) {
+        x = left === RAX ? accumulator(cpu, size) : read(cpu, insn, RSI, size);
+        y = read(cpu, insn, RDI, size);
+      } else ({ x, y } = bulk);
+      const count = BigInt(bulk?.done ?? 1);
+      if (left === RSI) advance(cpu, insn, RSI, step * count);
+      advance(cpu, insn, RDI, step * count);
+      if (rep !== undefined) advance(cpu, insn, RCX, -count);
       if (cpu.vendor === 'amd') setCompared(cpu, x, y, size);
-      done++;
+      done += count;
     } while (done < most && (x === y) === (rep === 'rep'));
     setCompared(cpu, x, y, size);
     if (rep !== undefined && done < all && (x === y) === (rep === 'rep')) cpu.state.rip = insn.rip;
