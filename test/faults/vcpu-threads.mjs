@@ -326,11 +326,11 @@ const scenarios = {
     const loops = new RunLoops(machine.vcpus, { ports: new Bus().attach(0x10, 1, ears) });
     const end = await loops.run({ timeoutMs: DEADLINE_MS });
     const again = await loops.run({ timeoutMs: DEADLINE_MS });
-    // One crashes: the others, which spin, are stopped.
-    const crash = guest(16, '84 d2 | test dl, dl\n74 fe | here: jz here\n0f 0b | ud2');
-    machine.load(flatImage(crash.code, 'real'));
-    for (const vcpu of machine.vcpus) vcpu.changeSregs({ idt: { base: 0n, limit: 0 } });
-    const crashed = await new RunLoops(machine.vcpus).run({ timeoutMs: DEADLINE_MS });
+    // One has an exit that nobody serves: the others, which spin, are stopped. (What a crash in real mode comes to is the
+    // host's affair: KVM's emulator does not look at the limit of the vectors.)
+    const strays = guest(16, '84 d2 | test dl, dl\n74 fe | here: jz here\ne6 11 | out 0x11, al');
+    machine.load(flatImage(strays.code, 'real'));
+    const stray = await new RunLoops(machine.vcpus).run({ timeoutMs: DEADLINE_MS });
     close(machine, hv);
     return {
       end,
@@ -338,7 +338,7 @@ const scenarios = {
       heard: heard.sort(),
       exits: loops.exits,
       halted: loops.halted,
-      crashed: crashed.reason,
+      stray: stray.reason,
     };
   },
 
