@@ -90,7 +90,7 @@ describe('several threads', () => {
 });
 
 describe('several vCPUs in one loop', () => {
-  test('end their guest when all have halted, or when one has an exit that nobody serves', async () => {
+  test('end their guest when all have halted, or when one leaves memory', async () => {
     expect(await run('loops')).toEqual({
       end: { reason: 'halt' },
       again: { reason: 'halt' },
