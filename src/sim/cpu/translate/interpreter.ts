@@ -75,6 +75,7 @@ export class Interpreter implements Unit {
       e: { m: cpu.arena.memory, t: this.#table, j: closures },
     });
     this.#run = instance.exports.r as (block: number) => number;
+    this.#grow(); // beside the state page: in the middle of what is given out later it would divide that
     this.#table.set(Fixed.closures, instance.exports.j);
     this.#table.set(Fixed.end, instance.exports.n);
     this.#table.set(Fixed.block, instance.exports.b);
@@ -123,14 +124,16 @@ export class Interpreter implements Unit {
   /** Room for a block of so many instructions, or undefined where the arena is full. */
   allocate(instructions: number): number | undefined {
     const size = Header.bytes + (instructions + 1) * Record.bytes;
-    if (size > this.#room) {
-      const chunk = this.#cpu.arena.allocate(CHUNK);
-      if (chunk === undefined) return undefined;
-      this.#chunks.push(chunk);
-      this.#at = chunk;
-      this.#room = CHUNK;
-    }
+    if (size > this.#room && !this.#grow()) return undefined;
     return this.#at;
+  }
+  #grow(): boolean {
+    const chunk = this.#cpu.arena.allocate(CHUNK);
+    if (chunk === undefined) return false;
+    this.#chunks.push(chunk);
+    this.#at = chunk;
+    this.#room = CHUNK;
+    return true;
   }
   /** What of the room is used. */
   take(size: number): void {
