@@ -5,6 +5,7 @@
 
 import { Vector } from './processor/fault.ts';
 import type { Insn } from './processor/insn.ts';
+import { LONGEST } from './processor/insn.ts';
 import { cpl } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
 import type { Access, Stop } from './processor/stage.ts';
@@ -87,7 +88,6 @@ export function emulated({ mnemonic, operands }: Insn, isVector: boolean, isProt
 /** KVM_INTERNAL_ERROR_EMULATION, and KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES. */
 const EMULATION = 1;
 const INSTRUCTION_BYTES = 1n;
-const LONGEST = 15;
 const NOP = 0x90;
 
 /** What the processors tell of an exit: a nested page fault (APM volume 2, 15.25.6), an EPT violation (SDM volume 3, table 28-7). */

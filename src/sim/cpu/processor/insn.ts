@@ -1,5 +1,8 @@
 /** A decoded instruction, free of its decoder: what lowering and the helpers read. */
 
+/** The longest instruction, in bytes (SDM volume 2, 2.3.11). */
+export const LONGEST = 15;
+
 /** Sizes in bytes. */
 export type Size = 1 | 2 | 4 | 8;
 

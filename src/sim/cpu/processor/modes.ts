@@ -23,7 +23,7 @@ export interface Mode {
 }
 
 /** How many modes are known at once, and limits of CS: a guest can make them without end. */
-const MODES = 4096;
+export const MODES = 4096;
 const LIMITS = 64;
 const sizeKey = { 16: 0, 32: 1, 64: 2 } as const;
 

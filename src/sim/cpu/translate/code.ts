@@ -6,7 +6,8 @@
 import { PAGE } from '../../arena.ts';
 import { segmentLinear } from '../address/addressing.ts';
 import { notEmulated, raise, Vector } from '../processor/fault.ts';
-import type { Mode } from '../processor/modes.ts';
+import { LONGEST } from '../processor/insn.ts';
+import { MODES, type Mode } from '../processor/modes.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { TranslatedCode } from '../processor/services.ts';
 import { Access, MMIO } from '../processor/stage.ts';
@@ -20,10 +21,9 @@ import type { Decoder } from './decode.ts';
 import { type CodePage, Entry, keyOf, type Module, placesOf, successors } from './entry.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
+import { ENTRIES, slotOf } from './targets.ts';
 import { WasmUnit } from './wasm.ts';
 
-/** The longest instruction (SDM volume 2, 2.3.11). */
-const LONGEST = 15;
 /** How often a block runs before it is worth the 50 us that a module costs. */
 const HOT = 40;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
@@ -31,14 +31,11 @@ const UNIT = 128;
 const MODULES = 2000;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
-const JUMPS = 32_768;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
-/** Modes that there are at once (modes.ts). */
-const MODES = 4096;
 
 /** One executor alone (of WebAssembly from the first time on), or what is worth it: for tests that compare them. */
 export type Tier = 'closures' | 'templates' | 'wasm' | 'both';
@@ -48,7 +45,7 @@ export class Code implements TranslatedCode {
   readonly #decoder: Decoder;
   readonly #lower: Lower;
   readonly #pages = new Map<number, CodePage>();
-  readonly #jumps: (Entry | undefined)[] = new Array(JUMPS);
+  readonly #jumps: (Entry | undefined)[] = new Array(ENTRIES);
   #epoch = 0;
   /** To be forgotten, when what executes has come to its end. */
   #forgets = false;
@@ -116,7 +113,7 @@ export class Code implements TranslatedCode {
     const { u32 } = arena.views;
     const low = u32[(state.base + State.rip) / 4]!;
     const high = u32[(state.base + State.rip) / 4 + 1]!;
-    const slot = (low ^ (low >>> 12)) & (JUMPS - 1);
+    const slot = slotOf(low);
     const known = this.#jumps[slot];
     if (
       known !== undefined &&
@@ -390,7 +387,7 @@ export class Code implements TranslatedCode {
    * what is cold, or no code at all, is not worth a module's time.
    */
   #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
-    const known = this.#jumps[slotOf(rip)];
+    const known = this.#jumps[slotOf(Number(rip & 0xffff_ffffn))];
     const entry =
       known?.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
         ? known
@@ -444,8 +441,3 @@ export class Code implements TranslatedCode {
     this.#advance();
   }
 }
-
-const slotOf = (rip: bigint) => {
-  const low = Number(rip & 0xffff_ffffn);
-  return (low ^ (low >>> 12)) & (JUMPS - 1);
-};

@@ -1,7 +1,9 @@
 /** Blocks of code as records for the interpreter: what code is from its first execution until it is hot. */
+
 import { PAGE } from '../../arena.ts';
 import { joined } from '../processor/halves.ts';
 import type { Insn } from '../processor/insn.ts';
+import { LONGEST } from '../processor/insn.ts';
 import { canonical } from '../processor/mode.ts';
 import type { Mode } from '../processor/modes.ts';
 import type { Processor } from '../processor/processor.ts';
@@ -14,12 +16,11 @@ import type { End } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
 import { Header, Record } from './records.ts';
-import { CONTINUES, DONE, templateOf } from './template.ts';
+import { CONTINUES, DONE, fieldOf, templateOf } from './template.ts';
 import { LEFT } from './wasm-function.ts';
 
 /** Instructions of a block at most. */
 export const BLOCK = 32;
-const LONGEST = 15;
 
 /** What is known of a form in a mode. */
 interface Form {
@@ -283,13 +284,6 @@ export class Cold {
     known.several.set(variant, placed);
     return placed;
   }
-}
-
-/** The record's field that an operand is in. */
-function fieldOf({ code }: Insn, position: number, hasModrm: boolean): 'rm' | 'register' | undefined {
-  const name = code.split('_')[position + 1] ?? '';
-  if (/^rm\d/.test(name)) return 'rm';
-  return /^r\d/.test(name) ? (hasModrm ? 'register' : 'rm') : undefined;
 }
 
 /** Whether iced-x86 sees the operands that the encoding's fields say. */

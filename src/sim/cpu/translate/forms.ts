@@ -1,8 +1,9 @@
 /**
  * The encodings of the common instructions (SDM volume 2, appendix A): how long one is, which of its fields it has, and a
  * number for all the rest, its form. It is what code that is executed a few times costs to decode; what is not in these
- * tables is iced-x86's, which also says what a form means (templates.ts).
+ * tables is iced-x86's, which also says what a form means (template.ts).
  */
+import { LONGEST } from '../processor/insn.ts';
 
 /** What follows an opcode. */
 const MODRM = 1;
@@ -138,8 +139,6 @@ const NO_SEGMENT = 6;
 /** An absent register, base or index. */
 export const NONE = 16;
 
-/** The longest instruction (SDM volume 2, 2.3.11). */
-const LONGEST = 15;
 const TWO_32 = 2 ** 32;
 
 /** One instruction's encoding: read() fills it. Addresses are halves, signed. */

@@ -11,9 +11,8 @@ import { NONE } from './forms.ts';
 import { Header, Record } from './records.ts';
 import { find, remember, targetAt } from './targets.ts';
 import { DONE, type Template } from './template.ts';
-import { slow, type WasmUnit } from './wasm.ts';
+import { ended, slow, type WasmUnit } from './wasm.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
-import { LEFT, TRAPPED } from './wasm-function.ts';
 
 /** What run() gives beside what units give: the block is worth more. */
 const HOT = 4;
@@ -196,18 +195,16 @@ export class Interpreter implements Unit {
     this.#table.set(place, unit.code);
     this.#units.set(unit.id, unit);
   }
-  promote(block: number, place: number, index: number): void {
-    this.#become(block, place, index);
-  }
-  /** The block is executed by its records again, and cold. */
-  cool(block: number): void {
-    this.#become(block, Fixed.block, block);
-    this.#cpu.arena.views.u32[(block + Header.heat) / 4] = 0;
-  }
-  #become(block: number, place: number, argument: number): void {
+  /** By what a block is executed from now on. */
+  promote(block: number, place: number, argument: number): void {
     const { u32 } = this.#cpu.arena.views;
     u32[(block + Header.function) / 4] = place;
     u32[(block + Header.argument) / 4] = argument;
+  }
+  /** The block is executed by its records again, and cold. */
+  cool(block: number): void {
+    this.promote(block, Fixed.block, block);
+    this.#cpu.arena.views.u32[(block + Header.heat) / 4] = 0;
   }
   /** Its blocks have cooled. */
   discard(unit: WasmUnit, place: number): void {
@@ -222,17 +219,7 @@ export class Interpreter implements Unit {
 
   /** Executes from a block on, whatever it is by now. */
   run(block: number): boolean {
-    const how = this.#run(block);
-    const { state } = this.#cpu;
-    if (how === TRAPPED) {
-      state.setU32(State.trap, 0);
-      return false;
-    }
-    if (how === LEFT) {
-      if (!state.moved) state.rip = this.where(state.u32(State.at)).next;
-      this.#cpu.changed();
-    }
-    return true;
+    return ended(this.#cpu, this, this.#run(block));
   }
 
   where(record: number): Where {

@@ -9,9 +9,10 @@ import { type Bytes, Wasm } from './wasm-bytes.ts';
 
 /** RIP, the generation that the entry holds for (State.generation), and the target. */
 const Entry = { bytes: 16, generation: 8, target: 12 } as const;
-const ENTRIES = 32_768;
+export const ENTRIES = 32_768;
 
-const slotOf = (low: number): number => (low ^ (low >>> 12)) & (ENTRIES - 1);
+/** Where a RIP is looked for, by its low half: here, and in code.ts. */
+export const slotOf = (low: number): number => (low ^ (low >>> 12)) & (ENTRIES - 1);
 
 /** From now on, in this generation, the RIP with these halves has this target. */
 export function remember(arena: Arena, base: number, low: number, high: number, target: number): void {

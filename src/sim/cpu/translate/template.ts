@@ -62,14 +62,11 @@ function watched(insn: Insn, seen: Seen): Insn {
 
 type Gpr = Operand & { readonly kind: 'gpr' };
 
-/** Where operands that are registers are, by the form's name ("Add_rm64_r64"): a field of the record, or the form itself says it. */
-function placesOf({ code, operands }: Insn, hasModrm: boolean): (number | undefined)[] {
-  const names = code.split('_').slice(1);
-  return operands.map((_, i) => {
-    const name = names[i] ?? '';
-    if (/^rm\d/.test(name)) return Record.rm;
-    return /^r\d/.test(name) ? (hasModrm ? Record.register : Record.rm) : undefined;
-  });
+/** The record's field that says which register an operand is, by the form's name ("Add_rm64_r64"); none where the form says it. */
+export function fieldOf({ code }: Insn, position: number, hasModrm: boolean): 'rm' | 'register' | undefined {
+  const name = code.split('_')[position + 1] ?? '';
+  if (/^rm\d/.test(name)) return 'rm';
+  return /^r\d/.test(name) ? (hasModrm ? 'register' : 'rm') : undefined;
 }
 
 class TemplateBuilder extends Builder {
@@ -79,7 +76,10 @@ class TemplateBuilder extends Builder {
   constructor(mode: Mode, segment: CallTarget, insn: Insn, hasModrm: boolean) {
     super(mode, segment);
     this.#insn = insn;
-    this.#places = placesOf(insn, hasModrm);
+    this.#places = insn.operands.map((_, i) => {
+      const field = fieldOf(insn, i, hasModrm);
+      return field && Record[field];
+    });
   }
 
   #field(offset: number, size: Size): Node {

@@ -13,6 +13,20 @@ import { LEFT, TRAPPED } from './wasm-function.ts';
 
 let units = 0;
 
+/** What is due where a unit's code gives LEFT or TRAPPED: gives what Unit.run() does. */
+export function ended(cpu: Processor, unit: Unit, how: number): boolean {
+  const { state } = cpu;
+  if (how === TRAPPED) {
+    state.setU32(State.trap, 0);
+    return false;
+  }
+  if (how === LEFT) {
+    if (!state.moved) state.rip = unit.where(state.u32(State.at)).next;
+    cpu.changed();
+  }
+  return true;
+}
+
 /** Several blocks as one unit. `entry` is a block's place in the list. */
 export class WasmUnit implements Unit {
   readonly blocks: readonly Block[];
@@ -39,17 +53,7 @@ export class WasmUnit implements Unit {
   }
 
   run(entry: number): boolean {
-    const how = this.code(entry);
-    const { state } = this.#cpu;
-    if (how === TRAPPED) {
-      state.setU32(State.trap, 0);
-      return false;
-    }
-    if (how === LEFT) {
-      if (!state.moved) state.rip = this.where(state.u32(State.at)).next;
-      this.#cpu.changed();
-    }
-    return true;
+    return ended(this.#cpu, this, this.code(entry));
   }
 
   where(at: number): Where {
