@@ -1,5 +1,5 @@
 /** Which pages are there: claims by two threads, against a list of pages that says it plainly. */
-import { describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, vi } from 'vitest';
 import { PageStates } from '../../src/vmm/pager/page-states.ts';
 
 /** Numbers below `limit`, the same for the same seed (numbers of Park and Miller). */
@@ -10,6 +10,8 @@ function random(seed: number) {
     return state % limit;
   };
 }
+
+afterEach(() => vi.restoreAllMocks());
 
 describe('the states of pages', () => {
   for (const [pages, batch] of [
@@ -64,6 +66,38 @@ describe('the states of pages', () => {
     expect(states.claim(6, 16)).toEqual({ first: 4, count: 5 });
     expect(states.claim(40, 64)).toEqual({ first: 10, count: 54 });
     expect(states.claim(1, 64)).toEqual({ first: 0, count: 3 });
+  });
+
+  it('give no page away twice when another claims one between any two looks', () => {
+    let between = 0;
+    for (let look = 0; look < 200; look++) {
+      for (const taken of [5, 6, 7, 8, 31, 32]) {
+        const states = new PageStates(64);
+        const others = new PageStates(64, states.buffer);
+        let looks = 0;
+        let theirs: ReturnType<PageStates['claim']>;
+        const load = Atomics.load;
+        vi.spyOn(Atomics, 'load').mockImplementation((words, at) => {
+          const seen = load(words as never, at);
+          if (looks++ === look) theirs = others.claim(taken, 1);
+          return seen as never;
+        });
+        const claim = states.claim(6, 64);
+        vi.restoreAllMocks();
+        if (theirs !== undefined) between++;
+        const all = [claim, theirs].flatMap((one) =>
+          one === undefined ? [] : Array.from({ length: one.count }, (_, i) => one.first + i),
+        );
+        expect(new Set(all).size, `${taken} taken at look ${look}`).toBe(all.length);
+        expect(claim === undefined || claim.count > 0, `${taken} taken at look ${look}`).toBe(true);
+        // Nothing is anybody's that nobody was given.
+        const free = Array.from({ length: 64 }, (_, page) => page).filter(
+          (page) => states.claim(page, 1) !== undefined,
+        );
+        expect(all.length + free.length, `${taken} taken at look ${look}`).toBe(64);
+      }
+    }
+    expect(between).toBeGreaterThan(100);
   });
 
   it('count what is zero from the beginning as there, and name the rest', () => {

@@ -60,7 +60,7 @@ export class PageStates {
 
   /** A guess: only #take() knows. */
   #isFree(page: number): boolean {
-    return (this.#claimed[page >>> 5]! & (1 << (page & 31))) === 0;
+    return (Atomics.load(this.#claimed, page >>> 5) & (1 << (page & 31))) === 0;
   }
   /** Where those from `page` on that are free end: in its word, and at `limit`. */
   #freeEnd(page: number, limit: number): number {
@@ -76,9 +76,9 @@ export class PageStates {
     while (first > stop && this.#isFree(first - 1)) first--;
     return first;
   }
-  /** All of these pages, which share a word, or none. */
+  /** All of these pages, which share a word, or none. There are none where somebody has come between two guesses. */
   #take(first: number, end: number): boolean {
-    if (first === end) return false;
+    if (first >= end) return false;
     const word = first >>> 5;
     const bits = bitsOf(first, end);
     for (;;) {
