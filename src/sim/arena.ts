@@ -57,6 +57,11 @@ const TRIES = 2 ** 28;
 export class Arena {
   readonly memory: Memory;
   views: Views;
+  /**
+   * What the host does to guest memory, which is in here: how often it was asked to write, and whether it may be written to
+   * unseen, by a view or by another thread.
+   */
+  readonly host = { writes: 0, isUnseen: false };
 
   /** @param memory another thread's, to have the same arena here */
   constructor(memory?: Memory) {

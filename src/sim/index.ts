@@ -184,6 +184,7 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): number => {
     const object = open(handle);
+    if (object instanceof KvmVm) this.#host.arena.host.writes++; // what is in a page may be another page's now
     const table = tables.find(([type]) => object instanceof type)?.[1];
     return serialized(
       object,
@@ -235,6 +236,7 @@ class Simulator implements SimBackend {
     const { file } = as(Mapping, memory, 'memory');
     if (!(file instanceof RamFile)) throw wrongType('memory', memory, 'guest memory that allocate() gave');
     const token = file.share();
+    this.#host.arena.host.isUnseen = true;
     if (token === undefined) throw new KvmError(-Errno.ENOMEM, 'share');
     return token;
   };
@@ -245,6 +247,11 @@ class Simulator implements SimBackend {
   };
 
   readonly bytes = (handle: Handle): Uint8Array => {
+    const bytes = this.#view(handle);
+    if ((handle as unknown as OpenHandle).object instanceof Mapping) this.#host.arena.host.isUnseen = true;
+    return bytes;
+  };
+  #view(handle: Handle): Uint8Array {
     const opened = handle as unknown;
     if (opened instanceof OpenHandle && opened.closed) return new Uint8Array(0);
     const object = open(handle);
@@ -256,13 +263,14 @@ class Simulator implements SimBackend {
       if (base !== undefined) return this.#host.arena.views.u8.subarray(base, base + size);
     }
     throw wrongType('memory', handle, 'memory with a host view');
-  };
+  }
 
   readonly write = (memory: Handle, offset: number, bytes: Uint8Array): void => {
-    this.bytes(memory).set(bytes, offset);
+    this.#host.arena.host.writes++;
+    this.#view(memory).set(bytes, offset);
   };
   readonly read = (memory: Handle, offset: number, into: Uint8Array): void => {
-    into.set(this.bytes(memory).subarray(offset, offset + into.length));
+    into.set(this.#view(memory).subarray(offset, offset + into.length));
   };
 
   readonly ownAccesses = (memory: Handle, serve: ((offset: number) => void) | undefined): void => {
@@ -270,6 +278,7 @@ class Simulator implements SimBackend {
   };
 
   readonly fallocate = (handle: Handle, mode: number, offset: number, size: number): number => {
+    this.#host.arena.host.writes++;
     const object = open(handle);
     const file = object instanceof Mapping ? object.file : object;
     if (file instanceof GuestMemfdFile) return locked(file.owner, () => file.fallocate(mode, offset, size));
@@ -284,6 +293,7 @@ class Simulator implements SimBackend {
     if (!ADVICE.has(advice)) throw outOfRange('advice', advice, 'one that loses at most contents');
     const { file, size: mapped } = as(Mapping, memory, 'memory');
     if (offset % PAGE !== 0 || offset + size > mapped) return -Errno.EINVAL;
+    this.#host.arena.host.writes++;
     if (advice !== MADV_REMOVE || size === 0) return 0;
     const mode = Falloc.PUNCH_HOLE | Falloc.KEEP_SIZE;
     return checkFallocate(mode, offset, size) || (file?.fallocate(mode, offset, size) ?? -Errno.EINVAL);
@@ -363,6 +373,7 @@ class Simulator implements SimBackend {
     if (!(offset >= 0 && offset + bytes.length <= file.size)) {
       throw wrongType('offset', offset, `at most ${file.size - bytes.length}`);
     }
+    this.#host.arena.host.writes++;
     for (let done = 0; done < bytes.length; ) {
       const within = (offset + done) % PAGE;
       const part = bytes.subarray(done, done + PAGE - within);

@@ -24,7 +24,7 @@ describe('the stack in 16-bit mode', () => {
 
   test('a push beyond the limit of SS is #SS, and SP has not moved', () => {
     const machine = new Machine('protected16');
-    machine.cpu.segments[2]!.limit = 0x7ff;
+    machine.cpu.segments[2] = { ...machine.cpu.segments[2]!, limit: 0x7ff };
     machine.cpu.changed();
     machine.set(R.sp, 0x801);
     expect(machine.run([0x50])).toBe('#12(0)');
@@ -159,7 +159,7 @@ describe('near transfers', () => {
     ['loop', [0xe2, 0x7e]],
   ])('%s beyond the limit of CS is #GP, and nothing has happened', (_name, code) => {
     const machine = new Machine('protected16');
-    machine.cpu.segments[1]!.limit = 0x7f;
+    machine.cpu.segments[1] = { ...machine.cpu.segments[1]!, limit: 0x7f };
     machine.cpu.changed();
     machine.flags = Flag.ZF;
     machine.set(R.cx, 2);
@@ -172,7 +172,7 @@ describe('near transfers', () => {
 
   test('RET beyond the limit leaves SP; RET n drops more', () => {
     const machine = new Machine('protected16');
-    machine.cpu.segments[1]!.limit = 0x7f;
+    machine.cpu.segments[1] = { ...machine.cpu.segments[1]!, limit: 0x7f };
     machine.cpu.changed();
     machine.poke(Place.stack + 0x800, [0x80, 0x00]);
     expect(machine.run([0xc3])).toBe('#13(0)');

@@ -140,7 +140,7 @@ describe('one call of a repeated instruction', () => {
 describe('a segment limit in the middle', () => {
   test('raises #GP with the registers at the element that did not happen', () => {
     const machine = new Machine('protected16');
-    machine.cpu.segments[0]!.limit = 0x103;
+    machine.cpu.segments[0] = { ...machine.cpu.segments[0]!, limit: 0x103 };
     machine.cpu.changed();
     machine.set(R.di, 0x100);
     machine.set(R.cx, 10);
@@ -157,7 +157,7 @@ describe('a segment limit in the middle', () => {
     ['amd', ZF],
   ] as const)('%s leaves the flags of a comparison %i', (vendor, flags) => {
     const machine = new Machine('protected16', { vendor });
-    machine.cpu.segments[0]!.limit = 0x101;
+    machine.cpu.segments[0] = { ...machine.cpu.segments[0]!, limit: 0x101 };
     machine.cpu.changed();
     machine.set(R.di, 0x100);
     machine.set(R.cx, 10);

@@ -235,7 +235,7 @@ describe.each(['intel', 'amd'] as const)('a return to an outer level (%s)', (ven
       const m = new Machine({ vendor }).protected();
       for (const index of [Seg.ES, Seg.DS, Seg.FS, Seg.GS])
         m.cpu.segments[index] = { ...m.segment(index), base: 0x1000n * BigInt(index + 1) };
-      m.cpu.segments[Seg.FS]!.dpl = 3;
+      m.cpu.segments[Seg.FS] = { ...m.cpu.segments[Seg.FS]!, dpl: 3 };
       pushed(m, 4, 0x100, Gdt.CODE3 | 3, ...flags, 0x2000, Gdt.DATA3 | 3);
       expect(m.execute(opcode)).toBeUndefined();
       for (const index of [Seg.ES, Seg.DS, Seg.GS])

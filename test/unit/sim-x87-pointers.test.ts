@@ -75,7 +75,7 @@ describe("the x87's instruction and data pointers", () => {
 
   it('are offsets in FS, and of DS or SS whatever other override there is, in 64-bit mode', () => {
     const fpu = new Fpu('long');
-    fpu.machine.cpu.segments[4]!.base = BigInt(Place.data);
+    fpu.machine.cpu.segments[4] = { ...fpu.machine.cpu.segments[4]!, base: BigInt(Place.data) };
     fpu.machine.cpu.changed();
     fpu.run('64 dd 04 25 18 00 00 00', FNSTENV); // fld qword fs:[0x18]
     expect(fpu.words(4, 20, 2)).toEqual([0x18, NOTHING + 0x28]);

@@ -5,6 +5,7 @@ import { Memory } from './address/memory.ts';
 import { walk } from './address/paging.ts';
 import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
 import { instructions } from './instructions.ts';
+import { finishPort } from './integer/ports.ts';
 import { DR6 } from './processor/debug.ts';
 import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
 import { halves } from './processor/halves.ts';
@@ -50,9 +51,12 @@ export class Cpu extends Processor {
     this.state.free();
   }
 
-  /** To be called when KVM_RUN begins: the host may have written to guest memory since it ended. */
-  enter(): void {
-    this.code.begin();
+  /**
+   * To be called when KVM_RUN begins: the host may have written to guest memory since it ended.
+   * @param unseen and so may another processor, or another thread
+   */
+  enter(unseen = false): void {
+    this.code.begin(unseen);
   }
 
   /**
@@ -94,23 +98,30 @@ export class Cpu extends Processor {
    */
   finish(data: Uint8Array | bigint): Stop | undefined {
     const { io } = this;
+    if (io.port !== undefined && data instanceof Uint8Array) {
+      const { port } = io;
+      io.port = undefined;
+      finishPort(this, port, data);
+      return undefined;
+    }
     if (this.#again === undefined) return io.writes.shift();
     io.answer(data);
     return this.#alone(this.#again.mode, this.#again.entry);
   }
   /** Whether an instruction is waiting for finish(). */
   get unfinished(): boolean {
-    return this.#again !== undefined || this.io.writes.length > 0;
+    return this.#again !== undefined || this.io.port !== undefined || this.io.writes.length > 0;
   }
   /** Forgets what is waiting: registers were set that belong to another place. */
   abandon(): void {
     this.#again = undefined;
+    this.io.port = undefined;
     this.io.writes.length = 0;
     this.io.end();
   }
   /** What waits is port I/O of one element or a hypercall: not KVM's emulator's. */
   get waitsAlone(): boolean {
-    return this.#again?.mode === 'alone';
+    return this.io.port !== undefined || this.#again?.mode === 'alone';
   }
   /** The instruction that waits for an answer. It is not fetched again, as KVM's emulator does not. */
   #again: { readonly mode: 'alone' | 'emulated'; readonly entry: Entry } | undefined;
@@ -146,7 +157,7 @@ export class Cpu extends Processor {
     return undefined;
   }
   get interruptible(): boolean {
-    return this.shadow === undefined && (this.state.flags & Flag.IF) !== 0 && this.debug.held === 0n;
+    return this.shadow === undefined && (this.state.eflags & Flag.IF) !== 0 && this.debug.held === 0n;
   }
 
   /** One instruction, with what watches instructions one by one. */

@@ -37,7 +37,6 @@ const repeats =
 const lowered: readonly Lowerings[] = [
   integer,
   each(bcd, calls),
-  each(io, calls),
   each(strings, repeats),
   each(stringIo, repeats),
 ];
@@ -48,7 +47,7 @@ const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) =
 
 const helpers: readonly Helpers[] = [vector, x87, systemInstructions];
 /** They write RIP, change what translation depends on, or may open a window for interrupts. */
-const ending: readonly Helpers[] = [systemInstructionsEnding, hypercallsEnding];
+const ending: readonly Helpers[] = [io, systemInstructionsEnding, hypercallsEnding];
 
 const join = <T>(tables: readonly { readonly [mnemonic: string]: T }[]) =>
   new Map(tables.flatMap((table) => Object.entries(table)));

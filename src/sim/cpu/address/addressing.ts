@@ -24,7 +24,7 @@ export function linearAddress(
   const refuse = () => raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
   const { type, base } = segment;
   if (segment.unusable) refuse();
-  if (protectedMode(cpu) && (cpu.state.flags & Flag.VM) === 0) {
+  if (protectedMode(cpu) && (cpu.state.eflags & Flag.VM) === 0) {
     const rights = type & (Type.CODE | Type.WRITABLE);
     if (write ? rights !== Type.WRITABLE : rights === Type.CODE) refuse();
   }

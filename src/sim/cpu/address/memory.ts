@@ -53,6 +53,13 @@ export class Memory implements LinearMemory {
     return host;
   }
 
+  /** Where a fetched byte lies in the arena, or MMIO. */
+  fetched(low: number, high: number): number {
+    const host = this.#tlb.place(low, high, 1, Access.FETCH, 'cpl', false, false);
+    if (host === FAULT) throw secondStageFault;
+    return host;
+  }
+
   /** SDM volume 3, 6.15, #AC: only at CPL 3, and only when CR0.AM and RFLAGS.AC say so. */
   #checkAlignment(low: number, size: number): void {
     if (this.#cpu.alignment && (low & (size - 1)) !== 0) raise(Vector.AC, 0);

@@ -183,7 +183,7 @@ export function walk(
     } else if (user) {
       if (!owned || (write && !writeable)) refuse(PageFault.P);
     } else {
-      const kept = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.flags & Flag.AC) === 0);
+      const kept = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
       if ((owned && kept) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) refuse(PageFault.P);
     }
     for (const each of used) mark(cpu, each, each === entry && write ? Entry.A | Entry.D : Entry.A);

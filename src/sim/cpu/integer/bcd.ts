@@ -1,7 +1,7 @@
 /** Decimal numbers in AL and AX, for the legacy modes (SDM volume 1, 5.1.2). Undefined flags are as of the result. */
 import { raise, Vector } from '../processor/fault.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
-import { ARITHMETIC, arithmeticFlags, type CpuState, Flag, FlagKind } from '../processor/state.ts';
+import { ARITHMETIC, type CpuState, Flag, resultFlags } from '../processor/state.ts';
 
 const RAX = 0;
 
@@ -10,7 +10,7 @@ function setAx(state: CpuState, value: number): void {
 }
 /** SF, ZF and PF of AL, with CF and AF as given. */
 function setFlags(state: CpuState, al: number, carries: number): void {
-  const all = arithmeticFlags(FlagKind.RESULT, BigInt(carries), 0n, BigInt.asIntN(8, BigInt(al)));
+  const all = resultFlags((al << 24) >> 24, (al << 24) >> 31) | carries;
   state.flags = (state.flags & ~ARITHMETIC) | all;
 }
 

@@ -5,6 +5,7 @@ import { addressOf } from '../address/addressing.ts';
 import { notePortAccess } from '../processor/debug.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
+import type { PortAccess } from '../processor/io.ts';
 import type { Processor } from '../processor/processor.ts';
 import { checkPorts } from '../segments/tss.ts';
 import { advance, isDown, operandAt, repetitions } from './strings.ts';
@@ -21,33 +22,55 @@ type PortSize = 1 | 2 | 4;
 /** The port that operand `index` names: an immediate, or DX. */
 function portOf(cpu: Processor, { operands }: Insn, index: number): number {
   const operand = operands[index]!;
-  return operand.kind === 'imm' ? Number(operand.value) : Number(cpu.state.gpr(RDX) & 0xffffn);
+  return operand.kind === 'imm' ? Number(operand.value) : cpu.state.u16(RDX * 8);
 }
 const sizeOf = ({ operands }: Insn, index: number) => (operands[index] as { size: PortSize }).size;
 
+/** What IN makes of RAX. */
+function setAccumulator(cpu: Processor, size: number, data: Uint8Array): void {
+  let value = 0;
+  for (let i = 0; i < size; i++) value |= (data[i] ?? 0) << (i * 8);
+  const kept = size === 4 ? 0n : cpu.state.gpr(RAX) & ~((1n << BigInt(size * 8)) - 1n);
+  cpu.state.setGpr(RAX, kept | BigInt(value >>> 0));
+}
 const input: Helper = (cpu, insn) => {
   const size = sizeOf(insn, 0);
   const port = portOf(cpu, insn, 1);
   checkPorts(cpu, port, size);
   notePortAccess(cpu, port, size);
-  const data = cpu.io.input(port, size, 1);
-  let value = 0n;
-  for (let i = 0; i < size; i++) value |= BigInt(data[i] ?? 0) << BigInt(i * 8);
-  const kept = size === 4 ? 0n : cpu.state.gpr(RAX) & ~((1n << BigInt(size * 8)) - 1n);
-  cpu.state.setGpr(RAX, kept | value);
+  if (isLast(cpu)) {
+    const data = new Uint8Array(size);
+    wait(cpu, insn, { kind: 'io', write: false, port, size, count: 1, data });
+  } else setAccumulator(cpu, size, cpu.io.input(port, size, 1));
 };
 const output: Helper = (cpu, insn) => {
   const size = sizeOf(insn, 1);
   const port = portOf(cpu, insn, 0);
   checkPorts(cpu, port, size);
   notePortAccess(cpu, port, size);
-  const value = cpu.state.gpr(RAX);
-  cpu.io.output(
-    port,
-    size,
-    Uint8Array.from({ length: size }, (_, i) => Number((value >> BigInt(i * 8)) & 0xffn)),
-  );
+  const data = new Uint8Array(size);
+  for (let i = 0; i < size; i++) data[i] = cpu.state.u8(RAX * 8 + i);
+  if (!isLast(cpu)) return cpu.io.output(port, size, data);
+  const stop = { kind: 'io', write: true, port, size, count: 1, data } as const;
+  if (!cpu.io.bus(stop)) wait(cpu, insn, stop);
 };
+
+/** The instruction ends its block, and nobody looks at what it does as it does it. */
+const isLast = ({ io, mode }: Processor): boolean => io.mode === undefined && !mode.single;
+
+/** Stops before the instruction (arch/x86/kvm/x86.c, kvm_fast_pio): all that is left of it is finishPort()'s. */
+function wait(cpu: Processor, insn: Insn, stop: PortAccess['stop']): void {
+  cpu.io.port = { stop, next: insn.next };
+  cpu.stop = stop;
+  cpu.state.rip = insn.rip;
+  cpu.state.count -= 1n;
+}
+/** Userspace has answered (complete_fast_pio_in(), complete_fast_pio_out()). */
+export function finishPort(cpu: Processor, { stop, next }: PortAccess, data: Uint8Array): void {
+  if (!stop.write) setAccumulator(cpu, stop.size, data);
+  cpu.state.rip = next;
+  cpu.state.count += 1n;
+}
 
 /** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */
 function ahead(cpu: Processor, { addressSize }: Insn, size: PortSize, left: bigint): number {

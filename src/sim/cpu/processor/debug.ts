@@ -55,5 +55,5 @@ export function loseStep({ debug }: Registers): void {
 /** TF as SYSCALL and SYSRET leave it decides about their own single step; for all others it is TF as they find it. */
 export function stepAsLeft(cpu: Registers): void {
   loseStep(cpu);
-  if ((cpu.state.flags & Flag.TF) !== 0) cpu.debug.held |= DR6.BS;
+  if ((cpu.state.eflags & Flag.TF) !== 0) cpu.debug.held |= DR6.BS;
 }

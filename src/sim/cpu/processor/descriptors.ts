@@ -2,23 +2,23 @@
 
 /** A segment register with its descriptor cache (SDM volume 3, 3.4.3). */
 export interface Segment {
-  selector: number;
+  readonly selector: number;
   /** Unsigned, 64 bits. */
-  base: bigint;
+  readonly base: bigint;
   /** In bytes, the granularity applied: the offset of the last byte. */
-  limit: number;
+  readonly limit: number;
   /** The descriptor's type field; 3 (data, read/write, accessed) and so on. */
-  type: number;
+  readonly type: number;
   /** Code or data (1), or system (0). */
-  s: number;
-  dpl: number;
-  present: number;
-  avl: number;
-  l: number;
-  db: number;
-  g: number;
+  readonly s: number;
+  readonly dpl: number;
+  readonly present: number;
+  readonly avl: number;
+  readonly l: number;
+  readonly db: number;
+  readonly g: number;
   /** A null selector was loaded. */
-  unusable: number;
+  readonly unusable: number;
 }
 
 /** GDTR and IDTR. */

@@ -15,6 +15,13 @@ export class IoStop {
   }
 }
 
+/** IN or OUT, which is all of its instruction that userspace has to do: what follows when it has. */
+export interface PortAccess {
+  readonly stop: Extract<Stop, { readonly kind: 'io' }>;
+  /** Where execution goes on. */
+  readonly next: bigint;
+}
+
 /** Bytes of one exit: the emulator's fragments (arch/x86/kvm/x86.c, emulator_read_write). */
 const FRAGMENT = 8;
 
@@ -28,6 +35,8 @@ export class IoLog {
   refusesWrites = false;
   /** Offers the kernel a write, and gives whether it is done by that: KVM's own buses (kvm_io_bus_write()). */
   bus: (write: Stop) => boolean = () => false;
+  /** The instruction that waits for userspace, where it need not be executed again. */
+  port: PortAccess | undefined;
   /** The last access to where there is no memory. */
   gpa = 0;
   access: Access = Access.READ;

@@ -12,8 +12,8 @@ export interface Mode {
   readonly flat: number;
   /** SSE's registers may be used: CR4.OSFXSR, and neither CR0.EM nor CR0.TS. */
   readonly sse: boolean;
-  /** The base of CS, by which linear addresses differ from RIP. */
-  readonly codeBase: bigint;
+  /** The base of CS, by which linear addresses differ from RIP; 0 in 64-bit mode. */
+  readonly codeBase: number;
   /** The last offset that CS has; infinite in 64-bit mode. */
   readonly codeLimit: number;
   /** One instruction at a time. */
@@ -47,10 +47,11 @@ export class Modes {
     const { segments, cr0, cr4 } = cpu;
     const bits = codeSize(cpu);
     const stackBits = stackSize(cpu);
+    const long = bits === 64;
     let flat = 0;
-    if (bits !== 64) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
-    const codeBase = bits === 64 ? 0n : segments[Seg.CS]!.base;
-    const codeLimit = bits === 64 ? Number.POSITIVE_INFINITY : segments[Seg.CS]!.limit;
+    if (!long) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
+    const codeBase = long ? 0 : Number(segments[Seg.CS]!.base & 0xffff_ffffn);
+    const codeLimit = long ? Number.POSITIVE_INFINITY : segments[Seg.CS]!.limit;
     const sse = (cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
     const key =
       sizeKey[bits] +
@@ -60,8 +61,8 @@ export class Modes {
       (cpu.alignment ? 36 : 0) +
       (sse ? 72 : 0) +
       flat * 144 +
-      this.#numberOf(codeLimit) * 9216 +
-      Number(codeBase & 0xffff_ffffn) * 9216 * LIMITS;
+      (long ? 0 : this.#numberOf(codeLimit) * 9216) +
+      codeBase * 9216 * LIMITS;
     if (key === this.#last) return undefined;
     this.#last = key;
     if (this.#known.size >= MODES || this.#limits.size >= LIMITS) {

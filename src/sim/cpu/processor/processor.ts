@@ -38,6 +38,7 @@ export abstract class Processor extends Registers {
   /** iced-x86's names of what the guest executed and this processor lacks. */
   readonly unimplemented = new Set<string>();
   readonly #modes = new Modes();
+  readonly #forget = () => this.code.forget();
   #observer: Observer | undefined;
 
   constructor(arena: Arena, stage: SecondStage, { vendor, choice, msrPolicy }: ProcessorOptions) {
@@ -73,25 +74,25 @@ export abstract class Processor extends Registers {
   /** The linear address of a RIP. */
   linearOf(rip: bigint): bigint {
     if (this.mode.bits === 64) return rip;
-    return BigInt.asUintN(32, rip + this.mode.codeBase);
+    return BigInt.asUintN(32, rip + BigInt(this.mode.codeBase));
   }
 
   /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
   changed(): void {
     const { segments, state, cr0 } = this;
-    for (const [index, segment] of segments.entries()) state.setSegmentBase(index, segment.base);
-    const { flags } = state;
-    const user = protectedMode(this) && ((flags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
+    for (let i = 0; i < segments.length; i++) this.mirrorBase(i);
+    const { eflags } = state;
+    const user = protectedMode(this) && ((eflags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
     this.watched =
-      (flags & (Flag.TF | Flag.RF)) !== 0 ||
+      (eflags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||
       this.debug.held !== 0n ||
       this.debugging.singleStep ||
       this.debugging.hardware !== undefined ||
       (this.dr[7]! & 0xffn) !== 0n;
     const single = this.watched || this.#observer?.instruction !== undefined;
-    this.alignment = user && (cr0 & CR0.AM) !== 0 && (flags & Flag.AC) !== 0;
-    const modes = this.#modes.find(this, user, single, () => this.code.forget());
+    this.alignment = user && (cr0 & CR0.AM) !== 0 && (eflags & Flag.AC) !== 0;
+    const modes = this.#modes.find(this, user, single, this.#forget);
     if (modes !== undefined) [this.mode, this.alone] = modes;
   }
   /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */

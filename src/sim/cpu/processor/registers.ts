@@ -40,7 +40,7 @@ export class Registers {
   /** What translated code reaches. */
   readonly state: CpuState;
 
-  /** ES CS SS DS FS GS. A base is mirrored in the state: call changed() after it. */
+  /** ES CS SS DS FS GS. A base is mirrored in the state: who puts another segment in its place calls changed() after it. */
   readonly segments: Segment[] = [
     segment({}),
     segment({ selector: 0xf000, base: 0xffff_0000n, type: 11 }),
@@ -90,5 +90,15 @@ export class Registers {
   constructor(arena: Arena) {
     this.arena = arena;
     this.state = new CpuState(arena);
+  }
+
+  /** The segments whose bases the state has. */
+  readonly #mirrored: (Segment | undefined)[] = [];
+  /** Shows translated code the base of a segment. */
+  mirrorBase(index: number): void {
+    const segment = this.segments[index]!;
+    if (segment === this.#mirrored[index]) return;
+    this.#mirrored[index] = segment;
+    this.state.setSegmentBase(index, segment.base);
   }
 }

@@ -94,26 +94,38 @@ export const FlagKind = {
   SUB: 3,
 } as const;
 
-/** RFLAGS's arithmetic flags of a lazy description. */
-export function arithmeticFlags(kind: number, a: bigint, b: bigint, result: bigint): number {
-  if (kind === FlagKind.EXPLICIT) return Number(a & BigInt(ARITHMETIC));
-  const low = Number(result & 0xffn);
-  let parity = low ^ (low >> 4);
-  parity = (0x9669 >> (parity & 15)) & 1;
-  const common = (parity ? Flag.PF : 0) | (result === 0n ? Flag.ZF : 0) | (result < 0n ? Flag.SF : 0);
-  if (kind === FlagKind.RESULT) return common | (Number(a & 0x811n) & (Flag.CF | Flag.AF | Flag.OF));
-  const carry =
-    kind === FlagKind.ADD
-      ? BigInt.asUintN(64, result) < BigInt.asUintN(64, a)
-      : BigInt.asUintN(64, a) < BigInt.asUintN(64, b);
-  const overflow = kind === FlagKind.ADD ? (a ^ result) & (b ^ result) : (a ^ b) & (a ^ result);
+/** RFLAGS's arithmetic flags, from the lazy description in a state page, by halves of 32 bits. */
+function arithmeticFlags({ views: { i32 } }: Arena, base: number): number {
+  const kind = i32[(base + State.flagKind) / 4]!;
+  const a = i32[(base + State.flagA) / 4]!;
+  if (kind === FlagKind.EXPLICIT) return a & ARITHMETIC;
+  const result = i32[(base + State.flagResult) / 4]!;
+  const resultHigh = i32[(base + State.flagResult) / 4 + 1]!;
+  const common = resultFlags(result, resultHigh);
+  if (kind === FlagKind.RESULT) return common | (a & (Flag.CF | Flag.AF | Flag.OF));
+  const aHigh = i32[(base + State.flagA) / 4 + 1]!;
+  const b = i32[(base + State.flagB) / 4]!;
+  const bHigh = i32[(base + State.flagB) / 4 + 1]!;
+  const adds = kind === FlagKind.ADD;
+  const carry = adds ? isBelow(result, resultHigh, a, aHigh) : isBelow(a, aHigh, b, bHigh);
+  const overflow = adds
+    ? (aHigh ^ resultHigh) & (bHigh ^ resultHigh)
+    : (aHigh ^ bHigh) & (aHigh ^ resultHigh);
   return (
     common |
     (carry ? Flag.CF : 0) |
-    (((a ^ b ^ result) & 0x10n) !== 0n ? Flag.AF : 0) |
-    (overflow < 0n ? Flag.OF : 0)
+    (((a ^ b ^ result) & 0x10) !== 0 ? Flag.AF : 0) |
+    (overflow < 0 ? Flag.OF : 0)
   );
 }
+/** PF, ZF and SF of a result in halves. */
+export function resultFlags(low: number, high: number): number {
+  const parity = (0x9669 >> ((low ^ (low >> 4)) & 15)) & 1;
+  return (parity ? Flag.PF : 0) | ((low | high) === 0 ? Flag.ZF : 0) | (high < 0 ? Flag.SF : 0);
+}
+/** Of unsigned numbers in halves. */
+const isBelow = (a: number, aHigh: number, b: number, bHigh: number): boolean =>
+  aHigh === bHigh ? a >>> 0 < b >>> 0 : aHigh >>> 0 < bHigh >>> 0;
 
 /** A processor's state page as JS sees it. Registers are unsigned; `signed` ones are as the micro-ops have them. */
 export class CpuState {
@@ -162,20 +174,21 @@ export class CpuState {
 
   /** RFLAGS, all of it. */
   get flags(): number {
-    const { i32, i64 } = this.arena.views;
-    const at = this.base;
-    const kind = i32[(at + State.flagKind) / 4]!;
-    const eflags = i32[(at + State.eflags) / 4]!;
-    if (kind === FlagKind.EXPLICIT) return eflags | (i32[(at + State.flagA) / 4]! & ARITHMETIC);
-    const a = i64[(at + State.flagA) / 8]!;
-    const b = i64[(at + State.flagB) / 8]!;
-    return eflags | arithmeticFlags(kind, a, b, i64[(at + State.flagResult) / 8]!);
+    return this.arena.views.i32[(this.base + State.eflags) / 4]! | arithmeticFlags(this.arena, this.base);
   }
   set flags(value: number) {
     const { i32 } = this.arena.views;
     i32[(this.base + State.eflags) / 4] = value & ~ARITHMETIC;
     i32[(this.base + State.flagA) / 4] = value & ARITHMETIC;
     i32[(this.base + State.flagKind) / 4] = FlagKind.EXPLICIT;
+  }
+
+  /** RFLAGS without the arithmetic flags. */
+  get eflags(): number {
+    return this.arena.views.i32[(this.base + State.eflags) / 4]!;
+  }
+  set eflags(value: number) {
+    this.arena.views.i32[(this.base + State.eflags) / 4] = value;
   }
 
   u8(offset: number): number {

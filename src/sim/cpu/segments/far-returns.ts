@@ -85,7 +85,7 @@ function retf(cpu: Processor, insn: Insn): void {
     stack.commit();
     return;
   }
-  if ((cpu.state.flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
+  if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const code = returnCode(cpu, selector);
   const level = rpl(selector);
   if (level === cpl(cpu)) {
@@ -130,10 +130,10 @@ function returnFlags(cpu: Processor, image: number, size: Width): number {
 }
 
 function iretProtected(cpu: Processor, size: Width): void {
-  const { flags } = cpu.state;
-  if ((flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
+  const { eflags } = cpu.state;
+  if ((eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const long = codeSize(cpu) === 64;
-  if ((flags & Flag.NT) !== 0) {
+  if ((eflags & Flag.NT) !== 0) {
     if (ia32e(cpu)) raise(Vector.GP, 0);
     throw new Unmodelled('a return to another hardware task');
   }

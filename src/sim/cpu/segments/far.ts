@@ -77,7 +77,7 @@ function far(cpu: Processor, insn: Insn, call: boolean): void {
     farReal(cpu, insn, target, call);
     return;
   }
-  if ((cpu.state.flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
+  if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const { selector } = target;
   if (isNull(selector)) raise(Vector.GP, 0);
   const descriptor = readDescriptor(cpu, selector);

@@ -60,7 +60,7 @@ export function realSegment(cpu: Processor, index: number, selector: number): Se
 /** Assigns a segment register. Its base is where translated code reads it at once. */
 export function setSegment(cpu: Processor, index: number, segment: Segment): void {
   cpu.segments[index] = segment;
-  cpu.state.setSegmentBase(index, segment.base);
+  cpu.mirrorBase(index);
 }
 
 /**

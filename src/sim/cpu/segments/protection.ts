@@ -37,7 +37,7 @@ import { Stack } from './stack.ts';
 
 /** Descriptor tables and their selectors are protected mode's. */
 function needsProtectedMode(cpu: Processor): void {
-  if (!protectedMode(cpu) || (cpu.state.flags & Flag.VM) !== 0) raise(Vector.UD);
+  if (!protectedMode(cpu) || (cpu.state.eflags & Flag.VM) !== 0) raise(Vector.UD);
 }
 
 function setZero(cpu: Processor, zero: boolean): void {

@@ -58,10 +58,10 @@ const IO_MAP_BASE = 102;
 
 /** Raises #GP(0) where neither IOPL nor the TSS's bitmap allow these ports (SDM volume 1, 18.5). */
 export function checkPorts(cpu: Processor, port: number, size: number): void {
-  const { flags } = cpu.state;
+  const { eflags } = cpu.state;
   if (!protectedMode(cpu)) return;
-  const virtual = (flags & Flag.VM) !== 0;
-  if (!virtual && cpl(cpu) <= (flags & Flag.IOPL) >> 12) return;
+  const virtual = (eflags & Flag.VM) !== 0;
+  if (!virtual && cpl(cpu) <= (eflags & Flag.IOPL) >> 12) return;
   const { tr } = cpu;
   const tss = tr.present && !tr.unusable && (tr.type === System.TSS || tr.type === System.TSS_BUSY);
   if (!tss || tr.limit < IO_MAP_BASE + 1) raise(Vector.GP, 0);

@@ -35,7 +35,7 @@ export function instructionBreakpoint(cpu: Processor, linear: bigint): boolean {
   debug.stepLost = false;
   const guarded = cpu.shadow === 'mov-ss';
   // Behind MOV SS Intel's processors look at no breakpoint on code, AMD's do (x86.c, kvm_is_code_breakpoint_inhibited).
-  const inhibited = (cpu.state.flags & Flag.RF) !== 0 || (guarded && cpu.vendor === 'intel');
+  const inhibited = (cpu.state.eflags & Flag.RF) !== 0 || (guarded && cpu.vendor === 'intel');
   const found = inhibited ? 0n : matching(cpu, [Kind.EXECUTE], linear, 1);
   const dr6 = found | (guarded ? 0n : debug.held);
   if (dr6 === 0n) return false;
@@ -49,7 +49,7 @@ export function instructionBreakpoint(cpu: Processor, linear: bigint): boolean {
  */
 export function trapsAfter(cpu: Processor, before: number): Stop | undefined {
   // RF lasts for one instruction (SDM volume 3, 18.3.1.1).
-  if ((before & Flag.RF) !== 0) cpu.state.flags &= ~Flag.RF;
+  if ((before & Flag.RF) !== 0) cpu.state.eflags &= ~Flag.RF;
   const { debug } = cpu;
   const guarded = cpu.shadow === 'mov-ss';
   const stepped = (before & Flag.TF) !== 0 && !debug.stepLost;

@@ -121,7 +121,7 @@ function after(cpu: Processor, first: Event, { vector, errorCode, address }: Gue
 /** Raises what is wrong with tables, gate, code or stack, having changed nothing. */
 export function enter(cpu: Processor, event: Event): void {
   if (!protectedMode(cpu)) enterReal(cpu, event);
-  else if ((cpu.state.flags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
+  else if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   else enterProtected(cpu, event);
 }
 
@@ -138,7 +138,7 @@ function enterReal(cpu: Processor, { vector, next, kind }: Event): void {
   stack.push(next ?? state.rip, 2);
   stack.write();
   stack.commit();
-  state.flags &= ~(Flag.IF | Flag.TF | Flag.AC | Flag.RF);
+  state.eflags &= ~(Flag.IF | Flag.TF | Flag.AC | Flag.RF);
   const cs = cpu.segments[Seg.CS]!;
   setSegment(cpu, Seg.CS, { ...cs, selector, base: BigInt(selector << 4) });
   state.rip = BigInt(offset);
@@ -227,7 +227,7 @@ function enterProtected(cpu: Processor, event: Event): void {
   if (segment !== undefined) setSegment(cpu, Seg.SS, segment);
   stack.commit();
   const interrupt = gate.type === System.INTERRUPT || gate.type === System.INTERRUPT16;
-  state.flags &= ~(Flag.TF | Flag.NT | Flag.RF | Flag.VM | (interrupt ? Flag.IF : 0));
+  state.eflags &= ~(Flag.TF | Flag.NT | Flag.RF | Flag.VM | (interrupt ? Flag.IF : 0));
   state.rip = gate.offset;
 }
 

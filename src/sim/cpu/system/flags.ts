@@ -41,16 +41,16 @@ const setInterrupts =
   (on: boolean): Helper =>
   (cpu) => {
     const { state } = cpu;
-    const { flags } = state;
+    const { eflags } = state;
     const level = cpl(cpu);
-    if (!protectedMode(cpu) || level <= (flags & Flag.IOPL) >> 12) {
-      state.flags = on ? flags | Flag.IF : flags & ~Flag.IF;
+    if (!protectedMode(cpu) || level <= (eflags & Flag.IOPL) >> 12) {
+      state.eflags = on ? eflags | Flag.IF : eflags & ~Flag.IF;
       // Interrupts stay away for one more instruction, if they were off.
-      if (on && (flags & Flag.IF) === 0) cpu.shadow = 'sti';
+      if (on && (eflags & Flag.IF) === 0) cpu.shadow = 'sti';
       return;
     }
-    if (level !== 3 || (cpu.cr4 & CR4.PVI) === 0 || (on && (flags & Flag.VIP) !== 0)) raise(Vector.GP, 0);
-    state.flags = on ? flags | Flag.VIF : flags & ~Flag.VIF;
+    if (level !== 3 || (cpu.cr4 & CR4.PVI) === 0 || (on && (eflags & Flag.VIP) !== 0)) raise(Vector.GP, 0);
+    state.eflags = on ? eflags | Flag.VIF : eflags & ~Flag.VIF;
   };
 
 const setAlignmentCheck =
@@ -58,7 +58,7 @@ const setAlignmentCheck =
   (cpu) => {
     const { state } = cpu;
     if (!has(cpu, 'SMAP') || cpl(cpu) !== 0) raise(Vector.UD);
-    state.flags = on ? state.flags | Flag.AC : state.flags & ~Flag.AC;
+    state.eflags = on ? state.eflags | Flag.AC : state.eflags & ~Flag.AC;
   };
 
 export const flagInstructions: Helpers = { pushf: pushf(2), pushfd: pushf(4), pushfq: pushf(8) };

@@ -34,6 +34,7 @@ const BLOCKS = 100_000;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
+const LOW = 0xffff_ffffn;
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
 
@@ -52,6 +53,8 @@ export class Code implements TranslatedCode {
   /** How many blocks there may be at most by now: those that went with their page are counted too. */
   #blocks = 0;
   #run = 0;
+  /** What the host had written when this run began. */
+  #hostWrites = -1;
   tier: Tier = 'both';
   /** Blocks that were translated since somebody last set it to 0. */
   made = 0;
@@ -80,8 +83,15 @@ export class Code implements TranslatedCode {
     const { state, mode } = this.#cpu;
     state.setU32(State.generation, Math.imul(this.#epoch, MODES) + mode.key);
   }
-  /** The host may have written to guest memory since: pages are compared once before they are executed. */
-  begin(): void {
+  /**
+   * A run begins. Where somebody may have written to guest memory since the last, pages are compared once before they are
+   * executed.
+   * @param unseen nothing is known of what was written
+   */
+  begin(unseen = true): void {
+    const { host } = this.#cpu.arena;
+    if (!unseen && !host.isUnseen && host.writes === this.#hostWrites) return;
+    this.#hostWrites = host.writes;
     this.#run++;
     this.#advance();
   }
@@ -117,10 +127,10 @@ export class Code implements TranslatedCode {
     const known = this.#jumps[slot];
     if (
       known !== undefined &&
-      known.epoch === this.#epoch &&
       known.low === low &&
       known.high === high &&
-      known.mode === mode.key
+      known.mode === mode.key &&
+      (known.epoch === this.#epoch || this.#isStill(known))
     )
       return known;
     const entry = this.#look(mode, state.rip);
@@ -170,7 +180,7 @@ export class Code implements TranslatedCode {
     if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES || this.#cold?.interpreter.isFull)
       this.forget();
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
-    const first = this.#page(this.#fetch(rip));
+    const first = this.#pageAt(rip);
     const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
     if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
@@ -181,12 +191,24 @@ export class Code implements TranslatedCode {
     return entry;
   }
 
+  /** Whether an entry that holds no more does so again, with nothing but its epoch: RIP leads to its page, which is as it was. */
+  #isStill(entry: Entry): boolean {
+    const { pages, low, high } = entry;
+    const first = pages[0]!;
+    if (pages.length > 1 || first.stale || this.#fetch(low, high) !== first.host) return false;
+    if (first.checked !== this.#run && this.#page(first.host) !== first) return false;
+    entry.epoch = this.#epoch;
+    return true;
+  }
+
   /** The arena's page that RIP lies in. */
-  #fetch(rip: bigint): number {
-    const host = this.#cpu.memory.host(this.#cpu.linearOf(rip), 1, Access.FETCH);
+  #fetch(low: number, high: number): number {
+    const { memory, mode } = this.#cpu;
+    const host =
+      mode.bits === 64 ? memory.fetched(low, high) : memory.fetched((low + mode.codeBase) >>> 0, 0);
     if (host === MMIO) {
       // KVM would emulate the access, and has nothing to decode.
-      const { io, memory } = this.#cpu;
+      const { io } = this.#cpu;
       io.gpa = memory.physical;
       io.access = Access.FETCH;
       throw notEmulated;
@@ -198,11 +220,12 @@ export class Code implements TranslatedCode {
   #holds({ pages }: Entry, rip: bigint): boolean {
     const [first, second] = pages;
     if (first!.stale) return false;
-    return (
-      second === undefined || (!second.stale && this.#page(this.#fetch(rip + BigInt(LONGEST))) === second)
-    );
+    return second === undefined || (!second.stale && this.#pageAt(rip + BigInt(LONGEST)) === second);
   }
 
+  #pageAt(rip: bigint): CodePage {
+    return this.#page(this.#fetch(Number(rip & LOW), Number(BigInt.asUintN(64, rip) >> 32n)));
+  }
   /** The page's record, with the bytes that are there now. */
   #page(host: number): CodePage {
     let page = this.#pages.get(host);
@@ -254,7 +277,7 @@ export class Code implements TranslatedCode {
     } catch (thrown) {
       if (thrown !== short) throw thrown;
       if (rest >= Math.min(LONGEST, most)) raise(Vector.GP, 0); // longer than LONGEST, or than the segment
-      const second = this.#page(this.#fetch(rip + BigInt(rest)));
+      const second = this.#pageAt(rip + BigInt(rest));
       pages.push(second);
       const whole = new Uint8Array(Math.min(LONGEST, most));
       whole.set(bytes);
@@ -406,7 +429,8 @@ export class Code implements TranslatedCode {
     const module = entry.unit as WasmUnit & Module;
     let holds = true;
     try {
-      for (const [rip, page] of module.places) holds &&= !page.stale && this.#page(this.#fetch(rip)) === page;
+      for (const [{ low, high }, page] of module.places)
+        holds &&= !page.stale && this.#page(this.#fetch(low, high)) === page;
     } catch {
       holds = false; // it faults if it is executed
     }

@@ -54,15 +54,15 @@ export interface Module {
   readonly members: readonly Entry[];
   /** Where its function is in the table of functions. */
   readonly place: number;
-  /** Its pages, each with a RIP in it. */
-  readonly places: readonly (readonly [rip: bigint, page: CodePage])[];
+  /** Its pages, each with one of its entries. */
+  readonly places: readonly (readonly [entry: Entry, page: CodePage])[];
   epoch: number;
 }
 
 /** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
 export const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
 export const placesOf = (members: readonly Entry[]) => [
-  ...new Map(members.map(({ block: { rip }, pages }) => [rip >> 12n, [rip, pages[0]!] as const])).values(),
+  ...new Map(members.map((entry) => [entry.rip >> 12n, [entry, entry.pages[0]!] as const])).values(),
 ];
 /** Where execution goes from a block, as far as it can be told; after a call, also where that returns to. */
 export function successors({ end, insns }: Block): bigint[] {

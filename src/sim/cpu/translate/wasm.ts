@@ -22,7 +22,7 @@ export function ended(cpu: Processor, unit: Unit, how: number): boolean {
   }
   if (how === LEFT) {
     if (!state.moved) state.rip = unit.where(state.u32(State.at)).next;
-    cpu.changed();
+    if (cpu.io.port === undefined) cpu.changed();
   }
   return true;
 }

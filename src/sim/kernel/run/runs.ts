@@ -234,7 +234,7 @@ export class Runs implements Scheduled {
     if (this.#parked) {
       this.#parked = false;
       kick.standing = Standing.RUNNING;
-      this.vcpu.cpu.enter();
+      this.vcpu.looksAnew();
       return this.#attend(); // it may have been paused again before it was seen to run
     }
     // Before begin() there is an access to complete, or kvm_run to be read.

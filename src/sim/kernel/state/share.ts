@@ -107,7 +107,7 @@ export class VcpuShare {
     if (this.ran !== vm.host.thread) this.#vcpu.runner.abandon(); // it is of another time
     cpu.changed();
     cpu.flushTlb();
-    cpu.enter();
+    cpu.enter(true);
   }
   /** What is not in the state's page. With the VM's lock. */
   store(): void {

@@ -197,7 +197,7 @@ export class KvmVcpu implements Runnable {
     return this.cpu.state.count;
   }
   looksAnew(): void {
-    this.cpu.enter();
+    this.cpu.enter(true);
   }
   takesOver(): void {
     const { id } = this.kick;
