@@ -24,8 +24,11 @@ import type { Lower } from './lowering.ts';
 import { ENTRIES, slotOf } from './targets.ts';
 import { WasmUnit } from './wasm.ts';
 
-/** How often a block runs before it is worth the 50 us that a module costs. */
-const HOT = 40;
+/**
+ * How often a block runs before it is worth what a module costs: some tens of microseconds an instruction, which records
+ * take nanoseconds for, and closures a microsecond. And how often the blocks beside it, to be in the same module.
+ */
+const Hot = { records: 2000, closures: 40, beside: 60 } as const;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
 const UNIT = 128;
 const MODULES = 2000;
@@ -66,7 +69,7 @@ export class Code implements TranslatedCode {
     this.#cpu = cpu;
     this.#decoder = decoder;
     this.#lower = lower;
-    this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, HOT);
+    this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, Hot.records);
   }
 
   /** Linear addresses may mean other pages now. */
@@ -340,10 +343,10 @@ export class Code implements TranslatedCode {
       return entry.unit;
     }
     if (cold !== undefined) {
-      const isHot = this.tier === 'both' && this.#cold!.interpreter.heatOf(cold) === HOT;
+      const isHot = this.tier === 'both' && this.#cold!.interpreter.heatOf(cold) === Hot.records;
       return isHot ? this.#heat(entry) : unit;
     }
-    const often = this.tier === 'wasm' ? 1 : this.tier === 'both' ? HOT : Number.POSITIVE_INFINITY;
+    const often = this.tier === 'wasm' ? 1 : this.tier === 'both' ? Hot.closures : Number.POSITIVE_INFINITY;
     return ++entry.heat >= often ? this.#heat(entry) : unit;
   }
 
@@ -406,8 +409,8 @@ export class Code implements TranslatedCode {
   }
 
   /**
-   * A block that another leads to, if it was executed in this run or lies in the same page, and not only translated:
-   * what is cold, or no code at all, is not worth a module's time.
+   * A block that another leads to, if it was executed in this run or lies in the same page, and often enough: what is
+   * cold, or no code at all, is not worth a module's time.
    */
   #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
     const known = this.#jumps[slotOf(Number(rip & 0xffff_ffffn))];
@@ -417,11 +420,11 @@ export class Code implements TranslatedCode {
         : rip >> 12n === from.rip >> 12n
           ? from.pages[0]!.entries.get(keyOf(rip, mode))
           : undefined;
-    return entry?.rip === rip && this.#wasExecuted(entry) && entry.pages.length === 1 ? entry : undefined;
+    return entry?.rip === rip && this.#isWarm(entry) && entry.pages.length === 1 ? entry : undefined;
   }
 
-  #wasExecuted({ heat, cold }: Entry): boolean {
-    return heat !== 0 || (cold !== undefined && this.#cold!.interpreter.heatOf(cold) !== 0);
+  #isWarm({ heat, cold }: Entry): boolean {
+    return cold === undefined ? heat !== 0 : this.#cold!.interpreter.heatOf(cold) >= Hot.beside;
   }
 
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */

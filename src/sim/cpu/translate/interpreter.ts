@@ -259,9 +259,9 @@ function loopOf(base: number, heat: number): Uint8Array {
   for (const [i, name] of ['r', 'b', 'j', 'n'].entries()) exported.name(name).op(0, i + 1);
   module.section(7, exported);
   const code = new Bytes().u(bodies.length);
-  for (const body of bodies) code.u(body.list.length).append(body);
+  for (const body of bodies) code.u(body.length).append(body);
   module.section(10, code);
-  return Uint8Array.from(module.list);
+  return module.all;
 }
 
 const CALL_INDIRECT = [0x11, 0, 0];

@@ -24,10 +24,12 @@ const STORE = [0xfd, 11, 0];
 
 /** A SIMD instruction by its number (WebAssembly specification, 5.4.8), with its immediate bytes. */
 export function simd(number: number, immediate: readonly number[] = []): readonly number[] {
-  return new Bytes()
-    .op(0xfd)
-    .u(number)
-    .op(...immediate).list;
+  return [
+    ...new Bytes()
+      .op(0xfd)
+      .u(number)
+      .op(...immediate).all,
+  ];
 }
 
 /** The op's whole code: loads, the instruction, a store. */
@@ -37,7 +39,7 @@ export function vectorBytes(base: number, { bytes, to, a, b, shift }: VectorDeta
   load(a);
   if (b !== undefined) load(b);
   if (shift !== undefined) code.op(Wasm.i32Const).s(shift);
-  return code.op(...bytes, ...STORE).u(base + to).list;
+  return [...code.op(...bytes, ...STORE).u(base + to).all];
 }
 
 const made = new WeakMap<Arena, Map<string, () => void>>();
@@ -55,8 +57,8 @@ export function vectorFunction({ arena, state }: Processor, detail: VectorDetail
     module.section(2, new Bytes().u(1).name('e').name('m').op(2, 3).u(1).u(65_536));
     module.section(3, new Bytes().op(1, 0));
     module.section(7, new Bytes().u(1).name('r').op(0, 0));
-    module.section(10, new Bytes().u(1).u(body.list.length).append(body));
-    const instance = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.from(module.list)), {
+    module.section(10, new Bytes().u(1).u(body.length).append(body));
+    const instance = new WebAssembly.Instance(new WebAssembly.Module(module.all), {
       e: { m: arena.memory },
     });
     run = instance.exports.r as () => void;

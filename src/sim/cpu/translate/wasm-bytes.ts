@@ -31,19 +31,35 @@ export const Wasm = {
   i64: 0x7e,
 } as const;
 
-/** A growing list of bytes. */
+/** Bytes that grow. */
 export class Bytes {
-  readonly list: number[] = [];
+  #bytes = new Uint8Array(64);
+  length = 0;
+
+  /** What there is so far, until more comes. */
+  get all(): Uint8Array<ArrayBuffer> {
+    return this.#bytes.subarray(0, this.length);
+  }
+  #reserve(more: number): void {
+    if (this.length + more <= this.#bytes.length) return;
+    const larger = new Uint8Array(Math.max(this.#bytes.length * 2, this.length + more));
+    larger.set(this.all);
+    this.#bytes = larger;
+  }
+  #put(byte: number): void {
+    if (this.length === this.#bytes.length) this.#reserve(1);
+    this.#bytes[this.length++] = byte;
+  }
 
   op(...bytes: number[]): this {
-    for (const byte of bytes) this.list.push(byte);
+    for (let i = 0; i < bytes.length; i++) this.#put(bytes[i]!);
     return this;
   }
   /** LEB128, unsigned. */
   u(value: number): this {
     let rest = value >>> 0;
-    for (; rest >= 0x80; rest >>>= 7) this.list.push((rest & 0x7f) | 0x80);
-    this.list.push(rest);
+    for (; rest >= 0x80; rest >>>= 7) this.#put((rest & 0x7f) | 0x80);
+    this.#put(rest);
     return this;
   }
   /** LEB128, signed. */
@@ -53,7 +69,7 @@ export class Bytes {
       const byte = rest & 0x7f;
       rest >>= 7;
       const done = (rest === 0 && (byte & 0x40) === 0) || (rest === -1 && (byte & 0x40) !== 0);
-      this.list.push(done ? byte : byte | 0x80);
+      this.#put(done ? byte : byte | 0x80);
       if (done) return this;
     }
   }
@@ -64,20 +80,22 @@ export class Bytes {
       const byte = Number(rest & 0x7fn);
       rest >>= 7n;
       const done = (rest === 0n && (byte & 0x40) === 0) || (rest === -1n && (byte & 0x40) !== 0);
-      this.list.push(done ? byte : byte | 0x80);
+      this.#put(done ? byte : byte | 0x80);
       if (done) return this;
     }
   }
   append(other: Bytes): this {
-    for (const byte of other.list) this.list.push(byte);
+    this.#reserve(other.length);
+    this.#bytes.set(other.all, this.length);
+    this.length += other.length;
     return this;
   }
   name(text: string): this {
     this.u(text.length);
-    for (const char of text) this.list.push(char.charCodeAt(0));
+    for (const char of text) this.#put(char.charCodeAt(0));
     return this;
   }
   section(id: number, contents: Bytes): this {
-    return this.op(id).u(contents.list.length).append(contents);
+    return this.op(id).u(contents.length).append(contents);
   }
 }

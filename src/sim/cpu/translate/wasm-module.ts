@@ -82,7 +82,7 @@ export class WasmModule {
     const run = SLOW + this.#helpers.length;
     const exports = new Bytes().u(1).name('r').op(0).u(run);
     const body = this.#declarations().append(this.code).op(Wasm.end);
-    const code = new Bytes().u(1).u(body.list.length).append(body);
+    const code = new Bytes().u(1).u(body.length).append(body);
     const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
     module
       .section(1, typeSection)
@@ -90,7 +90,7 @@ export class WasmModule {
       .section(3, functions)
       .section(7, exports)
       .section(10, code);
-    return Uint8Array.from(module.list);
+    return module.all;
   }
 
   /** Locals are declared by runs of one type. */
