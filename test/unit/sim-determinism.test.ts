@@ -251,7 +251,7 @@ describe.each(guests)('a guest %s', (_, image, ends, exits, others) => {
   });
 
   it.each([
-    ['only small modules', 400],
+    ['only small modules', 280],
     ['no module', 0],
   ])('has the same where an engine compiles %s at once, as on a page', async (_, most) => {
     const { Module } = WebAssembly;

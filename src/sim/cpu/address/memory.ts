@@ -53,9 +53,8 @@ export class Memory implements LinearMemory {
     return host;
   }
 
-  /** Where a fetched byte lies in the arena, or MMIO. */
-  fetched(low: number, high: number): number {
-    const host = this.#tlb.place(low, high, 1, Access.FETCH, 'cpl', false, false);
+  hostAt(low: number, high: number, size: number, access: Access): number {
+    const host = this.#tlb.place(low, high, size, access, 'cpl', false, false);
     if (host === FAULT) throw secondStageFault;
     return host;
   }
@@ -160,13 +159,34 @@ export class Memory implements LinearMemory {
 
   // --- the helpers' ------------------------------------------------------------------------------------------------
 
-  read8 = (linear: bigint, rights?: Rights) => this.#gather(linear, 1, false, false, rights).getUint8(0);
-  read16 = (linear: bigint, rights?: Rights) =>
-    this.#gather(linear, 2, false, false, rights).getUint16(0, true);
-  read32 = (linear: bigint, rights?: Rights) =>
-    this.#gather(linear, 4, false, false, rights).getUint32(0, true);
-  read64 = (linear: bigint, rights?: Rights) =>
-    this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
+  /** Where an operand in one page lies, which nobody watches; MMIO where it must be looked at more closely. */
+  #simple(linear: bigint, size: number, access: Access, rights: Rights): number {
+    const low = lowHalf(linear);
+    if ((low & (PAGE - 1)) > PAGE - size || this.#cpu.mode.single) return MMIO;
+    const host = this.#tlb.place(low, highHalf(linear), size, access, rights, false, access === Access.READ);
+    if (host === FAULT) throw secondStageFault;
+    return host;
+  }
+  read8(linear: bigint, rights: Rights = 'cpl'): number {
+    const host = this.#simple(linear, 1, Access.READ, rights);
+    if (host !== MMIO) return this.#cpu.arena.views.u8[host]!;
+    return this.#gather(linear, 1, false, false, rights).getUint8(0);
+  }
+  read16(linear: bigint, rights: Rights = 'cpl'): number {
+    const host = this.#simple(linear, 2, Access.READ, rights);
+    if (host !== MMIO) return this.#cpu.arena.views.dv.getUint16(host, true);
+    return this.#gather(linear, 2, false, false, rights).getUint16(0, true);
+  }
+  read32(linear: bigint, rights: Rights = 'cpl'): number {
+    const host = this.#simple(linear, 4, Access.READ, rights);
+    if (host !== MMIO) return this.#cpu.arena.views.dv.getUint32(host, true);
+    return this.#gather(linear, 4, false, false, rights).getUint32(0, true);
+  }
+  read64(linear: bigint, rights: Rights = 'cpl'): bigint {
+    const host = this.#simple(linear, 8, Access.READ, rights);
+    if (host !== MMIO) return this.#cpu.arena.views.dv.getBigUint64(host, true);
+    return this.#gather(linear, 8, false, false, rights).getBigUint64(0, true);
+  }
   write8(linear: bigint, value: number, rights?: Rights): void {
     this.#scratch.setUint8(0, value);
     this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 1), false, rights);
@@ -175,11 +195,21 @@ export class Memory implements LinearMemory {
     this.#scratch.setUint16(0, value, true);
     this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 2), false, rights);
   }
-  write32(linear: bigint, value: number, rights?: Rights): void {
+  write32(linear: bigint, value: number, rights: Rights = 'cpl'): void {
+    const host = this.#simple(linear, 4, Access.WRITE, rights);
+    if (host !== MMIO) {
+      this.#cpu.arena.views.dv.setUint32(host, value, true);
+      return;
+    }
     this.#scratch.setUint32(0, value, true);
     this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 4), false, rights);
   }
-  write64(linear: bigint, value: bigint, rights?: Rights): void {
+  write64(linear: bigint, value: bigint, rights: Rights = 'cpl'): void {
+    const host = this.#simple(linear, 8, Access.WRITE, rights);
+    if (host !== MMIO) {
+      this.#cpu.arena.views.dv.setBigUint64(host, value, true);
+      return;
+    }
     this.#scratch.setBigUint64(0, value, true);
     this.#scatter(linear, new Uint8Array(this.#scratch.buffer, 0, 8), false, rights);
   }
@@ -202,6 +232,10 @@ export class Memory implements LinearMemory {
   }
   /** Faults as a write would, and changes nothing. */
   checkWrite(linear: bigint, size: number, rights?: Rights): void {
+    if ((lowHalf(linear) & (PAGE - 1)) <= PAGE - size) {
+      this.host(linear, size, Access.WRITE, rights);
+      return;
+    }
     for (const [at, , length] of parts(linear & MASK64, size)) this.host(at, length, Access.WRITE, rights);
   }
 

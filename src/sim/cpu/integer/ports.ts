@@ -73,11 +73,11 @@ export function finishPort(cpu: Processor, { stop, next }: PortAccess, data: Uin
 }
 
 /** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */
-function ahead(cpu: Processor, { addressSize }: Insn, size: PortSize, left: bigint): number {
+function ahead(cpu: Processor, { addressSize }: Insn, size: PortSize, left: number): number {
   const offset = Number(BigInt.asUintN(addressSize * 8, cpu.state.gpr(RDI)) & BigInt(PAGE - 1));
   const room = isDown(cpu) ? offset : PAGE - offset;
   const most = Math.max(Math.min(room, READ_AHEAD / size), 1);
-  return left < BigInt(most) ? Number(left) : most;
+  return Math.min(left, most);
 }
 /** Page by page, so that the first is written when the second faults (arch/x86/kvm/x86.c, emulator_read_write). */
 function writePages(cpu: Processor, linear: bigint, data: Uint8Array): void {
@@ -92,10 +92,10 @@ function writePages(cpu: Processor, linear: bigint, data: Uint8Array): void {
 const inputString: Helper = (cpu, insn) => {
   const { size } = operandAt(insn, RDI) as { size: PortSize };
   const port = portOf(cpu, insn, 1);
-  const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
+  const left = insn.rep === undefined ? 1 : repetitions(cpu, insn);
   checkPorts(cpu, port, size);
   notePortAccess(cpu, port, size);
-  if (left === 0n) return;
+  if (left === 0) return;
   cpu.io.demand('emulated');
   const count = ahead(cpu, insn, size, left);
   const answer = cpu.io.input(port, size, count, true);
@@ -109,7 +109,7 @@ const inputString: Helper = (cpu, insn) => {
     const linear = addressOf(cpu, { ...at, displacement: BigInt(-done) }, insn, part, true);
     writePages(cpu, linear, data.subarray(done, done + part));
   }
-  advance(cpu, insn, RDI, BigInt((down ? -size : size) * count));
+  advance(cpu, insn, RDI, (down ? -size : size) * count);
   finish(cpu, insn, count, left);
 };
 /** OUTS: one element for each exit. */
@@ -117,20 +117,20 @@ const outputString: Helper = (cpu, insn) => {
   const at = operandAt(insn, RSI);
   const size = at.size as PortSize;
   const port = portOf(cpu, insn, 0);
-  const left = insn.rep === undefined ? 1n : repetitions(cpu, insn);
+  const left = insn.rep === undefined ? 1 : repetitions(cpu, insn);
   checkPorts(cpu, port, size);
   notePortAccess(cpu, port, size);
-  if (left === 0n) return;
+  if (left === 0) return;
   cpu.io.demand('emulated');
   const data = cpu.memory.readBytes(addressOf(cpu, at, insn, size, false), size);
   cpu.io.output(port, size, data, true);
-  advance(cpu, insn, RSI, BigInt(isDown(cpu) ? -size : size));
+  advance(cpu, insn, RSI, isDown(cpu) ? -size : size);
   finish(cpu, insn, 1, left);
 };
-function finish(cpu: Processor, insn: Insn, done: number, left: bigint): void {
+function finish(cpu: Processor, insn: Insn, done: number, left: number): void {
   if (insn.rep === undefined) return;
-  advance(cpu, insn, 1, BigInt(-done));
-  if (BigInt(done) !== left) cpu.state.rip = insn.rip;
+  advance(cpu, insn, 1, -done);
+  if (done !== left) cpu.state.rip = insn.rip;
 }
 
 const sizes = ['b', 'w', 'd'];

@@ -17,24 +17,34 @@ const RCX = 1;
 const RSI = 6;
 const RDI = 7;
 /** Elements of one call. */
-const MOST = 4096n;
-const OFFSET = BigInt(PAGE - 1);
+const MOST = 4096;
 
+const GIB4 = 2 ** 32;
 const bitsOf = (insn: Insn) => insn.addressSize * 8;
 
-/** The counter of repetitions, cut to the address size. */
-export const repetitions = (cpu: Processor, insn: Insn) => BigInt.asUintN(bitsOf(insn), cpu.state.gpr(RCX));
-/** Moves an index or the counter, which is as wide as addresses are. */
-export function advance({ state }: Processor, { addressSize }: Insn, register: number, by: bigint): void {
-  const before = state.gpr(register);
-  const after = BigInt.asUintN(addressSize * 8, before + by);
-  state.setGpr(register, addressSize === 2 ? (before & ~0xffffn) | after : after);
+/** The counter of repetitions, cut to the address size: of very many not all bits. */
+export function repetitions({ state }: Processor, { addressSize }: Insn): number {
+  if (addressSize === 2) return state.u16(RCX * 8);
+  const low = state.u32(RCX * 8);
+  return addressSize === 4 ? low : low + state.u32(RCX * 8 + 4) * GIB4;
 }
-export const isDown = ({ state }: Processor) => (state.u32(State.eflags) & Flag.DF) !== 0;
+/** Moves an index or the counter, which is as wide as addresses are, by less than 2^31. */
+export function advance({ state }: Processor, { addressSize }: Insn, register: number, by: number): void {
+  const at = register * 8;
+  if (addressSize === 2) {
+    state.setU16(at, state.u16(at) + by);
+    return;
+  }
+  const low = state.u32(at) + by;
+  state.setU32(at, low);
+  state.setU32(at + 4, addressSize === 4 ? 0 : state.u32(at + 4) + Math.floor(low / GIB4));
+}
+export const isDown = ({ state }: Processor) => (state.eflags & Flag.DF) !== 0;
 
 /** The operand that this index register addresses. */
 export function operandAt({ operands }: Insn, register: number): Memory {
-  return operands.find((operand) => operand.kind === 'mem' && operand.base === register) as Memory;
+  const [first] = operands;
+  return (first?.kind === 'mem' && first.base === register ? first : operands[1]) as Memory;
 }
 /** An element at an index register, sign-extended. */
 function read(cpu: Processor, insn: Insn, register: number, size: Size): bigint {
@@ -51,7 +61,7 @@ const accumulator = ({ state }: Processor, size: Size) => BigInt.asIntN(size * 8
 
 interface StringInstruction {
   /** One element: its accesses, and then the index registers. */
-  element(cpu: Processor, insn: Insn, size: Size, step: bigint): void;
+  element(cpu: Processor, insn: Insn, size: Size, step: number): void;
   /** Many elements at once, upwards: gives how many, 0 where they must go one by one. */
   bulk?(cpu: Processor, insn: Insn, size: Size, most: number): number;
 }
@@ -69,8 +79,8 @@ const movs: StringInstruction = {
     const distance = to.host - from.host;
     const count = distance < 0 ? to.count : Math.min(to.count, Math.floor(distance / size));
     cpu.arena.views.u8.copyWithin(to.host, from.host, from.host + count * size);
-    advance(cpu, insn, RSI, BigInt(count * size));
-    advance(cpu, insn, RDI, BigInt(count * size));
+    advance(cpu, insn, RSI, count * size);
+    advance(cpu, insn, RDI, count * size);
     return count;
   },
 };
@@ -83,11 +93,13 @@ const stos: StringInstruction = {
     const { host, count } = whole(cpu, insn, RDI, size, most, true);
     if (count === 0 || host % size !== 0) return 0;
     const { u8, u16, i32, i64 } = cpu.arena.views;
-    const value = accumulator(cpu, size);
+    const value = cpu.state.u32(RAX * 8);
     const [start, end] = [host / size, host / size + count];
-    if (size === 8) i64.fill(value, start, end);
-    else (size === 4 ? i32 : size === 2 ? u16 : u8).fill(Number(value), start, end);
-    advance(cpu, insn, RDI, BigInt(count * size));
+    if (size === 8 && (value | cpu.state.u32(RAX * 8 + 4)) !== 0)
+      i64.fill(accumulator(cpu, size), start, end);
+    else if (size === 8) u8.fill(0, host, host + count * size);
+    else (size === 4 ? i32 : size === 2 ? u16 : u8).fill(value, start, end);
+    advance(cpu, insn, RDI, count * size);
     return count;
   },
 };
@@ -105,21 +117,23 @@ const lods: StringInstruction = {
  * the alignment or the end of the addresses must be looked at for each.
  */
 function whole(cpu: Processor, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
-  const { mode, alignment } = cpu;
-  const operand = operandAt(insn, register);
+  const { mode, alignment, state } = cpu;
+  const { segment } = operandAt(insn, register);
   const flat =
     mode.bits === 64
-      ? operand.segment < Seg.FS
-      : operand.segment !== Seg.CS && (mode.flat & (1 << operand.segment)) !== 0;
-  if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return { host: MMIO, count: 0 };
-  const linear = addressOf(cpu, operand, insn, size, isWrite);
-  const count = Math.min(most, Math.floor((PAGE - Number(linear & OFFSET)) / size));
-  if (count < 2) return { host: MMIO, count: 0 };
-  const host = cpu.memory.host(linear, size, isWrite ? Access.WRITE : Access.READ);
-  if (host === MMIO) return { host, count: 0 };
+      ? segment < Seg.FS
+      : mode.bits === 32 && segment !== Seg.CS && (mode.flat & (1 << segment)) !== 0;
+  if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return NOTHING;
+  const low = state.u32(register * 8);
+  const high = mode.bits === 64 ? state.u32(register * 8 + 4) : 0;
+  const count = Math.min(most, Math.floor((PAGE - (low & (PAGE - 1))) / size));
+  if (count < 2 || (mode.bits === 64 && (high << 16) >> 16 !== (high | 0))) return NOTHING;
+  const host = cpu.memory.hostAt(low, high, size, isWrite ? Access.WRITE : Access.READ);
+  if (host === MMIO) return NOTHING;
   // Code that is written to is looked at element by element.
   return { host, count: isWrite ? Math.min(count, Math.floor(cpu.code.clear(host) / size)) : count };
 }
+const NOTHING = { host: MMIO, count: 0 };
 
 /**
  * REP with a counter of 0 and 4-byte addresses in 64-bit mode: Intel's processors clear the upper halves of what
@@ -135,7 +149,7 @@ function clearUpper(cpu: Processor, insn: Insn): void {
 }
 
 const single = (cpu: Processor) => cpu.watched || cpu.io.mode !== undefined;
-const stepOf = (cpu: Processor, size: Size) => BigInt(isDown(cpu) ? -size : size);
+const stepOf = (cpu: Processor, size: Size) => (isDown(cpu) ? -size : size);
 
 const move =
   ({ element, bulk }: StringInstruction, size: Size): Helper =>
@@ -143,15 +157,15 @@ const move =
     const step = stepOf(cpu, size);
     if (insn.rep === undefined) return element(cpu, insn, size, step);
     const all = repetitions(cpu, insn);
-    if (all === 0n) return clearUpper(cpu, insn);
-    const most = single(cpu) ? 1n : all < MOST ? all : MOST;
-    for (let left = Number(most); left > 0; ) {
-      let done = left > 1 && step > 0n ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
+    if (all === 0) return clearUpper(cpu, insn);
+    const most = single(cpu) ? 1 : Math.min(all, MOST);
+    for (let left = most; left > 0; ) {
+      let done = left > 1 && step > 0 ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
       if (done === 0) {
         element(cpu, insn, size, step);
         done = 1;
       }
-      advance(cpu, insn, RCX, BigInt(-done));
+      advance(cpu, insn, RCX, -done);
       left -= done;
     }
     if (all > most) cpu.state.rip = insn.rip;
@@ -212,20 +226,20 @@ const compare =
   (cpu, insn) => {
     const step = stepOf(cpu, size);
     const { rep } = insn;
-    const all = rep === undefined ? 1n : repetitions(cpu, insn);
-    if (all === 0n) return clearUpper(cpu, insn);
-    const most = single(cpu) ? 1n : all < MOST ? all : MOST;
+    const all = rep === undefined ? 1 : repetitions(cpu, insn);
+    if (all === 0) return clearUpper(cpu, insn);
+    const most = single(cpu) ? 1 : Math.min(all, MOST);
     let x = 0n;
     let y = 0n;
-    let done = 0n;
-    const isSingle = rep === undefined || single(cpu) || step < 0n;
+    let done = 0;
+    const isSingle = rep === undefined || single(cpu) || step < 0;
     do {
-      const bulk = isSingle ? undefined : comparedBulk(cpu, insn, left, size, Number(most - done));
+      const bulk = isSingle ? undefined : comparedBulk(cpu, insn, left, size, most - done);
       if (bulk === undefined) {
         x = left === RAX ? accumulator(cpu, size) : read(cpu, insn, RSI, size);
         y = read(cpu, insn, RDI, size);
       } else ({ x, y } = bulk);
-      const count = BigInt(bulk?.done ?? 1);
+      const count = bulk?.done ?? 1;
       if (left === RSI) advance(cpu, insn, RSI, step * count);
       advance(cpu, insn, RDI, step * count);
       if (rep !== undefined) advance(cpu, insn, RCX, -count);

@@ -1,6 +1,7 @@
 /** What follows from the control registers and the segments: which mode this is, and with what privilege. */
 import { Seg } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
+import { highHalf } from './halves.ts';
 import type { Registers } from './registers.ts';
 
 /** CR0 (SDM volume 3, 2.5). */
@@ -72,8 +73,10 @@ export function refuseUserMode(cpu: Registers): void {
 }
 
 /** Bits 63:47 of a linear address are all equal (SDM volume 1, 3.3.7.1). */
-export const canonical = (linear: bigint): boolean =>
-  BigInt.asUintN(64, BigInt.asIntN(48, linear)) === linear;
+export function canonical(linear: bigint): boolean {
+  const high = highHalf(linear);
+  return (high << 16) >> 16 === high;
+}
 
 export const low32 = (value: bigint): bigint => value & 0xffff_ffffn;
 /** Linear addresses have 32 bits outside IA-32e mode. */

@@ -14,8 +14,8 @@ export interface LinearMemory {
   /** Where an operand that lies in one page lies in the arena, or MMIO. */
   host(linear: bigint, size: number, access: Access, rights?: Rights): number;
 
-  /** Where a byte of code lies in the arena, or MMIO; the address in halves. */
-  fetched(low: number, high: number): number;
+  /** The same with an address in halves. */
+  hostAt(low: number, high: number, size: number, access: Access): number;
 
   load32(linear: bigint, size: number, write: boolean, stack: boolean): number;
   load64(linear: bigint, write: boolean, stack: boolean): bigint;

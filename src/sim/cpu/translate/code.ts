@@ -208,7 +208,9 @@ export class Code implements TranslatedCode {
   #fetch(low: number, high: number): number {
     const { memory, mode } = this.#cpu;
     const host =
-      mode.bits === 64 ? memory.fetched(low, high) : memory.fetched((low + mode.codeBase) >>> 0, 0);
+      mode.bits === 64
+        ? memory.hostAt(low, high, 1, Access.FETCH)
+        : memory.hostAt((low + mode.codeBase) >>> 0, 0, 1, Access.FETCH);
     if (host === MMIO) {
       // KVM would emulate the access, and has nothing to decode.
       const { io } = this.#cpu;
