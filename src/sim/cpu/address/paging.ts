@@ -31,12 +31,14 @@ const PageFault = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
 
 const GIB4 = 0x1_0000_0000;
 
-/** An entry as it was read: two halves, and where it lies. */
-interface Read {
-  readonly lo: number;
-  readonly hi: number;
-  readonly gpa: number;
+/** The entries of a walk as they were read, from the first level on: two halves, and where they lie. */
+class Entries {
+  readonly lo = new Int32Array(4);
+  readonly hi = new Int32Array(4);
+  readonly gpa = new Float64Array(4);
 }
+/** For the next walk. One that begins in the middle of another, by whom the second stage tells, has its own. */
+let spare: Entries | undefined;
 
 interface Level {
   /** The lowest bit of the linear address that this level's index has. */
@@ -65,19 +67,24 @@ const LEGACY_4K: readonly Level[] = [{ shift: 22, large: false, ignored: true },
 /** Page tables are private where the guest chooses: SNP encrypts walks whatever the entries say (APM volume 2, 15.36). */
 const wantsOfTables = (cpu: Processor): boolean | undefined => (cpu.choice === undefined ? undefined : true);
 
-function read(cpu: Processor, gpa: number, wide: boolean): Read | undefined {
+/** Whether there is an entry: it is among those that were read then. */
+function readEntry(cpu: Processor, gpa: number, wide: boolean, read: Entries, place: number): boolean {
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.READ, wantsOfTables(cpu));
   if (page === FAULT) throw secondStageFault;
   // Tables where no memory is are not present for KVM (arch/x86/kvm/mmu/paging_tmpl.h, walk_addr_generic).
-  if (page === MMIO) return undefined;
+  if (page === MMIO) return false;
   const at = (page + (gpa % 4096)) / 4;
-  const { u32 } = cpu.arena.views;
-  return { lo: u32[at]!, hi: wide ? u32[at + 1]! : 0, gpa };
+  const { i32 } = cpu.arena.views;
+  read.lo[place] = i32[at]!;
+  read.hi[place] = wide ? i32[at + 1]! : 0;
+  read.gpa[place] = gpa;
+  return true;
 }
 
 /** Sets the accessed flag, or accessed and dirty. KVM leaves tables in read-only slots as they are. */
-function mark(cpu: Processor, { lo, gpa }: Read, flags: number): void {
-  if ((lo & flags) === flags) return;
+function mark(cpu: Processor, read: Entries, place: number, flags: number): void {
+  if ((read.lo[place]! & flags) === flags) return;
+  const gpa = read.gpa[place]!;
   const page = cpu.stage.page(gpa - (gpa % 4096), Access.WRITE, wantsOfTables(cpu));
   if (page === FAULT) throw secondStageFault;
   if (page !== MMIO) cpu.arena.views.u32[(page + (gpa % 4096)) / 4]! |= flags;
@@ -100,7 +107,7 @@ function choiceOf({ choice }: Processor): number {
 }
 /** The address in an entry, from `shift` bits up. */
 function addressOf(cpu: Processor, lo: number, hi: number, shift: number): number {
-  const low = (lo & (shift >= 32 ? 0 : -(2 ** Math.min(shift, 31)))) >>> 0;
+  const low = (lo & (-1 << shift)) >>> 0;
   return (hi & 0xf_ffff & ~choiceOf(cpu)) * GIB4 + low;
 }
 
@@ -141,31 +148,35 @@ export function walk(
     (write ? PageFault.W : 0) |
     (user ? PageFault.U : 0) |
     (fetch && (nxe || (cpu.cr4 & CR4.SMEP) !== 0) ? PageFault.I : 0);
-  const refuse = (why: number): never => raise(Vector.PF, code | why, joined(low, high));
+  const read = spare ?? new Entries();
+  spare = undefined;
+  const refuse = (why: number): never => {
+    spare = read;
+    return raise(Vector.PF, code | why, joined(low, high));
+  };
 
   const reserved = wide ? reservedHigh(cpu, levels) : 0;
   let table = tableOf(cpu, long, pae);
   let writeable = true;
   let owned = true;
   let executable = true;
-  const used: Read[] = [];
-  for (const level of levels) {
+  for (let place = 0; place < levels.length; place++) {
+    const level = levels[place]!;
     const { shift, large, bare } = level;
     const index =
       shift >= 32
         ? (high & 0xffff) >>> (shift - 32)
         : (low >>> shift) | (shift > 23 ? high << (32 - shift) : 0);
     const gpa = table + (wide ? (index & (bare ? 3 : 0x1ff)) * 8 : (index & 0x3ff) * 4);
-    const entry = read(cpu, gpa, wide);
-    if (entry === undefined || (entry.lo & Entry.P) === 0) return refuse(0);
-    const { lo, hi } = entry;
+    if (!readEntry(cpu, gpa, wide, read, place) || (read.lo[place]! & Entry.P) === 0) return refuse(0);
+    const lo = read.lo[place]!;
+    const hi = read.hi[place]!;
     const page = shift === 12 || (large && (lo & Entry.PS) !== 0);
-    if (isReserved(entry, level, reserved, wide, cpu)) refuse(PageFault.P | PageFault.RSVD);
+    if (isReserved(lo, hi, level, reserved, wide, cpu)) refuse(PageFault.P | PageFault.RSVD);
     if (!bare) {
       writeable &&= (lo & Entry.W) !== 0;
       owned &&= (lo & Entry.U) !== 0;
       executable &&= !(nxe && (hi & NX) !== 0);
-      used.push(entry);
     }
     const psePage = page && !wide && shift === 22;
     const physical = addressOf(cpu, lo, hi, page ? shift : 12);
@@ -186,11 +197,13 @@ export function walk(
       const kept = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
       if ((owned && kept) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) refuse(PageFault.P);
     }
-    for (const each of used) mark(cpu, each, each === entry && write ? Entry.A | Entry.D : Entry.A);
+    for (let used = levels[0]!.bare ? 1 : 0; used < place; used++) mark(cpu, read, used, Entry.A);
+    mark(cpu, read, place, write ? Entry.A | Entry.D : Entry.A);
 
+    spare = read;
     // PSE-36: bits 20:13 of a 4 MiB page's entry are its address's bits 39:32 (SDM volume 3, 4.3).
     const above = psePage ? ((lo >>> 13) & 0xff) * GIB4 : 0;
-    const inside = (low & (2 ** shift - 1) & ~0xfff) >>> 0;
+    const inside = low & ~(-1 << shift) & -4096;
     return {
       physical: physical + above + inside,
       writable: (write || (lo & Entry.D) !== 0) && (writeable || (!user && (cpu.cr0 & CR0.WP) === 0)),
@@ -211,7 +224,8 @@ function tableOf(cpu: Processor, long: boolean, pae: boolean): number {
 }
 
 function isReserved(
-  { lo, hi }: Read,
+  lo: number,
+  hi: number,
   { shift, large, ignored, bare }: Level,
   reserved: number,
   wide: boolean,
@@ -236,10 +250,11 @@ const PDPTE_RESERVED = 0x1e6;
  */
 export function pdptesAreValid(cpu: Processor, cr3: bigint): boolean {
   const reserved = reservedHigh(cpu, PAE) | NX;
+  const read = new Entries();
   for (let index = 0; index < 4; index++) {
-    const entry = read(cpu, Number(cr3 & 0xffff_ffe0n) + index * 8, true);
-    if (entry === undefined) return false;
-    if ((entry.lo & Entry.P) !== 0 && ((entry.lo & PDPTE_RESERVED) !== 0 || (entry.hi & reserved) !== 0))
+    if (!readEntry(cpu, Number(cr3 & 0xffff_ffe0n) + index * 8, true, read, index)) return false;
+    const lo = read.lo[index]!;
+    if ((lo & Entry.P) !== 0 && ((lo & PDPTE_RESERVED) !== 0 || (read.hi[index]! & reserved) !== 0))
       return false;
   }
   return true;

@@ -51,11 +51,17 @@ export const VENDORS = { intel: 'GenuineIntel', amd: 'AuthenticAMD' } as const;
 const LETTERS: readonly CpuidRegister[] = ['ebx', 'edx', 'ecx'];
 
 const cache = new WeakMap<readonly CpuidEntry[], Features>();
+/** Who asked last, asks again. */
+let last: { readonly entries: readonly CpuidEntry[]; readonly features: Features } | undefined;
 
 /** What a guest's entries say. It is worked out once for each list. */
 export function features(entries: readonly CpuidEntry[]): Features {
-  const known = cache.get(entries);
-  if (known !== undefined) return known;
+  if (last?.entries === entries) return last.features;
+  const made = cache.get(entries) ?? featuresOf(entries);
+  last = { entries, features: made };
+  return made;
+}
+function featuresOf(entries: readonly CpuidEntry[]): Features {
   const present = new Set<Feature>();
   for (const [name, [leaf, register, bit]] of Object.entries(FEATURES)) {
     if ((((find(entries, leaf, 0)?.[register] ?? 0) >>> bit) & 1) === 1) present.add(name as Feature);
