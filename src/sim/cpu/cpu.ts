@@ -81,7 +81,11 @@ export class Cpu extends Processor {
         if (this.mode.single) this.#step();
         else if (!code.execute(last ? code.findSingle() : code.find())) {
           this.#rewind();
-          return FAULTED;
+          if (!this.io.isDemanded) return FAULTED;
+          this.io.isDemanded = false;
+          work -= DELIVERY;
+          const demanded = this.#alone('emulated');
+          if (demanded !== undefined) return demanded;
         }
       } catch (thrown) {
         work -= DELIVERY;

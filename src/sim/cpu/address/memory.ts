@@ -35,8 +35,8 @@ export class Memory implements LinearMemory {
   flushPhysical(start: number, end: number): boolean {
     return this.#tlb.flushPhysical(start, end);
   }
-  flushWrites(): void {
-    this.#tlb.flushWrites();
+  flushWrites(host?: number): void {
+    this.#tlb.flushWrites(host);
   }
 
   /** As Tlb.place(), but @throws SecondStageFault */
@@ -108,6 +108,7 @@ export class Memory implements LinearMemory {
       this.#trap(quiet);
       return 0;
     }
+    if (this.#leaves(low, size, Access.READ, quiet)) return 0;
     const view = this.#gather(joined(low, high), size, write, stack, 'cpl');
     return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
   }
@@ -118,6 +119,7 @@ export class Memory implements LinearMemory {
       this.#trap(quiet);
       return 0n;
     }
+    if (this.#leaves(low, 8, Access.READ, quiet)) return 0n;
     return this.#gather(joined(low, high), 8, write, stack, 'cpl').getBigInt64(0, true);
   }
   store32At(low: number, high: number, value: number, size: number, stack: boolean, quiet: boolean): void {
@@ -128,19 +130,38 @@ export class Memory implements LinearMemory {
       else if (size === 2) dv.setUint16(host, value, true);
       else dv.setInt32(host, value, true);
     } else if (host === FAULT) this.#trap(quiet);
-    else {
+    else if (!this.#leaves(low, size, Access.WRITE, quiet)) {
       this.#scratch.setInt32(0, value, true);
-      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, size), stack, 'cpl');
+      this.#written(low, high, size, stack);
     }
   }
   store64At(low: number, high: number, value: bigint, stack: boolean, quiet: boolean): void {
     const host = this.#stored(low, high, 8, stack);
     if (host >= 0) this.#cpu.arena.views.dv.setBigInt64(host, value, true);
     else if (host === FAULT) this.#trap(quiet);
-    else {
+    else if (!this.#leaves(low, 8, Access.WRITE, quiet)) {
       this.#scratch.setBigInt64(0, value, true);
-      this.#scatter(joined(low, high), new Uint8Array(this.#scratch.buffer, 0, 8), stack, 'cpl');
+      this.#written(low, high, 8, stack);
     }
+  }
+
+  /** As IoLog.demandEmulation(), of a quiet access to MMIO, which throws nothing. What lies in two pages is looked at first. */
+  #leaves(low: number, size: number, access: Access, quiet: boolean): boolean {
+    const { io, state } = this.#cpu;
+    if (!quiet || io.mode !== undefined || (low & (PAGE - 1)) > PAGE - size) return false;
+    io.gpa = this.#tlb.physical;
+    io.access = access;
+    io.isDemanded = true;
+    state.setU32(State.trap, 1);
+    return true;
+  }
+
+  /** Stores what is in the scratch where a look has found MMIO. */
+  #written(low: number, high: number, size: number, stack: boolean): void {
+    const { io } = this.#cpu;
+    const bytes = new Uint8Array(this.#scratch.buffer, 0, size);
+    if (io.mode === 'emulated' && (low & (PAGE - 1)) <= PAGE - size) io.write(this.#tlb.physical, bytes);
+    else this.#scatter(joined(low, high), bytes, stack, 'cpl');
   }
 
   /** Where what is loaded lies; FAULT; or MMIO, also for what lies in two pages. */

@@ -38,6 +38,8 @@ export class Tlb {
   /** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
   readonly #filled: number[] = [];
   readonly #filledWith: number[] = [];
+  /** Those for writing, by the arena's page. */
+  readonly #writers = new Map<number, number[]>();
   /** Fetches, which translated code does not do: the supervisor's, then the user's. */
   readonly #fetchLow = new Uint32Array(Fetches * 2).fill(INVALID);
   readonly #fetchHigh = new Uint32Array(Fetches * 2);
@@ -63,6 +65,7 @@ export class Tlb {
     for (const entry of this.#filled) this.#forget(entry);
     this.#filled.length = 0;
     this.#filledWith.length = 0;
+    this.#writers.clear();
     for (const i of this.#fetched) this.#fetchLow[i] = INVALID;
     this.#fetched.clear();
     this.#refused = undefined;
@@ -96,13 +99,16 @@ export class Tlb {
     }
     this.#refused = undefined;
   }
-  /** Forgets the translations for writing: pages have got code in them, or are read-only now. */
-  flushWrites(): void {
-    const start = this.#cpu.state.base + State.tlb;
-    // Tables for reads and for writes take turns.
-    for (const entry of this.#filled) {
-      if (Math.floor((entry - start) / Tables.tableBytes) % 2 === 1) this.#forget(entry);
+  /** Forgets the translations for writing, of all or to a page of the arena: it has got code in it, or is read-only now. */
+  flushWrites(host?: number): void {
+    if (host === undefined) {
+      for (const entries of this.#writers.values()) for (const entry of entries) this.#forget(entry);
+      this.#writers.clear();
+      return;
     }
+    // What has taken the place of one since is forgotten too: it is only looked up once more.
+    for (const entry of this.#writers.get(host) ?? []) this.#forget(entry);
+    this.#writers.delete(host);
   }
 
   /** Where its entry in a table lies in the arena. */
@@ -168,6 +174,11 @@ export class Tlb {
     if (this.#filled.length >= FILLED) this.flush();
     this.#filled.push(entry);
     this.#filledWith.push(found.physical);
+    if (write) {
+      const writers = this.#writers.get(host);
+      if (writers === undefined) this.#writers.set(host, [entry]);
+      else writers.push(entry);
+    }
     u32[entry / 4] = code === undefined ? page : page + MIXED;
     u32[entry / 4 + 1] = top;
     i32[(entry + 8) / 4] = (host - page) | 0;

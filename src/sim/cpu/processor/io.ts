@@ -41,6 +41,9 @@ export class IoLog {
   gpa = 0;
   access: Access = Access.READ;
 
+  /** Translated code has come to MMIO, and has left: its instruction is KVM's emulator's. */
+  isDemanded = false;
+
   /** Nothing of the instruction was answered yet. */
   get empty(): boolean {
     return this.#answers.length === 0;

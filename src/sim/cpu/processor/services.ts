@@ -57,8 +57,8 @@ export interface LinearMemory {
   flushPage(low: number): void;
   /** Forgets those to guest-physical [start, end). Gives whether there was code's among them. */
   flushPhysical(start: number, end: number): boolean;
-  /** Forgets those for writing: pages have got code in them, or are read-only now. */
-  flushWrites(): void;
+  /** Forgets those for writing, of all or to a page of the arena: it has got code in it, or is read-only now. */
+  flushWrites(host?: number): void;
 }
 
 /** A page of the arena that has code in it. */

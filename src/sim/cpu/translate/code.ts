@@ -49,7 +49,9 @@ export class Code implements TranslatedCode {
   readonly #decoder: Decoder;
   readonly #lower: Lower;
   readonly #pages = new Map<number, CodePage>();
+  /** What was found last by RIP: blocks, and single instructions. */
   readonly #jumps: (Entry | undefined)[] = new Array(ENTRIES);
+  readonly #singles: (Entry | undefined)[] = new Array(ENTRIES);
   #epoch = 0;
   /** To be forgotten, when what executes has come to its end. */
   #forgets = false;
@@ -115,19 +117,22 @@ export class Code implements TranslatedCode {
   #drop(page: CodePage): void {
     this.#pages.delete(page.host);
     page.drop();
-    this.#cpu.memory.flushWrites(); // they know its map
+    this.#cpu.memory.flushWrites(page.host); // they know its map
     this.#advance();
   }
 
   /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
   find(): Entry {
+    return this.#found(this.#cpu.mode, this.#jumps);
+  }
+  #found(mode: Mode, jumps: (Entry | undefined)[]): Entry {
     if (this.#forgets) this.forget();
-    const { state, arena, mode } = this.#cpu;
+    const { state, arena } = this.#cpu;
     const { u32 } = arena.views;
     const low = u32[(state.base + State.rip) / 4]!;
     const high = u32[(state.base + State.rip) / 4 + 1]!;
     const slot = slotOf(low);
-    const known = this.#jumps[slot];
+    const known = jumps[slot];
     if (
       known !== undefined &&
       known.low === low &&
@@ -137,15 +142,13 @@ export class Code implements TranslatedCode {
     )
       return known;
     const entry = this.#look(mode, state.rip);
-    this.#jumps[slot] = entry;
+    jumps[slot] = entry;
     return entry;
   }
 
   /** The instruction at RIP by itself. */
   findSingle(): Entry {
-    if (this.#forgets) this.forget();
-    const { alone, state } = this.#cpu;
-    return this.#look(alone, state.rip);
+    return this.#found(this.#cpu.alone, this.#singles);
   }
 
   /** The same as KVM's emulator decodes it: where that may differ it is translated anew, for it is rare. */
@@ -245,7 +248,7 @@ export class Code implements TranslatedCode {
       page = new PageOf(this.#cpu.arena, host, this.#run);
       this.#pages.set(host, page);
       // Writes to it must be seen from now on.
-      this.#cpu.memory.flushWrites();
+      this.#cpu.memory.flushWrites(host);
     }
     return page;
   }
