@@ -40,6 +40,45 @@ class Entries {
 /** For the next walk. One that begins in the middle of another, by whom the second stage tells, has its own. */
 let spare: Entries | undefined;
 
+/** Of the first levels of walks in IA-32e mode, 2 MiB each. */
+const KEPT = 256;
+const Right = { W: 1, U: 2, X: 4 } as const;
+const rightsOf = (writeable: boolean, owned: boolean, executable: boolean): number =>
+  (writeable ? Right.W : 0) | (owned ? Right.U : 0) | (executable ? Right.X : 0);
+
+/**
+ * What walks in IA-32e mode have found at their first three levels: a table of pages, or a page of 2 MiB (SDM volume 3, 4.10.3).
+ * It holds as long as translations do. What is kept was present, and its accessed flags are set.
+ */
+export class PagingStructures {
+  /** Bits 47:21 of the linear address; -1: there is none. */
+  readonly keys = new Int32Array(KEPT).fill(-1);
+  /** The third level's entry and where it lies, and the rights down to it. */
+  readonly lo = new Int32Array(KEPT);
+  readonly hi = new Int32Array(KEPT);
+  readonly gpa = new Float64Array(KEPT);
+  readonly rights = new Uint8Array(KEPT);
+  #used = false;
+
+  static keyOf = (low: number, high: number): number => ((high & 0xffff) << 11) | (low >>> 21);
+  static placeOf = (key: number): number => (key ^ (key >>> 9)) & (KEPT - 1);
+
+  keep(low: number, high: number, lo: number, hi: number, gpa: number, rights: number): void {
+    const key = PagingStructures.keyOf(low, high);
+    const place = PagingStructures.placeOf(key);
+    this.keys[place] = key;
+    this.lo[place] = lo;
+    this.hi[place] = hi;
+    this.gpa[place] = gpa;
+    this.rights[place] = rights;
+    this.#used = true;
+  }
+  flush(): void {
+    if (this.#used) this.keys.fill(-1);
+    this.#used = false;
+  }
+}
+
 interface Level {
   /** The lowest bit of the linear address that this level's index has. */
   readonly shift: number;
@@ -122,6 +161,7 @@ function wanted(cpu: Processor, chosen: boolean): boolean | undefined {
  * @param low, high the linear address in halves: canonical, below 2^32 outside 64-bit mode
  * @param user the access has the user's rights: CPL is 3 and the access is explicit
  * @param implicit of the processor itself (descriptor tables, TSS): SMAP holds whatever RFLAGS.AC says
+ * @param kept what may be known of the first levels, and is kept of them
  * @throws GuestFault, SecondStageFault
  */
 export function walk(
@@ -131,6 +171,7 @@ export function walk(
   access: Access,
   user: boolean,
   implicit: boolean,
+  kept?: PagingStructures,
 ): Translation {
   const fetch = access === Access.FETCH;
   if (!paging(cpu)) {
@@ -150,8 +191,17 @@ export function walk(
     (fetch && (nxe || (cpu.cr4 & CR4.SMEP) !== 0) ? PageFault.I : 0);
   const read = spare ?? new Entries();
   spare = undefined;
-  const refuse = (why: number): never => {
+  const key = kept !== undefined && long && cpu.choice === undefined ? PagingStructures.keyOf(low, high) : -1;
+  const at = PagingStructures.placeOf(key);
+  const known =
+    key !== -1 && kept!.keys[at] === key && !(write && (kept!.lo[at]! & (Entry.PS | Entry.D)) === Entry.PS);
+  const refuse = (why: number): Translation => {
     spare = read;
+    if (known) {
+      // Before anything is told of an entry, it is looked at.
+      kept!.keys[at] = -1;
+      return walk(cpu, low, high, access, user, implicit);
+    }
     return raise(Vector.PF, code | why, joined(low, high));
   };
 
@@ -160,7 +210,15 @@ export function walk(
   let writeable = true;
   let owned = true;
   let executable = true;
-  for (let place = 0; place < levels.length; place++) {
+  let upper = 0;
+  if (known) {
+    const rights = kept!.rights[at]!;
+    writeable = (rights & Right.W) !== 0;
+    owned = (rights & Right.U) !== 0;
+    executable = (rights & Right.X) !== 0;
+  }
+  const first = known ? 2 : 0;
+  for (let place = first; place < levels.length; place++) {
     const level = levels[place]!;
     const { shift, large, bare } = level;
     const index =
@@ -168,11 +226,15 @@ export function walk(
         ? (high & 0xffff) >>> (shift - 32)
         : (low >>> shift) | (shift > 23 ? high << (32 - shift) : 0);
     const gpa = table + (wide ? (index & (bare ? 3 : 0x1ff)) * 8 : (index & 0x3ff) * 4);
-    if (!readEntry(cpu, gpa, wide, read, place) || (read.lo[place]! & Entry.P) === 0) return refuse(0);
+    if (known && place === first) {
+      read.lo[place] = kept!.lo[at]!;
+      read.hi[place] = kept!.hi[at]!;
+      read.gpa[place] = kept!.gpa[at]!;
+    } else if (!readEntry(cpu, gpa, wide, read, place) || (read.lo[place]! & Entry.P) === 0) return refuse(0);
     const lo = read.lo[place]!;
     const hi = read.hi[place]!;
     const page = shift === 12 || (large && (lo & Entry.PS) !== 0);
-    if (isReserved(lo, hi, level, reserved, wide, cpu)) refuse(PageFault.P | PageFault.RSVD);
+    if (isReserved(lo, hi, level, reserved, wide, cpu)) return refuse(PageFault.P | PageFault.RSVD);
     if (!bare) {
       writeable &&= (lo & Entry.W) !== 0;
       owned &&= (lo & Entry.U) !== 0;
@@ -183,24 +245,30 @@ export function walk(
     const chosen = (hi & choiceOf(cpu)) !== 0;
     if (!page) {
       // A table has the address of a private page: TDX refuses one with the shared bit.
-      if (chosen && cpu.choice!.set === 'shared') refuse(PageFault.P | PageFault.RSVD);
+      if (chosen && cpu.choice!.set === 'shared') return refuse(PageFault.P | PageFault.RSVD);
       table = physical;
+      upper = rightsOf(writeable, owned, executable);
       continue;
     }
 
     if (fetch) {
-      if (!executable || (user ? !owned : owned && (cpu.cr4 & CR4.SMEP) !== 0)) refuse(PageFault.P);
-      if (chosen && cpu.choice!.set === 'shared') refuse(PageFault.P | PageFault.RSVD);
+      if (!executable || (user ? !owned : owned && (cpu.cr4 & CR4.SMEP) !== 0)) return refuse(PageFault.P);
+      if (chosen && cpu.choice!.set === 'shared') return refuse(PageFault.P | PageFault.RSVD);
     } else if (user) {
-      if (!owned || (write && !writeable)) refuse(PageFault.P);
+      if (!owned || (write && !writeable)) return refuse(PageFault.P);
     } else {
-      const kept = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
-      if ((owned && kept) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) refuse(PageFault.P);
+      const smap = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
+      if ((owned && smap) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) return refuse(PageFault.P);
     }
-    for (let used = levels[0]!.bare ? 1 : 0; used < place; used++) mark(cpu, read, used, Entry.A);
+    for (let used = levels[0]!.bare ? 1 : first; used < place; used++) mark(cpu, read, used, Entry.A);
     mark(cpu, read, place, write ? Entry.A | Entry.D : Entry.A);
 
     spare = read;
+    if (key !== -1 && !known && place >= 2) {
+      if (shift === 21) upper = rightsOf(writeable, owned, executable);
+      const dirty = shift === 21 && write ? Entry.D : 0;
+      kept!.keep(low, high, read.lo[2]! | Entry.A | dirty, read.hi[2]!, read.gpa[2]!, upper);
+    }
     // PSE-36: bits 20:13 of a 4 MiB page's entry are its address's bits 39:32 (SDM volume 3, 4.3).
     const above = psePage ? ((lo >>> 13) & 0xff) * GIB4 : 0;
     const inside = low & ~(-1 << shift) & -4096;

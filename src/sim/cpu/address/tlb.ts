@@ -10,7 +10,7 @@ import type { Processor } from '../processor/processor.ts';
 import type { Rights } from '../processor/services.ts';
 import { Access, FAULT, MMIO } from '../processor/stage.ts';
 import { Flag, State } from '../processor/state.ts';
-import { type Translation, walk } from './paging.ts';
+import { PagingStructures, type Translation, walk } from './paging.ts';
 
 /**
  * Entries of a table, 16 bytes each: the page's linear address (i64; INVALID never equals one), and what is to be
@@ -38,6 +38,7 @@ export class Tlb {
   /** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
   readonly #filled: number[] = [];
   readonly #filledWith: number[] = [];
+  readonly #structures = new PagingStructures();
   /** Those for writing, by the arena's page. */
   readonly #writers = new Map<number, number[]>();
   /** Fetches, which translated code does not do: the supervisor's, then the user's. */
@@ -62,6 +63,7 @@ export class Tlb {
 
   /** Forgets every translation. */
   flush(): void {
+    this.#structures.flush();
     for (const entry of this.#filled) this.#forget(entry);
     this.#filled.length = 0;
     this.#filledWith.length = 0;
@@ -93,6 +95,7 @@ export class Tlb {
     return fetched;
   }
   flushPage(low: number): void {
+    this.#structures.flush(); // whatever the page (SDM volume 3, 4.10.4.1, INVLPG)
     for (const user of [false, true]) {
       for (const write of [false, true]) this.#forget(this.#entry(low, user, write));
       this.#fetchLow[fetchIndex(low, user)] = INVALID;
@@ -201,7 +204,7 @@ export class Tlb {
       if (refused.low === (low & -PAGE) && refused.high === high && refused.how === how) return refused.found;
     }
     this.checkCanonical(high, stack);
-    return walk(this.#cpu, low, high, access, user, rights === 'system');
+    return walk(this.#cpu, low, high, access, user, rights === 'system', this.#structures);
   }
   /** What a walk's outcome depends on beside the address and what flush() is called for. */
   #how(access: Access, user: boolean, rights: Rights): number {
