@@ -21,6 +21,9 @@ const ENTRY_64 = 0x200;
 /** CPUID's leaf of memory encryption (APM volume 3, E.4.17). */
 const ENCRYPTION = 0x8000_001f;
 
+/** Its registers, in BCD (MC146818): seconds to the year, the control registers, the century. */
+const CLOCK = { 0: 0, 2: 0, 4: 0x12, 6: 7, 7: 1, 8: 1, 9: 0x26, 10: 0x26, 11: 2, 12: 0, 13: 0x80, 50: 0x20 };
+
 const [kernelPath, initrdPath, mib, commandLine] = process.argv.slice(2);
 const [kernel, initrd] = [readFileSync(kernelPath), readFileSync(initrdPath)];
 const size = Number(mib) * MIB;
@@ -63,6 +66,16 @@ const ports = new Bus();
 Serial.attach(ports, (value) => {
   byte[0] = value;
   writeSync(1, byte);
+});
+// A clock that stands still, with no update in progress: without one the kernel waits for the end of an update, in loops that
+// count, and TCG's machine has one.
+let register = 0;
+ports.attach(0x70, 2, {
+  name: 'the clock',
+  read: (offset, data) => data.fill(offset === 1 ? (CLOCK[register] ?? 0) : 0xff),
+  write(offset, data) {
+    if (offset === 0) register = data[0] & 0x7f;
+  },
 });
 const end = await new RunLoop(vcpu, { ports, sliceMs: 1000 }).run({ timeoutMs: LIMIT_MS });
 // A HLT with interrupts on is the end here: nothing would wake it.
