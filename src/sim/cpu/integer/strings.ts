@@ -91,14 +91,16 @@ const stos: StringInstruction = {
   },
   bulk(cpu, insn, size, most) {
     const { host, count } = whole(cpu, insn, RDI, size, most, true);
-    if (count === 0 || host % size !== 0) return 0;
+    if (count === 0) return 0;
     const { u8, u16, i32, i64 } = cpu.arena.views;
-    const value = cpu.state.u32(RAX * 8);
-    const [start, end] = [host / size, host / size + count];
-    if (size === 8 && (value | cpu.state.u32(RAX * 8 + 4)) !== 0)
-      i64.fill(accumulator(cpu, size), start, end);
-    else if (size === 8) u8.fill(0, host, host + count * size);
-    else (size === 4 ? i32 : size === 2 ? u16 : u8).fill(value, start, end);
+    const value = accumulator(cpu, size);
+    if (size === 1 || value === 0n) u8.fill(Number(value), host, host + count * size);
+    else {
+      if (host % size !== 0) return 0;
+      const [start, end] = [host / size, host / size + count];
+      if (size === 8) i64.fill(value, start, end);
+      else (size === 4 ? i32 : u16).fill(Number(value), start, end);
+    }
     advance(cpu, insn, RDI, count * size);
     return count;
   },
@@ -127,7 +129,7 @@ function whole(cpu: Processor, insn: Insn, register: number, size: Size, most: n
   const low = state.u32(register * 8);
   const high = mode.bits === 64 ? state.u32(register * 8 + 4) : 0;
   const count = Math.min(most, Math.floor((PAGE - (low & (PAGE - 1))) / size));
-  if (count < 2 || (mode.bits === 64 && (high << 16) >> 16 !== (high | 0))) return NOTHING;
+  if (count < 1 || (mode.bits === 64 && (high << 16) >> 16 !== (high | 0))) return NOTHING;
   const host = cpu.memory.hostAt(low, high, size, isWrite ? Access.WRITE : Access.READ);
   if (host === MMIO) return NOTHING;
   // Code that is written to is looked at element by element.
@@ -155,12 +157,15 @@ const move =
   ({ element, bulk }: StringInstruction, size: Size): Helper =>
   (cpu, insn) => {
     const step = stepOf(cpu, size);
-    if (insn.rep === undefined) return element(cpu, insn, size, step);
+    if (insn.rep === undefined) {
+      if (single(cpu) || step < 0 || !bulk?.(cpu, insn, size, 1)) element(cpu, insn, size, step);
+      return;
+    }
     const all = repetitions(cpu, insn);
     if (all === 0) return clearUpper(cpu, insn);
     const most = single(cpu) ? 1 : Math.min(all, MOST);
     for (let left = most; left > 0; ) {
-      let done = left > 1 && step > 0 ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
+      let done = step > 0 && !single(cpu) ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
       if (done === 0) {
         element(cpu, insn, size, step);
         done = 1;

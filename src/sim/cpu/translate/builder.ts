@@ -15,6 +15,10 @@ import type { CallTarget, Detail, OpName } from './ops.ts';
 
 type Gpr = Operand & { readonly kind: 'gpr' };
 
+/** Whether two operands are one register. */
+export const areSame = (left: Operand, right: Operand): boolean =>
+  left.kind === 'gpr' && right.kind === 'gpr' && left.index === right.index && left.high === right.high;
+
 const CS = 1;
 const SS = 2;
 const FS = 4;
@@ -232,6 +236,10 @@ export class Builder {
     else if (operand.kind === 'mem') this.store(this.place(operand, size, true), size, value);
     else throw new Error(`${this.insn.code}: operand ${index} cannot be written`);
   }
+  /** Whether two operands are one register. */
+  isSame(first: number, second: number): boolean {
+    return areSame(this.operand(first), this.operand(second));
+  }
   // What of an instruction is a register's number or a value: a template asks for it when it is executed.
   protected registerAt(_position: number, { index, high }: Gpr, size: Size): Node {
     return this.gpr(index, size, high);
@@ -241,6 +249,12 @@ export class Builder {
   }
   protected immediate({ value }: Operand & { kind: 'imm' }, size: Size): Node {
     return this.constant(size, value);
+  }
+  /** An immediate that counts, modulo a power of two, and whether it is zero then. */
+  count(index: number, size: Size, mask: number): { node: Node; isZero: boolean } {
+    const { value } = this.operand(index) as Operand & { kind: 'imm' };
+    const known = Number(value) & mask;
+    return { node: this.constant(size, known), isZero: known === 0 };
   }
   /** RIP of the next instruction, as CALL pushes it. */
   next(size: Size): Node {

@@ -27,8 +27,10 @@ interface Form {
   /** Operands of one byte are in these fields. */
   readonly byteRm: boolean;
   readonly byteRegister: boolean;
-  /** For these registers or this immediate alone: then one of several. */
+  /** For these registers or this immediate alone, or for two that are one or not: then one of several. */
   readonly registers: boolean;
+  readonly compares: boolean;
+  readonly counts: number;
   readonly immediate: boolean;
   readonly one: Placed | undefined;
   readonly several: Map<string, Placed>;
@@ -218,9 +220,15 @@ export class Cold {
   }
 
   /** Which of its templates an instruction of the form has. */
-  #variant({ registers, immediate }: Form): string {
+  #variant({
+    registers,
+    compares,
+    immediate,
+    counts,
+  }: Omit<Form, 'byteRm' | 'byteRegister' | 'one' | 'several'>): string {
     const { rm, register, legacy, immLow, immHigh } = this.#encoding;
-    return `${registers ? `${rm},${register},${legacy}` : ''}/${immediate ? `${immLow},${immHigh}` : ''}`;
+    const which = registers ? `${rm},${register},${legacy}` : compares ? `${rm === register}` : '';
+    return `${which}/${immediate ? `${immLow},${immHigh}` : (immLow & counts) !== 0}`;
   }
 
   /** A near branch to where execution cannot go on faults there, which is not the template's. */
@@ -250,12 +258,12 @@ export class Cold {
     const insn = decoded[0]!;
     const template = templateOf(mode, insn, hasModrm, this.#segment, this.#lower);
     if (template === undefined) return none();
-    const { registers, immediate, ends } = template;
+    const { registers, compares, immediate, counts, ends } = template;
     let known = forms.get(form) as Form | undefined;
     const bytePlaces = insn.operands.map(
       (operand, i) => operand.kind === 'gpr' && operand.size === 1 && fieldOf(insn, i, hasModrm),
     );
-    const variant = this.#variant({ registers, immediate } as Form);
+    const variant = this.#variant(template);
     const key = [
       this.#decoder.vendor,
       mode.bits,
@@ -275,8 +283,10 @@ export class Cold {
         byteRm: bytePlaces.includes('rm'),
         byteRegister: bytePlaces.includes('register'),
         registers,
+        compares,
         immediate,
-        one: registers || immediate ? undefined : placed,
+        counts,
+        one: registers || compares || immediate || counts !== 0 ? undefined : placed,
         several: new Map(),
       };
       forms.set(form, known);

@@ -6,7 +6,7 @@
 import type { Insn, Memory, Operand, Size } from '../processor/insn.ts';
 import type { Mode } from '../processor/modes.ts';
 import { State } from '../processor/state.ts';
-import { Builder } from './builder.ts';
+import { areSame, Builder } from './builder.ts';
 import { type Node, prune } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
@@ -90,17 +90,30 @@ class TemplateBuilder extends Builder {
     if (size === 8) return this.op('register64', [], { offset });
     return this.op('register32', [], { offset, bits: (size * 8) as 8 | 16 | 32 });
   }
-  protected override registerAt(position: number, operand: Gpr, size: Size): Node {
+  /** The two registers of the form are compared: a template is for those that are one, or for those that are not. */
+  compares = false;
+  override isSame(first: number, second: number): boolean {
+    const { operands } = this.#insn;
+    this.compares ||= operands[first]!.kind === 'gpr' && operands[second]!.kind === 'gpr';
+    return areSame(operands[first]!, operands[second]!);
+  }
+  /** Not 0: a template is for immediates with some of these bits, or for those with none. */
+  counts = 0;
+  override count(index: number, size: Size, mask: number): { node: Node; isZero: boolean } {
+    this.counts = mask;
+    const { value } = this.#insn.operands[index] as Operand & { kind: 'imm' };
+    const node = this.and(size, this.#field(Record.immediate, size), this.constant(size, mask));
+    return { node, isZero: (Number(value) & mask) === 0 };
+  }
+  protected override registerAt(position: number, _operand: Gpr, size: Size): Node {
     const place = this.#places[position];
     if (place !== undefined) return this.#register(place, size);
-    const { index, high } = this.#insn.operands[position] as Gpr;
-    return super.registerAt(position, { ...operand, index, high }, size);
+    return super.registerAt(position, this.#insn.operands[position] as Gpr, size);
   }
-  protected override setRegisterAt(position: number, operand: Gpr, size: Size, value: Node): void {
+  protected override setRegisterAt(position: number, _operand: Gpr, size: Size, value: Node): void {
     const place = this.#places[position];
     if (place === undefined) {
-      const { index, high } = this.#insn.operands[position] as Gpr;
-      super.setRegisterAt(position, { ...operand, index, high }, size, value);
+      super.setRegisterAt(position, this.#insn.operands[position] as Gpr, size, value);
       return;
     }
     this.forgetRegisters(); // it may be any
@@ -203,9 +216,12 @@ export interface Template {
   readonly helpers: readonly CallTarget[];
   /** It ends its block. */
   readonly ends: boolean;
-  /** It is for these registers, or this immediate, alone. */
+  /** It is for these registers, or this immediate, alone; or for two registers that are one, or are not. */
   readonly registers: boolean;
+  readonly compares: boolean;
   readonly immediate: boolean;
+  /** Not 0: it is for immediates with some of these bits, or for those with none. */
+  readonly counts: number;
 }
 
 /**
@@ -230,5 +246,6 @@ export function templateOf(
   const emitter = new TemplateEmitter(mode);
   const bytes = emitter.made(builder).bytes();
   const { registers, immediate } = seen;
-  return { bytes, helpers: emitter.helpers, ends: builder.end !== undefined, registers, immediate };
+  const { end, compares, counts } = builder;
+  return { bytes, helpers: emitter.helpers, ends: end !== undefined, registers, compares, immediate, counts };
 }

@@ -32,12 +32,7 @@ const add: Lower = (b) => {
   );
 };
 /** XOR and SUB of a register with itself: the ways to say 0. */
-function clears(b: Builder): boolean {
-  const [left, right] = [b.operand(0), b.operand(1)];
-  return (
-    left.kind === 'gpr' && right.kind === 'gpr' && left.index === right.index && left.high === right.high
-  );
-}
+const clears = (b: Builder): boolean => b.isSame(0, 1);
 const clear: Lower = (b) => {
   const size = b.sizeOf(0);
   const zero = b.constant(size, 0);

@@ -9,22 +9,18 @@ import { type Node, typeOf } from '../ir.ts';
 import type { Lower, Lowerings } from '../lowering.ts';
 import { pack, top } from './arithmetic.ts';
 
-/** A count, in both forms where it is an immediate. Its nodes have the type of the operand. */
+/** A count. Its node has the type of the operand. */
 interface Count {
   readonly node: Node;
   /** Undefined for a count in CL. */
-  readonly known: number | undefined;
+  readonly isZero: boolean | undefined;
 }
 function countOf(b: Builder, size: Size, index: number): Count {
-  const operand = b.operand(index);
   const mask = size === 8 ? 63 : 31;
-  if (operand.kind === 'imm') {
-    const known = Number(operand.value) & mask;
-    return { node: b.constant(size, known), known };
-  }
+  if (b.operand(index).kind === 'imm') return b.count(index, size, mask);
   return {
     node: b.and(size, b.zeroExtend(1, size, b.read(index, 1)), b.constant(size, mask)),
-    known: undefined,
+    isZero: undefined,
   };
 }
 /** In 32 or 64 bits, of which operands of 1 and 2 bytes are the low part. Counts are modulo that. */
@@ -84,18 +80,18 @@ const shift =
         return shifted.result;
       },
       (_, result) => {
-        if (count.known === 0) return;
+        if (count.isZero === true) return;
         const packed = pack(b, cf, overflow(b, size, result, cf));
-        if (count.known !== undefined) b.flagsOf(size, result, packed);
+        if (count.isZero === false) b.flagsOf(size, result, packed);
         else b.flagsOfIf(isNot0(b, size, count.node), size, result, packed);
       },
     );
   };
 
 /** CF and OF from `flags`, but only where the count is not 0. */
-function setRotated(b: Builder, size: Size, { node, known }: Count, flags: { CF: Node; OF: Node }): void {
-  if (known === 0) return;
-  if (known !== undefined) return void b.setCarries(flags);
+function setRotated(b: Builder, size: Size, { node, isZero }: Count, flags: { CF: Node; OF: Node }): void {
+  if (isZero === true) return;
+  if (isZero === false) return void b.setCarries(flags);
   const moved = isNot0(b, size, node);
   const kept = (name: 'CF' | 'OF') => b.select(4, moved, flags[name], b.flag(name));
   b.setCarries({ CF: kept('CF'), OF: kept('OF') });
@@ -173,7 +169,7 @@ const rotateThroughCarry =
     const around = size === 1 ? 9 : size === 2 ? 17 : undefined;
     const wideCount = b.zeroExtend(size, 8, given.node);
     const node = around === undefined ? wideCount : b.op('remu64', [wideCount, b.const64(BigInt(around))]);
-    const count = { node, known: given.known === undefined ? undefined : given.known % (around ?? 64) };
+    const count = { node, isZero: around === undefined ? given.isZero : undefined };
     let cf: Node;
     b.modify(
       0,
@@ -219,13 +215,13 @@ const double =
       return b.truncate(size, shr(size === 2 ? joined(value, source, value) : joined(source, value), n));
     };
     b.modify(0, move, (before, result) => {
-      if (count.known === 0) return;
+      if (count.isZero === true) return;
       const out = toLeft
         ? b.op('sub64', [b.const64(BigInt(size * 8)), n])
         : b.op('sub64', [n, b.const64(1n)]);
       const cf = lowest(b, shr(b.zeroExtend(size, 8, before), out));
       const packed = pack(b, cf, top(b, size, b.xor(size, result, before)));
-      if (count.known !== undefined) b.flagsOf(size, result, packed);
+      if (count.isZero === false) b.flagsOf(size, result, packed);
       else b.flagsOfIf(isNot0(b, 8, n), size, result, packed);
     });
   };
