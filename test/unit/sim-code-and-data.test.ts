@@ -117,7 +117,8 @@ describe('a guest that writes into the page that its code is in, on the simulato
   describe.each(Object.entries(writers))('%s', (_, [{ code }, result]) => {
     it.each(tiers)('is translated as often as if it wrote elsewhere (%s)', (tier) => {
       const decode = vi.spyOn(Decoder.prototype, 'decode');
-      const decoded = [OTHER_PAGE, SAME_PAGE].map((rdi) => {
+      // The first learns the forms of these instructions, which the others find.
+      const decoded = [OTHER_PAGE, OTHER_PAGE, SAME_PAGE].map((rdi) => {
         decode.mockClear();
         withGuest(tier, code, ({ vcpu, ram }) => {
           vcpu.setRegs({ ...vcpu.getRegs(), rdi });
@@ -126,8 +127,8 @@ describe('a guest that writes into the page that its code is in, on the simulato
         });
         return decode.mock.calls.length;
       });
-      expect(decoded[0]).toBeGreaterThan(0);
-      expect(decoded[1]).toBe(decoded[0]);
+      expect(decoded[1]).toBeGreaterThan(0);
+      expect(decoded[2]).toBe(decoded[1]);
     });
   });
 

@@ -60,7 +60,14 @@ export class Code implements TranslatedCode {
   #run = 0;
   /** What the host had written when this run began. */
   #hostWrites = -1;
-  tier: Tier = 'both';
+  #tier: Tier = 'both';
+  get tier(): Tier {
+    return this.#tier;
+  }
+  set tier(tier: Tier) {
+    this.#tier = tier;
+    if (tier === 'templates' && this.#cold !== undefined) this.#cold.batch = 1;
+  }
   /** Blocks that were translated since somebody last set it to 0. */
   made = 0;
   readonly #modules = new Set<WasmUnit & Module>();

@@ -16,7 +16,7 @@ import type { End } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
 import { Header, Record } from './records.ts';
-import { CONTINUES, DONE, fieldOf, templateOf } from './template.ts';
+import { CONTINUES, DONE, fieldOf, templateModule, templateOf } from './template.ts';
 import { LEFT } from './wasm-function.ts';
 
 /** Instructions of a block at most. */
@@ -35,13 +35,26 @@ interface Form {
   readonly one: Placed | undefined;
   readonly several: Map<string, Placed>;
 }
-/** A template's place in the table of functions. */
+/** A template. */
 interface Placed {
-  readonly place: number;
+  readonly key: string;
   readonly ends: boolean;
+  /** In the table of functions; undefined until it is compiled. */
+  place: number | undefined;
+  /** The records that wait for that, and are executed by closures meanwhile. */
+  readonly waiting: number[];
 }
+/** So many templates are compiled together, and sooner where records that wait for one were executed so often. */
+const Batch = { most: 32, patience: 64 } as const;
 /** The form has no template, or none is made of it. */
 const NO_TEMPLATE = 'none';
+
+interface Closures {
+  readonly unit: ClosureUnit;
+  readonly gives: number;
+  /** There will be a template. */
+  readonly waits: boolean;
+}
 
 export interface ColdBlock {
   readonly block: number;
@@ -51,6 +64,8 @@ export interface ColdBlock {
 
 export class Cold {
   readonly interpreter: Interpreter;
+  /** How many templates are compiled together. */
+  batch: number = Batch.most;
   readonly #cpu: Processor;
   readonly #decoder: Decoder;
   readonly #lower: Lower;
@@ -59,7 +74,11 @@ export class Cold {
   /** By mode, then by form. */
   #forms = new WeakMap<Mode, Map<number, Form | typeof NO_TEMPLATE>>();
   /** What has no template, and what it gives: CONTINUES, DONE or LEFT. */
-  readonly #closures = new Map<number, { readonly unit: ClosureUnit; readonly gives: number }>();
+  readonly #closures = new Map<number, Closures>();
+  /** Templates that are still to be compiled. */
+  #module = templateModule();
+  #waiting: Placed[] = [];
+  #impatience = 0;
 
   constructor(cpu: Processor, decoder: Decoder, lower: Lower, segment: CallTarget, heat: number) {
     this.#cpu = cpu;
@@ -99,16 +118,47 @@ export class Cold {
   /** All blocks are gone. */
   forget(): void {
     this.#closures.clear();
+    for (const placed of this.#waiting) placed.waiting.length = 0;
     this.interpreter.forget();
     if (!this.interpreter.isFull) return;
     this.interpreter.forgetTemplates();
     this.#forms = new WeakMap();
+    this.#module = templateModule();
+    this.#waiting = [];
   }
 
   #execute(record: number): number {
-    const { unit, gives } = this.#closures.get(record)!;
+    const { unit, gives, waits } = this.#closures.get(record)!;
+    if (waits && ++this.#impatience >= Batch.patience) this.#compile();
     unit.execute();
     return gives;
+  }
+
+  /** Makes functions of the templates that wait. */
+  #compile(): void {
+    const { interpreter } = this;
+    const waiting = this.#waiting;
+    const module = this.#module;
+    this.#module = templateModule();
+    this.#waiting = [];
+    this.#impatience = 0;
+    const keys = waiting.map(({ key }) => key);
+    if (keys.length === 0) return;
+    if (!interpreter.compile(module, keys)) {
+      // An engine may refuse large modules alone: from now on each has its own, and what waits is met anew.
+      this.batch = 1;
+      this.#forms = new WeakMap();
+      return;
+    }
+    const { i32 } = this.#cpu.arena.views;
+    for (const placed of waiting) {
+      placed.place = interpreter.placeOf(placed.key);
+      for (const record of placed.waiting) {
+        i32[(record + Record.template) / 4] = placed.place!;
+        this.#closures.delete(record);
+      }
+      placed.waiting.length = 0;
+    }
   }
 
   /**
@@ -154,7 +204,7 @@ export class Cold {
       let { length, nextLow, nextHigh } = encoding;
       const r = record / 4;
       if (placed !== undefined && form !== undefined) {
-        i32[r + Record.template / 4] = placed.place;
+        i32[r + Record.template / 4] = placed.place ?? Fixed.closures;
         i32[r + Record.insn / 4] = 0;
         i32[r + Record.immediate / 4] = encoding.immLow;
         i32[r + Record.immediate / 4 + 1] = encoding.immHigh;
@@ -168,7 +218,8 @@ export class Cold {
         u16[h + Record.index / 2] = placeOf(encoding.index);
         i32[r + Record.scale / 4] = encoding.scale;
         ends = placed.ends;
-      } else {
+      }
+      if (placed?.place === undefined) {
         const address = joined(ripLow, ripHigh);
         const decoded = this.#decoder.decode(
           u8.slice(at, Math.min(at + LONGEST, end)),
@@ -177,6 +228,7 @@ export class Cold {
           () => false,
         );
         if (typeof decoded === 'string') break;
+        placed?.waiting.push(record);
         const insn = decoded[0]!;
         const builder = new Builder(mode, this.#segment);
         builder.begin(insn);
@@ -185,7 +237,8 @@ export class Cold {
         const finish: End = builder.end ?? { kind: 'goto', target: insn.next };
         const unit = { rip: address, insns: [insn], nodes: builder.finish(finish), end: finish };
         const gives = !ends ? CONTINUES : finish.kind === 'left' ? LEFT : DONE;
-        this.#closures.set(record, { unit: new ClosureUnit(this.#cpu, unit, record), gives });
+        const waits = placed !== undefined;
+        this.#closures.set(record, { unit: new ClosureUnit(this.#cpu, unit, record), gives, waits });
         i32[r + Record.template / 4] = Fixed.closures;
         i32[r + Record.insn / 4] = interpreter.keep(insn);
         length = insn.length;
@@ -256,7 +309,7 @@ export class Cold {
     const decoded = this.#decoder.decode(bytes, mode.bits, rip, () => false);
     if (typeof decoded === 'string' || !isSame(decoded[0]!, encoding, hasModrm)) return none();
     const insn = decoded[0]!;
-    const template = templateOf(mode, insn, hasModrm, this.#segment, this.#lower);
+    const template = templateOf(mode, insn, hasModrm, this.#segment, this.#lower, this.#module);
     if (template === undefined) return none();
     const { registers, compares, immediate, counts, ends } = template;
     let known = forms.get(form) as Form | undefined;
@@ -275,9 +328,13 @@ export class Cold {
       form,
       variant,
     ].join();
-    const place = this.interpreter.place(key, template);
-    if (place === undefined) return none();
-    const placed = { place, ends };
+    const placed: Placed = { key, ends, place: this.interpreter.placeOf(key), waiting: [] };
+    if (placed.place !== undefined) this.#module.drop();
+    else {
+      this.#waiting.push(placed);
+      if (this.#waiting.length >= this.batch) this.#compile();
+      if (this.batch === 1 && placed.place === undefined) return none();
+    }
     if (known === undefined) {
       known = {
         byteRm: bytePlaces.includes('rm'),

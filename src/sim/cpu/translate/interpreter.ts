@@ -8,11 +8,13 @@ import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
 import { NONE } from './forms.ts';
+import type { CallTarget } from './ops.ts';
 import { Header, Record } from './records.ts';
 import { find, remember, targetAt } from './targets.ts';
-import { DONE, type Template } from './template.ts';
+import { DONE } from './template.ts';
 import { ended, slow, type WasmUnit } from './wasm.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
+import { importsOf, type WasmModule } from './wasm-module.ts';
 
 /** What run() gives beside what units give: the block is worth more. */
 const HOT = 4;
@@ -27,7 +29,13 @@ export const Fixed = { closures: 0, end: 1, block: 2 } as const;
  * end, by immediates and by limits of segments.
  */
 const MOST = 4096;
-const modules = new Map<string, Module>();
+/** Templates in one module: their keys, in its functions' order. */
+interface Batch {
+  readonly module: Module;
+  readonly helpers: readonly CallTarget[];
+  readonly keys: readonly string[];
+}
+const batches = new Map<string, Batch>();
 
 export interface Operands {
   readonly rm: number;
@@ -80,42 +88,47 @@ export class Interpreter implements Unit {
     this.#table.set(Fixed.block, instance.exports.b);
   }
 
-  /**
-   * The table's place of a template, which every processor in such a mode can have; undefined where the engine refuses to
-   * compile it at once.
-   */
-  place(key: string, template: Template): number | undefined {
+  /** The table's place of a template, which every processor in such a mode can have; undefined where nobody has made it. */
+  placeOf(key: string): number | undefined {
     const known = this.#places.get(key);
     if (known !== undefined) return known;
-    let module = modules.get(key);
-    if (module === undefined) {
-      try {
-        module = new WebAssembly.Module(template.bytes);
-      } catch (error) {
-        if (!(error instanceof RangeError)) throw error;
-        return undefined;
-      }
-      if (modules.size >= MOST) modules.clear();
-      modules.set(key, module);
+    const batch = batches.get(key);
+    if (batch === undefined) return undefined;
+    this.#instantiate(batch);
+    return this.#places.get(key);
+  }
+  /** Compiles templates, one for each key; false where the engine refuses to do that at once. */
+  compile(templates: WasmModule, keys: readonly string[]): boolean {
+    let module: Module;
+    try {
+      module = new WebAssembly.Module(templates.bytes());
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return false;
     }
+    if (batches.size >= MOST) batches.clear();
+    const batch = { module, keys, helpers: templates.helpers as unknown as readonly CallTarget[] };
+    for (const key of keys) batches.set(key, batch);
+    this.#instantiate(batch);
+    return true;
+  }
+  #instantiate({ module, helpers, keys }: Batch): void {
     const cpu = this.#cpu;
     const { state } = cpu;
-    const helpers = template.helpers.map((helper, i) => [
-      `h${i}`,
-      (record: number, ...values: unknown[]) => {
-        const insn = this.insnOf(record >>> 0);
-        state.rip = insn.rip;
-        state.moved = false;
-        return helper(cpu, insn, ...values);
-      },
-    ]);
-    const e = { ...this.#imports, ...Object.fromEntries(helpers) };
-    const instance = new WebAssembly.Instance(module, { e });
-    const place = this.reserve();
-    this.#table.set(place, instance.exports.r);
-    this.#places.set(key, place);
-    this.#templates.push(place);
-    return place;
+    const calls = helpers.map((helper) => (record: unknown, ...values: unknown[]) => {
+      const insn = this.insnOf((record as number) >>> 0);
+      state.rip = insn.rip;
+      state.moved = false;
+      return helper(cpu, insn, ...values);
+    });
+    const { exports } = new WebAssembly.Instance(module, { e: { ...this.#imports, ...importsOf(calls) } });
+    for (const [index, key] of keys.entries()) {
+      if (this.#places.has(key)) continue;
+      const place = this.reserve();
+      this.#table.set(place, exports[`r${index}`]);
+      this.#places.set(key, place);
+      this.#templates.push(place);
+    }
   }
 
   // --- records -----------------------------------------------------------------------------------------------------

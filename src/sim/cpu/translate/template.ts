@@ -12,7 +12,7 @@ import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
 import { Record } from './records.ts';
 import { Wasm } from './wasm-bytes.ts';
-import { FunctionEmitter, LEFT, Local, loadOf, OWN, storeOf } from './wasm-function.ts';
+import { FunctionEmitter, LEFT, Local, loadOf, storeOf } from './wasm-function.ts';
 import { WasmModule } from './wasm-module.ts';
 
 /** What a template gives beside LEFT and TRAPPED: its block goes on, or execution goes on at RIP. */
@@ -148,14 +148,11 @@ class TemplateBuilder extends Builder {
 }
 
 class TemplateEmitter extends FunctionEmitter {
-  /** What its imports `h0` and so on call. */
-  readonly helpers: CallTarget[] = [];
-
-  constructor(mode: Mode) {
-    super(new WasmModule(OWN, { global: true }), mode.user, undefined);
+  constructor(module: WasmModule, mode: Mode) {
+    super(module, mode.user, undefined);
   }
 
-  made(builder: Builder): WasmModule {
+  add(builder: Builder): void {
     const { end } = builder;
     const nodes = prune(builder.nodes, end ?? { kind: 'left' });
     this.begin(nodes, end);
@@ -168,7 +165,6 @@ class TemplateEmitter extends FunctionEmitter {
       this.store(Wasm.i64Store, State.rip);
       this.code.op(Wasm.i32Const, DONE);
     } else throw new Error(`a template does not end by ${end.kind}`);
-    return this.module;
   }
 
   protected override emit(node: Node): void {
@@ -201,19 +197,15 @@ class TemplateEmitter extends FunctionEmitter {
   }
   protected helper({ args, row, detail }: Node) {
     const shape = `i${args.map((arg) => arg.row.result).join('')}`;
-    const { helper } = detail;
-    this.helpers.push(helper!);
     return {
-      index: this.module.helper(shape, row.result, helper as (...args: unknown[]) => unknown),
+      index: this.module.helper(shape, row.result, detail.helper as (...args: unknown[]) => unknown),
       before: () => this.code.op(Wasm.localGet).u(Local.parameter),
     };
   }
 }
 
-/** A form as code that is the same for every processor. */
+/** A form as a function of a module, which is the same for every processor. */
 export interface Template {
-  readonly bytes: Uint8Array;
-  readonly helpers: readonly CallTarget[];
   /** It ends its block. */
   readonly ends: boolean;
   /** It is for these registers, or this immediate, alone; or for two registers that are one, or are not. */
@@ -224,8 +216,11 @@ export interface Template {
   readonly counts: number;
 }
 
+/** A module for templates. */
+export const templateModule = (): WasmModule => new WasmModule({ global: true });
+
 /**
- * The template of an instruction's form, or undefined where it depends on what a record does not have.
+ * Adds the template of an instruction's form to a module; undefined where it depends on what a record does not have.
  * @param insn one of that form
  */
 export function templateOf(
@@ -234,6 +229,7 @@ export function templateOf(
   hasModrm: boolean,
   segment: CallTarget,
   lower: Lower,
+  module: WasmModule,
 ): Template | undefined {
   const seen: Seen = { registers: false, immediate: false, place: false };
   const builder = new TemplateBuilder(mode, segment, insn, hasModrm);
@@ -243,9 +239,8 @@ export function templateOf(
   if (seen.place) return undefined;
   // What names places in the state page itself is for one processor, and for its registers.
   if (builder.nodes.some(({ op }) => op === 'vector' || op.startsWith('attempt'))) return undefined;
-  const emitter = new TemplateEmitter(mode);
-  const bytes = emitter.made(builder).bytes();
+  new TemplateEmitter(module, mode).add(builder);
   const { registers, immediate } = seen;
   const { end, compares, counts } = builder;
-  return { bytes, helpers: emitter.helpers, ends: end !== undefined, registers, compares, immediate, counts };
+  return { ends: end !== undefined, registers, compares, immediate, counts };
 }

@@ -9,7 +9,7 @@ import type { Block, Node } from './ir.ts';
 import { Header } from './records.ts';
 import { find, targetAt } from './targets.ts';
 import { Wasm } from './wasm-bytes.ts';
-import { FunctionEmitter, LEFT, Local, OWN } from './wasm-function.ts';
+import { FunctionEmitter, LEFT, Local } from './wasm-function.ts';
 import { WasmModule } from './wasm-module.ts';
 
 export class Emitter extends FunctionEmitter {
@@ -30,7 +30,7 @@ export class Emitter extends FunctionEmitter {
    * @param place where its function is in the table of functions
    */
   constructor(cpu: Processor, blocks: readonly Block[], unit: number, place: number) {
-    super(new WasmModule(OWN), cpu.user, cpu.state.base);
+    super(new WasmModule(), cpu.user, cpu.state.base);
     this.#cpu = cpu;
     this.#blocks = blocks;
     this.#unit = unit;

@@ -15,7 +15,7 @@ export const TRAPPED = 2;
 
 /** The function's own locals behind its parameter; those of values follow. */
 export const Local = { parameter: 0, address: 1, entry: 2, high: 3, low: 4 } as const;
-export const OWN = [Wasm.i64, Wasm.i32, Wasm.i64, Wasm.i64];
+const OWN = [Wasm.i64, Wasm.i32, Wasm.i64, Wasm.i64];
 
 export abstract class FunctionEmitter {
   protected readonly module: WasmModule;
@@ -32,7 +32,7 @@ export abstract class FunctionEmitter {
 
   constructor(module: WasmModule, user: boolean, base: number | undefined) {
     this.module = module;
-    this.code = module.code;
+    this.code = module.begin(OWN);
     this.#user = user;
     this.#base = base;
   }

@@ -1,4 +1,4 @@
-/** The module that one unit becomes: its types, imports and locals around the code of its one function. */
+/** The module that a unit becomes, or several templates: types, imports and locals around the code of its functions. */
 import { Bytes, Wasm } from './wasm-bytes.ts';
 
 type Callee = (...args: unknown[]) => unknown;
@@ -25,24 +25,30 @@ const SLOW = Object.keys(Slow).length;
 export const wasmType = (type: string) => (type === 'l' ? Wasm.i64 : Wasm.i32);
 
 export class WasmModule {
-  /** The function's body. */
-  readonly code = new Bytes();
+  /** The bodies of its functions, and the types of their locals; the parameter, which comes before them, is not among them. */
+  readonly #functions: { readonly code: Bytes; readonly locals: number[] }[] = [];
   readonly #types: FunctionType[] = Object.values(types);
   readonly #helpers: { readonly type: number; readonly call: Callee }[] = [];
-  /** Types of the locals; the function's parameter, which comes before them, is not among them. */
-  readonly #locals: number[];
-
   /** The state page's place is a global, which is imported. */
   readonly #global: boolean;
 
-  constructor(locals: readonly number[], { global = false } = {}) {
-    this.#locals = [...locals];
+  constructor({ global = false } = {}) {
     this.#global = global;
   }
 
-  /** Another local; its index. */
+  /** Another function, with these locals; its body. */
+  begin(locals: readonly number[]): Bytes {
+    const code = new Bytes();
+    this.#functions.push({ code, locals: [...locals] });
+    return code;
+  }
+  /** Takes the last function back; what it calls stays among the imports. */
+  drop(): void {
+    this.#functions.pop();
+  }
+  /** Another local of the function that was begun last; its index. */
   local(type: number): number {
-    return this.#locals.push(type);
+    return this.#functions.at(-1)!.locals.push(type);
   }
 
   /** Another import, of the types that `args` and `result` name; its function index. */
@@ -55,13 +61,13 @@ export class WasmModule {
     return SLOW + this.#helpers.push({ type, call }) - 1;
   }
 
-  /** What `helper` was given, as imports by name. */
-  get imports(): { [name: string]: Callee } {
-    return Object.fromEntries(this.#helpers.map(({ call }, index) => [`h${index}`, call]));
+  /** What `helper` was given. */
+  get helpers(): readonly Callee[] {
+    return this.#helpers.map(({ call }) => call);
   }
 
-  /** The binary. The memory is the import `m`, the function the export `r`. */
-  bytes(): Uint8Array {
+  /** The binary. The memory is the import `m`, helpers are `h0` and so on, the functions the exports `r0` and so on. */
+  bytes(): Uint8Array<ArrayBuffer> {
     const typeSection = new Bytes().u(this.#types.length);
     for (const { params, results } of this.#types) {
       typeSection
@@ -78,31 +84,42 @@ export class WasmModule {
     for (let i = 0; i < SLOW; i++) imported(`s${i}`, i + 1);
     for (const [index, { type }] of this.#helpers.entries()) imported(`h${index}`, type);
     if (this.#global) imports.name('e').name('b').op(3, Wasm.i32, 0);
-    const functions = new Bytes().u(1).u(0);
-    const run = SLOW + this.#helpers.length;
-    const exports = new Bytes().u(1).name('r').op(0).u(run);
-    const body = this.#declarations().append(this.code).op(Wasm.end);
-    const code = new Bytes().u(1).u(body.length).append(body);
+    const functions = new Bytes().u(this.#functions.length);
+    const exports = new Bytes().u(this.#functions.length);
+    const bodies = new Bytes().u(this.#functions.length);
+    for (const [index, { code, locals }] of this.#functions.entries()) {
+      functions.u(0);
+      exports
+        .name(`r${index}`)
+        .op(0)
+        .u(SLOW + this.#helpers.length + index);
+      const body = declarations(locals).append(code).op(Wasm.end);
+      bodies.u(body.length).append(body);
+    }
     const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
     module
       .section(1, typeSection)
       .section(2, imports)
       .section(3, functions)
       .section(7, exports)
-      .section(10, code);
+      .section(10, bodies);
     return module.all;
   }
-
-  /** Locals are declared by runs of one type. */
-  #declarations(): Bytes {
-    const runs: [count: number, type: number][] = [];
-    for (const type of this.#locals) {
-      const last = runs.at(-1);
-      if (last?.[1] === type) last[0]++;
-      else runs.push([1, type]);
-    }
-    const bytes = new Bytes().u(runs.length);
-    for (const [count, type] of runs) bytes.u(count).op(type);
-    return bytes;
-  }
 }
+
+/** Locals are declared by runs of one type. */
+function declarations(locals: readonly number[]): Bytes {
+  const runs: [count: number, type: number][] = [];
+  for (const type of locals) {
+    const last = runs.at(-1);
+    if (last?.[1] === type) last[0]++;
+    else runs.push([1, type]);
+  }
+  const bytes = new Bytes().u(runs.length);
+  for (const [count, type] of runs) bytes.u(count).op(type);
+  return bytes;
+}
+
+/** Imports by the names that a module's helpers have. */
+export const importsOf = (helpers: readonly Callee[]): { [name: string]: Callee } =>
+  Object.fromEntries(helpers.map((call, index) => [`h${index}`, call]));

@@ -10,6 +10,7 @@ import type { Unit, Where } from '../processor/unit.ts';
 import type { Block } from './ir.ts';
 import { Emitter } from './wasm-emitter.ts';
 import { LEFT, TRAPPED } from './wasm-function.ts';
+import { importsOf } from './wasm-module.ts';
 
 let units = 0;
 
@@ -47,9 +48,9 @@ export class WasmUnit implements Unit {
         this.#places.push({ rip, next, rest: insns.length - index });
     }
     const module = new Emitter(cpu, blocks, this.id, place).made();
-    const imports = { m: cpu.arena.memory, ...slow(cpu), ...module.imports };
+    const imports = { m: cpu.arena.memory, ...slow(cpu), ...importsOf(module.helpers) };
     const instance = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
-    this.code = instance.exports.r as (entry: number) => number;
+    this.code = instance.exports.r0 as (entry: number) => number;
   }
 
   run(entry: number): boolean {
