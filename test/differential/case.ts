@@ -3,7 +3,7 @@
  * the instruction's operands need; so a case is one line of text.
  */
 import { Image } from '../../src/sim/cpu/x87/fxsave.ts';
-import { type ModeName, modeOf, modes } from './modes.ts';
+import { hasAvx, type ModeName, modeOf, modes } from './modes.ts';
 import { Place, WINDOW } from './places.ts';
 import { DOUBLE, extended, float, integer64, Random, SINGLE, vector } from './random.ts';
 
@@ -29,6 +29,8 @@ export const REGISTERS = [
   'rflags',
 ] as const;
 export type RegisterName = (typeof REGISTERS)[number];
+/** Of a vector register, which a case may give as well: the low half, and what is above. */
+export type VectorName = `xmm${number}` | `ymm${number}`;
 export const RIP = REGISTERS.indexOf('rip');
 export const RFLAGS = REGISTERS.indexOf('rflags');
 const RDX = REGISTERS.indexOf('rdx');
@@ -48,7 +50,7 @@ export interface Case {
   /** The seed of the state. */
   readonly state: number;
   /** Registers that are not as the seed has them; `rip` among them is where the instruction lies. */
-  readonly registers: readonly (readonly [RegisterName, bigint])[];
+  readonly registers: readonly (readonly [RegisterName | VectorName, bigint])[];
   /** Memory that is not as the seed has it, by linear address. */
   readonly patches: readonly Patch[];
 }
@@ -56,7 +58,7 @@ export interface Case {
 export interface State {
   /** In the order of REGISTERS. */
   readonly registers: BigUint64Array;
-  /** FXSAVE's image, without what is beyond XMM15 (SDM volume 1, 10.5.1). */
+  /** FXSAVE's image, without what is beyond XMM15 (SDM volume 1, 10.5.1); where there is AVX, the XSAVE area to YMM15's upper half. */
   readonly fpu: Uint8Array;
   /** The window's content. */
   readonly memory: Uint8Array;
@@ -64,6 +66,9 @@ export interface State {
 
 /** FXSAVE's image as far as KVM tells it of every guest: to the end of XMM15. */
 export const Fx = { ...Image, end: Image.xmm + 16 * 16 } as const;
+
+/** What follows in the XSAVE area (SDM volume 1, 13.4). */
+export const Xs = { header: 512, ymm: 576, end: 576 + 16 * 16 } as const;
 
 /** The parts of the image that are compared, by name: all but the pointers (docs/undefined-results.md). */
 export const FPU_PARTS: readonly (readonly [name: string, at: number, size: number])[] = [
@@ -74,6 +79,15 @@ export const FPU_PARTS: readonly (readonly [name: string, at: number, size: numb
   ...Array.from({ length: 8 }, (_, i) => [`st${i}`, Fx.st + 16 * i, 10] as const),
   ...Array.from({ length: 16 }, (_, i) => [`xmm${i}`, Fx.xmm + 16 * i, 16] as const),
 ];
+
+/** The same where there is AVX: XSTATE_BV and the upper halves. */
+const EXTENDED_PARTS: typeof FPU_PARTS = [
+  ...FPU_PARTS,
+  ['bv', Xs.header, 8],
+  ...Array.from({ length: 16 }, (_, i) => [`ymm${i}`, Xs.ymm + 16 * i, 16] as const),
+];
+export const partsOf = (fpu: Uint8Array): typeof FPU_PARTS =>
+  fpu.length > Fx.end ? EXTENDED_PARTS : FPU_PARTS;
 
 const Flag = { fixed: 0x202, arithmetic: 0x8d5, IF: 0x200, DF: 0x400, IOPL: 0x3000 };
 const MASKS = 0x3f;
@@ -132,7 +146,7 @@ export function stateOf(given: Case): State {
     if (bits === 16 && random.oneIn(4)) registers[RSP]! |= BigInt(random.u32() & 0xffff) << 16n;
   }
 
-  const fpu = new Uint8Array(Fx.end);
+  const fpu = new Uint8Array(hasAvx(given.mode) ? Xs.end : Fx.end);
   const view = new DataView(fpu.buffer);
   const masks = random.oneIn(8) ? random.below(64) : MASKS;
   const precision = random.oneIn(4) ? random.pick([0x000, 0x200]) : 0x300;
@@ -161,7 +175,23 @@ export function stateOf(given: Case): State {
 
   const from = 16 * random.below(4096);
   const memory = pool.slice(from, from + WINDOW);
-  for (const [name, value] of given.registers) registers[REGISTERS.indexOf(name)] = value;
+  if (hasAvx(given.mode)) {
+    // Where a component is in its initial state the processor may know that (SDM volume 1, 13.6).
+    const initial = random.oneIn(16);
+    view.setBigUint64(Xs.header, initial ? 3n : 7n, true);
+    if (!initial) for (let i = 0; i < 16; i++) vector(random, view, Xs.ymm + 16 * i);
+  }
+  for (const [name, value] of given.registers) {
+    const vectorNumber = /^([xy])mm(\d+)$/.exec(name);
+    if (vectorNumber === null) registers[REGISTERS.indexOf(name as RegisterName)] = value;
+    else {
+      const upper = vectorNumber[1] === 'y';
+      const at = (upper ? Xs.ymm : Fx.xmm) + 16 * Number(vectorNumber[2]);
+      view.setBigUint64(at, BigInt.asUintN(64, value), true);
+      view.setBigUint64(at + 8, value >> 64n, true);
+      if (upper) view.setBigUint64(Xs.header, 7n, true);
+    }
+  }
   for (const { at, bytes } of given.patches) memory.set(bytes, at - Place.data);
   return { registers, fpu, memory };
 }

@@ -1,13 +1,14 @@
 /** The command: `node scripts/differential.mjs`. */
 import { parseArgs } from 'node:util';
 import { type Hypervisor, type OpenOptions, openHypervisor, type SimulatedHost } from '../../src/index.ts';
-import { formatCase, parseCase } from './case.ts';
+import { type Case, formatCase, parseCase } from './case.ts';
 import { compare, shown } from './compare.ts';
 import { floatsCommand } from './floats-command.ts';
 import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
 import { type ModeName, modes } from './modes.ts';
-import { type Oracle, oracleOf, processor, vendor } from './oracle.ts';
+import { type Oracle, oracleOf, PROCESS, processor, vendor } from './oracle.ts';
+import { ProcessOracle } from './process.ts';
 import { aboutRecording, type Recorded, readRecording, recordLine, writeRecording } from './recording.ts';
 import { Runner } from './runner.ts';
 import { sequencesCommand } from './sequences-command.ts';
@@ -17,7 +18,8 @@ const USAGE = `Executes random instructions on two backends, and shows where the
   node scripts/differential.mjs [options]       (and: sequences --help, floats --help)
     --backend NAME    what is tested (sim)
     --oracle NAME     what it is compared with (kvm): by the host and the mode, that is the silicon, QEMU's TCG in the
-                      lab, or KVM's emulator on a PVM host at privilege 0
+                      lab, or KVM's emulator on a PVM host at privilege 0; or process: the silicon without KVM, for the
+                      64-bit modes of privilege 3
     --tier TIER       of the simulator: closures, templates, wasm, or both as it likes (both)
     --vendor NAME     of the simulator's processor: amd or intel (the host's, where its silicon is the oracle, else amd)
     --mode MODE       ${modes.join(', ')} (long3)
@@ -121,28 +123,40 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
   const tally = new Tally(Number(values.examples));
 
   // The oracle and its cases, or a recording of them.
-  using oracleHv = values.replay === undefined ? open(values.oracle) : undefined;
+  const isProcess = values.replay === undefined && values.oracle === PROCESS;
+  using oracleProcess = isProcess ? new ProcessOracle() : undefined;
+  using oracleHv = values.replay === undefined && !isProcess ? open(values.oracle) : undefined;
   using oracle = oracleHv && new Runner(oracleHv);
   const pattern = new RegExp(values.filter ?? '', 'i');
   function* cases(): Generator<Recorded> {
-    if (oracle === undefined) {
-      for (const recorded of readRecording(values.replay!))
+    if (values.replay !== undefined) {
+      for (const recorded of readRecording(values.replay))
         if (pattern.test(inspect(recorded.given).form)) yield recorded;
       return;
     }
     const execute = (given: Recorded['given']) => {
       if (values.announce) process.stderr.write(`${formatCase(given)}\n`);
-      return { given, expected: oracle.run(given, inspect(given)) };
+      return { given, expected: oracle!.run(given, inspect(given)) };
     };
+    function* all(given: Iterable<Case>): Generator<Recorded> {
+      if (oracleProcess !== undefined) yield* oracleProcess.run(given);
+      else for (const one of given) yield execute(one);
+    }
     if (only !== undefined) {
-      yield execute(only);
+      yield* all([only]);
       return;
     }
-    const forms = formsOf(mode).filter(({ name }) => pattern.test(name));
+    const forms = formsOf(mode).filter(
+      // A process has no ports.
+      ({ name, mnemonic }) => pattern.test(name) && !(isProcess && /^(in|out)/.test(mnemonic)),
+    );
     if (forms.length === 0) throw new RangeError(`--filter is '${values.filter}'; no form has such a name`);
     const from = Number(values.from);
-    for (let i = from; i < from + Number(values.cases); i++)
-      yield execute(caseOf(mode, Number(values.seed), i, forms));
+    function* made(): Generator<Case> {
+      for (let i = from; i < from + Number(values.cases); i++)
+        yield caseOf(mode, Number(values.seed), i, forms);
+    }
+    yield* all(made());
   }
 
   if (values.record !== undefined) {
@@ -154,7 +168,7 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
     }
     writeRecording(
       values.record,
-      `${mode} on ${oracleOf(oracleHv!, mode)}, ${processor}, seed ${values.seed}`,
+      `${mode} on ${oracleHv === undefined ? 'silicon' : oracleOf(oracleHv, mode)}, ${processor}, seed ${values.seed}`,
       lines,
     );
     process.stdout.write(`${tally.report()}\n`);
@@ -162,8 +176,12 @@ export async function main(argv: string[], open = openBackend): Promise<number> 
   }
 
   const judge =
-    oracleHv === undefined ? aboutRecording(values.replay!).oracle : judgeOf(oracleOf(oracleHv, mode));
-  const isSilicon = oracleHv !== undefined && oracleOf(oracleHv, mode) === 'silicon';
+    oracleHv !== undefined
+      ? judgeOf(oracleOf(oracleHv, mode))
+      : values.replay === undefined
+        ? 'silicon'
+        : aboutRecording(values.replay).oracle;
+  const isSilicon = isProcess || (oracleHv !== undefined && oracleOf(oracleHv, mode) === 'silicon');
   using hv = open(values.backend, values.tier, values.vendor ?? (isSilicon ? vendor : 'amd'));
   using backend = new Runner(hv);
   for (const { given, expected } of cases()) {

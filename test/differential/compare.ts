@@ -1,5 +1,5 @@
 /** What of two results must be equal, and how they differ. */
-import { FPU_PARTS, Fx, REGISTERS, RFLAGS } from './case.ts';
+import { Fx, partsOf, REGISTERS, RFLAGS } from './case.ts';
 import { isChanged } from './exclusions.ts';
 import type { Inspected } from './forms.ts';
 import type { Oracle } from './oracle.ts';
@@ -73,7 +73,7 @@ function differences(expected: Result, actual: Result, what: Inspected): Differe
   // Undefined flags may be lost before a fault, too.
   const different = (flags[0]! ^ flags[1]!) & ~(what.undefinedFlags | (completed ? RF : 0));
   if (different !== 0) differ(flagNames(different), hex(flags[0]! & different), hex(flags[1]! & different));
-  for (const [name, at, size] of FPU_PARTS) {
+  for (const [name, at, size] of partsOf(expected.fpu)) {
     if (name === 'fsw' || (what.isApproximate && near(name, expected.fpu, actual.fpu, at))) continue;
     const [a, b] = [expected.fpu, actual.fpu].map((fpu) => fpu.subarray(at, at + size));
     if (Buffer.compare(a!, b!) !== 0) differ(name, text(a!), text(b!));
@@ -137,7 +137,7 @@ function near(name: string, expected: Uint8Array, actual: Uint8Array, at: number
     const apart = ordinal(a) - ordinal(b);
     return apart <= FEW_ULPS && apart >= -FEW_ULPS;
   }
-  if (!name.startsWith('xmm')) return false;
+  if (!/^[xy]mm/.test(name)) return false;
   return [0, 4, 8, 12].every((i) => {
     const [x, y] = [a.getFloat32(i, true), b.getFloat32(i, true)];
     return Object.is(x, y) || Math.abs(x - y) <= TWICE_THE_ERROR * Math.abs(x) + LEAST_NORMAL;

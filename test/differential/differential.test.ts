@@ -8,6 +8,7 @@ import { formsOf, inspect } from './forms.ts';
 import { caseOf } from './generate.ts';
 import { type ModeName, modeOf, modes } from './modes.ts';
 import { type Oracle, oracleOf, vendor } from './oracle.ts';
+import { ProcessOracle, whyNoProcess } from './process.ts';
 import { formatResult, parseResult } from './recording.ts';
 import { type Result, Runner } from './runner.ts';
 
@@ -54,6 +55,21 @@ describe('one random instruction', () => {
     expect(simLikeHost.backend).toBe('sim');
     expect(differences(oracle, backend, CASES)).toEqual([]);
   }, 120_000);
+
+  it('does on the simulator what it does in a process of the host', (context) => {
+    const lacking = inLab ? 'process: emulated in the lab' : whyNoProcess();
+    if (lacking !== undefined) return context.skip(lacking);
+    if (typeof simLikeHost === 'string') return context.skip(simLikeHost);
+    using oracle = new ProcessOracle();
+    using backend = new Runner(simLikeHost);
+    const forms = formsOf('long3').filter(({ name }) => /^P.*_xmm_xmmm128/.test(name));
+    expect(forms.length).toBeGreaterThan(90);
+    const cases = Array.from({ length: 1000 }, (_, i) => caseOf('long3', SEED, i, forms));
+    const found = [...oracle.run(cases)].filter(
+      ({ given, expected }) => compare(expected, run(backend, given), inspect(given)).length > 0,
+    );
+    expect(found.map(({ given }) => formatCase(given))).toEqual([]);
+  }, 60_000);
 
   it.for(systemModes)(
     'does on the simulator what it does on the oracle (%s)',

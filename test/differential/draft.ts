@@ -1,6 +1,6 @@
 /** A case while it is made, and the addresses that it draws from. */
 import { Instruction, Register } from 'iced-x86';
-import { type Patch, REGISTERS, type RegisterName, type State, stateOf } from './case.ts';
+import { type Patch, REGISTERS, type RegisterName, type State, stateOf, type VectorName } from './case.ts';
 import type { Form } from './forms.ts';
 import { controlOf } from './machine.ts';
 import { type Mode, type ModeName, modeOf, type SegmentName } from './modes.ts';
@@ -25,7 +25,7 @@ export class Draft {
   readonly mode: Mode;
   readonly form: Form;
   readonly wide: boolean;
-  readonly registers = new Map<RegisterName, bigint>();
+  readonly registers = new Map<RegisterName | VectorName, bigint>();
   readonly patches: Patch[] = [];
   readonly instruction = new Instruction();
   readonly state: State;

@@ -22,7 +22,7 @@ import {
   neverCompared,
   undefinedResults,
 } from './exclusions.ts';
-import { type ModeName, modeOf } from './modes.ts';
+import { hasAvx, type ModeName, modeOf } from './modes.ts';
 import { Place } from './places.ts';
 
 /** The extensions that are under test, by CPUID feature as iced-x86 names them. */
@@ -35,6 +35,12 @@ const FEATURES: { readonly [privilege: number]: ReadonlySet<string> } = {
   0: new Set(INTEGER.split(/\s+/)),
   3: new Set(`${INTEGER} ${FLOATING}`.split(/\s+/)),
 };
+/** What a process of the host's has beside them. */
+const WITH_AVX = new Set(
+  `${INTEGER} ${FLOATING} AVX AVX2 FMA F16C XSAVE XSAVEOPT XSAVEC AES PCLMULQDQ SHA`.split(/\s+/),
+);
+const featuresOf = (mode: ModeName): ReadonlySet<string> =>
+  hasAvx(mode) ? WITH_AVX : FEATURES[modeOf(mode).privilege]!;
 
 const nameOf = (code: Code): string => Code[code]!;
 const mnemonicOf = (what: OpCodeInfo | Instruction): string => Mnemonic[what.mnemonic]!.toLowerCase();
@@ -62,8 +68,9 @@ function isTested(code: Code, op: OpCodeInfo, mode: ModeName): boolean {
   instruction.code = code;
   const features = [...instruction.cpuidFeatures()].map((feature) => CpuidFeature[feature]!);
   instruction.free();
-  if (op.encoding === EncodingKind.VEX && !features.every((name) => name.startsWith('BMI'))) return false;
-  return features.every((name) => FEATURES[privilege]!.has(name));
+  if (op.encoding === EncodingKind.VEX && !hasAvx(mode) && !features.every((name) => name.startsWith('BMI')))
+    return false;
+  return features.every((name) => featuresOf(mode).has(name));
 }
 
 export interface Form {

@@ -7,6 +7,7 @@ import {
   encodeDescriptor,
   GDT_LIMIT,
   globalDescriptors,
+  hasAvx,
   isLong,
   localDescriptors,
   type ModeName,
@@ -28,7 +29,7 @@ const US = 4n;
 const NX = 1n << 63n;
 
 /** What a page permits: to the system, no more than it needs, so that a case at privilege 0 cannot break it. */
-function rights(address: number): bigint {
+export function rights(address: number): bigint {
   if (address < PAGE) return P | NX;
   if (address < Place.code - PAGE) {
     if (address === System.handlers) return P;
@@ -60,7 +61,7 @@ export const RETURN_FLAGS = { variable: 0x24_0ed5n, fixed: 0x3002n };
 
 // SDM volume 3, 2.5 and 2.2.1.
 const CR0 = { real: 0x32n, protected: 0x33n, paging: 0x8001_0033n };
-const CR4 = { sse: 0x600n, long: 0x1_0620n };
+const CR4 = { sse: 0x600n, long: 0x1_0620n, avx: 0x5_0620n };
 const EFER_LONG = 0xd01n;
 const CR3 = { long: BigInt(System.tables + PAGE), paged32: BigInt(System.directory32) };
 
@@ -69,7 +70,7 @@ export function controlOf(name: ModeName): Pick<Sregs, 'cr0' | 'cr3' | 'cr4' | '
   if (name === 'real16') return { cr0: CR0.real, cr3: 0n, cr4: CR4.sse, efer: 0n };
   if (name === 'protected32') return { cr0: CR0.protected, cr3: 0n, cr4: CR4.sse, efer: 0n };
   if (name === 'paged32') return { cr0: CR0.paging, cr3: CR3.paged32, cr4: CR4.sse, efer: 0n };
-  return { cr0: CR0.paging, cr3: CR3.long, cr4: CR4.long, efer: EFER_LONG };
+  return { cr0: CR0.paging, cr3: CR3.long, cr4: hasAvx(name) ? CR4.avx : CR4.long, efer: EFER_LONG };
 }
 
 export const isPaged = (name: ModeName): boolean => controlOf(name).cr0 === CR0.paging;

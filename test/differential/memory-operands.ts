@@ -121,3 +121,37 @@ export function memoryOperand(draft: Draft, operand: number, size: number, addre
     return size === 1 ? BigInt(random.below(256) - 128) : BigInt.asIntN(bits, BigInt(random.u32()));
   }
 }
+
+/** Memory of which each element has an index of its own, in a vector register: as a rule near each other. */
+export function vectorMemory(
+  draft: Draft,
+  operand: number,
+  size: number,
+  first: Register,
+  indexBits: 32 | 64,
+): void {
+  const { random, instruction } = draft;
+  const near = operandAddress(draft, size, true);
+  const scale = 1 << random.below(4);
+  const base = random.below(16);
+  const index = random.below(16);
+  const range = random.oneIn(8) ? 0x4000 : 0x400;
+  const indices = (): bigint => {
+    let lanes = 0n;
+    for (let at = 0; at < 128; at += indexBits)
+      lanes |= BigInt.asUintN(indexBits, BigInt(random.below(range) - range / 2)) << BigInt(at);
+    return lanes;
+  };
+  draft.registers.set(`xmm${index}`, indices());
+  if (first === Register.YMM0) draft.registers.set(`ymm${index}`, indices());
+  instruction.setOpKind(operand, OpKind.Memory);
+  instruction.memoryBase = Register.RAX + base;
+  instruction.memoryIndex = first + index;
+  instruction.memoryIndexScale = scale;
+  instruction.memoryDisplSize = random.pick([1, 8]);
+  const displacement = BigInt(random.below(200) - 100);
+  instruction.memoryDisplacement = BigInt.asUintN(64, displacement);
+  if (random.oneIn(10)) instruction.segmentPrefix = random.pick(overrides(draft));
+  const segment = instruction.segmentPrefix === Register.None ? Register.DS : instruction.segmentPrefix;
+  draft.set(wholeRegister(Register.RAX + base) as RegisterName, near - displacement - draft.base(segment));
+}

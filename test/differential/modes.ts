@@ -138,6 +138,8 @@ const protected32 = {
 export const MODES = {
   /** 64-bit mode at privilege 3. */
   long3: { bits: 64, privilege: 3, segments: long3 },
+  /** The same with CR4.OSXSAVE, and with AVX's registers in XCR0. */
+  avx3: { bits: 64, privilege: 3, segments: long3 },
   /** A 32-bit program of a 64-bit system. */
   compat3: { bits: 32, privilege: 3, segments: { ...all(userData), cs: loaded(true, Selector.user32) } },
   /** 64-bit mode at privilege 0. */
@@ -160,4 +162,5 @@ export const MODES = {
 
 export type ModeName = keyof typeof MODES;
 export const modes = Object.keys(MODES) as ModeName[];
+export const hasAvx = (name: ModeName): boolean => name === 'avx3';
 export const modeOf = (name: ModeName): Mode => MODES[name];

@@ -2,7 +2,7 @@
 import { OpCodeOperandKind as Kind, OpKind, Register } from 'iced-x86';
 import type { RegisterName } from './case.ts';
 import { type Draft, operandAddress, shortTarget } from './draft.ts';
-import { FIRST, memoryOperand, overrides } from './memory-operands.ts';
+import { FIRST, memoryOperand, overrides, vectorMemory } from './memory-operands.ts';
 import { integer64, type Random } from './random.ts';
 import { farTarget } from './selectors.ts';
 
@@ -37,6 +37,12 @@ const REGISTER_KINDS: ReadonlyMap<Kind, (random: Random, wide: boolean) => Regis
   ...[Kind.xmm_or_mem, Kind.xmm_reg, Kind.xmm_rm].map(
     (kind) => [kind, (random: Random, wide: boolean) => general(Register.XMM0, wide)(random)] as const,
   ),
+  ...[Kind.xmm_vvvv, Kind.xmm_is4, Kind.xmm_is5].map(
+    (kind) => [kind, (random: Random) => Register.XMM0 + random.below(16)] as const,
+  ),
+  ...[Kind.ymm_or_mem, Kind.ymm_reg, Kind.ymm_rm, Kind.ymm_vvvv, Kind.ymm_is4, Kind.ymm_is5].map(
+    (kind) => [kind, (random: Random) => Register.YMM0 + random.below(16)] as const,
+  ),
   ...[Kind.mm_or_mem, Kind.mm_reg, Kind.mm_rm].map(
     (kind) => [kind, (random: Random) => Register.MM0 + random.below(8)] as const,
   ),
@@ -68,7 +74,16 @@ const OR_MEMORY = new Set([
   Kind.r32_or_mem,
   Kind.r64_or_mem,
   Kind.xmm_or_mem,
+  Kind.ymm_or_mem,
   Kind.mm_or_mem,
+]);
+
+/** Memory with a vector of indices, by the width of one. */
+const VSIB: ReadonlyMap<Kind, readonly [first: Register, bits: 32 | 64]> = new Map([
+  [Kind.mem_vsib32x, [Register.XMM0, 32] as const],
+  [Kind.mem_vsib64x, [Register.XMM0, 64] as const],
+  [Kind.mem_vsib32y, [Register.YMM0, 32] as const],
+  [Kind.mem_vsib64y, [Register.YMM0, 64] as const],
 ]);
 
 const IMMEDIATES: ReadonlyMap<Kind, OpKind> = new Map([
@@ -156,6 +171,11 @@ export function operand(draft: Draft, index: number, kind: Kind, addressBits: nu
   }
   if (kind === Kind.mem || (OR_MEMORY.has(kind) && random.oneIn(2))) {
     memoryOperand(draft, index, Math.max(size, 1), addressBits);
+    return true;
+  }
+  const vsib = VSIB.get(kind);
+  if (vsib !== undefined) {
+    vectorMemory(draft, index, Math.max(size, 1), ...vsib);
     return true;
   }
   const register = REGISTER_KINDS.get(kind);

@@ -11,6 +11,9 @@ import { type ModeName, modeOf } from './modes.ts';
 export const ORACLES = ['silicon', 'QEMU TCG', "KVM's emulator"] as const;
 export type Oracle = (typeof ORACLES)[number];
 
+/** The name by which a process is asked for, instead of a backend. */
+export const PROCESS = 'process';
+
 export function oracleOf(hv: Hypervisor, mode: ModeName): Oracle | 'sim' {
   if (hv.backend === 'sim') return 'sim';
   if (inLab) return 'QEMU TCG';

@@ -6,9 +6,9 @@ import { readFileSync, writeFileSync } from 'node:fs';
 import { gunzipSync, gzipSync } from 'node:zlib';
 import {
   type Case,
-  FPU_PARTS,
   formatCase,
   parseCase,
+  partsOf,
   REGISTERS,
   type RegisterName,
   type State,
@@ -33,7 +33,7 @@ export function formatResult(result: Result, state: State): string {
     const value = result.registers[i]!;
     return value === state.registers[i] ? [] : [`${name}=${value.toString(16)}`];
   });
-  const fpu = FPU_PARTS.flatMap(([name, at, size]) => {
+  const fpu = partsOf(state.fpu).flatMap(([name, at, size]) => {
     const [before, after] = [state.fpu, result.fpu].map((bytes) => bytes.subarray(at, at + size)) as [
       Uint8Array,
       Uint8Array,
@@ -66,7 +66,7 @@ export function parseResult(text: string, state: State): Result {
     result.registers[REGISTERS.indexOf(name as RegisterName)] = BigInt(`0x${value}`);
   }
   for (const [name, value] of pairs(fpu))
-    result.fpu.set(unhex(value), FPU_PARTS.find(([other]) => other === name)![1]);
+    result.fpu.set(unhex(value), partsOf(state.fpu).find(([other]) => other === name)![1]);
   return {
     ...result,
     end: end!,

@@ -13,10 +13,10 @@ import {
   type Vm,
 } from '../../src/index.ts';
 import { IoDirection, viewOf } from '../../src/uapi/index.ts';
-import { type Case, FILLER, Fx, REGISTERS, RFLAGS, RIP, RSP, type State, stateOf } from './case.ts';
+import { type Case, FILLER, REGISTERS, RFLAGS, RIP, RSP, type State, stateOf } from './case.ts';
 import type { Inspected } from './forms.ts';
 import { buildMachine, HANDLER_SIZE, HIDDEN_MSRS, isPaged, RAM_SIZE } from './machine.ts';
-import { type ModeName, modeOf } from './modes.ts';
+import { hasAvx, type ModeName, modeOf } from './modes.ts';
 import { PAGE, Place, System, WINDOW } from './places.ts';
 import { changedRegisters, segmentsOf } from './system-state.ts';
 
@@ -66,6 +66,7 @@ const WITH_ERROR = new Set([8, 10, 11, 12, 13, 14, 17, 21]);
 /** The area as KVM_SET_XSAVE takes it: FXSAVE's image, and a header that says that x87 and SSE are in it. */
 const XSTATE_BV = 512;
 const X87_AND_SSE = 3;
+const X87_SSE_AND_AVX = 7n;
 
 /** As after a reset (SDM volume 3, table 10-1). */
 const DEBUG_RESET = { db: [0n, 0n, 0n, 0n], dr6: 0xffff_0ff0n, dr7: 0x400n, flags: 0 };
@@ -118,7 +119,6 @@ export class Runner implements Disposable {
     this.#modes = buildMachine(this.#vcpu, this.#ram);
     this.#pristine = this.#ram.bytes.slice(0, Place.reachEnd);
     this.#xsave = this.#vcpu.getXsave();
-    viewOf(this.#xsave).setBigUint64(XSTATE_BV, BigInt(X87_AND_SSE), true);
     this.#mode = undefined;
     this.#vcpu.setDebugRegs(DEBUG_RESET);
     this.#initialMsrs = new Map(this.#vcpu.getMsrs(HIDDEN_MSRS).map(({ index, data }) => [index, data]));
@@ -202,6 +202,7 @@ export class Runner implements Disposable {
   #enter(given: Case, state: State, filler: Uint8Array): void {
     if (this.#mode !== given.mode) {
       this.#vcpu.setSregs(this.#modes[given.mode]);
+      if (hasAvx(given.mode)) this.#vcpu.setXcrs({ nrXcrs: 1, xcrs: [{ xcr: 0, value: X87_SSE_AND_AVX }] });
       this.#mode = given.mode;
     }
     const { bytes } = this.#ram;
@@ -209,6 +210,7 @@ export class Runner implements Disposable {
     bytes.set(given.code, linearOf(given, state));
     bytes.set(state.memory, Place.data);
     this.#vcpu.raw.cr8 = 0n; // KVM_RUN takes it from there
+    viewOf(this.#xsave).setBigUint64(XSTATE_BV, BigInt(X87_AND_SSE), true);
     this.#xsave.set(state.fpu);
     this.#vcpu.setXsave(this.#xsave);
     this.#vcpu.setRegs(Object.fromEntries(REGISTERS.map((name, i) => [name, state.registers[i]!])));
@@ -306,7 +308,7 @@ export class Runner implements Disposable {
     if ((registers[RFLAGS]! & TF) !== 0n) this.#vcpu.setDebugRegs(DEBUG_RESET);
     // The handler is at privilege 0, and the next case is not.
     if (end !== 'completed' || what.doesIo || system) this.#mode = undefined;
-    const fpu = this.#vcpu.getXsave().slice(0, Fx.end);
+    const fpu = this.#vcpu.getXsave().slice(0, state.fpu.length);
     return { end, io, registers, fpu, memory, system };
   }
 
@@ -354,7 +356,7 @@ function wordOf(view: DataView, at: number, size: number): bigint {
 }
 
 /** Where two stretches of memory differ; what is less than 8 bytes apart is one change. */
-function changes(before: Uint8Array, after: Uint8Array): Change[] {
+export function changes(before: Uint8Array, after: Uint8Array): Change[] {
   const found: Change[] = [];
   if (Buffer.compare(before, after) === 0) return found;
   for (let i = 0; i < before.length; i++) {
