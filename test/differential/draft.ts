@@ -129,7 +129,10 @@ export function operandAddress(draft: Draft, size: number, far: boolean): bigint
         return Place.data + 16 * random.below((room - size) >> 4);
     }
   };
-  const address = BigInt(low());
+  // An area of XSAVE, which is to have room.
+  const isArea = /^x(save|rstor)/.test(draft.form.mnemonic);
+  const area = isArea ? Place.data + 64 * random.below(64) : 0;
+  const address = BigInt(isArea && !random.oneIn(8) ? area : low());
   if (!far) return address;
   // The upper half is the host's own on PVM.
   if (random.oneIn(64)) return integer64(random) & 0xffff_7fff_ffff_ffffn;

@@ -1,6 +1,6 @@
 /** What makes an instruction do more than fault. */
 import { OpKind, Register } from 'iced-x86';
-import { Fx, type RegisterName } from './case.ts';
+import { Fx, type RegisterName, Xs } from './case.ts';
 import { branchTarget, type Draft, word } from './draft.ts';
 import { wholeRegister } from './forms.ts';
 import { PAGE, Place } from './places.ts';
@@ -80,7 +80,8 @@ export function prepare(draft: Draft): void {
     if (draft.target !== undefined)
       draft.patch(draft.target + BigInt(Fx.mxcsr), word(BigInt(random.u32() & 0xffbf), 4));
   }
-  if (/^pcmpestr/.test(mnemonic)) {
+  if (/^x(save|rstor)/.test(mnemonic)) prepareXsave(draft);
+  if (/^v?pcmpestr/.test(mnemonic)) {
     for (const name of ['rax', 'rdx'] as const) draft.set(name, BigInt(random.below(40) - 20));
   }
   if (
@@ -95,4 +96,26 @@ export function prepare(draft: Draft): void {
       draft.set(wholeRegister(instruction.opRegister(1)) as RegisterName, selector(draft));
     else addressed(word(selector(draft), 2));
   }
+}
+
+/** Components of XCR0 beyond AVX, which the host may have and the simulator has not. */
+const BEYOND = 0x2e0n;
+
+/** An area that is aligned, with a header that says something; and not more than x87, SSE and AVX. */
+function prepareXsave(draft: Draft): void {
+  const { random } = draft;
+  draft.set('rax', (random.u64() & ~BEYOND) | BigInt(random.below(8)));
+  draft.set('rdx', BigInt(random.u32() & 0x7fff_ffff));
+  if (draft.target === undefined) return;
+  const put = (offset: number, bytes: Uint8Array) => draft.patch(draft.target! + BigInt(offset), bytes);
+  if (random.oneIn(12)) return;
+  put(Fx.mxcsr, word(BigInt(random.u32() & 0xffff), 4));
+  if (random.oneIn(4)) put(Xs.header - 48, new Uint8Array(48 + 64));
+  const present = BigInt(random.below(8));
+  const compacted = random.oneIn(2) ? (1n << 63n) | present | BigInt(random.below(8)) : 0n;
+  const header = new Uint8Array(64);
+  header.set(word(present | (random.oneIn(20) ? 8n : 0n), 8));
+  header.set(word(compacted | (random.oneIn(20) ? 1n : 0n), 8), 8);
+  if (random.oneIn(20)) header[16 + random.below(48)] = 1;
+  put(Xs.header, header);
 }

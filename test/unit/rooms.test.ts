@@ -73,6 +73,7 @@ const plans: readonly Plan[] = [
       ['integer'],
       ['sse'],
       ['x87'],
+      ['avx'],
       ['system'],
       ['translate'],
       ['translate/lower'],

@@ -248,8 +248,8 @@ describe('CPUID', () => {
 
   it('gives the highest basic leaf beyond the highest one on Intel, and nothing on AMD', () => {
     const intel = new Machine().protected();
-    expect(leaf(intel, 0x20)).toEqual(leaf(intel, 7));
-    expect(leaf(intel, 0x8000_0100)).toEqual(leaf(intel, 7));
+    expect(leaf(intel, 0x20)).toEqual(leaf(intel, 0xd));
+    expect(leaf(intel, 0x8000_0100)).toEqual(leaf(intel, 0xd));
     expect(leaf(intel, 5)).toEqual([0, 0, 0, 0]);
     expect(leaf(intel, 7, 3)).toEqual([0, 0, 0, 0]);
     expect(leaf(new Machine({ vendor: 'amd' }).protected(), 0x20)).toEqual([0, 0, 0, 0]);

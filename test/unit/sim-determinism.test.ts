@@ -403,13 +403,13 @@ describe('an observer', () => {
   it('is told of an instruction that the processor lacks, by name', () => {
     using hv = openHypervisor({ backend: 'sim' });
     using machine = new Machine(hv, { memory: MEMORY });
-    machine.load(flatImage(Uint8Array.of(0xc5, 0xf4, 0x58, 0xc2), 'long'));
+    machine.load(flatImage(Uint8Array.of(0x62, 0xf1, 0x74, 0x48, 0x58, 0xc2), 'long'));
     const { vcpu } = machine;
     const told: string[] = [];
     vcpu.observe({ lacking: (what) => told.push(what) });
     vcpu.run(TIMEOUT_MS);
     expect(vcpu.exit.reason).toBe('SHUTDOWN');
-    expect(told).toEqual(['VEX_Vaddps_ymm_ymm_ymmm256']);
+    expect(told).toEqual(['EVEX_Vaddps_zmm_k1z_zmm_zmmm512b32_er']);
   });
 
   it('that throws ends run() with its error, and the guest goes on from there', () => {

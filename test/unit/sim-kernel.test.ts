@@ -207,6 +207,13 @@ describe('state', () => {
       vcpu.setXsave(area);
       expect(vcpu.getFpu().xmm[0]).toEqual(new Uint8Array(16));
       viewOf(area).setBigUint64(512, 4n, true); // AVX
+      area.fill(0x5a, 576, 832);
+      vcpu.setXsave(area);
+      expect(vcpu.getXsave().subarray(576, 832)).toEqual(new Uint8Array(256).fill(0x5a));
+      viewOf(area).setBigUint64(512, 3n, true);
+      vcpu.setXsave(area);
+      expect(vcpu.getXsave().subarray(576, 832)).toEqual(new Uint8Array(256));
+      viewOf(area).setBigUint64(512, 0x20n, true); // AVX-512's masks
       expect(errnoOf(() => vcpu.setXsave(area))).toBe('EINVAL');
     });
   });

@@ -1,5 +1,6 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
 
+import { avx } from './avx/index.ts';
 import { emulated } from './emulator.ts';
 import { bcd } from './integer/bcd.ts';
 import { io, stringIo } from './integer/ports.ts';
@@ -45,7 +46,7 @@ const AMBIGUOUS = ['movsd', 'cmpsd'];
 const named = (mnemonic: string) => (AMBIGUOUS.includes(mnemonic) ? `${mnemonic}.xmm` : mnemonic);
 const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) => [named(mnemonic), helper]));
 
-const helpers: readonly Helpers[] = [vector, x87, systemInstructions];
+const helpers: readonly Helpers[] = [vector, x87, avx, systemInstructions];
 /** They write RIP, change what translation depends on, or may open a window for interrupts. */
 const ending: readonly Helpers[] = [io, systemInstructionsEnding, hypercallsEnding];
 
@@ -71,11 +72,17 @@ function unknown(cpu: Processor, insn: Insn): never {
 
 /** By which name an instruction is in the tables. */
 function nameOf(insn: Insn): string {
+  // AVX-512 has the names of AVX, and this processor has it not.
+  if (/^(EVEX|MVEX)_/.test(insn.code)) return insn.code;
   if (insn.operands.some(({ kind }) => kind === 'xmm')) return named(insn.mnemonic);
   return formOf(insn);
 }
 
-const vectorNames: ReadonlySet<string> = new Set([...Object.keys(vector), ...Object.keys(x87)]);
+const vectorNames: ReadonlySet<string> = new Set([
+  ...Object.keys(vector),
+  ...Object.keys(x87),
+  ...Object.keys(avx),
+]);
 
 export const instructions = {
   /** Whether KVM's emulator has it. */

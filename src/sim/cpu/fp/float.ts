@@ -38,6 +38,7 @@ function format(precision: number, exponentBits: number, explicit: boolean): For
   };
 }
 
+export const F16 = format(11, 5, false);
 export const F32 = format(24, 8, false);
 export const F64 = format(53, 11, false);
 export const F80 = format(64, 15, true);

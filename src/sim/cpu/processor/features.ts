@@ -25,6 +25,7 @@ const FEATURES = {
   PSE36: [1, 'edx', 17],
   PCID: [1, 'ecx', 17],
   XSAVE: [1, 'ecx', 26],
+  AVX: [1, 'ecx', 28],
   FSGSBASE: [7, 'ebx', 0],
   TSC_ADJUST: [7, 'ebx', 1],
   SMEP: [7, 'ebx', 7],

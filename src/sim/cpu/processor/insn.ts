@@ -10,8 +10,10 @@ export type Operand =
   /** A general register. `high`: AH, CH, DH or BH, with the index of RAX, RCX, RDX or RBX. */
   | { readonly kind: 'gpr'; readonly index: number; readonly size: Size; readonly high: boolean }
   /** Any other register: its file and its number in it. Segments are numbered ES CS SS DS FS GS. */
-  | { readonly kind: 'xmm' | 'mm' | 'st' | 'segment' | 'cr' | 'dr' | 'tr'; readonly index: number }
-  /** Of a file that this processor lacks: YMM, k, BND. */
+  | { readonly kind: 'xmm' | 'ymm' | 'mm' | 'st' | 'segment' | 'cr' | 'dr' | 'tr'; readonly index: number }
+  /** A half of a vector that is held for an instruction's part (sse/operands.ts). */
+  | { readonly kind: 'held'; readonly index: 0 | 1 }
+  /** Of a file that this processor lacks: ZMM, k, BND. */
   | { readonly kind: 'unknown'; readonly index: 0 }
   | Memory
   /** Sign-extended to 64 bits where the instruction extends it; otherwise of the operand's size, unsigned. */

@@ -41,12 +41,16 @@ export const State = {
   fds: 0x29e,
   /** Where an operand in memory waits for a vector op: 16 bytes. */
   vector: 0x2a0,
+  /** What YMM0-15 have above XMM0-15: 16 bytes each. */
+  ymm: 0x2b0,
+  /** The same of an operand in memory: the upper 16 of 32 bytes. */
+  vectorHigh: 0x3b0,
   /** Eight bytes that stay zero: a register that an address does without. */
-  zero: 0x2b0,
+  zero: 0x3c0,
   /** Of what is in `targets`, that holds which has this number. */
-  generation: 0x2b8,
+  generation: 0x3c8,
   /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
-  unit: 0x2bc,
+  unit: 0x3cc,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where execution may go on, by RIP: see targets.ts. */
@@ -55,7 +59,7 @@ export const State = {
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */
-export const STATE_BYTES = 0x2b0;
+export const STATE_BYTES = 0x3b0;
 
 /** RFLAGS (SDM volume 1, 3.4.3). */
 export const Flag = {

@@ -7,7 +7,7 @@ import { raise, Vector } from '../processor/fault.ts';
 import { CR4 } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
-import { type Lanes, R } from './operands.ts';
+import { type Lanes, R, whole } from './operands.ts';
 
 export const env: Environment = {
   rounding: Rounding.NEAREST,
@@ -27,7 +27,7 @@ export function begin(cpu: Processor): void {
   const mxcsr = cpu.state.u32(State.mxcsr);
   env.rounding = (mxcsr >> 13) & 3;
   env.masks = (mxcsr >> 7) & 0x3f;
-  env.flags = 0;
+  env.flags = whole.active ? whole.flags : 0;
   env.denormalsAreZero = (mxcsr & 0x40) !== 0;
   env.flushToZero = (mxcsr & 0x8000) !== 0;
   native = (mxcsr & 0x7000) === 0x1000;
@@ -36,6 +36,10 @@ export function begin(cpu: Processor): void {
 
 /** The flags of all lanes; unmasked ones raise, and the instruction stores nothing (SDM volume 1, 11.5.2-3). */
 export function end(cpu: Processor): void {
+  if (whole.active) {
+    whole.flags = env.flags;
+    return;
+  }
   if (env.flags === 0) return;
   if ((env.flags & ~env.masks & BEFORE) !== 0) env.flags &= BEFORE;
   cpu.state.setU32(State.mxcsr, cpu.state.u32(State.mxcsr) | env.flags);

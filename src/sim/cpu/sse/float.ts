@@ -41,7 +41,7 @@ import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { begin, bitsOf, end, env, formatOf, numberOf, operation, setBits } from './env.ts';
 import { setArithmeticFlags } from './integer.ts';
-import { A, B, checkSse, immediate, Lanes, load, R, store } from './operands.ts';
+import { A, B, checkSse, immediate, Lanes, load, R, store, whole } from './operands.ts';
 
 /** R[i] of A[i] and B[i]. */
 type Lane = (width: Width, i: number, imm: number) => void;
@@ -97,8 +97,8 @@ const extreme =
     setBits(width, R, i, flushed ? bits & format.sign : bits);
   };
 
-/** The predicates of CMPxx, by the low three bits of the immediate. */
-const predicates: readonly { readonly quiet: boolean; readonly holds: (order: number) => boolean }[] = [
+/** The predicates of CMPxx, by the low three bits of the immediate; VEX has five bits of it. */
+const eight: readonly { readonly quiet: boolean; readonly holds: (order: number) => boolean }[] = [
   { quiet: true, holds: (order) => order === Relation.EQUAL },
   { quiet: false, holds: (order) => order === Relation.LESS },
   { quiet: false, holds: (order) => order === Relation.LESS || order === Relation.EQUAL },
@@ -108,8 +108,24 @@ const predicates: readonly { readonly quiet: boolean; readonly holds: (order: nu
   { quiet: false, holds: (order) => order !== Relation.LESS && order !== Relation.EQUAL },
   { quiet: true, holds: (order) => order !== Relation.UNORDERED },
 ];
+/** The same of NaNs (EQ_UQ, NGE, NGT, FALSE, NEQ_OQ, GE, GT, TRUE), and all of them quiet where they were not (SDM volume 2, table 3-1). */
+const sixteen: typeof eight = [
+  ...eight,
+  { quiet: true, holds: (order) => order === Relation.EQUAL || order === Relation.UNORDERED },
+  { quiet: false, holds: (order) => order === Relation.LESS || order === Relation.UNORDERED },
+  { quiet: false, holds: (order) => order !== Relation.GREATER },
+  { quiet: true, holds: () => false },
+  { quiet: true, holds: (order) => order === Relation.LESS || order === Relation.GREATER },
+  { quiet: false, holds: (order) => order === Relation.EQUAL || order === Relation.GREATER },
+  { quiet: false, holds: (order) => order === Relation.GREATER },
+  { quiet: true, holds: () => true },
+];
+const predicates: typeof eight = [
+  ...sixteen,
+  ...sixteen.map(({ quiet, holds }) => ({ quiet: !quiet, holds })),
+];
 const comparison: Lane = (width, i, imm) => {
-  const { quiet, holds } = predicates[imm & 7]!;
+  const { quiet, holds } = predicates[imm & (whole.active ? 31 : 7)]!;
   setBits(
     width,
     R,
@@ -196,13 +212,19 @@ const dot =
     R.u8.fill(0);
     for (let i = 0; i < count; i++) if ((imm >> (4 + i)) & 1) times(width, i, A, i, B, i);
     end(cpu);
-    for (let step = count; step > 1; step >>= 1) {
+    // Unmasked exceptions of the products leave the sums undone; for AVX they are raised later.
+    if ((env.flags & ~env.masks) !== 0) return;
+    // Each lane adds for itself: silicon shows by NaNs in which order.
+    for (let step = 1; step < count; step <<= 1) {
       products.u8.set(R.u8);
-      for (let i = 0; i < step / 2; i++) plus(width, i, products, 2 * i, products, 2 * i + 1);
+      for (let i = 0; i < count; i++) {
+        const swapped = width === 32 && step === 1;
+        plus(width, i, products, swapped ? i ^ step : i, products, swapped ? i : i ^ step);
+      }
     }
     end(cpu);
     products.u8.set(R.u8);
-    for (let i = 0; i < count; i++) setBits(width, R, i, (imm >> i) & 1 ? bitsOf(width, products, 0) : 0n);
+    for (let i = 0; i < count; i++) setBits(width, R, i, (imm >> i) & 1 ? bitsOf(width, products, i) : 0n);
     store(cpu, insn, R);
   };
 

@@ -31,8 +31,18 @@ export const A = new Lanes();
 export const B = new Lanes();
 export const R = new Lanes();
 
+/** What AVX has done one half of by SSE's helper. */
+export const HELD: readonly [Lanes, Lanes] = [new Lanes(), new Lanes()];
+
+/**
+ * An instruction of AVX is executing by SSE's helpers, each of them a part of it: it has checked itself whether it may, and the
+ * parts leave their exceptions here, for all lanes raise them together.
+ */
+export const whole = { active: false, flags: 0 };
+
 /** SDM volume 2, table 2-18 and on: the exceptions of SSE instructions without a memory operand. */
 export function checkSse(cpu: Processor): void {
+  if (whole.active) return;
   if ((cpu.cr0 & CR0.EM) !== 0 || (cpu.cr4 & CR4.OSFXSR) === 0) raise(Vector.UD);
   if ((cpu.cr0 & CR0.TS) !== 0) raise(Vector.NM);
 }
@@ -78,12 +88,12 @@ export function check(cpu: Processor, insn: Insn): void {
 export const xmmOffset = (index: number): number => State.xmm + 16 * index;
 export const mmOffset = (index: number): number => State.x87 + 16 * index;
 
-function copyIn(cpu: Processor, offset: number, words: number, into: Lanes): void {
+export function copyIn(cpu: Processor, offset: number, words: number, into: Lanes): void {
   const { i32 } = cpu.arena.views;
   const at = (cpu.state.base + offset) >> 2;
   for (let i = 0; i < words; i++) into.i32[i] = i32[at + i]!;
 }
-function copyOut(cpu: Processor, offset: number, words: number, from: Lanes): void {
+export function copyOut(cpu: Processor, offset: number, words: number, from: Lanes): void {
   const { i32 } = cpu.arena.views;
   const at = (cpu.state.base + offset) >> 2;
   for (let i = 0; i < words; i++) i32[at + i] = from.i32[i]!;
@@ -126,6 +136,7 @@ export function load(cpu: Processor, insn: Insn, index: number, into: Lanes, ali
   else if (operand.kind === 'mm') copyIn(cpu, mmOffset(operand.index), 2, into);
   else if (operand.kind === 'mem') loadMemory(cpu, insn, operand, operand.size, into, aligned);
   else if (operand.kind === 'gpr') into.u64[0] = cpu.state.gpr(operand.index);
+  else if (operand.kind === 'held') into.i32.set(HELD[operand.index].i32);
   else throw new TypeError(`${insn.code} has an operand of kind ${operand.kind} where a vector belongs`);
 }
 
@@ -134,6 +145,7 @@ export function store(cpu: Processor, insn: Insn, from: Lanes, size = 16, aligne
   const operand = insn.operands[0]!;
   if (operand.kind === 'xmm') copyOut(cpu, xmmOffset(operand.index), size >> 2, from);
   else if (operand.kind === 'mm') storeMm(cpu, operand.index, from);
+  else if (operand.kind === 'held') HELD[operand.index].i32.set(from.i32.subarray(0, size >> 2));
   else if (operand.kind === 'mem') {
     const linear = aligned
       ? alignedAddress(cpu, insn, operand, size, true)

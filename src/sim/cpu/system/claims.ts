@@ -1,4 +1,5 @@
 /** What this processor can be said to have: the entries of KVM_GET_SUPPORTED_CPUID. */
+import { Area, areaSize, COMPONENTS } from '../avx/xsave.ts';
 import {
   type CpuidEntry,
   type CpuidRegister,
@@ -39,18 +40,23 @@ export const CLAIMS = {
   '1.ecx': {
     sse3: 0,
     ssse3: 9,
+    fma: 12,
     cx16: 13,
     pcid: 17,
     sse4_1: 19,
     sse4_2: 20,
     movbe: 22,
     popcnt: 23,
+    xsave: 26,
+    avx: 28,
+    f16c: 29,
     hypervisor: 31,
   },
   '7.ebx': {
     fsgsbase: 0,
     tsc_adjust: 1,
     bmi1: 3,
+    avx2: 5,
     smep: 7,
     bmi2: 8,
     erms: 9,
@@ -61,6 +67,7 @@ export const CLAIMS = {
     clwb: 24,
   },
   '7.ecx': { umip: 2, rdpid: 22 },
+  'd.1.eax': { xsaveopt: 0, xsavec: 1, xgetbv1: 2 },
   '80000001.ecx': { lahf: 0, abm: 5, prefetchw: 8 },
   '80000001.edx': { syscall: 11, nx: 20, pdpe1gb: 26, rdtscp: 27, lm: 29 },
   /** AMD's only. Of Intel's leaf 7, bits 6 and 13 of EBX are clear: FDP, FCS and FDS are kept always. */
@@ -77,6 +84,12 @@ const AMD_MMXEXT = bits(22);
 const SIGNATURE = { intel: 0x0003_06c3, amd: 0x0080_0f12 } as const;
 const PHYSICAL_BITS = { intel: 46, amd: 48 } as const;
 const LINEAR_BITS = 48;
+/** The components of XCR0 and the sizes of areas with all of them; what there is of XSAVE; the upper halves' size and place. */
+const XSAVE_LEAVES: readonly (readonly [index: number, values: Partial<Record<CpuidRegister, number>>])[] = [
+  [0, { eax: Number(COMPONENTS), ebx: areaSize(COMPONENTS), ecx: areaSize(COMPONENTS) }],
+  [1, { eax: claim('d.1.eax'), ebx: areaSize(COMPONENTS) }],
+  [2, { eax: Area.ymmSize, ebx: Area.ymm }],
+];
 /** CLFLUSH's line in units of 8 bytes, and one logical processor. */
 const LINE_AND_COUNT = (8 << 8) | (1 << 16);
 const BRAND = 'vmexit simulated x86-64 processor';
@@ -104,9 +117,10 @@ export function supportedCpuid(vendor: 'intel' | 'amd', choice?: GuestChoice): C
   const brand = BRAND.padEnd(48, '\0');
   const brandWord = (at: number) => word(brand.slice(at, at + 4));
   return [
-    row(0, { eax: 7, ...letters }),
+    row(0, { eax: 0xd, ...letters }),
     row(1, { eax: SIGNATURE[vendor], ebx: LINE_AND_COUNT, ecx: claim('1.ecx'), edx: leaf1 }),
     row(7, { ebx: claim('7.ebx'), ecx: claim('7.ecx') }, SIGNIFICANT),
+    ...XSAVE_LEAVES.map(([index, values]) => ({ ...row(0xd, values, SIGNIFICANT), index })),
     // "KVMKVMKVM" and no paravirtual features: hypercalls are there, nothing else.
     row(HYPERVISOR, { eax: HYPERVISOR + 1, ebx: word('KVMK'), ecx: word('VMKV'), edx: word('M\0\0\0') }),
     row(HYPERVISOR + 1, {}),

@@ -1,4 +1,5 @@
 /** CPUID: what the instruction gives. */
+import { areaSize } from '../avx/xsave.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import {
   BASIC,
@@ -20,6 +21,9 @@ const RCX = 1;
 const RDX = 2;
 const RBX = 3;
 
+/** Whose EBX is the size of what XCR0 enables. */
+const XSAVE_LEAF = 0xd;
+
 /** Of IA32_APIC_BASE. */
 const APIC_ENABLED = 0x800n;
 
@@ -38,8 +42,15 @@ function outOfRange(entries: readonly CpuidEntry[], leaf: number, index: number)
 }
 
 /** The bits that follow the processor's state (arch/x86/kvm/cpuid.c, __kvm_update_cpuid_runtime). */
-function dynamic(cpu: Processor, leaf: number, register: CpuidRegister, value: number): number {
+function dynamic(
+  cpu: Processor,
+  leaf: number,
+  index: number,
+  register: CpuidRegister,
+  value: number,
+): number {
   const change = (bit: number, on: boolean) => (on ? value | (1 << bit) : value & ~(1 << bit));
+  if (leaf === XSAVE_LEAF && register === 'ebx' && index < 2) return areaSize(cpu.xcr0);
   if (leaf !== 1) return value;
   if (register === 'ecx' && has(cpu, 'XSAVE')) return change(27, (cpu.cr4 & CR4.OSXSAVE) !== 0);
   if (register === 'edx') return change(9, (msrValue(cpu, Msr.APIC_BASE) & APIC_ENABLED) !== 0n);
@@ -51,7 +62,8 @@ export function cpuid(cpu: Processor, leaf: number, index: number): [number, num
   const exact = find(cpu.cpuid, leaf, index);
   const entry = exact ?? outOfRange(cpu.cpuid, leaf, index);
   if (entry === undefined) return [0, 0, 0, 0];
-  const at = (register: CpuidRegister) => dynamic(cpu, entry.function >>> 0, register, entry[register]) >>> 0;
+  const at = (register: CpuidRegister) =>
+    dynamic(cpu, entry.function >>> 0, entry.index, register, entry[register]) >>> 0;
   return [at('eax'), at('ebx'), at('ecx'), at('edx')];
 }
 

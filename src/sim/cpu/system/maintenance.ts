@@ -2,6 +2,7 @@
 
 import { addressOf } from '../address/addressing.ts';
 import { gprAt, readGpr, touch, uncheckedLinear, writeGpr } from '../address/operands.ts';
+import { inUse, isXcr0 } from '../avx/xsave.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
@@ -61,9 +62,6 @@ function timeStamp(cpu: Processor): void {
   cpu.state.setGpr(RDX, now >> 32n);
 }
 
-/** XCR0 has x87 and SSE. */
-const XCR0_VALID = 3n;
-
 export const maintenance: Helpers = {
   wbinvd: writeBack,
   wbnoinvd: writeBack,
@@ -86,24 +84,26 @@ export const maintenance: Helpers = {
   },
   /** There are no performance counters (arch/x86/kvm/pmu.c, kvm_pmu_rdpmc). */
   rdpmc: () => raise(Vector.GP, 0),
+  /** With 1 in ECX: which of the components are not in their initial states (SDM volume 1, 13.6). */
   xgetbv(cpu) {
     if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
-    if (low32(cpu.state.gpr(RCX)) !== 0n) raise(Vector.GP, 0);
-    cpu.state.setGpr(RAX, low32(cpu.xcr0));
-    cpu.state.setGpr(RDX, cpu.xcr0 >> 32n);
-  },
-  xsetbv(cpu) {
-    if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
-    privileged(cpu);
-    const { state } = cpu;
-    const value = low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n);
-    if (low32(state.gpr(RCX)) !== 0n || (value & 1n) === 0n || (value & ~XCR0_VALID) !== 0n)
-      raise(Vector.GP, 0);
-    cpu.xcr0 = value;
+    const index = low32(cpu.state.gpr(RCX));
+    if (index > 1n) raise(Vector.GP, 0);
+    const value = index === 0n ? cpu.xcr0 : cpu.xcr0 & inUse(cpu);
+    cpu.state.setGpr(RAX, low32(value));
+    cpu.state.setGpr(RDX, value >> 32n);
   },
 };
 
 export const maintenanceEnding: Helpers = {
   invlpg,
   invpcid,
+  xsetbv(cpu) {
+    if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
+    privileged(cpu);
+    const { state } = cpu;
+    const value = low32(state.gpr(RAX)) | (low32(state.gpr(RDX)) << 32n);
+    if (low32(state.gpr(RCX)) !== 0n || !isXcr0(cpu, value)) raise(Vector.GP, 0);
+    cpu.xcr0 = value;
+  },
 };

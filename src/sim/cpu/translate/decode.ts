@@ -31,7 +31,7 @@ function register(name: string): Register | undefined {
   if (legacy.includes(name)) return gpr(legacy.indexOf(name), 2);
   if (/^[er]..$/.test(name) && legacy.includes(name.slice(1)))
     return gpr(legacy.indexOf(name.slice(1)), name[0] === 'e' ? 4 : 8);
-  const numbered = /^(r|xmm|mm|st|cr|dr|tr)(\d+)([lwd]?)$/.exec(name);
+  const numbered = /^(r|xmm|ymm|mm|st|cr|dr|tr)(\d+)([lwd]?)$/.exec(name);
   if (numbered === null) return undefined;
   const [, file, digits, suffix] = numbered;
   const index = Number(digits);

@@ -36,12 +36,13 @@ const MXCSR_RESET = 0x1f80;
 /** What of the processor the image is made of; a whole Processor is one. */
 export type FpuHolder = Pick<Processor, 'state' | 'arena'>;
 
-/** As after power-up and after FNINIT, with MXCSR's reset value. XMM registers become zeroes. */
+/** As after power-up and after FNINIT, with MXCSR's reset value. XMM and YMM registers become zeroes. */
 export function resetFpu(cpu: FpuHolder): void {
   initialize(cpu as Processor);
   cpu.state.setU32(State.mxcsr, MXCSR_RESET);
   const { u8 } = cpu.arena.views;
   u8.fill(0, cpu.state.base + State.xmm, cpu.state.base + State.x87 + 128);
+  u8.fill(0, cpu.state.base + State.ymm, cpu.state.base + State.ymm + 256);
 }
 
 /** The abridged tag word: a bit for each physical register that is not empty. */
@@ -107,7 +108,7 @@ function loadImage(cpu: FpuHolder, bytes: Uint8Array, xmmCount: number): void {
   summarize(processor);
 }
 
-const xmmCount = (cpu: Processor): number => (in64BitMode(cpu) ? 16 : 8);
+export const xmmCount = (cpu: Processor): number => (in64BitMode(cpu) ? 16 : 8);
 
 /** The address, of 512 bytes that must be aligned to 16; neither form waits for pending exceptions. */
 function imageAddress(cpu: Processor, insn: Insn, isWrite: boolean): bigint {
@@ -124,16 +125,20 @@ const selectors = [
   [Image.fcs, State.fcs],
   [Image.fds, State.fds],
 ] as const;
+export function instructionsImage(cpu: Processor, wide: boolean): Uint8Array {
+  const bytes = fxsaveImage(cpu);
+  const view = new DataView(bytes.buffer);
+  if (!wide) for (const [at, selector] of selectors) view.setUint32(at, cpu.state.u16(selector), true);
+  // AMD's processors give the pointers of pending exceptions only, and zeroes otherwise.
+  const pending = (cpu.state.u16(State.fsw) & Fsw.ES) !== 0;
+  if (cpu.vendor === 'amd' && !pending) bytes.fill(0, Image.fop, Image.mxcsr);
+  return bytes;
+}
 const save =
   (wide: boolean): Helper =>
   (cpu, insn) => {
     const linear = imageAddress(cpu, insn, true);
-    const bytes = fxsaveImage(cpu);
-    const view = new DataView(bytes.buffer);
-    if (!wide) for (const [at, selector] of selectors) view.setUint32(at, cpu.state.u16(selector), true);
-    // AMD's processors give the pointers of pending exceptions only, and zeroes otherwise.
-    const pending = (cpu.state.u16(State.fsw) & Fsw.ES) !== 0;
-    if (cpu.vendor === 'amd' && !pending) bytes.fill(0, Image.fop, Image.mxcsr);
+    const bytes = instructionsImage(cpu, wide);
     // What lies behind the registers is the program's.
     cpu.memory.writeBytes(linear, bytes.subarray(0, Image.xmm + 16 * xmmCount(cpu)));
   };
@@ -145,12 +150,18 @@ const restore =
     const bytes = cpu.memory.readBytes(linear, FXSAVE_SIZE).slice();
     const view = new DataView(bytes.buffer);
     if ((view.getUint32(Image.mxcsr, true) & ~MXCSR_MASK) !== 0) raise(Vector.GP, 0);
-    const [fcs, fds] = selectors.map(([at]) => (wide ? 0 : view.getUint16(at, true)));
-    if (!wide) for (const [at] of selectors) view.setUint32(at, 0, true);
-    loadImage(cpu, bytes, xmmCount(cpu));
-    cpu.state.setU16(State.fcs, fcs!);
-    cpu.state.setU16(State.fds, fds!);
+    loadInstructionsImage(cpu, bytes, wide);
   };
+
+/** From an image of instructionsImage()'s form, which is changed. */
+export function loadInstructionsImage(cpu: Processor, bytes: Uint8Array, wide: boolean): void {
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  const [fcs, fds] = selectors.map(([at]) => (wide ? 0 : view.getUint16(at, true)));
+  if (!wide) for (const [at] of selectors) view.setUint32(at, 0, true);
+  loadImage(cpu, bytes, xmmCount(cpu));
+  cpu.state.setU16(State.fcs, fcs!);
+  cpu.state.setU16(State.fds, fds!);
+}
 
 export const fxsave: Helpers = {
   fxsave: save(false),

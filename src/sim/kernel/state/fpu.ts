@@ -3,7 +3,9 @@ import { Errno } from '../../../uapi/errno.ts';
 import type { Input, Value } from '../../../uapi/layout.ts';
 import { viewOf } from '../../../uapi/layout.ts';
 import type { kvm_fpu, kvm_xcrs } from '../../../uapi/x86.ts';
+import { Area, COMPONENTS, Component, inUse, isXcr0 } from '../../cpu/avx/xsave.ts';
 import type { Cpu } from '../../cpu/cpu.ts';
+import { State } from '../../cpu/processor/state.ts';
 import { MXCSR_MASK } from '../../cpu/sse/move.ts';
 import { FXSAVE_SIZE, fxsaveImage, Image, loadFxsaveImage } from '../../cpu/x87/fxsave.ts';
 
@@ -15,10 +17,7 @@ const REGISTER_SIZE = 16;
 
 /** XSTATE_BV, in the header of an XSAVE area (SDM volume 1, 13.4.2). */
 const XSTATE_BV = 512;
-/** XCR0 and XSTATE_BV. */
-const X87 = 1n;
-const SSE = 2n;
-export const XCR0_SUPPORTED = X87 | SSE;
+const { X87, SSE, AVX } = Component;
 const MXCSR_INIT = 0x1f80;
 const FCW_INIT = 0x37f;
 
@@ -55,10 +54,14 @@ export function setFpu(cpu: Cpu, fpu: Fpu): number {
   return 0;
 }
 
+const upperHalves = ({ arena, state }: Cpu): Uint8Array =>
+  arena.views.u8.subarray(state.base + State.ymm, state.base + State.ymm + Area.ymmSize);
+
 export function getXsave(cpu: Cpu, area: Uint8Array): number {
   area.fill(0);
   area.set(fxsaveImage(cpu));
-  viewOf(area).setBigUint64(XSTATE_BV, XCR0_SUPPORTED, true);
+  area.set(upperHalves(cpu), Area.ymm);
+  viewOf(area).setBigUint64(XSTATE_BV, X87 | SSE | (inUse(cpu) & AVX), true);
   return 0;
 }
 
@@ -67,7 +70,7 @@ export function setXsave(cpu: Cpu, area: Uint8Array): number {
   const view = viewOf(area);
   const present = view.getBigUint64(XSTATE_BV, true);
   const mxcsr = view.getUint32(Image.mxcsr, true);
-  if ((present & ~XCR0_SUPPORTED) !== 0n || (mxcsr & ~MXCSR_MASK) !== 0) return -Errno.EINVAL;
+  if ((present & ~COMPONENTS) !== 0n || (mxcsr & ~MXCSR_MASK) !== 0) return -Errno.EINVAL;
   const image = area.slice(0, FXSAVE_SIZE);
   if ((present & X87) === 0n) {
     image.fill(0, 0, Image.mxcsr).fill(0, Image.st, Image.xmm);
@@ -78,6 +81,8 @@ export function setXsave(cpu: Cpu, area: Uint8Array): number {
     viewOf(image).setUint32(Image.mxcsr, MXCSR_INIT, true);
   }
   loadFxsaveImage(cpu, image);
+  if ((present & AVX) === 0n) upperHalves(cpu).fill(0);
+  else upperHalves(cpu).set(area.subarray(Area.ymm, Area.ymm + Area.ymmSize));
   return 0;
 }
 
@@ -89,7 +94,8 @@ export function setXcrs(cpu: Cpu, { nrXcrs, flags, xcrs }: Value<typeof kvm_xcrs
   if (nrXcrs > xcrs.length || flags !== 0) return -Errno.EINVAL;
   const xcr0 = xcrs.slice(0, nrXcrs).find(({ xcr }) => xcr === 0)?.value;
   if (xcr0 === undefined) return 0;
-  if ((xcr0 & X87) === 0n || (xcr0 & ~XCR0_SUPPORTED) !== 0n) return -Errno.EINVAL;
+  if (!isXcr0(cpu, xcr0)) return -Errno.EINVAL;
   cpu.xcr0 = xcr0;
+  cpu.changed();
   return 0;
 }
