@@ -1,6 +1,6 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
 
-import { avx } from './avx/index.ts';
+import { avx, avxAnswers, misaligned } from './avx/index.ts';
 import { emulated } from './emulator.ts';
 import { bcd } from './integer/bcd.ts';
 import { io, stringIo } from './integer/ports.ts';
@@ -14,6 +14,7 @@ import { sse, sseAnswers } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
 import type { Builder } from './translate/builder.ts';
+import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
 import { isVector, usesXmm, vectors } from './translate/lower/vector.ts';
@@ -65,6 +66,8 @@ const exactX87 = new Map<string, Exact>(
   }),
 );
 
+const avxLowered = avxLowerings({ misaligned });
+
 function unknown(cpu: Processor, insn: Insn): never {
   cpu.lacks(insn.code);
   raise(Vector.UD);
@@ -96,7 +99,9 @@ export const instructions = {
     const name = nameOf(insn);
     const lowering = isVector(b, insn, name) ? vectors[name] : micro.get(name);
     const helper = called.get(name);
-    if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
+    if (Object.hasOwn(avxLowered, name) && usesYmm(b, insn))
+      avxLowered[name]!(b, insn, avxAnswers[name] ?? called.get(name)!);
+    else if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
     else if (exactX87.has(name) && usesXmm(b, insn)) x87Lowerings[name]!(b, insn, exactX87.get(name)!);
     else if (lowering !== undefined) lowering(b, insn);
     else if (helper !== undefined) b.call(helper);

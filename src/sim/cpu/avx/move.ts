@@ -1,5 +1,6 @@
 /** The moves with a VEX prefix: whole registers, lanes, halves, masks; and what clears upper halves. */
-import type { Helper, Helpers } from '../processor/helper.ts';
+import { raise, Vector } from '../processor/fault.ts';
+import type { Answer, Answers, Helper, Helpers } from '../processor/helper.ts';
 import type { Insn, Memory, Operand } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
@@ -97,7 +98,7 @@ function duplicate(cpu: Processor, insn: Insn): void {
 
 /** The sign bits of the lanes. */
 const signs =
-  (view: 'i8' | 'i32' | 'i64'): Helper =>
+  (view: 'i8' | 'i32' | 'i64'): Answer =>
   (cpu, insn) => {
     checkAvx(cpu);
     loadWide(cpu, insn, 1, X);
@@ -105,8 +106,24 @@ const signs =
     let bits = 0;
     for (let i = 0; i < count * halvesOf(insn); i++)
       if (X[Math.floor(i / count)]![view][i % count]! < 0) bits |= 1 << i;
-    storeGpr(cpu, insn.operands[0]!, BigInt(bits >>> 0));
+    return bits;
   };
+
+/** Those whose result is no vector, for callers that put it in its place. */
+export const avxMoveAnswers: Answers = {
+  vmovmskps: signs('i32'),
+  vmovmskpd: signs('i64'),
+  vpmovmskb: signs('i8'),
+};
+const toGpr =
+  (of: Answer): Helper =>
+  (cpu, insn) =>
+    storeGpr(cpu, insn.operands[0]!, BigInt((of(cpu, insn) as number) >>> 0));
+
+/** Raises #GP where an address that must be aligned is not: what a micro-op calls with the address's low bits. */
+export function misaligned(_cpu: Processor, _insn: Insn, low: number): void {
+  if (low !== 0) raise(Vector.GP, 0);
+}
 
 const CF = 1;
 const ZF = 0x40;
@@ -247,9 +264,7 @@ export const avxMove: Helpers = {
   vmovhpd: moveHalf(1, 0),
   vmovlhps: moveHalf(1, 0),
   vmovddup: duplicate,
-  vmovmskps: signs('i32'),
-  vmovmskpd: signs('i64'),
-  vpmovmskb: signs('i8'),
+  ...Object.fromEntries(Object.entries(avxMoveAnswers).map(([name, of]) => [name, toGpr(of)])),
   vptest: test(0xffff_ffff_ffff_ffffn),
   vtestps: test(0x8000_0000_8000_0000n),
   vtestpd: test(0x8000_0000_0000_0000n),

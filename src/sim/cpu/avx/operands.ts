@@ -5,14 +5,11 @@
 import { addressOf } from '../address/addressing.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import type { Insn, Memory, Operand } from '../processor/insn.ts';
-import { CR0, CR4, protectedMode } from '../processor/mode.ts';
+import { AVX_STATE, CR0, CR4, protectedMode } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import { Flag, State } from '../processor/state.ts';
 import { end, env } from '../sse/env.ts';
 import { copyIn, copyOut, Lanes, whole, xmmOffset } from '../sse/operands.ts';
-
-/** XCR0's components that AVX needs: SSE's and its own (SDM volume 1, 14.3). */
-export const AVX_STATE = 6n;
 
 /** SDM volume 2, table 2-22 and on: the exceptions of VEX-encoded instructions, but for those of operands in memory. */
 export function checkAvx(cpu: Processor): void {

@@ -3,7 +3,7 @@
  * held for it. Tables say of each where its sources are; most have a third operand in the place of SSE's destination.
  */
 import { raise, Vector } from '../processor/fault.ts';
-import type { Helper, Helpers } from '../processor/helper.ts';
+import type { Answer, Answers, Helper, Helpers } from '../processor/helper.ts';
 import type { Insn, Operand } from '../processor/insn.ts';
 import { sseFloat } from '../sse/float.ts';
 import { sse, sseAnswers } from '../sse/index.ts';
@@ -196,8 +196,8 @@ const comparing =
   };
 
 /** COMISx: the answer is the flags. */
-const ordered =
-  (name: string): Helper =>
+const flagsOf =
+  (name: string): Answer =>
   (cpu, insn) => {
     checkAvx(cpu);
     loadWide(cpu, insn, 0, X);
@@ -205,22 +205,18 @@ const ordered =
     set(INTO, X[0]);
     set(FROM, Y[0]);
     const part = partOf(insn, () => [held(0), held(1)]);
-    setArithmeticFlags(
-      cpu,
-      inParts(cpu, () => sseAnswers[name]!(cpu, part) as number),
-    );
+    return inParts(cpu, () => sseAnswers[name]!(cpu, part));
   };
 
-/** CVTSS2SI and its kin: the answer is an integer. */
-const toInteger =
-  (name: string): Helper =>
+/** CVTSS2SI and its kin: the answer is an integer, signed. */
+const integerOf =
+  (name: string): Answer =>
   (cpu, insn) => {
     checkAvx(cpu);
     loadWide(cpu, insn, 1, X);
     set(FROM, X[0]);
     const part = partOf(insn, () => [insn.operands[0]!, held(1)]);
-    const value = inParts(cpu, () => sseAnswers[name]!(cpu, part));
-    storeGpr(cpu, insn.operands[0]!, BigInt.asUintN(64, BigInt(value)));
+    return inParts(cpu, () => sseAnswers[name]!(cpu, part));
   };
 
 /** MXCSR, and what has no vector register as its destination: SSE's helper does all of it. */
@@ -232,7 +228,7 @@ const passed =
     inParts(cpu, () => helper(cpu, insn));
   };
 
-const prefixed = (names: Iterable<string>, of: (name: string) => Helper): Helpers =>
+const prefixed = <T>(names: Iterable<string>, of: (name: string) => T): { readonly [mnemonic: string]: T } =>
   Object.fromEntries([...names].map((name) => [`v${name}`, of(name)]));
 const words = (text: string) => text.trim().split(/\s+/);
 
@@ -259,6 +255,12 @@ const alike = [...Object.keys({ ...sseInteger, ...sseFloat }), ...CONVERTING].fi
   (name) => !special.has(name) && name in sse,
 );
 
+/** Those of the instructions below whose result is no vector, for callers that put it in its place. */
+export const avxPromotedAnswers: Answers = {
+  ...prefixed(COMPARISONS, flagsOf),
+  ...prefixed(INTEGERS, integerOf),
+};
+
 export const avxPromoted: Helpers = {
   ...prefixed(alike, (name) => promoted(named(name))),
   ...prefixed(words('movsldup movshdup'), (name) => promoted(named(name))),
@@ -271,8 +273,13 @@ export const avxPromoted: Helpers = {
   ...prefixed(words(WIDENING[4]), (name) => widening(named(name), 4)),
   ...prefixed(words(WIDENING[8]), (name) => widening(named(name), 8)),
   ...prefixed(NARROWING, (name) => narrowing(named(name))),
-  ...prefixed(COMPARISONS, ordered),
-  ...prefixed(INTEGERS, toInteger),
+  ...prefixed(COMPARISONS, (name) => (cpu, insn) => {
+    setArithmeticFlags(cpu, avxPromotedAnswers[`v${name}`]!(cpu, insn) as number);
+  }),
+  ...prefixed(INTEGERS, (name) => (cpu, insn) => {
+    const value = avxPromotedAnswers[`v${name}`]!(cpu, insn);
+    storeGpr(cpu, insn.operands[0]!, BigInt.asUintN(64, BigInt(value)));
+  }),
   ...prefixed(words('cvtsi2ss cvtsi2sd pinsrb pinsrw pinsrd pinsrq'), (name) => fromGeneral(named(name))),
   ...prefixed(words('pextrb pextrw pextrd pextrq extractps'), (name) => extracting(named(name))),
   ...prefixed(words('pcmpestri pcmpestri64 pcmpistri'), (name) => comparing(named(name))),

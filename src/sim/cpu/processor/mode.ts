@@ -40,6 +40,9 @@ export const CR4 = {
   SMAP: 0x20_0000,
 } as const;
 
+/** XCR0's components that AVX needs: SSE's and its own (SDM volume 1, 14.3). */
+export const AVX_STATE = 6n;
+
 /** IA32_EFER (SDM volume 3, 2.2.1). */
 export const EFER = { SCE: 0x1, LME: 0x100, LMA: 0x400, NXE: 0x800 } as const;
 

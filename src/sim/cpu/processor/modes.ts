@@ -1,6 +1,7 @@
 import { Seg, type Segment } from './descriptors.ts';
-import { CR0, CR4, codeSize, stackSize } from './mode.ts';
+import { AVX_STATE, CR0, CR4, codeSize, protectedMode, stackSize } from './mode.ts';
 import type { Registers } from './registers.ts';
+import { Flag, State } from './state.ts';
 
 /** What translated code depends on beside its bytes: a translation holds for one of these. */
 export interface Mode {
@@ -12,6 +13,8 @@ export interface Mode {
   readonly flat: number;
   /** SSE's registers may be used: CR4.OSFXSR, and neither CR0.EM nor CR0.TS. */
   readonly sse: boolean;
+  /** Those of AVX: CR4.OSXSAVE, XCR0's components, not CR0.TS, and protected mode but not virtual-8086 mode. */
+  readonly avx: boolean;
   /** The base of CS, by which linear addresses differ from RIP; 0 in 64-bit mode. */
   readonly codeBase: number;
   /** The last offset that CS has; infinite in 64-bit mode. */
@@ -53,6 +56,12 @@ export class Modes {
     const codeBase = long ? 0 : Number(segments[Seg.CS]!.base & 0xffff_ffffn);
     const codeLimit = long ? Number.POSITIVE_INFINITY : segments[Seg.CS]!.limit;
     const sse = (cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
+    const avx =
+      (cr4 & CR4.OSXSAVE) !== 0 &&
+      (cpu.xcr0 & AVX_STATE) === AVX_STATE &&
+      (cr0 & CR0.TS) === 0 &&
+      protectedMode(cpu) &&
+      (cpu.state.eflags & Flag.VM) === 0;
     const key =
       sizeKey[bits] +
       sizeKey[stackBits] * 3 +
@@ -60,9 +69,10 @@ export class Modes {
       (single ? 18 : 0) +
       (cpu.alignment ? 36 : 0) +
       (sse ? 72 : 0) +
-      flat * 144 +
-      (long ? 0 : this.#numberOf(codeLimit) * 9216) +
-      codeBase * 9216 * LIMITS;
+      (avx ? 144 : 0) +
+      flat * 288 +
+      (long ? 0 : this.#numberOf(codeLimit) * 18_432) +
+      codeBase * 18_432 * LIMITS;
     if (key === this.#last) return undefined;
     this.#last = key;
     if (this.#known.size >= MODES || this.#limits.size >= LIMITS) {
@@ -73,7 +83,7 @@ export class Modes {
       return this.find(cpu, user, single, forget);
     }
     const modeOf = (alone: boolean) =>
-      ({ bits, stackBits, user, flat, sse, codeBase, codeLimit, single: alone }) as const;
+      ({ bits, stackBits, user, flat, sse, avx, codeBase, codeLimit, single: alone }) as const;
     const alone = this.#numbered(single ? key : key + 18, modeOf(true));
     return [single ? alone : this.#numbered(key, modeOf(false)), alone];
   }

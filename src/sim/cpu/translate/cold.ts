@@ -324,6 +324,7 @@ export class Cold {
       mode.user,
       mode.flat,
       mode.sse,
+      mode.avx,
       mode.codeLimit,
       form,
       variant,

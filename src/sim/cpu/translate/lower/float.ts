@@ -46,35 +46,43 @@ function source(b: Builder, bytes: number): [Source, readonly Node[]] {
 }
 const bytesOf = ({ bits, lanes }: Shape) => (bits / 8) * lanes;
 
-/** To an XMM register from the second operand, of so many bytes. */
+/** An attempt that leaves its result in a place of the state page, whose content is the first operand; of so many bytes of the second. */
+export interface Row {
+  readonly bytes: number;
+  readonly of: (to: number, from: Source, insn: Insn) => Attempt;
+}
+type Rows = { readonly [mnemonic: string]: Row };
+
+/** To an XMM register from the second operand. */
 const toXmm =
-  (bytes: number, of: (to: number, from: Source, insn: Insn) => Attempt): LowerWith =>
+  ({ bytes, of }: Row): LowerWith =>
   (b, insn, helper) => {
     const [from, args] = source(b, bytes);
     b.op('attempt', args, { attempt: of(xmm(insn.operands[0]), from, insn), helper, insn });
   };
-const each = (name: string, of: (shape: Shape, to: number, from: Source, insn: Insn) => Attempt): Table =>
+const each = (name: string, of: (shape: Shape, to: number, from: Source, insn: Insn) => Attempt): Rows =>
   Object.fromEntries(
     Object.entries(shapes).map(([suffix, shape]) => [
       name + suffix,
-      toXmm(bytesOf(shape), (to, from, insn) => of(shape, to, from, insn)),
+      { bytes: bytesOf(shape), of: (to, from, insn) => of(shape, to, from, insn) },
     ]),
   );
-const immediate = (insn: Insn) => Number((insn.operands[2] as { value: bigint }).value & 0xffn);
+const immediate = (insn: Insn) => Number((insn.operands.at(-1) as { value: bigint }).value & 0xffn);
 
+const row = (bytes: number, of: Row['of']): Row => ({ bytes, of });
 const inNeighbours = (shape: Shape, operation: 'add' | 'sub') =>
-  toXmm(16, (to, from) => arithmetic(operations[operation], shape, to, from, neighbours(shape)));
+  row(16, (to, from) => arithmetic(operations[operation], shape, to, from, neighbours(shape)));
 const inTurns = (shape: Shape) =>
-  toXmm(16, (to, from) => arithmetic(operations.add, shape, to, from, alternating(shape)));
+  row(16, (to, from) => arithmetic(operations.add, shape, to, from, alternating(shape)));
 
-const compared =
+export const compared =
   (shape: Shape): LowerWith =>
   (b, insn, helper) => {
     const [from, args] = source(b, bytesOf(shape));
     const attempt = order(shape, xmm(insn.operands[0]), from);
     b.setArithmeticFlags(b.op('attempt32', args, { attempt, helper, insn }));
   };
-const toGpr =
+export const toGpr =
   (shape: Shape, truncate: boolean): LowerWith =>
   (b, insn, helper) => {
     const [from, args] = source(b, bytesOf(shape));
@@ -90,7 +98,8 @@ const fromGpr =
     b.op('attempt', [b.read(1)], { attempt, helper, insn });
   };
 
-const table: Table = {
+/** Those that leave a vector. */
+export const vectorRows: Rows = {
   ...each('add', (shape, to, from) => arithmetic(operations.add, shape, to, from)),
   ...each('sub', (shape, to, from) => arithmetic(operations.sub, shape, to, from)),
   ...each('mul', (shape, to, from) => arithmetic(operations.mul, shape, to, from)),
@@ -107,21 +116,24 @@ const table: Table = {
   addsubps: inTurns(ps),
   addsubpd: inTurns(pd),
 
+  cvtss2sd: row(4, (to, from) => resize(sd, to, from)),
+  cvtsd2ss: row(8, (to, from) => resize(ss, to, from)),
+  cvtps2pd: row(8, (to, from) => resize(pd, to, from)),
+  cvtpd2ps: row(16, (to, from) => resize(ps, to, from)),
+  cvtdq2ps: row(16, (to, from) => fromIntegers(ps, to, from)),
+  cvtdq2pd: row(8, (to, from) => fromIntegers(pd, to, from)),
+  cvtps2dq: row(16, (to, from) => toIntegers(false, ps, to, from)),
+  cvttps2dq: row(16, (to, from) => toIntegers(true, ps, to, from)),
+  cvtpd2dq: row(16, (to, from) => toIntegers(false, pd, to, from)),
+  cvttpd2dq: row(16, (to, from) => toIntegers(true, pd, to, from)),
+};
+
+const table: Table = {
+  ...Object.fromEntries(Object.entries(vectorRows).map(([name, of]) => [name, toXmm(of)])),
   comiss: compared(ss),
   comisd: compared(sd),
   ucomiss: compared(ss),
   ucomisd: compared(sd),
-
-  cvtss2sd: toXmm(4, (to, from) => resize(sd, to, from)),
-  cvtsd2ss: toXmm(8, (to, from) => resize(ss, to, from)),
-  cvtps2pd: toXmm(8, (to, from) => resize(pd, to, from)),
-  cvtpd2ps: toXmm(16, (to, from) => resize(ps, to, from)),
-  cvtdq2ps: toXmm(16, (to, from) => fromIntegers(ps, to, from)),
-  cvtdq2pd: toXmm(8, (to, from) => fromIntegers(pd, to, from)),
-  cvtps2dq: toXmm(16, (to, from) => toIntegers(false, ps, to, from)),
-  cvttps2dq: toXmm(16, (to, from) => toIntegers(true, ps, to, from)),
-  cvtpd2dq: toXmm(16, (to, from) => toIntegers(false, pd, to, from)),
-  cvttpd2dq: toXmm(16, (to, from) => toIntegers(true, pd, to, from)),
   cvtss2si: toGpr(ss, false),
   cvttss2si: toGpr(ss, true),
   cvtsd2si: toGpr(sd, false),
