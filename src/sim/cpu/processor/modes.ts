@@ -1,7 +1,7 @@
 import { Seg, type Segment } from './descriptors.ts';
 import { AVX_STATE, CR0, CR4, codeSize, protectedMode, stackSize } from './mode.ts';
 import type { Registers } from './registers.ts';
-import { Flag, State } from './state.ts';
+import { Flag } from './state.ts';
 
 /** What translated code depends on beside its bytes: a translation holds for one of these. */
 export interface Mode {
