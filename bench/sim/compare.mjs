@@ -4,6 +4,7 @@
 import { median } from '../support.mjs';
 import { progress, turn, watch } from './children.mjs';
 import { image } from './images.mjs';
+import { wideOnly } from './kinds.mjs';
 import { machines } from './machines.mjs';
 
 const LIMIT_MS = 600_000;
@@ -62,6 +63,7 @@ async function compare(name, { folder, rounds, machines: names, say }) {
       progress(`${name}: round ${round + 1} of ${rounds}, ${machine}`);
       await turn();
       const { bits, command } = machines[machine];
+      if (bits === 32 && wideOnly.has(name)) continue;
       try {
         const { ms, result } = await run(command(image(name, bits, folder)));
         times[machine].push(ms);

@@ -16,6 +16,8 @@ export const kinds = {
   atomics: 'LOCK and its instructions',
   doubles: 'SSE2, one double at a time',
   packed: 'SSE and SSE2, vectors of floats, doubles and integers',
+  wide: 'AVX and AVX2, vectors of floats, doubles and integers (64 bits)',
+  fused: 'FMA, vectors of doubles and floats (64 bits)',
   x87: 'long doubles',
   fresh: 'code that is new each time: written, and run four times',
   patched: 'writes to a page of code: beside it, and to it',
@@ -28,3 +30,6 @@ export const kinds = {
   ports: 'a million OUTs',
   mmio: 'a million writes to a device',
 };
+
+/** Those that v86 has no instructions for. */
+export const wideOnly = new Set(['wide', 'fused']);

@@ -13,7 +13,7 @@ import { checkAvx, halvesOf, loadWide, storeWide, W, type Wide, X, Y, Z } from '
 const negated = (a: Float): Float => ({ ...a, negative: !a.negative });
 
 /** What of a lane has its sign changed: the product, the addend. */
-type Signs = (lane: number) => readonly [product: boolean, addend: boolean];
+export type Signs = (lane: number) => readonly [product: boolean, addend: boolean];
 const OPERATIONS: { readonly [name: string]: Signs } = {
   fmadd: () => [false, false],
   fmsub: () => [false, true],
@@ -22,22 +22,25 @@ const OPERATIONS: { readonly [name: string]: Signs } = {
   fmaddsub: (lane) => [false, (lane & 1) === 0],
   fmsubadd: (lane) => [false, (lane & 1) === 1],
 };
-const ORDERS: { readonly [digits: string]: readonly [multiplicand: Wide, multiplier: Wide, addend: Wide] } = {
-  132: [X, Z, Y],
-  213: [Y, X, Z],
-  231: [Y, Z, X],
+/** Which operands are the factors and the addend. */
+const ORDERS: { readonly [digits: string]: readonly [number, number, number] } = {
+  132: [0, 2, 1],
+  213: [1, 0, 2],
+  231: [1, 2, 0],
 };
+const WIDES: readonly Wide[] = [X, Y, Z];
 
 /** NaNs keep their signs. */
 const signed = (a: Float, change: boolean): Float => (change && a.kind < 3 ? negated(a) : a);
 
 const fma =
-  (signs: Signs, [a, b, c]: readonly [Wide, Wide, Wide], width: Width, scalar: boolean): Helper =>
+  (signs: Signs, order: readonly [number, number, number], width: Width, scalar: boolean): Helper =>
   (cpu, insn) => {
     checkAvx(cpu);
     loadWide(cpu, insn, 0, X);
     loadWide(cpu, insn, 1, Y);
     loadWide(cpu, insn, 2, Z);
+    const [a, b, c] = order.map((operand) => WIDES[operand]!) as [Wide, Wide, Wide];
     begin(cpu);
     const format = formatOf(width);
     const count = 128 / width;
@@ -61,13 +64,19 @@ const SUFFIXES: readonly (readonly [name: string, width: Width, scalar: boolean]
   ['sd', 64, true],
 ];
 
-export const avxFma: Helpers = Object.fromEntries(
-  Object.entries(OPERATIONS).flatMap(([name, signs]) =>
-    Object.entries(ORDERS).flatMap(([digits, order]) =>
-      SUFFIXES.filter(([, , scalar]) => !scalar || !/(add|sub)(sub|add)/.test(name)).map(
-        ([suffix, width, scalar]) =>
-          [`v${name}${digits}${suffix}`, fma(signs, order, width, scalar)] as const,
+/** All of them, as something made of each. */
+export const eachFma = <T>(
+  of: (signs: Signs, order: readonly [number, number, number], width: Width, scalar: boolean) => T,
+): { readonly [mnemonic: string]: T } =>
+  Object.fromEntries(
+    Object.entries(OPERATIONS).flatMap(([name, signs]) =>
+      Object.entries(ORDERS).flatMap(([digits, order]) =>
+        SUFFIXES.filter(([, , scalar]) => !scalar || !/(add|sub)(sub|add)/.test(name)).map(
+          ([suffix, width, scalar]) =>
+            [`v${name}${digits}${suffix}`, of(signs, order, width, scalar)] as const,
+        ),
       ),
     ),
-  ),
-);
+  );
+
+export const avxFma: Helpers = eachFma(fma);

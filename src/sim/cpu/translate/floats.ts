@@ -70,7 +70,7 @@ function write(code: AttemptCode, shape: Shape, to: number, local: number): void
 }
 
 /** Gives up unless a result may be rounded to nearest (or in any way) here, or is exact. `inexact` leaves an `i`. */
-function rounds(code: AttemptCode, inexact: () => void, toNearest = true): void {
+export function rounds(code: AttemptCode, inexact: () => void, toNearest = true): void {
   const mxcsr = code.local(Wasm.i32);
   code.load([Wasm.i32Load], State.mxcsr).tee(mxcsr);
   code.const32(toNearest ? ROUNDING | INEXACT : INEXACT).op(0x71); // and

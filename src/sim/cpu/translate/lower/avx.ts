@@ -12,6 +12,7 @@ import type { Node } from '../ir.ts';
 import type { CallTarget } from '../ops.ts';
 import { simd } from '../vectors.ts';
 import { compared, type LowerWith, toGpr, vectorRows } from './float.ts';
+import { fmaLowerings } from './fma.ts';
 import {
   direct,
   finish,
@@ -330,6 +331,7 @@ export function avxLowerings({ misaligned }: Answers): Table {
     vshufpd: shuffled(shuffles.shufpd![0], false, 2),
     ...prefixed(shifts, ([number, bits, arithmetic]) => shifted(number, bits, arithmetic)),
     ...prefixed(vectorRows, (_, name) => floating(name)),
+    ...fmaLowerings,
     // Numbers of other widths: their halves lie elsewhere.
     vcvtps2pd: (b, _insn, helper) => b.call(helper),
     vcvtdq2pd: (b, _insn, helper) => b.call(helper),
