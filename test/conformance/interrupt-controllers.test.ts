@@ -154,14 +154,15 @@ conformance('interrupt controllers in the kernel', ({ needs }) => {
   it('the mode and count of the PIT that the host sets decide whether one tick comes or one after the other', (hv) => {
     using agent = withPit(hv);
     agent.vm.setIrqchip({ chipId: Irqchip.PIC_MASTER, pic: PIC });
-    setTimer(agent, 2, 0x800);
-    for (let tick = 0; tick < 5; tick++) expect(nextVector(agent)).toBe(PIC.irqBase);
-    expect(agent.vm.getPit2().channels[0]).toMatchObject({ mode: 2, count: 0x800 });
+    // In this order: of what comes one after the other, some may wait to be taken when it is to come no more.
     setTimer(agent, 0, 0x800);
     expect(nextVector(agent)).toBe(PIC.irqBase);
     // By then a few more would have come.
     agent.vcpu.run(20);
     expectOutcome(agent.vcpu, Exit.DEADLINE);
+    setTimer(agent, 2, 0x800);
+    for (let tick = 0; tick < 5; tick++) expect(nextVector(agent)).toBe(PIC.irqBase);
+    expect(agent.vm.getPit2().channels[0]).toMatchObject({ mode: 2, count: 0x800 });
   });
 
   for (const reinject of [true, false]) {
