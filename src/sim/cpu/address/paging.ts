@@ -129,8 +129,26 @@ function mark(cpu: Processor, read: Entries, place: number, flags: number): void
   if (page !== MMIO) cpu.arena.views.u32[(page + (gpa % 4096)) / 4]! |= flags;
 }
 
-/** Bits of an entry's upper half that must be 0, by address width and mode. The bit of choice is not one of them. */
+/** The mask of the last walk, and what it was worked out for. */
+let reservedLast = {
+  cpuid: undefined as unknown,
+  nxe: 0,
+  levels: undefined as unknown,
+  choice: undefined as unknown,
+  mask: 0,
+};
 function reservedHigh(cpu: Processor, levels: readonly Level[]): number {
+  const { cpuid, choice } = cpu;
+  const nxe = cpu.efer & EFER.NXE;
+  const last = reservedLast;
+  if (last.cpuid === cpuid && last.nxe === nxe && last.levels === levels && last.choice === choice)
+    return last.mask;
+  const mask = reservedMask(cpu, levels);
+  reservedLast = { cpuid, nxe, levels, choice, mask };
+  return mask;
+}
+/** Bits of an entry's upper half that must be 0, by address width and mode. The bit of choice is not one of them. */
+function reservedMask(cpu: Processor, levels: readonly Level[]): number {
   const width = features(cpu.cpuid).physicalBits;
   // Bits 51:M are reserved everywhere, 62:52 only in PAE paging (SDM volume 3, tables 4-8 to 4-11 and 4-14 to 4-20).
   const top = levels.length === 3 ? 63 : 52;

@@ -15,6 +15,8 @@ const CR0_WRITABLE =
   CR0.PE | CR0.MP | CR0.EM | CR0.TS | CR0.ET | CR0.NE | CR0.WP | CR0.AM | CR0.NW | CR0.CD | CR0.PG;
 /** What PAE's PDPTEs are loaded again for (SDM volume 3, 4.4.1). */
 const CR0_PDPTES = CR0.CD | CR0.NW | CR0.PG;
+/** What translations follow from, and the rights that are kept with them. */
+const CR0_TRANSLATES = CR0.PE | CR0.PG | CR0.WP;
 const CR4_PDPTES = CR4.PAE | CR4.PGE | CR4.PSE | CR4.SMEP;
 
 const CR4_ALWAYS =
@@ -62,8 +64,9 @@ function setCr0(cpu: Processor, value: bigint): void {
 
   if (started && (cpu.efer & EFER.LME) !== 0) cpu.efer |= EFER.LMA;
   if (stopped) cpu.efer &= ~EFER.LMA;
+  const changes = next ^ cpu.cr0;
   cpu.cr0 = next;
-  cpu.flushTlb();
+  if ((changes & CR0_TRANSLATES) !== 0) cpu.flushTlb();
 }
 
 /** MOV to CR3 with this bit keeps the translations, when PCIDs are on (SDM volume 3, 4.10.4.1). */
@@ -92,7 +95,7 @@ function setCr4(cpu: Processor, value: bigint): void {
   const reload = (changes & CR4_PDPTES) !== 0 && loadsPdptes(cpu.cr0, next, cpu.efer);
   if (reload && !pdptesAreValid(cpu, cpu.cr3)) raise(Vector.GP, 0);
   cpu.cr4 = next;
-  cpu.flushTlb();
+  if (changes !== 0) cpu.flushTlb();
 }
 
 function setCr8(cpu: Processor, value: bigint): void {
