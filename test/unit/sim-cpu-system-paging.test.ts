@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import { pdptesAreValid, walk } from '../../src/sim/cpu/address/paging.ts';
-import { Vector } from '../../src/sim/cpu/processor/fault.ts';
+import { GuestFault, Vector } from '../../src/sim/cpu/processor/fault.ts';
 import { halves } from '../../src/sim/cpu/processor/halves.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
 import { Access } from '../../src/sim/cpu/processor/stage.ts';
@@ -128,6 +128,20 @@ describe('4-level paging', () => {
     expect(refused(m, 0x1000n, READ, 'implicit')).toBe(1);
     expect(refused(m, 0x1000n, FETCH)).toBe(0x11);
     expect(refused(m, 0x1000n, WRITE, 'user')).toBeUndefined();
+  });
+
+  it('asks RFLAGS.AC and who accesses it anew for a page of the user that the supervisor has touched before (SMAP)', () => {
+    const m = small();
+    page(m, 1, 7n);
+    m.cpu.cr4 |= CR4.SMAP;
+    const { memory, state } = m.cpu;
+    state.flags |= Flag.AC;
+    memory.write32(0x1000n, 7);
+    expect(memory.read32(0x1000n)).toBe(7);
+    expect(() => memory.readSystem32(0x1000n)).toThrow(GuestFault);
+    state.flags &= ~Flag.AC;
+    expect(() => memory.read32(0x1000n)).toThrow(GuestFault);
+    expect(() => memory.write32(0x1000n, 8)).toThrow(GuestFault);
   });
 
   it('sets the accessed flags of all levels and the dirty flag of the page, and none for what is refused', () => {

@@ -5,7 +5,7 @@
 
 import { PAGE } from '../../arena.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import { ia32e } from '../processor/mode.ts';
+import { CR4, ia32e } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { Rights } from '../processor/services.ts';
 import { Access, FAULT, MMIO } from '../processor/stage.ts';
@@ -174,6 +174,8 @@ export class Tlb {
     const code = write ? cpu.code.pageOf(host) : undefined;
     const map = code?.map;
     if (code !== undefined && map === undefined) return host + inside;
+    // RFLAGS.AC and who asks decide about each access of the supervisor's to a page of the user's (SDM volume 3, 4.6.1).
+    if (found.user && !user && (cpu.cr4 & CR4.SMAP) !== 0) return host + inside;
     if (this.#filled.length >= FILLED) this.flush();
     this.#filled.push(entry);
     this.#filledWith.push(found.physical);
