@@ -61,13 +61,18 @@ const setAlignmentCheck =
     state.eflags = on ? state.eflags | Flag.AC : state.eflags & ~Flag.AC;
   };
 
-export const flagInstructions: Helpers = { pushf: pushf(2), pushfd: pushf(4), pushfq: pushf(8) };
+/** CLI opens no window for interrupts: execution may go on in its block. */
+export const flagInstructions: Helpers = {
+  pushf: pushf(2),
+  pushfd: pushf(4),
+  pushfq: pushf(8),
+  cli: setInterrupts(false),
+};
 
 export const flagInstructionsEnding: Helpers = {
   popf: popf(2),
   popfd: popf(4),
   popfq: popf(8),
-  cli: setInterrupts(false),
   sti: setInterrupts(true),
   clac: setAlignmentCheck(false),
   stac: setAlignmentCheck(true),
