@@ -510,11 +510,11 @@ describe('vmexit run --backend sim', () => {
   });
 
   it('names an instruction that the simulator lacks, in the trace and in the report', () => {
-    const code = Uint8Array.of(0xc5, 0xf4, 0x58, 0xc2);
-    const { status, stderr, lines: all } = traced('avx', { code } as never);
+    const code = Uint8Array.of(0x62, 0xf3, 0x75, 0x28, 0x25, 0xc2, 1);
+    const { status, stderr, lines: all } = traced('avx512', { code } as never);
     expect(status).toBe(1);
     expect(all).toMatchObject([
-      { lacks: 'VEX_Vaddps_ymm_ymm_ymmm256', insns: 0 },
+      { lacks: 'EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8', insns: 0 },
       { exception: '#UD', rip: '0x1000' },
       { exception: '#GP', errorCode: 6 * 8 + 2 + 1 },
       { exception: '#GP', errorCode: 13 * 8 + 2 + 1 },
@@ -522,7 +522,7 @@ describe('vmexit run --backend sim', () => {
       { exception: '#GP', errorCode: 8 * 8 + 2 + 1 },
       { exit: 'SHUTDOWN' },
     ]);
-    expect(stderr).toMatch(/the simulator has no VEX_Vaddps_ymm_ymm_ymmm256: #UD was raised in the guest/);
+    expect(stderr).toMatch(/the simulator has no EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8: #UD was raised in the guest/);
   });
 
   it.each([

@@ -207,6 +207,11 @@ describe('whatever a guest puts into its tables and registers', () => {
 
 /** What must be implemented for a feature to be claimed; those that no instruction stands for have none. */
 const STANDS_FOR: { readonly [feature: string]: readonly string[] } = {
+  pclmulqdq: ['pclmulqdq', 'vpclmulqdq'],
+  aes: ['aesenc', 'aesenclast', 'aesdec', 'aesdeclast', 'aesimc', 'aeskeygenassist', 'vaesenc', 'vaesimc'],
+  sha: ['sha1rnds4', 'sha1nexte', 'sha1msg1', 'sha1msg2', 'sha256rnds2', 'sha256msg1', 'sha256msg2'],
+  rdrand: ['rdrand'],
+  rdseed: ['rdseed'],
   fpu: ['fld', 'fadd', 'fnstcw', 'fninit'],
   tsc: ['rdtsc'],
   msr: ['rdmsr', 'wrmsr'],
@@ -292,17 +297,7 @@ describe('what CPUID claims', () => {
 
   it('leaves out what is not implemented', () => {
     const names = new Set(instructions.names());
-    for (const absent of [
-      'xsaves',
-      'vpternlogd',
-      'aesenc',
-      'pclmulqdq',
-      'rdrand',
-      'rdseed',
-      'sha256msg1',
-      'monitorx',
-      'tpause',
-    ]) {
+    for (const absent of ['xsaves', 'vpternlogd', 'monitorx', 'tpause']) {
       expect(names.has(absent), absent).toBe(false);
     }
   });

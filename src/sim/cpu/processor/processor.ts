@@ -16,6 +16,18 @@ export interface ProcessorOptions {
   readonly vendor: 'intel' | 'amd';
   readonly choice?: GuestChoice | undefined;
   readonly msrPolicy?: MsrPolicy | undefined;
+  /** RDRAND's and RDSEED's numbers, of 32 bits; else they are the host's. */
+  readonly random?: (() => number) | undefined;
+}
+
+/** The host's randomness, some at a time. */
+const drawn = new Uint32Array(1024);
+let left = 0;
+function hostsRandom(): number {
+  if (left === 0) left = crypto.getRandomValues(drawn).length;
+  const number = drawn[--left]!;
+  drawn[left] = 0;
+  return number;
 }
 
 const EVERY_MSR: MsrPolicy = { exits: 0, allows: () => true };
@@ -25,6 +37,7 @@ export abstract class Processor extends Registers {
   readonly vendor: 'intel' | 'amd';
   readonly choice: GuestChoice | undefined;
   readonly msrPolicy: MsrPolicy;
+  readonly random: () => number;
   abstract readonly memory: LinearMemory;
   abstract readonly code: TranslatedCode;
   readonly io = new IoLog();
@@ -41,12 +54,13 @@ export abstract class Processor extends Registers {
   readonly #forget = () => this.code.forget();
   #observer: Observer | undefined;
 
-  constructor(arena: Arena, stage: SecondStage, { vendor, choice, msrPolicy }: ProcessorOptions) {
+  constructor(arena: Arena, stage: SecondStage, { vendor, choice, msrPolicy, random }: ProcessorOptions) {
     super(arena);
     this.stage = stage;
     this.vendor = vendor;
     this.choice = choice;
     this.msrPolicy = msrPolicy ?? EVERY_MSR;
+    this.random = random ?? hostsRandom;
   }
 
   /** Tells what the guest does. Nothing that the guest could see changes by it. */

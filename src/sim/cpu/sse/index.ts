@@ -1,10 +1,12 @@
-/** MMX and SSE to SSE4.2, but for AES, PCLMULQDQ and what works on general registers. */
+/** MMX, SSE to SSE4.2, AES, PCLMULQDQ and SHA, but for what works on general registers. */
 import type { Answers, Helpers } from '../processor/helper.ts';
+import { aes } from './aes.ts';
 import { sseConvert, sseIntegers } from './convert.ts';
 import { sseComparisons, sseFloat } from './float.ts';
 import { sseInteger } from './integer.ts';
 import { mmx } from './mmx.ts';
 import { sseMove } from './move.ts';
+import { sha } from './sha.ts';
 import { sseString } from './string.ts';
 
 /** `movsd` and `cmpsd` are also string instructions' names: those have no vector operand. */
@@ -15,6 +17,8 @@ export const sse: Helpers = {
   ...sseFloat,
   ...sseConvert,
   ...sseString,
+  ...aes,
+  ...sha,
 };
 
 /** The same instructions as in `sse`, for callers that put the result in its place. */

@@ -176,13 +176,13 @@ export const vectorSize = (insn: Insn): number => (insn.operands[0]!.kind === 'm
 
 /** dest = body(dest, source): body fills R from A and B. */
 export const binary =
-  (body: (size: number, imm: number) => void): Helper =>
+  (body: (size: number, imm: number, cpu: Processor) => void): Helper =>
   (cpu, insn) => {
     check(cpu, insn);
     load(cpu, insn, 0, A);
     load(cpu, insn, 1, B);
     const size = vectorSize(insn);
-    body(size, immediate(insn));
+    body(size, immediate(insn), cpu);
     if (usesMmx(insn)) enterMmx(cpu);
     store(cpu, insn, R, size);
   };

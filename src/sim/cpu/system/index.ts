@@ -11,6 +11,7 @@ import { flagInstructions, flagInstructionsEnding } from './flags.ts';
 import { softwareInterruptsEnding } from './interrupts.ts';
 import { maintenance, maintenanceEnding } from './maintenance.ts';
 import { modelSpecificRegistersEnding } from './msrs.ts';
+import { randomNumbers } from './random.ts';
 import { baseReads, systemCallsEnding } from './syscalls.ts';
 
 export const systemInstructions: Helpers = {
@@ -20,6 +21,7 @@ export const systemInstructions: Helpers = {
   ...descriptorTables,
   ...flagInstructions,
   ...maintenance,
+  ...randomNumbers,
   ...segmentRegisters,
 };
 

@@ -29,7 +29,8 @@ export interface SimulatedHost {
   readonly tier?: Tier;
   /**
    * What decides which of a VM's started vCPUs is next, and for how many instructions: a whole number, 1 without it. The
-   * same seed gives the same run.
+   * same seed gives the same run. Where it is given, RDRAND's and RDSEED's numbers follow from it too, and are no secret; they
+   * begin anew with each vCPU, a restored one too.
    */
   readonly seed?: number;
 }

@@ -14,6 +14,7 @@ import { type Runnable, Runs } from '../run/runs.ts';
 import { scheduler } from '../run/schedule.ts';
 import { isVcpuToken, type SimVcpuToken, VcpuShare } from '../state/share.ts';
 import { type KickWord, Standing } from '../threads/kicks.ts';
+import { Random } from '../vm/random.ts';
 import { KvmVm } from '../vm/vm.ts';
 import { secondStageEvent } from './observe.ts';
 
@@ -46,11 +47,14 @@ export class KvmVcpu implements Runnable {
     this.id = id;
     this.kick = kick;
     const { host, choice } = vm;
+    const { seed } = host.options;
+    const random = seed === undefined ? undefined : Random.ofVcpu(seed, id);
     this.cpu = new Cpu(host.arena, this.#stage(), {
       vendor: host.vendor,
       decoder: host.decoder,
       choice,
       msrPolicy: vm.msrPolicy,
+      random: random && (() => random.below(2 ** 32)),
     });
     const { ringBytes, rings } = vm.memory.dirty;
     if (ringBytes !== 0) {

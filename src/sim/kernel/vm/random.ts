@@ -7,6 +7,11 @@ export class Random {
     this.#state = (seed >>> 0) ^ Math.imul(Math.floor(seed / 2 ** 32), 0x85eb_ca6b);
   }
 
+  /** Of a VM's vCPUs, each its own. */
+  static ofVcpu(seed: number, id: number): Random {
+    return new Random((seed + (id + 1) * 0x1_0000_0001) % 2 ** 53);
+  }
+
   /** A whole number below `limit`, which is at most 2^32. */
   below(limit: number): number {
     this.#state = (this.#state + 0x9e37_79b9) | 0;
