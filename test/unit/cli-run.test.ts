@@ -522,7 +522,9 @@ describe('vmexit run --backend sim', () => {
       { exception: '#GP', errorCode: 8 * 8 + 2 + 1 },
       { exit: 'SHUTDOWN' },
     ]);
-    expect(stderr).toMatch(/the simulator has no EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8: #UD was raised in the guest/);
+    expect(stderr).toMatch(
+      /the simulator has no EVEX_Vpternlogd_ymm_k1z_ymm_ymmm256b32_imm8: #UD was raised in the guest/,
+    );
   });
 
   it.each([

@@ -214,14 +214,6 @@ describe('in protected mode', () => {
     expect(stacked(other, 4, 1)).toEqual([At.code + 1]);
   });
 
-  it('a task gate is refused by name', () => {
-    const m = new Machine().protected();
-    setGate(m, 0x40, Gdt.TSS, 0x85);
-    expect(() => deliver(m.cpu, interrupt(0x40))).toThrow(
-      expect.objectContaining({ what: expect.stringMatching(/task gate/) }),
-    );
-  });
-
   it('tables or stacks in memory that is not there are an internal error', () => {
     const m = new Machine().protected();
     m.cpu.idtr = { base: BigInt(MEMORY), limit: 0xfff };

@@ -235,8 +235,11 @@ export class Machine {
     }
   }
 
-  /** Executes one instruction of the system side; gives the fault that it raises, which has changed nothing. */
-  execute(hex: string): Fault | undefined {
+  /**
+   * Executes one instruction of the system side; gives the fault that it raises, which has changed nothing.
+   * @param mode as KVM's emulator does it, or by itself
+   */
+  execute(hex: string, mode: 'emulated' | 'alone' = 'emulated'): Fault | undefined {
     const { cpu } = this;
     const { state } = cpu;
     const bytes = Uint8Array.from(hex.replaceAll(' ', '').match(/../g)!, (byte) => Number.parseInt(byte, 16));
@@ -247,7 +250,7 @@ export class Machine {
     const helper = systemInstructions[form] ?? systemInstructionsEnding[form];
     if (helper === undefined) throw new Error(`${form} is not in the tables of the system side`);
     state.moved = false;
-    cpu.io.mode = 'emulated';
+    cpu.io.mode = mode;
     const raised = this.fault(() => helper(cpu, insn));
     cpu.io.mode = undefined;
     if (raised === undefined && !state.moved) state.rip = insn.next;

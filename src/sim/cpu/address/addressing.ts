@@ -3,9 +3,8 @@
 import { inLimit, Seg, Type } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import type { Insn, Memory } from '../processor/insn.ts';
-import { canonical, protectedMode } from '../processor/mode.ts';
+import { canonical, protectedMode, virtual8086 } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
-import { Flag } from '../processor/state.ts';
 
 /** The linear address of `offset` in a segment. `write` says which right is asked for. */
 export function linearAddress(
@@ -24,7 +23,7 @@ export function linearAddress(
   const refuse = () => raise(index === Seg.SS ? Vector.SS : Vector.GP, 0);
   const { type, base } = segment;
   if (segment.unusable) refuse();
-  if (protectedMode(cpu) && (cpu.state.eflags & Flag.VM) === 0) {
+  if (protectedMode(cpu) && !virtual8086(cpu)) {
     const rights = type & (Type.CODE | Type.WRITABLE);
     if (write ? rights !== Type.WRITABLE : rights === Type.CODE) refuse();
   }

@@ -3,6 +3,7 @@ import { Seg } from './descriptors.ts';
 import { raise, Vector } from './fault.ts';
 import { highHalf } from './halves.ts';
 import type { Registers } from './registers.ts';
+import { Flag, State } from './state.ts';
 
 /** CR0 (SDM volume 3, 2.5). */
 export const CR0 = {
@@ -62,8 +63,17 @@ export const stackSize = (cpu: Registers): 16 | 32 | 64 => {
   return cpu.segments[Seg.SS]!.db ? 32 : 16;
 };
 
+/** Virtual-8086 mode (SDM volume 3, 20.2). RFLAGS.VM, which userspace can set in any mode, is protected mode's alone. */
+export const virtual8086 = (cpu: Registers): boolean =>
+  (cpu.state.u32(State.eflags) & Flag.VM) !== 0 && protectedMode(cpu) && !ia32e(cpu);
+
 /** The current privilege level is SS's DPL, null selectors included (SDM volume 3, 24.4.1 on SS's access rights). */
-export const cpl = (cpu: Registers): number => (protectedMode(cpu) ? cpu.segments[Seg.SS]!.dpl : 0);
+export const cpl = (cpu: Registers): number => {
+  if (!protectedMode(cpu)) return 0;
+  return virtual8086(cpu) ? 3 : cpu.segments[Seg.SS]!.dpl;
+};
+/** The level from which on interrupts and ports are not the program's. */
+export const iopl = (cpu: Registers): number => (cpu.state.u32(State.eflags) & Flag.IOPL) >> 12;
 
 /** Raises #GP(0) above privilege level 0. */
 export function privileged(cpu: Registers): void {

@@ -1,10 +1,9 @@
 /** A processor as its instructions see it: what it holds, the mode that follows, its memory and its I/O. */
 import type { Observer } from '../../../hypervisor/backend.ts';
 import type { Arena } from '../../arena.ts';
-import { Seg } from './descriptors.ts';
 import { lowHalf } from './halves.ts';
 import { IoLog } from './io.ts';
-import { CR0, protectedMode } from './mode.ts';
+import { CR0, cpl } from './mode.ts';
 import { type Mode, Modes } from './modes.ts';
 import { Registers } from './registers.ts';
 import type { LinearMemory, TranslatedCode } from './services.ts';
@@ -96,7 +95,7 @@ export abstract class Processor extends Registers {
     const { segments, state, cr0 } = this;
     for (let i = 0; i < segments.length; i++) this.mirrorBase(i);
     const { eflags } = state;
-    const user = protectedMode(this) && ((eflags & Flag.VM) !== 0 || segments[Seg.SS]!.dpl === 3);
+    const user = cpl(this) === 3;
     this.watched =
       (eflags & (Flag.TF | Flag.RF)) !== 0 ||
       this.shadow !== undefined ||

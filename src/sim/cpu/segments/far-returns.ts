@@ -14,7 +14,7 @@ import {
 import { raise, Vector } from '../processor/fault.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
-import { codeSize, cpl, ia32e, protectedMode, Unmodelled } from '../processor/mode.ts';
+import { codeSize, cpl, ia32e, protectedMode, virtual8086 } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { checkRip, enterCode, isNoCode } from './far.ts';
@@ -27,6 +27,8 @@ import {
   stackSegment,
 } from './loads.ts';
 import { Stack, setStackPointer } from './stack.ts';
+import { returnToTask } from './task-instructions.ts';
+import { detachedFlags, enterVirtual, isDetached, needsExtensions } from './virtual-8086.ts';
 
 type Width = 2 | 4 | 8;
 
@@ -80,12 +82,11 @@ function retf(cpu: Processor, insn: Insn): void {
   const rip = stack.pop(size);
   const selector = Number(stack.pop(size) & 0xffffn);
   stack.skip(released);
-  if (!protectedMode(cpu)) {
+  if (!protectedMode(cpu) || virtual8086(cpu)) {
     returnReal(cpu, rip, selector);
     stack.commit();
     return;
   }
-  if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const code = returnCode(cpu, selector);
   const level = rpl(selector);
   if (level === cpl(cpu)) {
@@ -129,24 +130,26 @@ function returnFlags(cpu: Processor, image: number, size: Width): number {
   return (old & ~mask) | (image & mask);
 }
 
-function iretProtected(cpu: Processor, size: Width): void {
+function iretProtected(cpu: Processor, size: Width, next: bigint): void {
   const { eflags } = cpu.state;
-  if ((eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const long = codeSize(cpu) === 64;
   if ((eflags & Flag.NT) !== 0) {
     if (ia32e(cpu)) raise(Vector.GP, 0);
-    throw new Unmodelled('a return to another hardware task');
+    returnToTask(cpu, next);
+    return;
   }
   const stack = Stack.current(cpu);
   const rip = stack.pop(size);
   const selector = Number(stack.pop(size) & 0xffffn);
   const image = Number(stack.pop(size) & 0xffff_ffffn);
   const level = rpl(selector);
-  if ((image & Flag.VM) !== 0 && size === 4 && !ia32e(cpu) && cpl(cpu) === 0)
-    throw new Unmodelled('virtual-8086 mode');
+  if ((image & Flag.VM) !== 0 && size === 4 && !ia32e(cpu) && cpl(cpu) === 0) {
+    enterVirtual(cpu, stack, { rip, selector, image });
+    return;
+  }
   const code = returnCode(cpu, selector);
   const outward = level !== cpl(cpu);
-  const next = returnFlags(cpu, image, size);
+  const returned = returnFlags(cpu, image, size);
   if (!outward && !long) {
     checkRip(cpu, rip, code, selector);
     stack.commit();
@@ -159,21 +162,24 @@ function iretProtected(cpu: Processor, size: Width): void {
     enterStack(cpu, to, pointer);
     if (outward) dropInnerSegments(cpu, level);
   }
-  cpu.state.flags = next;
+  cpu.state.flags = returned;
 }
 
 const iret =
   (size: Width): Helper =>
-  (cpu) => {
-    if (protectedMode(cpu)) iretProtected(cpu, size);
+  (cpu, insn) => {
+    if (protectedMode(cpu) && !virtual8086(cpu)) iretProtected(cpu, size, insn.next);
     else {
+      const detached = isDetached(cpu);
+      if (detached) needsExtensions(cpu, size);
       const stack = Stack.current(cpu);
       const rip = stack.pop(size);
       const selector = Number(stack.pop(size) & 0xffffn);
       const image = Number(stack.pop(size) & 0xffff_ffffn);
+      const flags = detached ? detachedFlags(cpu.state.flags, image) : returnFlags(cpu, image, size);
       returnReal(cpu, rip, selector);
       stack.commit();
-      cpu.state.flags = returnFlags(cpu, image, size);
+      cpu.state.flags = flags;
     }
     cpu.nmiMasked = false;
   };

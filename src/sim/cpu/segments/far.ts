@@ -19,11 +19,11 @@ import {
 import { raise, Vector } from '../processor/fault.ts';
 import type { Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
-import { canonical, cpl, ia32e, protectedMode, Unmodelled, wrapLinear } from '../processor/mode.ts';
+import { canonical, cpl, ia32e, protectedMode, virtual8086, wrapLinear } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
-import { Flag } from '../processor/state.ts';
 import { markAccessed, readDescriptor, realSegment, setSegment } from './loads.ts';
 import { Stack } from './stack.ts';
+import { enterTask, throughTaskGate } from './task-instructions.ts';
 import { innerPointer, innerStack } from './tss.ts';
 
 interface Target {
@@ -73,11 +73,10 @@ export const isNoCode = (cpu: Processor, code: Descriptor): boolean =>
 
 function far(cpu: Processor, insn: Insn, call: boolean): void {
   const target = targetOf(cpu, insn);
-  if (!protectedMode(cpu)) {
+  if (!protectedMode(cpu) || virtual8086(cpu)) {
     farReal(cpu, insn, target, call);
     return;
   }
-  if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
   const { selector } = target;
   if (isNull(selector)) raise(Vector.GP, 0);
   const descriptor = readDescriptor(cpu, selector);
@@ -132,7 +131,7 @@ function sameLevel(
 
 const TASKS: readonly number[] = [System.TSS16, System.TSS, System.TASK_GATE];
 
-/** Through a call gate; tasks and task gates are refused. */
+/** Through a call gate, or to another task. */
 function farSystem(cpu: Processor, insn: Insn, selector: number, gate: Descriptor, call: boolean): void {
   const error = selectorCode(selector);
   const long = ia32e(cpu);
@@ -150,7 +149,13 @@ function farSystem(cpu: Processor, insn: Insn, selector: number, gate: Descripto
     if ((second & 0x1f00) !== 0) raise(Vector.GP, error);
   }
   if (!gate.present) raise(Vector.NP, error);
-  if (!isGate) throw new Unmodelled('a hardware task switch');
+  if (!isGate) {
+    const how = call ? 'call' : 'jump';
+    if (type === System.TASK_GATE) throughTaskGate(cpu, gate, how, insn.next);
+    else if ((selector & 4) !== 0) raise(Vector.GP, error);
+    else enterTask(cpu, { selector, descriptor: gate }, how, insn.next);
+    return;
+  }
 
   const codeSelector = lo >>> 16;
   if (isNull(codeSelector)) raise(Vector.GP, 0);

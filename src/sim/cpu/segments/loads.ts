@@ -17,7 +17,7 @@ import {
   Type,
 } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import { cpl, longMode, protectedMode, wrapLinear } from '../processor/mode.ts';
+import { cpl, longMode, protectedMode, virtual8086, wrapLinear } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 
 /** The descriptor that a selector names, or undefined beyond its table's limit. `size` is 16 for system descriptors of 64-bit mode. */
@@ -42,15 +42,20 @@ export function markAccessed(cpu: Processor, { s, type, hi, linear }: Descriptor
 }
 
 /** A data segment register after a null selector: AMD's processors keep base and limit (APM volume 2, 4.5.1), Intel's do not. */
-function nulled(cpu: Processor, index: number, selector: number): Segment {
+export function nulled(cpu: Processor, index: number, selector: number): Segment {
   const old = cpu.segments[index]!;
   const kept =
     cpu.vendor === 'amd' && index >= Seg.FS ? { base: old.base, limit: old.limit } : { base: 0n, limit: 0 };
   return flatSegment({ selector, ...kept, type: 0, s: 0, g: 0, db: 0, present: 0, unusable: 1 });
 }
 
-/** Loads a selector in real mode: the base alone changes, so that unreal mode keeps its limits. */
+/** What a selector is in virtual-8086 mode, CS too (SDM volume 3, 27.3.1.2; emulate.c, __load_segment_descriptor()). */
+export const virtualSegment = (selector: number): Segment =>
+  flatSegment({ selector, base: BigInt(selector << 4), limit: 0xffff, g: 0, db: 0, type: 3, dpl: 3 });
+
+/** Loads a selector in real mode: the base alone changes, so that unreal mode keeps its limits. Or in virtual-8086 mode. */
 export function realSegment(cpu: Processor, index: number, selector: number): Segment {
+  if (virtual8086(cpu)) return virtualSegment(selector);
   const old = cpu.segments[index]!;
   const base = BigInt(selector << 4);
   if (!old.unusable) return { ...old, selector, base };
@@ -85,7 +90,7 @@ export function stackSegment(
 
 /** What ES, SS, DS, FS or GS become (SDM volume 2, MOV). The descriptor is marked when nothing can fault any more. */
 function loaded(cpu: Processor, index: number, selector: number): Segment {
-  if (!protectedMode(cpu)) return realSegment(cpu, index, selector);
+  if (!protectedMode(cpu) || virtual8086(cpu)) return realSegment(cpu, index, selector);
   const level = cpl(cpu);
   if (index === Seg.SS) {
     if (isNull(selector)) {

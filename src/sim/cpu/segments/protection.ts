@@ -28,6 +28,7 @@ import {
   privileged,
   protectedMode,
   refuseUserMode,
+  virtual8086,
   wrapLinear,
 } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
@@ -37,7 +38,7 @@ import { Stack } from './stack.ts';
 
 /** Descriptor tables and their selectors are protected mode's. */
 function needsProtectedMode(cpu: Processor): void {
-  if (!protectedMode(cpu) || (cpu.state.eflags & Flag.VM) !== 0) raise(Vector.UD);
+  if (!protectedMode(cpu) || virtual8086(cpu)) raise(Vector.UD);
 }
 
 function setZero(cpu: Processor, zero: boolean): void {

@@ -1,15 +1,13 @@
-/** The task-state segment as far as it is used without hardware tasks: inner stacks and I/O rights (SDM volume 3, 7.2). */
+/** What the running task's segment is asked for: inner stacks, I/O rights, redirected interrupts (SDM volume 3, 8.2). */
 
 import { type Descriptor, isNull, type Segment, System, selectorCode } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
-import { cpl, protectedMode, wrapLinear } from '../processor/mode.ts';
+import { cpl, iopl, protectedMode, virtual8086, wrapLinear } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
-import { Flag } from '../processor/state.ts';
 import { stackSegment } from './loads.ts';
+import { isTss16 } from './tss-layout.ts';
 
 const linearOf = (cpu: Processor, offset: number): bigint => wrapLinear(cpu, cpu.tr.base + BigInt(offset));
-
-const isTss16 = ({ type }: Segment) => type === System.TSS16 || type === System.TSS16_BUSY;
 
 /** Raises #TS(TR) when the TSS does not reach to the end of `size` bytes from `offset`. */
 function within(cpu: Processor, offset: number, size: number, ext: number): void {
@@ -58,10 +56,7 @@ const IO_MAP_BASE = 102;
 
 /** Raises #GP(0) where neither IOPL nor the TSS's bitmap allow these ports (SDM volume 1, 18.5). */
 export function checkPorts(cpu: Processor, port: number, size: number): void {
-  const { eflags } = cpu.state;
-  if (!protectedMode(cpu)) return;
-  const virtual = (eflags & Flag.VM) !== 0;
-  if (!virtual && cpl(cpu) <= (eflags & Flag.IOPL) >> 12) return;
+  if (!protectedMode(cpu) || (!virtual8086(cpu) && cpl(cpu) <= iopl(cpu))) return;
   const { tr } = cpu;
   const tss = tr.present && !tr.unusable && (tr.type === System.TSS || tr.type === System.TSS_BUSY);
   if (!tss || tr.limit < IO_MAP_BASE + 1) raise(Vector.GP, 0);
@@ -71,4 +66,16 @@ export function checkPorts(cpu: Processor, port: number, size: number): void {
   if (at + 1 > tr.limit) raise(Vector.GP, 0);
   const bits = cpu.memory.readSystem16(linearOf(cpu, at)) >> (port & 7);
   if ((bits & ((1 << size) - 1)) !== 0) raise(Vector.GP, 0);
+}
+
+const REDIRECTION_BYTES = 32;
+
+/** Whether INT n of a virtual-8086 program is its own handler's: the bit in the map before the I/O map is clear (20.3.3). */
+export function redirected(cpu: Processor, vector: number): boolean {
+  const { tr } = cpu;
+  if (isTss16(tr) || tr.limit < IO_MAP_BASE + 1) raise(Vector.GP, 0);
+  const map = cpu.memory.readSystem16(linearOf(cpu, IO_MAP_BASE));
+  const at = map - REDIRECTION_BYTES + (vector >> 3);
+  if (at < 0 || at > tr.limit) raise(Vector.GP, 0);
+  return ((cpu.memory.readSystem8(linearOf(cpu, at)) >> (vector & 7)) & 1) === 0;
 }

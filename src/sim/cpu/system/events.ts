@@ -16,12 +16,24 @@ import {
   selectorCode,
 } from '../processor/descriptors.ts';
 import { Alone, GuestFault, raise, Vector } from '../processor/fault.ts';
-import { canonical, cpl, ia32e, low32, protectedMode, Unmodelled, wrapLinear } from '../processor/mode.ts';
+import {
+  canonical,
+  cpl,
+  ia32e,
+  low32,
+  protectedMode,
+  Unmodelled,
+  virtual8086,
+  wrapLinear,
+} from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { markAccessed, readDescriptor, setSegment } from '../segments/loads.ts';
 import { Stack } from '../segments/stack.ts';
+import { interruptTask } from '../segments/task-instructions.ts';
+import type { LateFault } from '../segments/task-switch.ts';
 import { innerPointer, innerStack } from '../segments/tss.ts';
+import { dropVirtual, pushVirtual } from '../segments/virtual-8086.ts';
 
 export interface Event {
   /** 'soft' is INT n, INT3 and INTO: the gate's DPL counts, and its faults are the instruction's own. */
@@ -54,7 +66,7 @@ const FAULTS: readonly number[] = [
 
 /**
  * Delivers an event: RIP is its handler's afterwards. Faults on the way are delivered instead, or make a double fault.
- * @throws tripleFault, SecondStageFault, Unmodelled (task gates; tables or stacks that lie in MMIO)
+ * @throws tripleFault, SecondStageFault, Unmodelled (tables or stacks that lie in MMIO)
  */
 export function deliver(cpu: Processor, event: Event): void {
   const { mode } = cpu.io;
@@ -76,8 +88,9 @@ function attempt(cpu: Processor, event: Event): Event | undefined {
     tell(cpu, event);
   }
   try {
-    enter(cpu, event);
-    return undefined;
+    const late = enter(cpu, event);
+    if (late === undefined) return undefined;
+    raise(late.vector, late.errorCode, late.address);
   } catch (thrown) {
     // KVM_INTERNAL_ERROR_DELIVERY_EV.
     if (thrown instanceof Alone) throw new Unmodelled('an event whose delivery needs MMIO', 3);
@@ -118,11 +131,14 @@ function after(cpu: Processor, first: Event, { vector, errorCode, address }: Gue
   return { kind: 'exception', vector, errorCode, address };
 }
 
-/** Raises what is wrong with tables, gate, code or stack, having changed nothing. */
-export function enter(cpu: Processor, event: Event): void {
-  if (!protectedMode(cpu)) enterReal(cpu, event);
-  else if ((cpu.state.eflags & Flag.VM) !== 0) throw new Unmodelled('virtual-8086 mode');
-  else enterProtected(cpu, event);
+/**
+ * Raises what is wrong with tables, gate, code or stack, having changed nothing. Gives what is wrong with a task that it
+ * has switched to: an exception of that task's.
+ */
+export function enter(cpu: Processor, event: Event): LateFault | undefined {
+  if (protectedMode(cpu)) return enterProtected(cpu, event);
+  enterReal(cpu, event);
+  return undefined;
 }
 
 /** Through the interrupt vector table, without error codes (SDM volume 3, 20.1.4). */
@@ -173,14 +189,13 @@ function readGate(cpu: Processor, { vector, kind }: Event, ext: number): Gate {
   if (s || !known) raise(Vector.GP, code);
   if (kind === 'soft' && dpl < cpl(cpu)) raise(Vector.GP, code);
   if (!present) raise(Vector.NP, code);
-  if (size === undefined) throw new Unmodelled('a task gate: there is no hardware task switch');
   const low = BigInt(((hi & 0xffff_0000) | (lo & 0xffff)) >>> 0);
   return {
     type,
     selector: lo >>> 16,
     offset: long ? low | (BigInt(read(8n)) << 32n) : size === 2 ? low & 0xffffn : low,
     ist: long ? hi & 7 : 0,
-    size: long ? 8 : size,
+    size: long ? 8 : (size ?? 4),
   };
 }
 
@@ -191,16 +206,22 @@ function targetOf(cpu: Processor, selector: number, ext: number): Descriptor {
   const descriptor = readDescriptor(cpu, selector);
   if (descriptor === undefined) raise(Vector.GP, code);
   if (!isCode(descriptor) || descriptor.dpl > cpl(cpu)) raise(Vector.GP, code);
+  // Out of virtual-8086 mode there is a way to privilege level 0 alone (SDM volume 2, INT n).
+  if (virtual8086(cpu) && (isConforming(descriptor) || descriptor.dpl !== 0)) raise(Vector.GP, code);
   if (ia32e(cpu) && (!isLong(descriptor) || isBig(descriptor))) raise(Vector.GP, code);
   if (!descriptor.present) raise(Vector.NP, code);
   return descriptor;
 }
 
-function enterProtected(cpu: Processor, event: Event): void {
+function enterProtected(cpu: Processor, event: Event): LateFault | undefined {
   const { state } = cpu;
   const { vector, errorCode, kind, next } = event;
   const ext = kind === 'soft' ? 0 : 1;
   const gate = readGate(cpu, event, ext);
+  const fault = kind === 'exception' && FAULTS.includes(vector);
+  if (gate.type === System.TASK_GATE)
+    return interruptTask(cpu, gate.selector, { next: next ?? state.rip, errorCode, ext, fault });
+  const virtual = virtual8086(cpu);
   const target = targetOf(cpu, gate.selector, ext);
   const level = isConforming(target) ? cpl(cpu) : target.dpl;
   const inner = level < cpl(cpu);
@@ -209,7 +230,7 @@ function enterProtected(cpu: Processor, event: Event): void {
   const { stack, segment, descriptor } = stackFor(cpu, gate, level, inner, ext);
   const outside = gate.size === 8 ? !canonical(gate.offset) : gate.offset > BigInt(cs.limit);
 
-  const fault = kind === 'exception' && FAULTS.includes(vector);
+  if (virtual) pushVirtual(cpu, stack, gate.size);
   if (inner || gate.size === 8) {
     stack.push(BigInt(old.ss.selector), gate.size);
     stack.push(old.rsp, gate.size);
@@ -229,6 +250,8 @@ function enterProtected(cpu: Processor, event: Event): void {
   const interrupt = gate.type === System.INTERRUPT || gate.type === System.INTERRUPT16;
   state.eflags &= ~(Flag.TF | Flag.NT | Flag.RF | Flag.VM | (interrupt ? Flag.IF : 0));
   state.rip = gate.offset;
+  if (virtual) dropVirtual(cpu);
+  return undefined;
 }
 
 /** The handler's stack; with the segment that SS becomes, when the privilege level changes. */

@@ -3,17 +3,21 @@
 import { raise, Vector } from '../processor/fault.ts';
 import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
-import { CR4, cpl, privileged, protectedMode } from '../processor/mode.ts';
+import { CR4, cpl, privileged, protectedMode, virtual8086 } from '../processor/mode.ts';
 import { Flag } from '../processor/state.ts';
 import { Stack } from '../segments/stack.ts';
+import { detachedFlags, detachedImage, isDetached, needsExtensions } from '../segments/virtual-8086.ts';
 
 type Width = 2 | 4 | 8;
 
 const pushf =
   (size: Width): Helper =>
   (cpu) => {
+    const detached = isDetached(cpu);
+    if (detached) needsExtensions(cpu, size);
+    const flags = cpu.state.flags & ~(Flag.VM | Flag.RF);
     const stack = Stack.current(cpu);
-    stack.push(BigInt(cpu.state.flags & ~(Flag.VM | Flag.RF)), size);
+    stack.push(BigInt(detached ? detachedImage(flags) : flags), size);
     stack.write();
     stack.commit();
   };
@@ -25,8 +29,16 @@ const popf =
   (size: Width): Helper =>
   (cpu) => {
     const { state } = cpu;
+    const detached = isDetached(cpu);
+    if (detached) needsExtensions(cpu, size);
     const stack = Stack.current(cpu);
     const image = Number(stack.pop(size) & 0xffff_ffffn);
+    if (detached) {
+      const flags = detachedFlags(state.flags, image);
+      stack.commit();
+      state.flags = flags;
+      return;
+    }
     const level = cpl(cpu);
     let mask: number = POPPED;
     if (level <= (state.flags & Flag.IOPL) >> 12) mask |= Flag.IF;
@@ -36,7 +48,7 @@ const popf =
     state.flags = (state.flags & ~(mask | Flag.RF)) | (image & mask);
   };
 
-/** With CR4.PVI, level 3 has a virtual interrupt flag of its own (SDM volume 3, 20.4). */
+/** Level 3 has a virtual interrupt flag of its own with CR4.PVI, in virtual-8086 mode with CR4.VME (SDM volume 3, 20.3 and 20.4). */
 const setInterrupts =
   (on: boolean): Helper =>
   (cpu) => {
@@ -49,7 +61,8 @@ const setInterrupts =
       if (on && (eflags & Flag.IF) === 0) cpu.shadow = 'sti';
       return;
     }
-    if (level !== 3 || (cpu.cr4 & CR4.PVI) === 0 || (on && (eflags & Flag.VIP) !== 0)) raise(Vector.GP, 0);
+    const own = virtual8086(cpu) ? CR4.VME : CR4.PVI;
+    if (level !== 3 || (cpu.cr4 & own) === 0 || (on && (eflags & Flag.VIP) !== 0)) raise(Vector.GP, 0);
     state.eflags = on ? eflags | Flag.VIF : eflags & ~Flag.VIF;
   };
 

@@ -4,6 +4,8 @@ import { Vector } from '../processor/fault.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import { Flag } from '../processor/state.ts';
+import { instead } from '../segments/task-instructions.ts';
+import { interruptVirtual } from '../segments/virtual-8086.ts';
 import { debugStop } from './breakpoints.ts';
 import { enter } from './events.ts';
 
@@ -17,7 +19,8 @@ const software =
       cpu.state.rip = insn.rip;
       return;
     }
-    enter(cpu, { kind: 'soft', vector, next: insn.next });
+    const own = insn.mnemonic === 'int' && interruptVirtual(cpu, vector, insn.next);
+    if (!own) instead(cpu, enter(cpu, { kind: 'soft', vector, next: insn.next }));
     if (insn.mnemonic !== 'int') cpu.observer?.exception?.(vector, undefined, insn.next, undefined);
     loseStep(cpu);
   };
@@ -32,7 +35,7 @@ export const softwareInterruptsEnding: Helpers = {
   },
   /** #DB without a look at the gate's DPL; DR6 stays as it is (SDM volume 2, INT n). */
   int1(cpu, insn) {
-    enter(cpu, { kind: 'exception', vector: Vector.DB, next: insn.next });
+    instead(cpu, enter(cpu, { kind: 'exception', vector: Vector.DB, next: insn.next }));
     cpu.observer?.exception?.(Vector.DB, undefined, insn.next, undefined);
     recordDebug(cpu, 0n);
     loseStep(cpu);
