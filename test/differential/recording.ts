@@ -97,6 +97,8 @@ export interface About {
   readonly text: string;
   readonly mode: ModeName;
   readonly oracle: Oracle;
+  /** Whose processor that is, or claims to be. */
+  readonly vendor: 'intel' | 'amd';
 }
 
 export function aboutRecording(path: string | URL): About {
@@ -105,7 +107,7 @@ export function aboutRecording(path: string | URL): About {
   const oracle = ORACLES.find((name) => text.includes(` on ${name},`));
   if (mode === undefined || oracle === undefined)
     throw new Error(`${path} does not say who executed its cases: '${text}'`);
-  return { text, mode, oracle };
+  return { text, mode, oracle, vendor: text.includes('GenuineIntel') ? 'intel' : 'amd' };
 }
 
 /** @param about what executed it, for who reads the file */

@@ -48,7 +48,7 @@ export function replayInstructions(every: number, ways: readonly Way[]): void {
     describe(`${about.mode} on ${about.oracle}`, () => {
       for (const tier of ways.filter((way) => way !== 'kvm'))
         it(`is what every instruction does (sim, ${tier})`, { timeout: LIMIT_MS }, () => {
-          using hv = openHypervisor({ backend: 'sim', simulated: { tier } });
+          using hv = openHypervisor({ backend: 'sim', simulated: { tier, vendor: about.vendor } });
           using runner = new Runner(hv);
           expect(replay(runner, url, about, every)).toEqual([]);
         });

@@ -28,7 +28,7 @@ const top = (m: Machine, index = 0) => m.u16(Number(m.segment(Seg.SS).base + (m.
 describe('virtual-8086 mode', () => {
   it('is entered by IRETD, with segments as in real mode and the rights of a user', () => {
     const m = virtual(Flag.IOPL);
-    expect([m.cpu.user, m.cpu.mode.bits, m.cpu.mode.codeBase, m.rsp]).toEqual([true, 16, 0x1_0000n, 0x8000n]);
+    expect([m.cpu.user, m.cpu.mode.bits, m.cpu.mode.codeBase, m.rsp]).toEqual([true, 16, 0x1_0000, 0x8000n]);
     expect(m.segment(Seg.GS)).toMatchObject({ selector: 0x2400, base: 0x2_4000n, limit: 0xffff, dpl: 3 });
     expect(m.execute('ea 34 12 00 15')).toBeUndefined();
     expect([m.segment(Seg.CS).base, m.cpu.state.rip]).toEqual([0x1_5000n, 0x1234n]);

@@ -74,6 +74,7 @@ export class Tlb {
   }
   /** Forgets the translations to guest-physical [start, end). Gives whether there was code's among them. */
   flushPhysical(start: number, end: number): boolean {
+    this.#structures.flush(); // their tables may be gone
     let kept = 0;
     for (const [i, physical] of this.#filledWith.entries()) {
       const entry = this.#filled[i]!;

@@ -214,19 +214,31 @@ const dot =
     end(cpu);
     // Unmasked exceptions of the products leave the sums undone; for AVX they are raised later.
     if ((env.flags & ~env.masks) !== 0) return;
-    // Each lane adds for itself: silicon shows by NaNs in which order.
-    for (let step = 1; step < count; step <<= 1) {
-      products.u8.set(R.u8);
-      for (let i = 0; i < count; i++) {
-        const swapped = width === 32 && step === 1;
-        plus(width, i, products, swapped ? i ^ step : i, products, swapped ? i : i ^ step);
-      }
-    }
+    const alone = cpu.vendor === 'intel';
+    if (alone) sumEach(width, count);
+    else sumOnce(width, count);
     end(cpu);
     products.u8.set(R.u8);
-    for (let i = 0; i < count; i++) setBits(width, R, i, (imm >> i) & 1 ? bitsOf(width, products, i) : 0n);
+    for (let i = 0; i < count; i++)
+      setBits(width, R, i, (imm >> i) & 1 ? bitsOf(width, products, alone ? i : 0) : 0n);
     store(cpu, insn, R);
   };
+// Silicon shows by NaNs in which order it adds: Intel's each lane for itself, AMD's once for all.
+function sumEach(width: Width, count: number): void {
+  for (let step = 1; step < count; step <<= 1) {
+    products.u8.set(R.u8);
+    for (let i = 0; i < count; i++) {
+      const swapped = width === 32 && step === 1;
+      plus(width, i, products, swapped ? i ^ step : i, products, swapped ? i : i ^ step);
+    }
+  }
+}
+function sumOnce(width: Width, count: number): void {
+  for (let step = count; step > 1; step >>= 1) {
+    products.u8.set(R.u8);
+    for (let i = 0; i < step / 2; i++) plus(width, i, products, 2 * i, products, 2 * i + 1);
+  }
+}
 
 /** What RCPxx and RSQRTxx compute under: not MXCSR's rounding, masks or flags. */
 const APPROXIMATELY = {
