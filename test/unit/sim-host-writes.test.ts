@@ -1,7 +1,8 @@
-/** What the host writes to a guest's code between two runs is executed, by whatever way it was written. */
+/** What the host does to a guest's memory between two runs is there in the next, by whatever way it was done. */
 import { afterEach, describe, expect, it, vi } from 'vitest';
 import {
   Exit,
+  enterLongMode,
   enterRealMode,
   type GuestMemory,
   guest,
@@ -96,6 +97,23 @@ const ways: readonly (readonly [name: string, write: (machine: Machine) => void]
 ];
 
 afterEach(() => vi.restoreAllMocks());
+
+it('a guest whose page tables are taken away with its slot finds none, on the simulator', () => {
+  using hv = openHypervisor({ backend: 'sim' });
+  using vm = hv.createVm();
+  using ram = vm.allocate(0x10_0000);
+  const slot = { slot: 0, guestPhysAddr: 0 };
+  vm.setUserMemoryRegion({ ...slot, memory: ram });
+  ram.write(CODE, code);
+  using vcpu = vm.createVcpu(0);
+  vcpu.setCpuid2(hv.getSupportedCpuid());
+  enterLongMode(vcpu, ram, { tables: 0x1_0000, identity: 2 ** 30 });
+  vcpu.setRegs({ rip: CODE, rsp: 0x8000, rflags: 2 });
+  for (let i = 0; i < 3; i++) runTo(vcpu, Exit.IO);
+  vm.setUserMemoryRegion({ ...slot, memorySize: 0 });
+  // No table, so no handler of the fault either.
+  runTo(vcpu, Exit.SHUTDOWN);
+});
 
 describe('code that the host changes between two exits, on the simulator', () => {
   it('is not looked at while the host has no way to write unseen, and writes nothing', () => {
