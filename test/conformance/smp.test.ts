@@ -81,12 +81,16 @@ const Word = {
   REQUESTS: 0x20,
   ANSWERS: 0x40,
   BROADCASTS: 0x60,
+  ASKED: 0x80,
+  REPLIED: 0xa0,
+  TWICE: 0xc0,
 } as const;
 const Vector = { ANSWER: 0x40, REQUEST: 0x41, BROADCAST: 0x42 } as const;
 
 /**
  * Each sends its interrupts to the next one, one after the other, and waits in HLT for the answer to each. Who is done last
- * tells all others at once; then each says its number. The first processor starts the others.
+ * tells all others at once; then each says its number. The first processor starts the others. Before an interrupt is sent, that
+ * is counted in its receiver's word: by which that tells one that comes twice.
  */
 const ring = guest(
   32,
@@ -113,18 +117,19 @@ const ring = guest(
  75 f1                         |        jne wait
  31 f6                         |        xor esi, esi
  3b 35 04 50 00 00             | next:  cmp esi, [0x5004]
- 74 2f                         |        je sent
+ 74 36                         |        je sent
  46                            |        inc esi
  8d 41 01                      |        lea eax, [ecx + 1]
  3b 05 08 50 00 00             |        cmp eax, [0x5008]
  72 02                         |        jb to
  31 c0                         |        xor eax, eax
- c1 e0 18                      | to:    shl eax, 24
+ ff 04 85 80 50 00 00          | to:    inc dword ptr [0x5080 + eax * 4]
+ c1 e0 18                      |        shl eax, 24
  89 87 10 03 00 00             |        mov [edi + 0x310], eax
  c7 87 00 03 00 00 41 40 00 00 |        mov dword ptr [edi + 0x300], 0x4041
  fa                            | check: cli
  3b 34 8d 40 50 00 00          |        cmp esi, [0x5040 + ecx * 4]
- 74 cd                         |        je next
+ 74 c6                         |        je next
  fb                            |        sti
  f4                            |        hlt
  eb f2                         |        jmp check
@@ -151,21 +156,27 @@ const ring = guest(
 const onRequest = guest(
   32,
   `
- 60                            |     pusha
- bf 00 00 e0 fe                |     mov edi, 0xfee00000
- 8b 4f 20                      |     mov ecx, [edi + 0x20]
- c1 e9 18                      |     shr ecx, 24
- ff 04 8d 20 50 00 00          |     inc dword ptr [0x5020 + ecx * 4]
- 89 c8                         |     mov eax, ecx
- 85 c0                         |     test eax, eax
- 75 05                         |     jnz by
- a1 08 50 00 00                |     mov eax, [0x5008]
+ 60                            | pusha
+ bf 00 00 e0 fe                | mov edi, 0xfee00000
+ 8b 4f 20                      | mov ecx, [edi + 0x20]
+ c1 e9 18                      | shr ecx, 24
+ 8b 04 8d 80 50 00 00          | mov eax, [0x5080 + ecx * 4]
+ 3b 04 8d 20 50 00 00          | cmp eax, [0x5020 + ecx * 4]
+ 74 2f                         | je twice
+ ff 04 8d 20 50 00 00          | inc dword ptr [0x5020 + ecx * 4]
+ 89 c8                         | mov eax, ecx
+ 85 c0                         | test eax, eax
+ 75 05                         | jnz by
+ a1 08 50 00 00                | mov eax, [0x5008]
  48                            | by: dec eax
- c1 e0 18                      |     shl eax, 24
- 89 87 10 03 00 00             |     mov [edi + 0x310], eax
- c7 87 00 03 00 00 40 40 00 00 |     mov dword ptr [edi + 0x300], 0x4040
- 89 87 b0 00 00 00             |     mov [edi + 0xb0], eax
- 61                            |     popa
+ ff 04 85 a0 50 00 00          | inc dword ptr [0x50a0 + eax * 4]
+ c1 e0 18                      | shl eax, 24
+ 89 87 10 03 00 00             | mov [edi + 0x310], eax
+ c7 87 00 03 00 00 40 40 00 00 | mov dword ptr [edi + 0x300], 0x4040
+ eb 07                         | jmp end
+ ff 04 8d c0 50 00 00          | twice: inc dword ptr [0x50c0 + ecx * 4]
+ 89 87 b0 00 00 00             | end: mov [edi + 0xb0], eax
+ 61                            | popa
 `,
 );
 /** Counts, and ends its interrupt. */
@@ -176,21 +187,30 @@ const onAnswer = guest(
  bf 00 00 e0 fe       | mov edi, 0xfee00000
  8b 4f 20             | mov ecx, [edi + 0x20]
  c1 e9 18             | shr ecx, 24
+ 8b 04 8d a0 50 00 00 | mov eax, [0x50a0 + ecx * 4]
+ 3b 04 8d 40 50 00 00 | cmp eax, [0x5040 + ecx * 4]
+ 74 09                | je twice
  ff 04 8d 40 50 00 00 | inc dword ptr [0x5040 + ecx * 4]
- 89 87 b0 00 00 00    | mov [edi + 0xb0], eax
+ eb 07                | jmp end
+ ff 04 8d c0 50 00 00 | twice: inc dword ptr [0x50c0 + ecx * 4]
+ 89 87 b0 00 00 00    | end: mov [edi + 0xb0], eax
  61                   | popa
 `,
 );
 const onBroadcast = guest(
   32,
   `
- 60                   | pusha
- bf 00 00 e0 fe       | mov edi, 0xfee00000
- 8b 4f 20             | mov ecx, [edi + 0x20]
- c1 e9 18             | shr ecx, 24
- ff 04 8d 60 50 00 00 | inc dword ptr [0x5060 + ecx * 4]
- 89 87 b0 00 00 00    | mov [edi + 0xb0], eax
- 61                   | popa
+ 60                      | pusha
+ bf 00 00 e0 fe          | mov edi, 0xfee00000
+ 8b 4f 20                | mov ecx, [edi + 0x20]
+ c1 e9 18                | shr ecx, 24
+ 83 3c 8d 60 50 00 00 00 | cmp dword ptr [0x5060 + ecx * 4], 0
+ 75 09                   | jne twice
+ ff 04 8d 60 50 00 00    | inc dword ptr [0x5060 + ecx * 4]
+ eb 07                   | jmp end
+ ff 04 8d c0 50 00 00    | twice: inc dword ptr [0x50c0 + ecx * 4]
+ 89 87 b0 00 00 00       | end: mov [edi + 0xb0], eax
+ 61                      | popa
 `,
 );
 const routines = { [Vector.REQUEST]: onRequest, [Vector.ANSWER]: onAnswer, [Vector.BROADCAST]: onBroadcast };
@@ -220,6 +240,9 @@ function expectCounted(machine: Processors): void {
   expect(machine.words(Word.ANSWERS, COUNT)).toEqual(all(ROUNDS));
   // All but the one that has sent it.
   expect(machine.words(Word.BROADCASTS, COUNT).toSorted()).toEqual([0, ...all(1).slice(1)]);
+  // QEMU's VMRUN leaves the vector that it has injected where it looks for exceptions (exception_index, helper_vmrun() of
+  // target/i386/tcg): where it is interrupted before the next one, it delivers that again.
+  if (!inLab) expect(machine.words(Word.TWICE, COUNT)).toEqual(all(0));
 }
 
 function ringOf(hv: ConstructorParameters<typeof Processors>[0]): Processors {

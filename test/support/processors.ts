@@ -42,11 +42,15 @@ const trampoline = guest(
 const returns = guest(
   32,
   `
- 81 64 24 08 ff fd ff ff | and dword ptr [esp + 8], 0xfffffdff
- ff 74 24 08             | push dword ptr [esp + 8]
- 9d                      | popf
- fb                      | sti
- ca 04 00                | retf 4
+ 0f ba 74 24 08 09 | btr dword ptr [esp + 8], 9
+ 72 08             | jc on
+ ff 74 24 08       | push dword ptr [esp + 8]
+ 9d                | popf
+ ca 04 00          | retf 4
+ ff 74 24 08       | on: push dword ptr [esp + 8]
+ 9d                | popf
+ fb                | sti
+ ca 04 00          | retf 4
 `,
 );
 
