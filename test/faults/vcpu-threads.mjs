@@ -161,6 +161,9 @@ const scenarios = {
   async refusals() {
     const { hv, vm, ram, vcpu } = boot(code.spin);
     const running = vcpu.runAsync();
+    // Before its first slice, too.
+    await vcpu.pause();
+    vcpu.resume();
     await pass(20);
     const calls = [
       () => vcpu.getRegs(),
@@ -173,7 +176,12 @@ const scenarios = {
     ];
     const refused = [...calls.map(codeOf), await rejection(vcpu.runAsync(1))];
     await vcpu.pause();
-    const standing = calls.map(codeOf);
+    const standing = calls.slice(0, -1).map(codeOf);
+    vcpu.resume();
+    await pass(20);
+    refused.push(codeOf(calls[0]));
+    await vcpu.pause();
+    standing.push(codeOf(calls[0]));
     vcpu.resume();
     vcpu.kick();
     const kicked = exitName(await running);
@@ -223,8 +231,8 @@ const scenarios = {
       const before = ram.read(0x2000, 1)[0];
       if (i % 10 === 0) await pass(1);
       if (ram.read(0x2000, 1)[0] !== before || vcpu.getRegs().rip !== rip) moved++;
-      // Behind the OUT, and not at it.
-      if (rip === 0x1007n) pending++;
+      // Of an OUT that was served it is behind; it may be at one that it has only counted.
+      if (rip === 0x1007n && (exits & 0xff) === before) pending++;
       vcpu.resume();
     }
     const tooOften = codeOf(() => vcpu.resume());

@@ -215,8 +215,9 @@ export class Runs implements Scheduled {
     return end === undefined ? undefined : this.#end(end);
   }
 
+  /** One that was parked has to be seen to run again. */
   get #isAsked(): boolean {
-    return this.#ends || this.vcpu.kick.requested;
+    return this.#ends || this.#parked || this.vcpu.kick.requested;
   }
 
   /** What others ask of the vCPU: its end comes before all, and a kick waits until it is resumed. */
