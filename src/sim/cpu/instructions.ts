@@ -6,7 +6,7 @@ import { bcd } from './integer/bcd.ts';
 import { io, stringIo } from './integer/ports.ts';
 import { strings } from './integer/strings.ts';
 import { raise, Vector } from './processor/fault.ts';
-import type { Helper, Helpers } from './processor/helper.ts';
+import type { Answer, Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
 import { protectedMode } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
@@ -28,8 +28,19 @@ const calls =
   (helper: Helper): Lower =>
   (b) =>
     b.call(helper);
-/** A string instruction may have to be executed again, for the elements that are left. */
-const repeats =
+/** A string instruction may have to be executed again, for the elements that are left: its helper moves RIP to itself then. */
+const repeats = (helper: Helper): Lower => {
+  const answer: Answer = (cpu, insn) => {
+    helper(cpu, insn);
+    return cpu.state.moved ? 1 : 0;
+  };
+  return (b, insn) => {
+    if (insn.rep === undefined) b.call(helper);
+    else b.repeat(b.answer(answer));
+  };
+};
+/** The same, and userspace may have something to do. */
+const repeatsPorts =
   (helper: Helper): Lower =>
   (b, insn) => {
     b.call(helper);
@@ -40,7 +51,7 @@ const lowered: readonly Lowerings[] = [
   integer,
   each(bcd, calls),
   each(strings, repeats),
-  each(stringIo, repeats),
+  each(stringIo, repeatsPorts),
 ];
 /** String instructions have these names too. */
 const AMBIGUOUS = ['movsd', 'cmpsd'];

@@ -26,8 +26,14 @@ export class Memory implements LinearMemory {
   get physical(): number {
     return this.#tlb.physical;
   }
+  get global(): boolean {
+    return this.#tlb.global;
+  }
   flush(): void {
     this.#tlb.flush();
+  }
+  flushLocal(): void {
+    this.#tlb.flushLocal();
   }
   flushPage(low: number): void {
     this.#tlb.flushPage(low);

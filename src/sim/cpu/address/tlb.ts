@@ -31,23 +31,38 @@ const FILLED = 32_768;
 const Fetches = 256;
 const fetchIndex = (low: number, user: boolean) => ((low >>> 12) & (Fetches - 1)) + (user ? Fetches : 0);
 
+/** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
+class Filled {
+  readonly entries: number[] = [];
+  readonly physical: number[] = [];
+  /** Those for writing, by the arena's page. */
+  readonly writers = new Map<number, number[]>();
+  /** Which fetches are in use, or were. */
+  readonly fetches = new Set<number>();
+
+  clear(): void {
+    this.entries.length = 0;
+    this.physical.length = 0;
+    this.writers.clear();
+    this.fetches.clear();
+  }
+}
+
 export class Tlb {
   readonly #cpu: Processor;
   /** The guest-physical address of the last access that came to MMIO. */
   physical = 0;
-  /** What was put into the tables since all were empty: entries, by their places in the arena, and guest-physical pages. */
-  readonly #filled: number[] = [];
-  readonly #filledWith: number[] = [];
+  /** Whether the page of the last fetch is global. */
+  global = false;
+  readonly #local = new Filled();
+  readonly #global = new Filled();
   readonly #structures = new PagingStructures();
-  /** Those for writing, by the arena's page. */
-  readonly #writers = new Map<number, number[]>();
   /** Fetches, which translated code does not do: the supervisor's, then the user's. */
   readonly #fetchLow = new Uint32Array(Fetches * 2).fill(INVALID);
   readonly #fetchHigh = new Uint32Array(Fetches * 2);
   readonly #fetchHosts = new Float64Array(Fetches * 2);
   readonly #fetchWith = new Float64Array(Fetches * 2);
-  /** Which of them are in use, or were. */
-  readonly #fetched = new Set<number>();
+  readonly #fetchGlobal = new Uint8Array(Fetches * 2);
   /** The walk whose page the second stage refused, for the access that comes again when that was mended. */
   #refused: { low: number; high: number; how: number; found: Translation } | undefined;
 
@@ -63,35 +78,43 @@ export class Tlb {
 
   /** Forgets every translation. */
   flush(): void {
+    this.#flush(this.#global);
+    this.flushLocal();
+  }
+  /** Forgets all but those of global pages (SDM volume 3, 4.10.2.4). */
+  flushLocal(): void {
     this.#structures.flush();
-    for (const entry of this.#filled) this.#forget(entry);
-    this.#filled.length = 0;
-    this.#filledWith.length = 0;
-    this.#writers.clear();
-    for (const i of this.#fetched) this.#fetchLow[i] = INVALID;
-    this.#fetched.clear();
+    this.#flush(this.#local);
     this.#refused = undefined;
+  }
+  /** What has taken the place of one since is forgotten too: it is only looked up once more. */
+  #flush(filled: Filled): void {
+    for (const entry of filled.entries) this.#forget(entry);
+    for (const i of filled.fetches) this.#fetchLow[i] = INVALID;
+    filled.clear();
   }
   /** Forgets the translations to guest-physical [start, end). Gives whether there was code's among them. */
   flushPhysical(start: number, end: number): boolean {
     this.#structures.flush(); // their tables may be gone
-    let kept = 0;
-    for (const [i, physical] of this.#filledWith.entries()) {
-      const entry = this.#filled[i]!;
-      if (physical >= start && physical < end) this.#forget(entry);
-      else {
-        this.#filled[kept] = entry;
-        this.#filledWith[kept++] = physical;
-      }
-    }
-    this.#filled.length = kept;
-    this.#filledWith.length = kept;
     let fetched = false;
-    for (const i of this.#fetched) {
-      const physical = this.#fetchWith[i]!;
-      if (physical < start || physical >= end || this.#fetchLow[i] === INVALID) continue;
-      this.#fetchLow[i] = INVALID;
-      fetched = true;
+    for (const { entries, physical, fetches } of [this.#local, this.#global]) {
+      let kept = 0;
+      for (const [i, page] of physical.entries()) {
+        const entry = entries[i]!;
+        if (page >= start && page < end) this.#forget(entry);
+        else {
+          entries[kept] = entry;
+          physical[kept++] = page;
+        }
+      }
+      entries.length = kept;
+      physical.length = kept;
+      for (const i of fetches) {
+        const page = this.#fetchWith[i]!;
+        if (page < start || page >= end || this.#fetchLow[i] === INVALID) continue;
+        this.#fetchLow[i] = INVALID;
+        fetched = true;
+      }
     }
     return fetched;
   }
@@ -105,14 +128,15 @@ export class Tlb {
   }
   /** Forgets the translations for writing, of all or to a page of the arena: it has got code in it, or is read-only now. */
   flushWrites(host?: number): void {
-    if (host === undefined) {
-      for (const entries of this.#writers.values()) for (const entry of entries) this.#forget(entry);
-      this.#writers.clear();
-      return;
+    for (const { writers } of [this.#local, this.#global]) {
+      if (host === undefined) {
+        for (const entries of writers.values()) for (const entry of entries) this.#forget(entry);
+        writers.clear();
+      } else {
+        for (const entry of writers.get(host) ?? []) this.#forget(entry);
+        writers.delete(host);
+      }
     }
-    // What has taken the place of one since is forgotten too: it is only looked up once more.
-    for (const entry of this.#writers.get(host) ?? []) this.#forget(entry);
-    this.#writers.delete(host);
   }
 
   /** Where its entry in a table lies in the arena. */
@@ -148,8 +172,10 @@ export class Tlb {
     const inside = low & (PAGE - 1);
     if (access === Access.FETCH) {
       const fetch = fetchIndex(low, user);
-      if (this.#fetchLow[fetch] === page && this.#fetchHigh[fetch] === top)
+      if (this.#fetchLow[fetch] === page && this.#fetchHigh[fetch] === top) {
+        this.global = this.#fetchGlobal[fetch] !== 0;
         return this.#fetchHosts[fetch]! + inside;
+      }
       const found = this.#walk(low, high, access, user, rights, stack);
       const host = this.#stage(low, high, access, user, rights, found);
       if (host < 0) return host;
@@ -157,7 +183,9 @@ export class Tlb {
       this.#fetchHigh[fetch] = top;
       this.#fetchHosts[fetch] = host;
       this.#fetchWith[fetch] = found.physical;
-      this.#fetched.add(fetch);
+      this.global = found.global;
+      this.#fetchGlobal[fetch] = found.global ? 1 : 0;
+      (found.global ? this.#global : this.#local).fetches.add(fetch);
       return host + inside;
     }
     const write = access === Access.WRITE;
@@ -177,12 +205,13 @@ export class Tlb {
     if (code !== undefined && map === undefined) return host + inside;
     // RFLAGS.AC and who asks decide about each access of the supervisor's to a page of the user's (SDM volume 3, 4.6.1).
     if (found.user && !user && (cpu.cr4 & CR4.SMAP) !== 0) return host + inside;
-    if (this.#filled.length >= FILLED) this.flush();
-    this.#filled.push(entry);
-    this.#filledWith.push(found.physical);
+    const filled = found.global ? this.#global : this.#local;
+    if (filled.entries.length >= FILLED) this.flush();
+    filled.entries.push(entry);
+    filled.physical.push(found.physical);
     if (write) {
-      const writers = this.#writers.get(host);
-      if (writers === undefined) this.#writers.set(host, [entry]);
+      const writers = filled.writers.get(host);
+      if (writers === undefined) filled.writers.set(host, [entry]);
       else writers.push(entry);
     }
     u32[entry / 4] = code === undefined ? page : page + MIXED;

@@ -62,8 +62,8 @@ const accumulator = ({ state }: Processor, size: Size) => BigInt.asIntN(size * 8
 interface StringInstruction {
   /** One element: its accesses, and then the index registers. */
   element(cpu: Processor, insn: Insn, size: Size, step: number): void;
-  /** Many elements at once, upwards: gives how many, 0 where they must go one by one. */
-  bulk?(cpu: Processor, insn: Insn, size: Size, most: number): number;
+  /** Many elements at once: gives how many, 0 where they must go one by one. */
+  bulk?(cpu: Processor, insn: Insn, size: Size, step: number, most: number): number;
 }
 const movs: StringInstruction = {
   element(cpu, insn, size, step) {
@@ -71,16 +71,20 @@ const movs: StringInstruction = {
     advance(cpu, insn, RSI, step);
     advance(cpu, insn, RDI, step);
   },
-  bulk(cpu, insn, size, most) {
-    const from = whole(cpu, insn, RSI, size, most, false);
-    const to = whole(cpu, insn, RDI, size, from.count, true);
-    if (to.count === 0 || from.host === to.host) return 0;
+  bulk(cpu, insn, size, step, most) {
+    const reads = whole(cpu, insn, RSI, size, step, most, Access.READ);
+    if (reads === 0) return 0;
+    const from = found;
+    const writes = whole(cpu, insn, RDI, size, step, reads, Access.WRITE);
+    if (writes === 0 || from === found) return 0;
     // What is copied onto what is still to be copied is read as it was written.
-    const distance = to.host - from.host;
-    const count = distance < 0 ? to.count : Math.min(to.count, Math.floor(distance / size));
-    cpu.arena.views.u8.copyWithin(to.host, from.host, from.host + count * size);
-    advance(cpu, insn, RSI, count * size);
-    advance(cpu, insn, RDI, count * size);
+    const distance = step > 0 ? found - from : from - found;
+    const count = distance < 0 ? writes : Math.min(writes, Math.floor(distance / size));
+    if (count === 0) return 0;
+    const lowest = step > 0 ? 0 : (count - 1) * size;
+    cpu.arena.views.u8.copyWithin(found - lowest, from - lowest, from - lowest + count * size);
+    advance(cpu, insn, RSI, count * step);
+    advance(cpu, insn, RDI, count * step);
     return count;
   },
 };
@@ -89,19 +93,21 @@ const stos: StringInstruction = {
     write(cpu, insn, size, accumulator(cpu, size));
     advance(cpu, insn, RDI, step);
   },
-  bulk(cpu, insn, size, most) {
-    const { host, count } = whole(cpu, insn, RDI, size, most, true);
+  bulk(cpu, insn, size, step, most) {
+    const { state, arena } = cpu;
+    const isZero = size === 8 && state.u32(RAX * 8) === 0 && state.u32(RAX * 8 + 4) === 0;
+    const count = whole(cpu, insn, RDI, size, step, most, Access.WRITE);
     if (count === 0) return 0;
-    const { u8, u16, i32, i64 } = cpu.arena.views;
-    const value = accumulator(cpu, size);
-    if (size === 1 || value === 0n) u8.fill(Number(value), host, host + count * size);
+    const start = step > 0 ? found : found - (count - 1) * size;
+    const { u8, u16, i32, i64 } = arena.views;
+    if (size === 1 || isZero) u8.fill(isZero ? 0 : u8[state.base + RAX * 8]!, start, start + count * size);
     else {
-      if (host % size !== 0) return 0;
-      const [start, end] = [host / size, host / size + count];
-      if (size === 8) i64.fill(value, start, end);
-      else (size === 4 ? i32 : u16).fill(Number(value), start, end);
+      if (start % size !== 0) return 0;
+      const [first, end] = [start / size, start / size + count];
+      if (size === 8) i64.fill(accumulator(cpu, size), first, end);
+      else (size === 4 ? i32 : u16).fill(state.u32(RAX * 8), first, end);
     }
-    advance(cpu, insn, RDI, count * size);
+    advance(cpu, insn, RDI, count * step);
     return count;
   },
 };
@@ -114,28 +120,45 @@ const lods: StringInstruction = {
   },
 };
 
+/** Where in the arena the first of the elements is that whole() has counted. */
+let found = 0;
 /**
- * How many elements at an index register lie in one page, and where in the arena it is: 0 of them where a segment,
- * the alignment or the end of the addresses must be looked at for each.
+ * How many elements at an index register, from there on up or down, lie in one page: 0 of them where a segment, the alignment or
+ * the end of the addresses must be looked at for each.
  */
-function whole(cpu: Processor, insn: Insn, register: number, size: Size, most: number, isWrite: boolean) {
+function whole(
+  cpu: Processor,
+  insn: Insn,
+  register: number,
+  size: Size,
+  step: number,
+  most: number,
+  access: Access,
+): number {
   const { mode, alignment, state } = cpu;
   const { segment } = operandAt(insn, register);
   const flat =
     mode.bits === 64
       ? segment < Seg.FS
       : mode.bits === 32 && segment !== Seg.CS && (mode.flat & (1 << segment)) !== 0;
-  if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return NOTHING;
+  if (most === 0 || alignment || !flat || bitsOf(insn) !== mode.bits) return 0;
   const low = state.u32(register * 8);
   const high = mode.bits === 64 ? state.u32(register * 8 + 4) : 0;
-  const count = Math.min(most, Math.floor((PAGE - (low & (PAGE - 1))) / size));
-  if (count < 1 || (mode.bits === 64 && (high << 16) >> 16 !== (high | 0))) return NOTHING;
-  const host = cpu.memory.hostAt(low, high, size, isWrite ? Access.WRITE : Access.READ);
-  if (host === MMIO) return NOTHING;
+  const inside = low & (PAGE - 1);
+  const room = inside + size > PAGE ? 0 : Math.floor((step > 0 ? PAGE - inside : inside + size) / size);
+  const count = Math.min(most, room);
+  if (count < 1 || (mode.bits === 64 && (high << 16) >> 16 !== (high | 0))) return 0;
+  found = cpu.memory.hostAt(low, high, size, access);
+  if (found === MMIO) return 0;
+  if (access !== Access.WRITE) return count;
   // Code that is written to is looked at element by element.
-  return { host, count: isWrite ? Math.min(count, Math.floor(cpu.code.clear(host) / size)) : count };
+  const page = cpu.code.pageOf(found);
+  if (page === undefined) return count;
+  const lowest = (found % PAGE) - (step > 0 ? 0 : (count - 1) * size);
+  const clear = page.clear(lowest);
+  if (step < 0) return clear >= count * size ? count : 0;
+  return Math.min(count, Math.floor(clear / size));
 }
-const NOTHING = { host: MMIO, count: 0 };
 
 /**
  * REP with a counter of 0 and 4-byte addresses in 64-bit mode: Intel's processors clear the upper halves of what
@@ -158,14 +181,14 @@ const move =
   (cpu, insn) => {
     const step = stepOf(cpu, size);
     if (insn.rep === undefined) {
-      if (single(cpu) || step < 0 || !bulk?.(cpu, insn, size, 1)) element(cpu, insn, size, step);
+      if (single(cpu) || !bulk?.(cpu, insn, size, step, 1)) element(cpu, insn, size, step);
       return;
     }
     const all = repetitions(cpu, insn);
     if (all === 0) return clearUpper(cpu, insn);
     const most = single(cpu) ? 1 : Math.min(all, MOST);
     for (let left = most; left > 0; ) {
-      let done = step > 0 && !single(cpu) ? (bulk?.(cpu, insn, size, left) ?? 0) : 0;
+      let done = single(cpu) ? 0 : (bulk?.(cpu, insn, size, step, left) ?? 0);
       if (done === 0) {
         element(cpu, insn, size, step);
         done = 1;
@@ -199,22 +222,23 @@ function comparedBulk(
 ): Compared | undefined {
   if (size === 8) return undefined;
   // The source faults first, as element by element.
-  const from = left === RSI ? whole(cpu, insn, RSI, size, most, false) : undefined;
-  if (from !== undefined && (from.count === 0 || from.host % size !== 0)) return undefined;
-  const to = whole(cpu, insn, RDI, size, from?.count ?? most, false);
-  if (to.count === 0 || to.host % size !== 0) return undefined;
-  const { count } = to;
+  let count = most;
+  if (left === RSI) count = whole(cpu, insn, RSI, size, size, count, Access.READ);
+  const from = found;
+  if (left === RSI && from % size !== 0) return undefined;
+  count = whole(cpu, insn, RDI, size, size, count, Access.READ);
+  if (count === 0 || found % size !== 0) return undefined;
   const { u8, u16, i32 } = cpu.arena.views;
   const view = size === 4 ? i32 : size === 2 ? u16 : u8;
   const accumulated = Number(accumulator(cpu, size)) & (size === 4 ? -1 : size === 2 ? 0xffff : 0xff);
   const alike = insn.rep === 'rep';
-  const second = to.host / size;
-  const first = (from?.host ?? 0) / size;
+  const second = found / size;
+  const first = from / size;
   let i = 0;
   let x = accumulated;
   let y = 0;
   do {
-    if (from !== undefined) x = view[first + i]!;
+    if (left === RSI) x = view[first + i]!;
     y = view[second + i]!;
     i++;
   } while (i < count && (x === y) === alike);

@@ -108,14 +108,20 @@ export abstract class Processor extends Registers {
     const modes = this.#modes.find(this, user, single, this.#forget);
     if (modes !== undefined) [this.mode, this.alone] = modes;
   }
-  /** Linear addresses mean something else now: CR3, CR0, CR4 or EFER have changed. */
+  /** Linear addresses mean something else now: CR0, CR4 or EFER have changed. */
   flushTlb(): void {
     this.memory.flush();
     this.code.flush();
   }
+  /** So do all but those of global pages: CR3 has changed. */
+  flushTlbLocal(): void {
+    this.memory.flushLocal();
+    this.code.flushLocal();
+  }
   flushTlbPage(linear: bigint): void {
-    this.memory.flushPage(lowHalf(linear));
-    this.code.flush();
+    const low = lowHalf(linear);
+    this.memory.flushPage(low);
+    this.code.flushPage(low);
   }
   /** The second stage has zapped the mappings of guest-physical [start, end). */
   flushSecondStage(start: number, end: number): void {

@@ -11,6 +11,8 @@ export type Rights = 'cpl' | 'system';
 export interface LinearMemory {
   /** The guest-physical address of the last access that came to MMIO. */
   readonly physical: number;
+  /** Whether the page of the last fetch is global. */
+  readonly global: boolean;
   /** Where an operand that lies in one page lies in the arena, or MMIO. */
   host(linear: bigint, size: number, access: Access, rights?: Rights): number;
 
@@ -53,6 +55,8 @@ export interface LinearMemory {
 
   /** Forgets every translation. */
   flush(): void;
+  /** Forgets all but those of global pages. */
+  flushLocal(): void;
   /** Forgets those of one page. */
   flushPage(low: number): void;
   /** Forgets those to guest-physical [start, end). Gives whether there was code's among them. */
@@ -75,6 +79,9 @@ export interface PageWithCode {
 export interface TranslatedCode {
   /** Linear addresses may mean other pages now. */
   flush(): void;
+  /** So may all but those of global pages, or those of one page. */
+  flushLocal(): void;
+  flushPage(low: number): void;
   /** Everything starts anew. */
   forget(): void;
   /** The page's record, if there is code in it. */

@@ -47,15 +47,16 @@ export const State = {
   vectorHigh: 0x3b0,
   /** Eight bytes that stay zero: a register that an address does without. */
   zero: 0x3c0,
-  /** Of what is in `targets`, that holds which has this number. */
+  /** Of what is in `targets`, that holds which has this number; or, as long as global pages are what they were, the other one. */
   generation: 0x3c8,
+  globals: 0x3d0,
   /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
   unit: 0x3cc,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where execution may go on, by RIP: see targets.ts. */
   targets: 0x81000,
-  size: 0x10_1000,
+  size: 0x28_1000,
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */

@@ -154,7 +154,7 @@ function perform(cpu: Processor, undo: Undo, task: Task, how: How, leaving: Leav
   cpu.dr[7] = cpu.dr[7]! & ~LOCAL;
   if (image.cr3 !== undefined) {
     cpu.cr3 = BigInt(image.cr3);
-    cpu.flushTlb();
+    cpu.flushTlbLocal();
   }
   state.flags = (image.flags & FLAGS) | 2 | (nests ? Flag.NT : 0);
   state.rip = BigInt(image.ip);

@@ -81,7 +81,7 @@ function setCr3(cpu: Processor, value: bigint): void {
   } else if (loadsPdptes(cpu.cr0, cpu.cr4, cpu.efer) && !pdptesAreValid(cpu, next)) raise(Vector.GP, 0);
   cpu.cr3 = next;
   // Translations are not tagged: what the guest asks to keep is forgotten too, which it cannot tell.
-  cpu.flushTlb();
+  cpu.flushTlbLocal();
 }
 
 function setCr4(cpu: Processor, value: bigint): void {

@@ -37,7 +37,7 @@ const invlpg: Helper = (cpu, insn) => {
   if (!longMode(cpu) || canonical(linear)) cpu.flushTlbPage(linear);
 };
 
-/** SDM volume 2, INVPCID. All types forget everything, which is more than is asked for and cannot be told. */
+/** SDM volume 2, INVPCID. Translations are not tagged: types forget more than is asked for, which cannot be told. */
 const invpcid: Helper = (cpu, insn) => {
   if (!has(cpu, 'INVPCID')) raise(Vector.UD);
   privileged(cpu);
@@ -52,7 +52,9 @@ const invpcid: Helper = (cpu, insn) => {
   if (type > 3n || descriptor >> 12n !== 0n) raise(Vector.GP, 0);
   if (type === 0n && !canonical(address)) raise(Vector.GP, 0);
   if (type < 2n && pcid !== 0n && (cpu.cr4 & CR4.PCIDE) === 0) raise(Vector.GP, 0);
-  cpu.flushTlb();
+  if (type === 0n) cpu.flushTlbPage(address);
+  else if (type === 2n) cpu.flushTlb();
+  else cpu.flushTlbLocal();
 };
 
 function timeStamp(cpu: Processor): void {

@@ -422,6 +422,12 @@ export class Builder {
     this.op('call', args, { helper, insn: this.insn });
     this.#forget();
   }
+  /** The same of one that gives an `i`. */
+  answer(helper: CallTarget): Node {
+    const answer = this.op('call32', [], { helper, insn: this.insn });
+    this.#forget();
+    return answer;
+  }
   /** Calls a helper that gives a value and changes no registers or flags, but may fault. */
   ask(result: 'i' | 'l', helper: CallTarget, ...args: Node[]): Node {
     return this.op(result === 'i' ? 'call32' : 'call64', args, { helper, insn: this.insn });
@@ -449,6 +455,10 @@ export class Builder {
   }
   branch(condition: Node, taken: bigint | undefined): void {
     this.end = { kind: 'branch', condition, taken: taken!, next: this.insn.next };
+  }
+  /** At this instruction once more where `again` (an `i`) is not 0. */
+  repeat(again: Node): void {
+    this.branch(again, this.insn.rip);
   }
   /** To a computed RIP, an `l`. */
   dynamic(target: Node): void {

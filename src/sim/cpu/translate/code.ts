@@ -34,6 +34,8 @@ const UNIT = 128;
 const MODULES = 2000;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
+/** Places for single instructions. */
+const SINGLES = 4096;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
@@ -51,8 +53,13 @@ export class Code implements TranslatedCode {
   readonly #pages = new Map<number, CodePage>();
   /** What was found last by RIP: blocks, and single instructions. */
   readonly #jumps: (Entry | undefined)[] = new Array(ENTRIES);
-  readonly #singles: (Entry | undefined)[] = new Array(ENTRIES);
+  readonly #singles: (Entry | undefined)[] = new Array(SINGLES);
+  /** The last numbers that were given: of what holds while nothing is forgotten, and, of global pages, while they are not. */
   #epoch = 0;
+  #globals = 0;
+  #epochs = 0;
+  /** Linear pages that code was fetched from since all was forgotten, by the lower 32 bits. */
+  readonly #fetched = new Set<number>();
   /** To be forgotten, when what executes has come to its end. */
   #forgets = false;
   /** How many blocks there may be at most by now: those that went with their page are counted too. */
@@ -85,15 +92,28 @@ export class Code implements TranslatedCode {
   flush(): void {
     this.#advance();
   }
+  flushLocal(): void {
+    this.#epoch = ++this.#epochs;
+    this.#setGeneration();
+  }
+  flushPage(low: number): void {
+    if (this.#fetched.has(low >>> 12)) this.#advance();
+  }
   /** What was found by RIP does not hold any more, in no executor. */
   #advance(): void {
-    this.#epoch++;
-    this.#setGeneration();
+    this.#fetched.clear();
+    this.#globals = ++this.#epochs;
+    this.flushLocal();
+  }
+  /** What was found for the page of the last fetch holds while it is this. */
+  get #current(): number {
+    return this.#cpu.memory.global ? this.#globals : this.#epoch;
   }
   /** One number for the epoch and the mode: a block of templates is gone to only in both. */
   #setGeneration(): void {
     const { state, mode } = this.#cpu;
     state.setU32(State.generation, Math.imul(this.#epoch, MODES) + mode.key);
+    state.setU32(State.globals, Math.imul(this.#globals, MODES) + mode.key);
   }
   /**
    * A run begins. Where somebody may have written to guest memory since the last, pages are compared once before they are
@@ -138,14 +158,14 @@ export class Code implements TranslatedCode {
     const { u32 } = arena.views;
     const low = u32[(state.base + State.rip) / 4]!;
     const high = u32[(state.base + State.rip) / 4 + 1]!;
-    const slot = slotOf(low);
+    const slot = slotOf(low) & (jumps.length - 1);
     const known = jumps[slot];
     if (
       known !== undefined &&
       known.low === low &&
       known.high === high &&
       known.mode === mode.key &&
-      (known.epoch === this.#epoch || this.#isStill(known))
+      (known.epoch === this.#epoch || known.epoch === this.#globals || this.#isStill(known))
     )
       return known;
     const entry = this.#look(mode, state.rip);
@@ -194,13 +214,14 @@ export class Code implements TranslatedCode {
       this.forget();
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#pageAt(rip);
+    const current = this.#current;
     const key = keyOf(rip, mode);
     let entry = first.entries.get(key);
     if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
       first.entries.set(key, entry);
     }
-    entry.epoch = this.#epoch;
+    entry.epoch = entry.pages.length > 1 ? this.#epoch : current;
     return entry;
   }
 
@@ -209,18 +230,18 @@ export class Code implements TranslatedCode {
     const { pages, low, high } = entry;
     const first = pages[0]!;
     if (pages.length > 1 || first.stale || this.#fetch(low, high) !== first.host) return false;
+    const current = this.#current;
     if (first.checked !== this.#run && this.#page(first.host) !== first) return false;
-    entry.epoch = this.#epoch;
+    entry.epoch = current;
     return true;
   }
 
   /** The arena's page that RIP lies in. */
   #fetch(low: number, high: number): number {
     const { memory, mode } = this.#cpu;
-    const host =
-      mode.bits === 64
-        ? memory.hostAt(low, high, 1, Access.FETCH)
-        : memory.hostAt((low + mode.codeBase) >>> 0, 0, 1, Access.FETCH);
+    const linear = mode.bits === 64 ? low : (low + mode.codeBase) >>> 0;
+    this.#fetched.add(linear >>> 12);
+    const host = memory.hostAt(linear, mode.bits === 64 ? high : 0, 1, Access.FETCH);
     if (host === MMIO) {
       // KVM would emulate the access, and has nothing to decode.
       const { io } = this.#cpu;
@@ -280,7 +301,7 @@ export class Code implements TranslatedCode {
         first.cover(offset, this.#read(first, offset, offset + length));
         // Its bytes are kept: what they are is asked for when memory may have others.
         const make = () => this.#build(mode, rip, first.bytes(offset, offset + length), decoder, BLOCK);
-        return this.#entry(new Entry(rip, mode, [first], cold.interpreter, block, make));
+        return new Entry(rip, mode, [first], cold.interpreter, block, make);
       }
     }
     const pages = [first];
@@ -308,11 +329,7 @@ export class Code implements TranslatedCode {
     const length = block.insns.reduce((sum, insn) => sum + insn.length, 0);
     first.cover(offset, bytes.subarray(0, Math.min(length, rest)));
     pages[1]?.cover(0, bytes.subarray(rest, length));
-    return this.#entry(new Entry(rip, mode, pages, new ClosureUnit(this.#cpu, block), 0, block));
-  }
-  #entry(entry: Entry): Entry {
-    entry.epoch = this.#epoch;
-    return entry;
+    return new Entry(rip, mode, pages, new ClosureUnit(this.#cpu, block), 0, block);
   }
 
   /** The block that the bytes begin with. @throws short, GuestFault of what is no instruction */
@@ -338,7 +355,7 @@ export class Code implements TranslatedCode {
       // From there on it goes on by itself.
       cpu.current = interpreter;
       this.#setGeneration();
-      interpreter.remember(entry.low, entry.high, entry.cold);
+      interpreter.remember(entry.low, entry.high, entry.cold, entry.epoch === this.#globals);
       if (!interpreter.run(entry.cold)) return false;
     } else {
       cpu.current = unit;
@@ -351,7 +368,7 @@ export class Code implements TranslatedCode {
   #unitOf(entry: Entry): Unit {
     const { unit, cold } = entry;
     if (unit instanceof WasmUnit) {
-      if ((unit as WasmUnit & Module).epoch !== this.#epoch) this.#confirm(entry);
+      if ((unit as WasmUnit & Module).epoch !== entry.epoch) this.#confirm(entry);
       return entry.unit;
     }
     if (cold !== undefined) {
@@ -387,7 +404,7 @@ export class Code implements TranslatedCode {
       return entry.unit;
     }
     interpreter?.enter(unit, place);
-    const module = Object.assign(unit, { members, place, places: placesOf(members), epoch: this.#epoch });
+    const module = Object.assign(unit, { members, place, places: placesOf(members), epoch: entry.epoch });
     this.#modules.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
@@ -427,7 +444,7 @@ export class Code implements TranslatedCode {
   #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
     const known = this.#jumps[slotOf(Number(rip & 0xffff_ffffn))];
     const entry =
-      known?.rip === rip && known.epoch === this.#epoch && known.mode === mode.key
+      known?.rip === rip && known.epoch === from.epoch && known.mode === mode.key
         ? known
         : rip >> 12n === from.rip >> 12n
           ? from.pages[0]!.entries.get(keyOf(rip, mode))
@@ -442,14 +459,18 @@ export class Code implements TranslatedCode {
   /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
   #confirm(entry: Entry): boolean {
     const module = entry.unit as WasmUnit & Module;
+    let current = entry.epoch;
     let holds = true;
     try {
-      for (const [{ low, high }, page] of module.places)
+      for (const [{ low, high }, page] of module.places) {
         holds &&= !page.stale && this.#page(this.#fetch(low, high)) === page;
+        if (!this.#cpu.memory.global) current = this.#epoch;
+      }
     } catch {
       holds = false; // it faults if it is executed
     }
-    if (holds) module.epoch = this.#epoch;
+    // One that is left for a page that is not global holds for no longer than that.
+    if (holds) module.epoch = entry.epoch = current;
     else this.#discard(module);
     return holds;
   }

@@ -186,8 +186,8 @@ export class Interpreter implements Unit {
   }
 
   /** A block that may be gone to from now on. */
-  remember(low: number, high: number, block: number): void {
-    remember(this.#cpu.arena, this.#cpu.state.base, low, high, block);
+  remember(low: number, high: number, block: number, global: boolean): void {
+    remember(this.#cpu.arena.views, this.#cpu.state.base, low, high, block, global);
   }
 
   // --- units -------------------------------------------------------------------------------------------------------

@@ -7,20 +7,26 @@ import type { Arena } from '../../arena.ts';
 import { State } from '../processor/state.ts';
 import { type Bytes, Wasm } from './wasm-bytes.ts';
 
-/** RIP, the generation that the entry holds for (State.generation), and the target. */
+/** RIP, the generation that the entry holds for (State.generation or State.globals), and the target. */
 const Entry = { bytes: 16, generation: 8, target: 12 } as const;
-export const ENTRIES = 32_768;
+export const ENTRIES = 131_072;
 
 /** Where a RIP is looked for, by its low half: here, and in code.ts. */
 export const slotOf = (low: number): number => (low ^ (low >>> 12)) & (ENTRIES - 1);
 
 /** From now on, in this generation, the RIP with these halves has this target. */
-export function remember(arena: Arena, base: number, low: number, high: number, target: number): void {
-  const { u32 } = arena.views;
+export function remember(
+  { u32 }: Arena['views'],
+  base: number,
+  low: number,
+  high: number,
+  target: number,
+  global: boolean,
+): void {
   const at = (base + State.targets + slotOf(low) * Entry.bytes) / 4;
   u32[at] = low;
   u32[at + 1] = high;
-  u32[at + Entry.generation / 4] = u32[(base + State.generation) / 4]!;
+  u32[at + Entry.generation / 4] = u32[(base + (global ? State.globals : State.generation)) / 4]!;
   u32[at + Entry.target / 4] = target;
 }
 
@@ -44,12 +50,15 @@ export function find(code: Bytes, base: number, rip: number, entry: number): voi
     .u(base + State.targets);
   get(rip);
   code.op(0x51); // i64.eq
-  get(entry);
-  code.op(Wasm.i32Load, 0).u(base + State.targets + Entry.generation);
-  code
-    .op(Wasm.i32Const, 0, Wasm.i32Load, 0)
-    .u(base + State.generation)
-    .op(0x46, 0x71); // i32.eq, and
+  for (const current of [State.generation, State.globals]) {
+    get(entry);
+    code.op(Wasm.i32Load, 0).u(base + State.targets + Entry.generation);
+    code
+      .op(Wasm.i32Const, 0, Wasm.i32Load, 0)
+      .u(base + current)
+      .op(0x46); // i32.eq
+  }
+  code.op(0x72, 0x71); // or, and
 }
 export function targetAt(code: Bytes, base: number, entry: number): void {
   code
