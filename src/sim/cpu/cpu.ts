@@ -69,8 +69,10 @@ export class Cpu extends Processor {
     const begun = state.count;
     const end = begun + BigInt(slice);
     const limit = exactly && slice < BLOCK ? begun : exactly ? end - BigInt(BLOCK - 1) : end;
-    state.limit = limit;
+    // Of one that translated code has left by itself until now.
+    if (this.shadow !== undefined) this.changed();
     for (let work = WORK; ; ) {
+      state.limit = limit;
       try {
         const stop = this.#events();
         if (stop !== undefined) return stop;

@@ -10,6 +10,7 @@ import type { Answer, Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
 import { protectedMode } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
+import { State } from './processor/state.ts';
 import { sse, sseAnswers } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
@@ -39,6 +40,25 @@ const repeats = (helper: Helper): Lower => {
     else b.repeat(b.answer(answer));
   };
 };
+/** It may begin a shadow, which ends a block; but changes nothing else. */
+const proceeds =
+  (helper: Helper): Lower =>
+  (b) => {
+    b.call(helper);
+    b.proceed();
+  };
+/** What changes RIP or what translation depends on goes on where it leads, in the mode that it leads to. */
+const settles = (helper: Helper): Lower => {
+  const call: Helper = (cpu, insn) => {
+    helper(cpu, insn);
+    if (!cpu.state.moved) cpu.state.rip = insn.next;
+    cpu.settle();
+  };
+  return (b) => {
+    b.call(call);
+    b.dynamic(b.get(State.rip, 8));
+  };
+};
 /** The same, and userspace may have something to do. */
 const repeatsPorts =
   (helper: Helper): Lower =>
@@ -52,6 +72,8 @@ const lowered: readonly Lowerings[] = [
   each(bcd, calls),
   each(strings, repeats),
   each(stringIo, repeatsPorts),
+  each(systemInstructionsEnding, settles),
+  { sti: proceeds(systemInstructionsEnding.sti!) },
 ];
 /** String instructions have these names too. */
 const AMBIGUOUS = ['movsd', 'cmpsd'];
@@ -59,8 +81,8 @@ const named = (mnemonic: string) => (AMBIGUOUS.includes(mnemonic) ? `${mnemonic}
 const vector = Object.fromEntries(Object.entries(sse).map(([mnemonic, helper]) => [named(mnemonic), helper]));
 
 const helpers: readonly Helpers[] = [vector, x87, avx, systemInstructions];
-/** They write RIP, change what translation depends on, or may open a window for interrupts. */
-const ending: readonly Helpers[] = [io, systemInstructionsEnding, hypercallsEnding];
+/** Userspace may have something to do. */
+const ending: readonly Helpers[] = [io, hypercallsEnding];
 
 const join = <T>(tables: readonly { readonly [mnemonic: string]: T }[]) =>
   new Map(tables.flatMap((table) => Object.entries(table)));

@@ -108,6 +108,23 @@ export abstract class Processor extends Registers {
     const modes = this.#modes.find(this, user, single, this.#forget);
     if (modes !== undefined) [this.mode, this.alone] = modes;
   }
+  /**
+   * changed() within translated code, by the instruction that ends a block: the next block is one of the mode that this is now, or
+   * is left to who executes where something else comes first.
+   */
+  settle(): void {
+    this.changed();
+    this.code.settle();
+    if (this.mode.single || this.isAwaited) this.leave();
+  }
+  /** Somebody is to come before the next instruction, or as soon as interrupts can be taken. */
+  get isAwaited(): boolean {
+    return this.stop !== undefined || this.halted || this.windowRequested || this.nmiPending > 0;
+  }
+  /** Translated code begins no other block. */
+  leave(): void {
+    this.state.limit = 0n;
+  }
   /** Linear addresses mean something else now: CR0, CR4 or EFER have changed. */
   flushTlb(): void {
     this.memory.flush();

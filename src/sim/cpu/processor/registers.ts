@@ -73,7 +73,19 @@ export class Registers {
   nmiPending = 0;
   nmiMasked = false;
   /** The shadow of STI or of MOV SS: over with the next instruction. */
-  shadow: 'sti' | 'mov-ss' | undefined;
+  get shadow(): 'sti' | 'mov-ss' | undefined {
+    return this.#shadow ?? (this.#shadowedAt === this.state.count ? 'sti' : undefined);
+  }
+  set shadow(shadow: 'sti' | 'mov-ss' | undefined) {
+    this.#shadow = shadow;
+    this.#shadowedAt = -1n;
+  }
+  /** STI in translated code: the shadow is over by itself when another instruction was begun. */
+  shadowNext(): void {
+    this.#shadowedAt = this.state.count;
+  }
+  #shadow: 'sti' | 'mov-ss' | undefined;
+  #shadowedAt = -1n;
   /** HLT was executed, and nobody was told. */
   halted = false;
   /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */

@@ -82,6 +82,8 @@ export interface TranslatedCode {
   /** So may all but those of global pages, or those of one page. */
   flushLocal(): void;
   flushPage(low: number): void;
+  /** Translated code goes on in the mode that the processor is in. */
+  settle(): void;
   /** Everything starts anew. */
   forget(): void;
   /** The page's record, if there is code in it. */

@@ -4,6 +4,7 @@ import { raise, Vector } from '../processor/fault.ts';
 import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import { CR4, cpl, privileged, protectedMode, virtual8086 } from '../processor/mode.ts';
+import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { Stack } from '../segments/stack.ts';
 import { detachedFlags, detachedImage, isDetached, needsExtensions } from '../segments/virtual-8086.ts';
@@ -48,6 +49,15 @@ const popf =
     state.flags = (state.flags & ~(mask | Flag.RF)) | (image & mask);
   };
 
+/** Where nobody would look at the shadow, nobody has to be told. */
+function shadowNext(cpu: Processor): void {
+  if (!cpu.mode.single && !cpu.isAwaited) cpu.shadowNext();
+  else {
+    cpu.shadow = 'sti';
+    cpu.settle();
+  }
+}
+
 /** Level 3 has a virtual interrupt flag of its own with CR4.PVI, in virtual-8086 mode with CR4.VME (SDM volume 3, 20.3 and 20.4). */
 const setInterrupts =
   (on: boolean): Helper =>
@@ -58,7 +68,7 @@ const setInterrupts =
     if (!protectedMode(cpu) || level <= (eflags & Flag.IOPL) >> 12) {
       state.eflags = on ? eflags | Flag.IF : eflags & ~Flag.IF;
       // Interrupts stay away for one more instruction, if they were off.
-      if (on && (eflags & Flag.IF) === 0) cpu.shadow = 'sti';
+      if (on && (eflags & Flag.IF) === 0) shadowNext(cpu);
       return;
     }
     const own = virtual8086(cpu) ? CR4.VME : CR4.PVI;
@@ -74,12 +84,14 @@ const setAlignmentCheck =
     state.eflags = on ? state.eflags | Flag.AC : state.eflags & ~Flag.AC;
   };
 
-/** CLI opens no window for interrupts: execution may go on in its block. */
+/** CLI opens no window for interrupts, and at privilege 0 RFLAGS.AC is asked about at each access: execution may go on in its block. */
 export const flagInstructions: Helpers = {
   pushf: pushf(2),
   pushfd: pushf(4),
   pushfq: pushf(8),
   cli: setInterrupts(false),
+  clac: setAlignmentCheck(false),
+  stac: setAlignmentCheck(true),
 };
 
 export const flagInstructionsEnding: Helpers = {
@@ -87,8 +99,6 @@ export const flagInstructionsEnding: Helpers = {
   popfd: popf(4),
   popfq: popf(8),
   sti: setInterrupts(true),
-  clac: setAlignmentCheck(false),
-  stac: setAlignmentCheck(true),
   hlt(cpu) {
     privileged(cpu);
     cpu.halted = true;

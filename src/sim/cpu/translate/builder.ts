@@ -460,6 +460,10 @@ export class Builder {
   repeat(again: Node): void {
     this.branch(again, this.insn.rip);
   }
+  /** With the next instruction. */
+  proceed(): void {
+    this.goto(this.insn.next);
+  }
   /** To a computed RIP, an `l`. */
   dynamic(target: Node): void {
     this.end = { kind: 'dynamic', target };

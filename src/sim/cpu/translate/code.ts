@@ -109,6 +109,9 @@ export class Code implements TranslatedCode {
   get #current(): number {
     return this.#cpu.memory.global ? this.#globals : this.#epoch;
   }
+  settle(): void {
+    this.#setGeneration();
+  }
   /** One number for the epoch and the mode: a block of templates is gone to only in both. */
   #setGeneration(): void {
     const { state, mode } = this.#cpu;

@@ -145,6 +145,9 @@ class TemplateBuilder extends Builder {
   override branch(condition: Node): void {
     this.dynamic(this.select(8, condition, this.#field(Record.immediate, 8), this.#field(Record.next, 8)));
   }
+  override proceed(): void {
+    this.dynamic(this.#field(Record.next, 8));
+  }
   override repeat(again: Node): void {
     this.dynamic(this.select(8, again, this.#field(Record.rip, 8), this.#field(Record.next, 8)));
   }
