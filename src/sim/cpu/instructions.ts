@@ -21,7 +21,7 @@ import { integer } from './translate/lower/index.ts';
 import { isVector, usesXmm, vectors } from './translate/lower/vector.ts';
 import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
-import { leaving, x87, x87Quick } from './x87/index.ts';
+import { leaving, x87 } from './x87/index.ts';
 
 const each = (helpers: Helpers, lower: (helper: Helper) => Lower): Lowerings =>
   Object.fromEntries(Object.entries(helpers).map(([mnemonic, helper]) => [mnemonic, lower(helper)]));
@@ -95,7 +95,7 @@ const exact = new Map(Object.keys(floats).map((name) => [name, sseAnswers[name] 
 const exactX87 = new Map<string, Exact>(
   Object.keys(x87Lowerings).map((name) => {
     const helper = called.get(name)!;
-    return [name, { helper, leaving: leaving(name, helper), quick: x87Quick }];
+    return [name, { helper, leaving: leaving(name, helper) }];
   }),
 );
 

@@ -11,6 +11,3 @@ export type Helpers = { readonly [mnemonic: string]: Helper };
 /** The same of one that leaves its result to its caller: flags at their places in RFLAGS, or a general register's bits. */
 export type Answer = (cpu: Processor, insn: Insn) => number | bigint;
 export type Answers = { readonly [mnemonic: string]: Answer };
-
-/** Of a processor, what attempts an instruction on numbers of 32 bits: it gives 0 where the helper must do it. */
-export type Quick = (cpu: Processor) => (...args: number[]) => number;

@@ -93,7 +93,7 @@ export abstract class Processor extends Registers {
   /** To be called after control registers, segments or MSRs were changed from outside, or by an instruction. */
   changed(): void {
     const { segments, state, cr0 } = this;
-    for (let i = 0; i < segments.length; i++) this.mirrorBase(i);
+    for (let i = 0; i < segments.length; i++) this.mirrorSegment(i);
     const { eflags } = state;
     const user = cpl(this) === 3;
     this.watched =

@@ -104,13 +104,13 @@ export class Registers {
     this.state = new CpuState(arena);
   }
 
-  /** The segments whose bases the state has. */
+  /** The segments whose bases and selectors the state has. */
   readonly #mirrored: (Segment | undefined)[] = [];
-  /** Shows translated code the base of a segment. */
-  mirrorBase(index: number): void {
+  /** Shows translated code the base and the selector of a segment. */
+  mirrorSegment(index: number): void {
     const segment = this.segments[index]!;
     if (segment === this.#mirrored[index]) return;
     this.#mirrored[index] = segment;
-    this.state.setSegmentBase(index, segment.base);
+    this.state.setSegment(index, segment.base, segment.selector);
   }
 }

@@ -24,6 +24,8 @@ export const State = {
   trap: 0x0bc,
   /** ES CS SS DS FS GS, 8 bytes each. */
   segmentBase: 0x0c0,
+  /** Their selectors, 2 bytes each. */
+  selectors: 0x0f0,
   /** XMM0-15, 16 bytes each. */
   xmm: 0x100,
   /** The x87 registers R0-R7 (not ST(i)), 16 bytes each, of which the low 10 hold; MMi is the low 8 of Ri. */
@@ -173,8 +175,9 @@ export class CpuState {
   set limit(value: bigint) {
     this.arena.views.u64[(this.base + State.limit) / 8] = value;
   }
-  setSegmentBase(index: number, base: bigint): void {
+  setSegment(index: number, base: bigint, selector: number): void {
     this.arena.views.u64[(this.base + State.segmentBase) / 8 + index] = base;
+    this.arena.views.u16[(this.base + State.selectors) / 2 + index] = selector;
   }
 
   /** RFLAGS, all of it. */

@@ -62,10 +62,10 @@ export function realSegment(cpu: Processor, index: number, selector: number): Se
   return flatSegment({ selector, base, limit: 0xffff, g: 0, db: 0, type: index === Seg.CS ? 11 : 3 });
 }
 
-/** Assigns a segment register. Its base is where translated code reads it at once. */
+/** Assigns a segment register. Translated code sees it at once. */
 export function setSegment(cpu: Processor, index: number, segment: Segment): void {
   cpu.segments[index] = segment;
-  cpu.mirrorBase(index);
+  cpu.mirrorSegment(index);
 }
 
 /**

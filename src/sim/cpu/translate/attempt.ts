@@ -3,12 +3,19 @@
  * it is not that. Closures have the helper alone, so the helper is what the instruction does, and the attempt must be
  * the same or give up before it has changed anything.
  */
-import type { Quick } from '../processor/helper.ts';
 import type { Processor } from '../processor/processor.ts';
 import { type Bytes, Wasm } from './wasm-bytes.ts';
 
 /** Leaves the op's result, if it has one, on the stack; or has changed the state page. */
 export type Attempt = (code: AttemptCode) => void;
+
+/** A function of WebAssembly that does an instruction where it is ordinary, and else gives 0. */
+export interface Quick {
+  /** The types of its parameters, `i` or `l`. */
+  readonly params: string;
+  /** As it is for a processor: the same for all of its code. */
+  of(cpu: Processor): (...args: unknown[]) => number;
+}
 
 /** Where the code goes, and what it may use there. */
 export interface AttemptHost {
@@ -20,18 +27,8 @@ export interface AttemptHost {
   local(type: number, index: number): number;
   /** One of the op's arguments. */
   argument(index: number): void;
-  /** The index of a function with so many arguments. */
-  callee(quick: Quick, count: number): number;
-}
-
-const bound = new WeakMap<Processor, Map<Quick, ReturnType<Quick>>>();
-/** One function for all code of a processor, so that V8 knows it. */
-export function bind(cpu: Processor, quick: Quick): ReturnType<Quick> {
-  const known = bound.get(cpu) ?? new Map<Quick, ReturnType<Quick>>();
-  bound.set(cpu, known);
-  const made = known.get(quick) ?? quick(cpu);
-  known.set(quick, made);
-  return made;
+  /** The index of a function. */
+  callee(quick: Quick): number;
 }
 
 /** Writes an attempt. Instructions are lists of bytes without their immediate offsets and indices. */
@@ -92,9 +89,9 @@ export class AttemptCode {
     this.#host.code.op(...instruction, 0).u(this.#host.offset(offset));
     return this;
   }
-  /** Calls with so many arguments of 32 bits, and leaves the answer on the stack. */
-  call(quick: Quick, count: number): this {
-    this.#host.code.op(Wasm.call).u(this.#host.callee(quick, count));
+  /** Calls with the arguments on the stack, and leaves the answer there. */
+  call(quick: Quick): this {
+    this.#host.code.op(Wasm.call).u(this.#host.callee(quick));
     return this;
   }
   /** Gives up where the `i` on the stack is not 0. */

@@ -21,8 +21,10 @@ export const areSame = (left: Operand, right: Operand): boolean =>
 
 const CS = 1;
 const SS = 2;
+const DS = 3;
 const FS = 4;
 const RSP = 4;
+const RBP = 5;
 
 /** An address that was computed once, of an operand that is read and written. */
 export interface Place {
@@ -196,10 +198,16 @@ export class Builder {
     );
   }
   place(memory: Memory, size: number, write: boolean): Place {
-    return {
-      linear: this.linear(memory.segment, this.effective(memory), size, write),
-      stack: memory.segment === SS,
-    };
+    return this.placeAt(memory, this.effective(memory), size, write);
+  }
+  /** The same by an offset that is known. */
+  placeAt({ segment }: Memory, offset: Node, size: number, write: boolean): Place {
+    return { linear: this.linear(segment, offset, size, write), stack: segment === SS };
+  }
+  /** The segment that the x87's pointer names: in 64-bit mode overrides but FS and GS are ignored. */
+  dataSegment({ segment, base }: Memory): number {
+    if (this.mode.bits !== 64 || segment >= FS) return segment;
+    return base === RSP || base === RBP ? SS : DS;
   }
   /** `write`: faults as the write that follows would. */
   load({ linear, stack }: Place, size: Size, write = false): Node {
@@ -255,6 +263,13 @@ export class Builder {
     const { value } = this.operand(index) as Operand & { kind: 'imm' };
     const known = Number(value) & mask;
     return { node: this.constant(size, known), isZero: known === 0 };
+  }
+  /** The instruction's own RIP, and its opcode as the x87 keeps it. */
+  rip(): Node {
+    return this.const64(this.insn.rip);
+  }
+  fop(): Node {
+    return this.const32(this.insn.fop);
   }
   /** RIP of the next instruction, as CALL pushes it. */
   next(size: Size): Node {

@@ -1,10 +1,9 @@
 /** From blocks of micro-ops to the code of one WebAssembly function, with their loops inside. */
 
-import type { Quick } from '../processor/helper.ts';
 import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
-import { bind } from './attempt.ts';
+import type { Quick } from './attempt.ts';
 import type { Block, Node } from './ir.ts';
 import { Header } from './records.ts';
 import { find, targetAt } from './targets.ts';
@@ -184,10 +183,10 @@ export class Emitter extends FunctionEmitter {
     }
     return { index, before: nothing };
   }
-  protected quick(quick: Quick, count: number): number {
+  protected quick(quick: Quick): number {
     const known = this.#quickIndex.get(quick);
     if (known !== undefined) return known;
-    const index = this.module.helper('i'.repeat(count), 'i', bind(this.#cpu, quick) as () => number);
+    const index = this.module.helper(quick.params, 'i', quick.of(this.#cpu));
     this.#quickIndex.set(quick, index);
     return index;
   }

@@ -1,8 +1,7 @@
 /** From micro-ops to the code of a WebAssembly function: values, accesses to memory, calls of helpers. */
 import { MIXED, Tables, tableFor } from '../address/tlb.ts';
-import type { Quick } from '../processor/helper.ts';
 import { FlagKind, State } from '../processor/state.ts';
-import { AttemptCode } from './attempt.ts';
+import { AttemptCode, type Quick } from './attempt.ts';
 import type { End, Node } from './ir.ts';
 import { vectorBytes } from './vectors.ts';
 import type { Bytes } from './wasm-bytes.ts';
@@ -42,8 +41,8 @@ export abstract class FunctionEmitter {
   /** Calls a helper; its arguments but those that the call itself has come last. */
   protected abstract helper(node: Node): { readonly index: number; before(): void };
 
-  /** The index of what an attempt calls: a function of so many arguments. */
-  protected abstract quick(quick: Quick, count: number): number;
+  /** The index of what an attempt calls. */
+  protected abstract quick(quick: Quick): number;
 
   /** Begins with a block's nodes: no value is known yet. */
   protected begin(nodes: readonly Node[], end: End | undefined): void {
@@ -306,7 +305,7 @@ export abstract class FunctionEmitter {
       offset: (of: number) => this.offset(of),
       local: (type: number, index: number) => this.#scratch(type, index),
       argument: (index: number) => this.value(args[index]!),
-      callee: (quick: Quick, count: number) => this.quick(quick, count),
+      callee: (quick: Quick) => this.quick(quick),
     };
     detail.attempt!(new AttemptCode(host));
     code.op(Wasm.br, 1, Wasm.end);

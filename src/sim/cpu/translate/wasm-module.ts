@@ -108,7 +108,7 @@ export class WasmModule {
 }
 
 /** Locals are declared by runs of one type. */
-function declarations(locals: readonly number[]): Bytes {
+export function declarations(locals: readonly number[]): Bytes {
   const runs: [count: number, type: number][] = [];
   for (const type of locals) {
     const last = runs.at(-1);

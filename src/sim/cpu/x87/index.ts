@@ -9,4 +9,4 @@ import { x87Transcendental } from './transcendental.ts';
 
 export const x87: Helpers = { ...x87Arithmetic, ...x87Move, ...x87State, ...x87Transcendental, ...fxsave };
 
-export { leaving, x87Quick } from './quick.ts';
+export { leaving } from './leaving.ts';

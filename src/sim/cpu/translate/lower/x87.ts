@@ -1,95 +1,74 @@
 /**
- * The x87's common instructions: each is an attempt (x87/quick.ts), and its helper where that gives up. FIP, FOP and FDP are
- * written here, for they are known when the code is made, but for the address.
+ * The x87's common instructions: each is an attempt by a function of WebAssembly (translate/x87), and its helper where that
+ * gives up. FIP, FOP, FDP and FDS are written here, for of them only the address is not known when the code is made.
  */
-import type { Quick } from '../../processor/helper.ts';
 import type { Insn, Memory, Size } from '../../processor/insn.ts';
 import { State } from '../../processor/state.ts';
 import { checkPending } from '../../sse/operands.ts';
-import type { AttemptCode } from '../attempt.ts';
+import type { AttemptCode, Quick } from '../attempt.ts';
 import type { Builder, Place } from '../builder.ts';
+import type { Condition } from '../flag-values.ts';
 import type { Node } from '../ir.ts';
 import type { CallTarget } from '../ops.ts';
 import { Wasm } from '../wasm-bytes.ts';
+import { x87Functions as functions } from '../x87/functions.ts';
 
-/** What is attempted; operations by their names in mnemonics. */
-export interface Quicks {
-  readonly registers: { readonly [operation: string]: Quick };
-  readonly memory: { readonly [operation: string]: Quick };
-  readonly load: Quick;
-  readonly loadBits: Quick;
-  readonly duplicate: Quick;
-  readonly copy: Quick;
-  readonly exchange: Quick;
-  readonly root: Quick;
-  readonly sign: Quick;
-  readonly store: Quick;
-  readonly storeBits: Quick;
-  readonly flags: Quick;
-  readonly conditions: Quick;
-  readonly conditionsOfMemory: Quick;
-  readonly control: Quick;
-}
 /** The helper; and what it is where it stores, or answers with flags. */
 export interface Exact {
   readonly helper: CallTarget;
   readonly leaving: CallTarget;
-  readonly quick: Quicks;
 }
 export type LowerX87 = (b: Builder, insn: Insn, exact: Exact) => void;
 
-const FS = 4;
-const RSP = 4;
-const RBP = 5;
-const SS = 2;
-const DS = 3;
-const I16_STORE = 0x3b;
-
+/** A register as the functions have it. */
 const register = (insn: Insn, position: number, otherwise: number): number => {
   const operand = insn.operands[position];
-  return operand?.kind === 'st' ? operand.index : otherwise;
+  return 16 * (operand?.kind === 'st' ? operand.index : otherwise);
 };
 const memoryOf = (insn: Insn): Memory | undefined => {
   const operand = insn.operands[0];
   return operand?.kind === 'mem' ? operand : undefined;
 };
-/** Whose selector FDS gets: in 64-bit mode overrides but FS and GS are ignored. */
-function segmentOf({ mode }: Builder, { segment, base }: Memory): number {
-  if (mode.bits !== 64 || segment >= FS) return segment;
-  return base === RSP || base === RBP ? SS : DS;
+
+/** An operand in memory: where, the offset that FDP gets, and the segment whose selector FDS does. */
+interface Operand {
+  readonly size: Size;
+  readonly place: Place;
+  readonly offset: Node;
+  readonly segment: number;
 }
+const operandOf = (b: Builder, memory: Memory, size: number, write: boolean): Operand => {
+  waits(b);
+  const offset = b.effective(memory);
+  const place = b.placeAt(memory, offset, size, write);
+  return { size: size as Size, place, offset, segment: b.dataSegment(memory) };
+};
 
-/** Of an instruction that leaves FIP, FOP and FDP alone. */
-const NO_POINTERS = -1;
-
-/** Numbers and values of 32 bits; a value of 64 gives two. */
-type Argument = number | { readonly argument: number; readonly wide: boolean };
-
-/**
- * Calls `quick` with these, and gives up where it gives 0. `address` is the op's argument with the offset of the
- * operand in memory. The call's answer is left on the stack where `keep` says so.
- */
+/** What a function is called with, and what else there is to an attempt. */
+interface Attempted {
+  readonly args?: readonly (number | Node)[];
+  readonly memory?: Operand;
+  /** It is a control instruction, and leaves the pointers alone. */
+  readonly isControl?: boolean;
+  /** Leaves the result on the stack, where the call's answer is in a local. */
+  readonly keep?: (code: AttemptCode, answer: number) => void;
+}
+/** Calls `quick`, and gives up where it gives 0. */
 function attempt(
-  insn: Insn,
+  b: Builder,
   quick: Quick,
-  args: readonly Argument[],
-  address?: number,
-  keep?: (code: AttemptCode, answer: number) => void,
-) {
-  return (code: AttemptCode) => {
-    let count = 0;
+  helper: CallTarget,
+  { args = [], memory, isControl = false, keep }: Attempted,
+): Node {
+  const pointers = isControl ? [] : [b.rip(), b.fop(), ...(memory === undefined ? [] : [memory.offset])];
+  const values = args.filter((arg) => typeof arg !== 'number');
+  const write = (code: AttemptCode) => {
+    let next = pointers.length;
     for (const arg of args) {
-      count++;
-      if (typeof arg === 'number') {
-        code.const32(arg);
-        continue;
-      }
-      code.argument(arg.argument);
-      if (!arg.wide) continue;
-      count++;
-      code.op(0xa7).argument(arg.argument).const64(32n).op(0x88, 0xa7); // wrap, shr_u, wrap
+      if (typeof arg === 'number') code.const32(arg);
+      else code.argument(next++);
     }
-    code.call(quick, count);
+    code.call(quick);
     if (keep === undefined)
       code.op(0x45).slowIf(); // eqz
     else {
@@ -97,12 +76,17 @@ function attempt(
       code.tee(answer).op(0x45).slowIf();
       keep(code, answer);
     }
-    if (address === NO_POINTERS) return;
+    if (isControl) return;
     // Behind an answer that is kept on the stack.
-    code.store([Wasm.i64Store], State.fip, () => code.const64(insn.rip));
-    code.store([I16_STORE], State.fop, () => code.const32(insn.fop));
-    if (address !== undefined) code.store([Wasm.i64Store], State.fdp, () => code.argument(address));
+    code.store([Wasm.i64Store], State.fip, () => code.argument(0));
+    code.store([Wasm.i32Store16], State.fop, () => code.argument(1));
+    if (memory === undefined) return;
+    code.store([Wasm.i64Store], State.fdp, () => code.argument(2));
+    const selector = State.selectors + 2 * memory.segment;
+    code.store([Wasm.i32Store16], State.fds, () => code.load([Wasm.i32Load16u], selector));
   };
+  const name = keep === undefined ? 'attempt' : 'attempt32';
+  return b.op(name, [...pointers, ...values], { attempt: write, helper, insn: b.insn });
 }
 
 /** ES of FSW: an exception is pending (SDM volume 1, 8.1.3). */
@@ -115,135 +99,124 @@ const raisePending: CallTarget = (cpu, _insn, pending: number) => {
 const waits = (b: Builder): void =>
   b.callIf(b.op('and32', [b.get(State.fsw, 2), b.const32(PENDING)]), raisePending);
 
-/** An operand in memory as arguments of the op and of the call; `bytes` as quick.ts has them. */
-function operand(b: Builder, memory: Memory, integral: boolean): [nodes: Node[], args: Argument[]] {
-  const { size } = memory;
-  waits(b);
-  const value = b.load(b.place(memory, size, false), size as Size);
-  const address = b.effective(memory);
-  const segment = segmentOf(b, memory);
-  if (size === 8)
-    return [
-      [value, address],
-      [integral ? -8 : 8, { argument: 0, wide: true }, segment],
-    ];
-  if (!integral)
-    return [
-      [value, address],
-      [4, { argument: 0, wide: false }, 0, segment],
-    ];
-  const wide = b.signExtend(size as Size, 8, value);
-  return [
-    [wide, address],
-    [-size, { argument: 0, wide: true }, segment],
-  ];
+/** What memory holds, as a function of that kind has it. */
+function numberIn(b: Builder, { size, place }: Operand, integral: boolean): [Kind, Node] {
+  const value = b.load(place, size);
+  if (integral) return ['integer', b.signExtend(size, 8, value)];
+  return [size === 4 ? 'single' : 'double', value];
 }
+type Kind = 'single' | 'double' | 'integer';
+
+type Operation = keyof (typeof functions)['registers'];
 
 const arithmetic =
-  (operation: string, integral = false, pops = 0): LowerX87 =>
-  (b, insn, { helper, quick }) => {
-    const memory = memoryOf(insn);
-    if (memory === undefined) {
+  (operation: Operation, integral = false, pops = 0): LowerX87 =>
+  (b, insn, { helper }) => {
+    const mem = memoryOf(insn);
+    if (mem === undefined) {
       const args = [register(insn, 0, 1), register(insn, 1, 0), pops];
-      b.op('attempt', [], { attempt: attempt(insn, quick.registers[operation]!, args), helper, insn });
+      attempt(b, functions.registers[operation], helper, { args });
       return;
     }
-    const [nodes, args] = operand(b, memory, integral);
-    b.op('attempt', nodes, { attempt: attempt(insn, quick.memory[operation]!, args, 1), helper, insn });
+    const memory = operandOf(b, mem, mem.size, false);
+    const [kind, value] = numberIn(b, memory, integral);
+    attempt(b, functions.memory[kind][operation], helper, { args: [value], memory });
   };
-const families = (name: string) => ({
+const families = (name: Operation) => ({
   [`f${name}`]: arithmetic(name),
   [`f${name}p`]: arithmetic(name, false, 1),
   [`fi${name}`]: arithmetic(name, true),
 });
 
 const plain =
-  (of: (quick: Quicks) => Quick, args: (insn: Insn) => readonly number[]): LowerX87 =>
-  (b, insn, { helper, quick }) => {
-    b.op('attempt', [], { attempt: attempt(insn, of(quick), args(insn)), helper, insn });
+  (quick: Quick, args: (insn: Insn) => readonly number[] = () => []): LowerX87 =>
+  (b, insn, { helper }) => {
+    attempt(b, quick, helper, { args: args(insn) });
   };
 
 /** The two parts of 80 bits in memory. */
-function parts(b: Builder, memory: Memory, write: boolean): [low: Place, high: Place] {
-  const low = b.place(memory, 10, write);
-  return [low, { ...low, linear: b.op('add64', [low.linear, b.const64(8n)]) }];
-}
+const parts = (b: Builder, { place }: Operand): [low: Place, high: Place] => [
+  place,
+  { ...place, linear: b.op('add64', [place.linear, b.const64(8n)]) },
+];
 
+const duplicate = plain(functions.duplicate, (insn) => [register(insn, 0, 0)]);
 const load =
   (integral: boolean): LowerX87 =>
   (b, insn, exact) => {
-    const { helper, quick } = exact;
-    const memory = memoryOf(insn);
-    if (memory === undefined) return duplicate(b, insn, exact);
-    if (memory.size === 10) {
-      waits(b);
-      const [low, high] = parts(b, memory, false);
-      const nodes = [b.load(low, 8), b.load(high, 2), b.effective(memory)];
-      const args = [{ argument: 0, wide: true }, { argument: 1, wide: false }, segmentOf(b, memory)];
-      b.op('attempt', nodes, { attempt: attempt(insn, quick.loadBits, args, 2), helper, insn });
+    const { helper } = exact;
+    const mem = memoryOf(insn);
+    if (mem === undefined) return duplicate(b, insn, exact);
+    const memory = operandOf(b, mem, mem.size, false);
+    if (mem.size === 10) {
+      const [low, high] = parts(b, memory);
+      attempt(b, functions.loadBits, helper, { args: [b.load(low, 8), b.load(high, 2)], memory });
       return;
     }
-    const [nodes, args] = operand(b, memory, integral);
-    b.op('attempt', nodes, { attempt: attempt(insn, quick.load, args, 1), helper, insn });
+    const [kind, value] = numberIn(b, memory, integral);
+    attempt(b, functions.load[kind], helper, { args: [value], memory });
   };
-const duplicate = plain(
-  ({ duplicate }) => duplicate,
-  (insn) => [register(insn, 0, 0)],
-);
+/** A significand, and the exponent of its highest bit. */
+const constant = (significand: bigint, exponent: number, quick = functions.loadConstant): LowerX87 => {
+  const head = significand === 0n ? 0 : 16_383 + exponent;
+  return (b, _insn, { helper }) => {
+    attempt(b, quick, helper, { args: [b.const64(significand), head] });
+  };
+};
 
 /** The place is checked first; the value waits in the state page, as the helper leaves it too. */
 const store =
   (integral: boolean, truncates: 0 | 1, pops: 0 | 1): LowerX87 =>
   (b, insn, exact) => {
-    const { leaving, quick } = exact;
-    const memory = memoryOf(insn);
-    if (memory === undefined) return copy(pops)(b, insn, exact);
-    const segment = segmentOf(b, memory);
-    waits(b);
-    const address = b.effective(memory);
-    if (memory.size === 10) {
-      const [low, high] = parts(b, memory, true);
+    const { leaving } = exact;
+    const mem = memoryOf(insn);
+    if (mem === undefined) return copy(pops)(b, insn, exact);
+    const memory = operandOf(b, mem, mem.size, true);
+    if (mem.size === 10) {
+      const [low, high] = parts(b, memory);
       b.load(low, 8, true);
       b.load(high, 2, true);
-      const tried = attempt(insn, quick.storeBits, [segment], 0);
-      b.op('attempt', [address], { attempt: tried, helper: leaving, insn });
+      attempt(b, functions.storeBits, leaving, { memory });
       b.store(low, 8, b.get(State.vector, 8));
       b.store(high, 2, b.get(State.vector + 8, 2));
       return;
     }
-    const size = memory.size as Size;
-    const place = b.place(memory, size, true);
+    const { size, place } = memory;
     b.load(place, size, true);
-    const args = [integral ? -size : size, truncates, pops, segment];
-    b.op('attempt', [address], { attempt: attempt(insn, quick.store, args, 0), helper: leaving, insn });
+    if (integral) {
+      const args = [b.const64(BigInt(64 - 8 * size)), truncates, pops];
+      attempt(b, functions.storeInteger, leaving, { args, memory });
+    } else {
+      attempt(b, functions.store[size === 4 ? 'single' : 'double'], leaving, { args: [pops], memory });
+    }
     b.store(place, size, b.get(State.vector, size));
   };
-const copy = (pops: 0 | 1) =>
-  plain(
-    ({ copy }) => copy,
-    (insn) => [register(insn, 0, 0), pops],
-  );
+const copy = (pops: 0 | 1) => plain(functions.copy, (insn) => [register(insn, 0, 0), pops]);
 
 const compared =
   (pops: 0 | 1 | 2, integral = false): LowerX87 =>
-  (b, insn, { helper, quick }) => {
-    const memory = memoryOf(insn);
-    if (memory === undefined) {
-      const args = [register(insn, 1, 1), pops];
-      b.op('attempt', [], { attempt: attempt(insn, quick.conditions, args), helper, insn });
+  (b, insn, { helper }) => {
+    const mem = memoryOf(insn);
+    if (mem === undefined) {
+      attempt(b, functions.conditions, helper, { args: [register(insn, 1, 1), pops] });
       return;
     }
-    const [nodes, args] = operand(b, memory, integral);
-    const tried = attempt(insn, quick.conditionsOfMemory, [...args, pops], 1);
-    b.op('attempt', nodes, { attempt: tried, helper, insn });
+    const memory = operandOf(b, mem, mem.size, false);
+    const [kind, value] = numberIn(b, memory, integral);
+    attempt(b, functions.compareWith[kind], helper, { args: [value, pops], memory });
   };
 /** The helper sets the flags itself, and answers with them. */
 const comparedToFlags =
   (pops: 0 | 1): LowerX87 =>
-  (b, insn, { leaving, quick }) => {
+  (b, insn, { leaving }) => {
     const keep = (code: AttemptCode, answer: number) => code.get(answer).const32(0xff).op(0x71); // and
-    const tried = attempt(insn, quick.flags, [register(insn, 1, 1), pops], undefined, keep);
-    b.setArithmeticFlags(b.op('attempt32', [], { attempt: tried, helper: leaving, insn }));
+    const args = [register(insn, 1, 1), pops];
+    b.setArithmeticFlags(attempt(b, functions.flags, leaving, { args, keep }));
+  };
+const moved =
+  (condition: Condition): LowerX87 =>
+  (b, insn, { helper }) => {
+    attempt(b, functions.move, helper, { args: [register(insn, 1, 1), b.condition(condition)] });
   };
 
 /** FNSTCW and FNSTSW ask for nothing. */
@@ -251,12 +224,9 @@ const storeControl =
   (offset: number): LowerX87 =>
   (b) =>
     b.write(0, b.get(offset, 2), 2);
-const loadControl: LowerX87 = (b, insn, { helper, quick }) => {
-  const args = [{ argument: 0, wide: false }];
-  b.op('attempt', [b.read(0, 2)], { attempt: attempt(insn, quick.control, args, NO_POINTERS), helper, insn });
+const loadControl: LowerX87 = (b, _insn, { helper }) => {
+  attempt(b, functions.control, helper, { args: [b.read(0, 2)], isControl: true });
 };
-
-const ONE = [0, 0x8000_0000 | 0, 0x3fff, -1] as const;
 
 export const x87Lowerings: { readonly [mnemonic: string]: LowerX87 } = {
   ...families('add'),
@@ -267,14 +237,13 @@ export const x87Lowerings: { readonly [mnemonic: string]: LowerX87 } = {
   ...families('divr'),
   fld: load(false),
   fild: load(true),
-  fldz: plain(
-    ({ loadBits }) => loadBits,
-    () => [0, 0, 0, -1],
-  ),
-  fld1: plain(
-    ({ loadBits }) => loadBits,
-    () => ONE,
-  ),
+  fldz: constant(0n, 0, functions.loadBits),
+  fld1: constant(1n << 63n, 0, functions.loadBits),
+  fldpi: constant(0xc90f_daa2_2168_c235n, 1),
+  fldl2t: constant(0xd49a_784b_cd1b_8afen, 1),
+  fldl2e: constant(0xb8aa_3b29_5c17_f0bcn, 0),
+  fldlg2: constant(0x9a20_9a84_fbcf_f799n, -2),
+  fldln2: constant(0xb172_17f7_d1cf_79acn, -1),
   fst: store(false, 0, 0),
   fstp: store(false, 0, 1),
   fist: store(true, 0, 0),
@@ -283,22 +252,11 @@ export const x87Lowerings: { readonly [mnemonic: string]: LowerX87 } = {
   fldcw: loadControl,
   fnstcw: storeControl(State.fcw),
   fnstsw: storeControl(State.fsw),
-  fxch: plain(
-    ({ exchange }) => exchange,
-    (insn) => [register(insn, 1, 1)],
-  ),
-  fsqrt: plain(
-    ({ root }) => root,
-    () => [],
-  ),
-  fchs: plain(
-    ({ sign }) => sign,
-    () => [0xffff, 0x8000],
-  ),
-  fabs: plain(
-    ({ sign }) => sign,
-    () => [0x7fff, 0],
-  ),
+  fxch: plain(functions.exchange, (insn) => [register(insn, 1, 1)]),
+  fsqrt: plain(functions.root),
+  fchs: plain(functions.sign, () => [0xffff, 0x8000]),
+  fabs: plain(functions.sign, () => [0x7fff, 0]),
+  ftst: plain(functions.test),
   fcom: compared(0),
   fcomp: compared(1),
   fcompp: compared(2),
@@ -311,4 +269,12 @@ export const x87Lowerings: { readonly [mnemonic: string]: LowerX87 } = {
   fcomip: comparedToFlags(1),
   fucomi: comparedToFlags(0),
   fucomip: comparedToFlags(1),
+  fcmovb: moved('b'),
+  fcmove: moved('e'),
+  fcmovbe: moved('be'),
+  fcmovu: moved('p'),
+  fcmovnb: moved('ae'),
+  fcmovne: moved('ne'),
+  fcmovnbe: moved('a'),
+  fcmovnu: moved('np'),
 };

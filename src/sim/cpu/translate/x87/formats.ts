@@ -1,0 +1,116 @@
+/** Numbers of other formats as ordinary ones of 80 bits, and back (SDM volume 1, 4.2 and 8.2). */
+import { type Body, i, type Local, l, select, type Value } from './code.ts';
+import { BIAS, exponentOf, type Number80, SIGN, TOP } from './numbers.ts';
+
+/** Operands in memory by what they are: the type of the parameter that has one, and the number. */
+export interface Source {
+  readonly type: 'i' | 'l';
+  /** Gives up where it is not ordinary. */
+  readonly number: (f: Body, bits: Local) => Number80;
+}
+
+const zero = (f: Body, head: Value): Number80 => ({ significand: f.l(0n), head: f.i(head) });
+
+const fromSingle = (f: Body, bits: Local): Number80 => {
+  const x = zero(f, i.and(i.shr(bits, 16), SIGN));
+  const exponent = f.i(i.and(i.shr(bits, 23), 0xff));
+  f.giveUpIf(i.eq(exponent, 0xff));
+  f.if(
+    exponent,
+    () => {
+      f.set(x.significand, l.or(l.shl(l.extendU(bits), 40n), TOP));
+      f.set(x.head, i.or(x.head, i.add(exponent, BIAS - 127)));
+    },
+    () => f.giveUpIf(i.shl(bits, 1)),
+  );
+  return x;
+};
+const fromDouble = (f: Body, bits: Local): Number80 => {
+  const upper = f.i(i.wrap(l.shr(bits, 32n)));
+  const x = zero(f, i.and(i.shr(upper, 16), SIGN));
+  const exponent = f.i(i.and(i.shr(upper, 20), 0x7ff));
+  f.giveUpIf(i.eq(exponent, 0x7ff));
+  f.if(
+    exponent,
+    () => {
+      f.set(x.significand, l.or(l.shl(bits, 11n), TOP));
+      f.set(x.head, i.or(x.head, i.add(exponent, BIAS - 1023)));
+    },
+    () => f.giveUpIf(l.ne(l.shl(bits, 1n), 0n)),
+  );
+  return x;
+};
+const fromInteger = (f: Body, bits: Local): Number80 => {
+  const x = zero(f, 0);
+  f.if(l.ne(bits, 0n), () => {
+    const sign = f.l(l.sar(bits, 63n));
+    const magnitude = f.l(l.sub(l.xor(bits, sign), sign));
+    const shift = f.l(l.clz(magnitude));
+    f.set(x.significand, l.shl(magnitude, shift));
+    f.set(x.head, i.or(i.and(i.wrap(sign), SIGN), i.sub(BIAS + 63, i.wrap(shift))));
+  });
+  return x;
+};
+export const sources = {
+  single: { type: 'i', number: fromSingle },
+  double: { type: 'l', number: fromDouble },
+  integer: { type: 'l', number: fromInteger },
+} as const satisfies { [name: string]: Source };
+
+/** What is to be stored, and whether it was rounded, and its magnitude up. */
+export interface Stored {
+  readonly bits: Local;
+  readonly inexact: Value;
+  readonly up: Value;
+}
+
+/** Whether a whole is rounded up, to nearest, by what is below it, whose highest bit is half of one. */
+const isUp = (whole: Value, below: Value) =>
+  i.and(l.lts(below, 0n), i.or(l.ne(l.shl(below, 1n), 0n), i.wrap(whole)));
+
+/** A number with a fraction of so many bits, if it is an ordinary one; its sign is put above it by whoever knows where. */
+function narrowed(f: Body, { significand, head }: Number80, fraction: number, bias: number): Stored {
+  const bits = f.l(0n);
+  const up = f.i(0);
+  const below = f.l(0n);
+  f.if(l.ne(significand, 0n), () => {
+    const exponent = f.i(i.sub(exponentOf(head), BIAS - bias));
+    // What is rounded up to the least or the greatest exponent is left to others too.
+    f.giveUpIf(i.geu(i.sub(exponent, 2), 2 * bias - 2));
+    const dropped = BigInt(63 - fraction);
+    f.set(bits, l.shr(significand, dropped));
+    f.set(below, l.shl(significand, 64n - dropped));
+    f.set(up, isUp(bits, below));
+    // The highest bit, and what is carried out of the fraction, add one to the exponent.
+    const exponentBits = l.shl(l.extendU(i.sub(exponent, 1)), BigInt(fraction));
+    f.set(bits, l.add(l.add(bits, exponentBits), l.extendU(up)));
+  });
+  const sign = l.shl(l.extendU(i.shr(head, 15)), BigInt(fraction === 52 ? 63 : 31));
+  f.set(bits, l.or(bits, sign));
+  return { bits, inexact: l.ne(below, 0n), up };
+}
+export const toSingle = (f: Body, x: Number80): Stored => narrowed(f, x, 23, 127);
+export const toDouble = (f: Body, x: Number80): Stored => narrowed(f, x, 52, 1023);
+
+/** To an integer below 2 ** 62 in magnitude, to nearest or towards zero. */
+export function toInteger(f: Body, { significand, head }: Number80, truncates: Value): Stored {
+  const bits = f.l(0n);
+  const below = f.l(0n);
+  const up = f.i(0);
+  // Bits behind the point; where they are more than all, it is less than one half.
+  const behind = f.i(i.sub(BIAS + 63, exponentOf(head)));
+  f.giveUpIf(i.lts(behind, 2));
+  f.if(
+    i.gtu(behind, 64),
+    () => f.set(below, l.extendU(l.ne(significand, 0n))),
+    () => {
+      const count = f.l(l.extendU(behind));
+      f.set(bits, l.shr(l.shr(significand, 1n), l.sub(count, 1n)));
+      f.set(below, l.shl(significand, l.sub(64n, count)));
+      f.set(up, select(truncates, 0, isUp(bits, below)));
+      f.set(bits, l.add(bits, l.extendU(up)));
+    },
+  );
+  f.if(i.and(head, SIGN), () => f.set(bits, l.sub(0n, bits)));
+  return { bits, inexact: l.ne(below, 0n), up };
+}

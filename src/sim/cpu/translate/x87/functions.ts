@@ -1,0 +1,254 @@
+/**
+ * The x87's common instructions on ordinary numbers, as functions of WebAssembly that translated code attempts. Each gives
+ * 0 where it is not that, and has then changed nothing; the helper does the instruction. Of the exceptions only PE is
+ * then possible (SDM volume 1, 8.5): no register is empty or in the way, no operand a NaN, infinite or denormal, and no
+ * result out of range. FIP, FOP, FDP and FDS are the caller's.
+ *
+ * A register ST(i) is given as 16 * i.
+ */
+import { Exception, Rounding } from '../../fp/float.ts';
+import { State } from '../../processor/state.ts';
+import { Fsw } from '../../x87/stack.ts';
+import type { Quick } from '../attempt.ts';
+import { type Body, type Definition, i, type Local, l, select, statePage, type Value } from './code.ts';
+import { type Source, type Stored, sources, toDouble, toInteger, toSingle } from './formats.ts';
+import { quick } from './module.ts';
+import { add, comparison, DONE, divide, multiply, type Number80, root, SIGN } from './numbers.ts';
+import { ANY, ARITHMETIC, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
+
+/** A function on the stack: registers are named in `body` before it begins. */
+const on = (
+  params: string,
+  control: Control,
+  body: (f: Body, stack: Stack, ...params: Local[]) => void,
+): Quick => quick({ params, body: (f, ...params) => body(f, new Stack(f, control), ...params) });
+
+/** ST(destination) as x and the source as y become the operands of one of three functions. */
+interface Operation {
+  readonly of: Definition;
+  readonly swapped?: boolean;
+  /** The sign of which is changed. */
+  readonly negated?: 'x' | 'y';
+}
+const operations = {
+  add: { of: add },
+  sub: { of: add, negated: 'y' },
+  subr: { of: add, negated: 'x' },
+  mul: { of: multiply },
+  div: { of: divide },
+  divr: { of: divide, swapped: true },
+} as const satisfies { [name: string]: Operation };
+const each = (make: (operation: Operation) => Quick) =>
+  Object.fromEntries(Object.entries(operations).map(([name, operation]) => [name, make(operation)])) as {
+    readonly [name in keyof typeof operations]: Quick;
+  };
+
+function operate(
+  f: Body,
+  stack: Stack,
+  { of, swapped, negated }: Operation,
+  place: Local,
+  x: Number80,
+  y: Number80,
+): Local {
+  const args = (which: 'x' | 'y', { significand, head }: Number80): Value[] => [
+    significand,
+    negated === which ? i.xor(head, SIGN) : head,
+  ];
+  const [first, second] = [args('x', x), args('y', y)];
+  const operands = swapped === true ? [...second, ...first] : [...first, ...second];
+  const outcome = f.i(f.call(of, stack.at(place), ...operands));
+  f.giveUpIf(i.isZero(outcome));
+  return outcome;
+}
+
+const registers = (operation: Operation) =>
+  on('iii', ARITHMETIC, (f, stack, to, from, pops) => {
+    const place = stack.holds(to!);
+    const other = stack.holds(from!);
+    stack.begin();
+    const outcome = operate(f, stack, operation, place, stack.take(place), stack.take(other));
+    stack.pop(pops!);
+    stack.settle(outcome);
+  });
+const memory = ({ type, number }: Source) =>
+  each((operation) =>
+    on(type, ARITHMETIC, (f, stack, bits) => {
+      const place = stack.holds(0);
+      stack.begin();
+      const y = number(f, bits!);
+      stack.settle(operate(f, stack, operation, place, stack.take(place), y));
+    }),
+  );
+
+const load = ({ type, number }: Source) =>
+  on(type, ANY, (f, stack, bits) => {
+    const place = stack.room();
+    stack.begin();
+    stack.put(place, number(f, bits!));
+    stack.push(place);
+    stack.end();
+  });
+/** Bits that are what they are. */
+const loadBits = (control: Control) =>
+  on('li', control, (_f, stack, significand, head) => {
+    const place = stack.room();
+    stack.begin();
+    stack.put(place, { significand: significand!, head: head! });
+    stack.push(place);
+    stack.end();
+  });
+
+function store(stack: Stack, { bits, inexact, up }: Stored, pops: Value): void {
+  stack.leave(bits);
+  stack.pop(pops);
+  stack.end(i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1)));
+}
+const storeNumber = (to: (f: Body, x: Number80) => Stored) =>
+  on('i', TO_NEAREST, (f, stack, pops) => {
+    const place = stack.holds(0);
+    stack.begin();
+    store(stack, to(f, stack.ordinary(place)), pops!);
+  });
+
+const CONDITIONS = Fsw.C0 | Fsw.C1 | Fsw.C2 | Fsw.C3;
+/** C3 and C0 stand where ZF and CF do, eight bits further. */
+const conditions = (stack: Stack, flags: Value): void => stack.end(i.shl(flags, 8), CONDITIONS);
+
+const compareWith = ({ type, number }: Source) =>
+  on(`${type}i`, ANY, (f, stack, bits, pops) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const y = number(f, bits!);
+    const flags = f.i(comparison(stack.ordinary(place), y));
+    stack.pop(pops!);
+    conditions(stack, flags);
+  });
+
+const bySource = <T>(make: (source: Source) => T) => ({
+  single: make(sources.single),
+  double: make(sources.double),
+  integer: make(sources.integer),
+});
+
+export const x87Functions = {
+  /** The registers of the destination and the source, and how often it pops: 0 or 1. */
+  registers: each(registers),
+  memory: bySource(memory),
+
+  load: bySource(load),
+  /** FLD of 80 bits, FLDZ and FLD1: significand and head. */
+  loadBits: loadBits(ANY),
+  /** FLDPI and its like, as they are rounded to nearest. */
+  loadConstant: loadBits(ROUNDING),
+  /** FLD ST(i). */
+  duplicate: on('i', ANY, (_f, stack, from) => {
+    const place = stack.room();
+    const source = stack.holds(from!);
+    stack.begin();
+    stack.put(place, stack.take(source));
+    stack.push(place);
+    stack.end();
+  }),
+  /** FST and FSTP to a register. */
+  copy: on('ii', ANY, (_f, stack, to, pops) => {
+    const source = stack.holds(0);
+    const place = stack.holds(to!);
+    stack.begin();
+    stack.put(place, stack.take(source));
+    stack.pop(pops!);
+    stack.end();
+  }),
+  exchange: on('i', ANY, (_f, stack, other) => {
+    const places = [stack.holds(0), stack.holds(other!)] as const;
+    stack.begin();
+    const [x, y] = [stack.take(places[0]), stack.take(places[1])];
+    stack.put(places[0], y);
+    stack.put(places[1], x);
+    stack.end();
+  }),
+  root: on('', ARITHMETIC, (f, stack) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const { significand, head } = stack.take(place);
+    const outcome = f.i(f.call(root, stack.at(place), significand, head));
+    f.giveUpIf(i.isZero(outcome));
+    stack.settle(outcome);
+  }),
+  /** FCHS and FABS: the sign's bit as it becomes by `and` and then `xor`. */
+  sign: on('ii', ANY, (_f, stack, and, xor) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const { significand, head } = stack.take(place);
+    stack.put(place, { significand, head: i.xor(i.and(head, and!), xor!) });
+    stack.end();
+  }),
+
+  /** FST: what is stored waits in the state page. */
+  store: { single: storeNumber(toSingle), double: storeNumber(toDouble) },
+  /** FIST and FISTTP: the bits that its integer has not, of 64; whether it truncates in any case; and whether it pops. */
+  storeInteger: on('lii', INEXACT, (f, stack, without, truncates, pops) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const rounding = f.i(i.and(i.shr(stack.fcw, 10), 3));
+    // What compilers make of a cast sets FCW's rounding control to that of zero.
+    const toZero = f.i(i.or(truncates!, i.eq(rounding, Rounding.ZERO)));
+    f.giveUpIf(i.and(i.isZero(toZero), i.ne(rounding, Rounding.NEAREST)));
+    const stored = toInteger(f, stack.ordinary(place), toZero);
+    f.giveUpIf(l.ne(l.sar(l.shl(stored.bits, without!), without!), stored.bits));
+    store(stack, stored, pops!);
+  }),
+  /** FSTP of 80 bits. */
+  storeBits: on('', ANY, (_f, stack) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const { significand, head } = stack.take(place);
+    stack.leave(significand, head);
+    stack.pop(1);
+    stack.end();
+  }),
+
+  /** FCOMI and FUCOMI: 256 and the flags at their places in RFLAGS. */
+  flags: on('ii', ANY, (f, stack, other, pops) => {
+    const places = [stack.holds(0), stack.holds(other!)] as const;
+    stack.begin();
+    const flags = f.i(comparison(stack.ordinary(places[0]), stack.ordinary(places[1])));
+    stack.pop(pops!);
+    stack.end(0, 0, i.or(flags, 0x100));
+  }),
+  /** FCOM and FUCOM of registers; FTST, with a zero. */
+  conditions: on('ii', ANY, (f, stack, other, pops) => {
+    const places = [stack.holds(0), stack.holds(other!)] as const;
+    stack.begin();
+    const flags = f.i(comparison(stack.ordinary(places[0]), stack.ordinary(places[1])));
+    stack.pop(pops!);
+    conditions(stack, flags);
+  }),
+  test: on('', ANY, (f, stack) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const { significand, head } = stack.ordinary(place);
+    conditions(stack, f.i(select(l.isZero(significand), 0x40, i.shr(head, 15))));
+  }),
+  compareWith: bySource(compareWith),
+  /** FCMOVcc: from which register, and whether. */
+  move: on('ii', ANY, (f, stack, from, condition) => {
+    const place = stack.holds(0);
+    const source = stack.holds(from!);
+    stack.begin();
+    f.if(condition!, () => stack.put(place, stack.take(source)));
+    stack.end(0, 0);
+  }),
+
+  /** FLDCW, where it makes nothing pending. */
+  control: quick({
+    params: 'i',
+    body: (f, value) => {
+      const base = f.i(statePage);
+      const pending = i.or(i.and(i.xor(value!, -1), 0x3f), Fsw.ES);
+      f.giveUpIf(i.and(i.load16(base, State.fsw), pending));
+      f.store16(base, State.fcw, i.or(i.and(value!, 0x1f7f), 0x40));
+      f.return(DONE);
+    },
+  }),
+} as const;

@@ -1,0 +1,72 @@
+/** The module of all functions that translated code calls: compiled once, when the first of them is asked for. */
+import type { Module } from '../../../webassembly.ts';
+import { WebAssembly } from '../../../webassembly.ts';
+import type { Processor } from '../../processor/processor.ts';
+import type { Quick } from '../attempt.ts';
+import { Bytes, Wasm } from '../wasm-bytes.ts';
+import { wasmType } from '../wasm-module.ts';
+import { Body, type Definition } from './code.ts';
+
+/** Those that are exported, in the order of their names `f0` and so on; they may call others. */
+const exported: Definition[] = [];
+let module: Module | undefined;
+
+type Exports = { readonly [name: string]: unknown };
+const instances = new WeakMap<Processor, Exports>();
+
+/** Its functions on the processor's own state. */
+function exportsOf(cpu: Processor): Exports {
+  const known = instances.get(cpu);
+  if (known !== undefined) return known;
+  module ??= new WebAssembly.Module(bytesOf(exported));
+  const imports = { m: cpu.arena.memory, b: cpu.state.base };
+  const { exports } = new WebAssembly.Instance(module, { e: imports });
+  instances.set(cpu, exports);
+  return exports;
+}
+
+/** A function of the module, as attempts call it. */
+export function quick(definition: Definition): Quick {
+  const name = `f${exported.push(definition) - 1}`;
+  return { params: definition.params, of: (cpu) => exportsOf(cpu)[name] as (...args: unknown[]) => number };
+}
+
+/** The binary. The memory and the state page's place are imported. */
+function bytesOf(first: readonly Definition[]): Uint8Array {
+  const all = [...first];
+  const indexOf = (definition: Definition) => {
+    const known = all.indexOf(definition);
+    return known >= 0 ? known : all.push(definition) - 1;
+  };
+  const bodies: Bytes[] = [];
+  // Others join the list as they are called.
+  for (let index = 0; index < all.length; index++) {
+    const { params, body } = all[index]!;
+    const code = new Bytes();
+    const f = new Body(code, params.length, indexOf);
+    body(f, ...Array.from(params, (_, local) => ({ local })));
+    bodies.push(f.declarations.append(code).op(Wasm.end));
+  }
+  const signatures = [...new Set(all.map(({ params }) => params))];
+  const types = new Bytes().u(signatures.length);
+  for (const params of signatures)
+    types
+      .op(0x60)
+      .u(params.length)
+      .op(...Array.from(params, wasmType), 1, Wasm.i32);
+  const imports = new Bytes().u(2).name('e').name('m').op(2, 3).u(1).u(65_536);
+  imports.name('e').name('b').op(3, Wasm.i32, 0);
+  const functions = new Bytes().u(all.length);
+  for (const { params } of all) functions.u(signatures.indexOf(params));
+  const names = new Bytes().u(first.length);
+  for (const index of first.keys()) names.name(`f${index}`).op(0).u(index);
+  const code = new Bytes().u(bodies.length);
+  for (const body of bodies) code.u(body.length).append(body);
+  return new Bytes()
+    .op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0)
+    .section(1, types)
+    .section(2, imports)
+    .section(3, functions)
+    .section(7, names)
+    .section(10, code).all;
+}
