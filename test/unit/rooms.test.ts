@@ -76,6 +76,7 @@ const plans: readonly Plan[] = [
       ['avx'],
       ['system'],
       ['translate'],
+      ['translate/x87'],
       ['translate/lower'],
       ['.'],
     ],

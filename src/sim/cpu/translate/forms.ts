@@ -30,6 +30,8 @@ const MEMORY = 8192;
 /** In 64-bit mode, in all others. */
 const LONG = 16_384;
 const LEGACY = 32_768;
+/** The x87's: a register in ModRM is a part of the opcode, and what FOP gets takes the place of an immediate. */
+const X87 = 65_536;
 
 type Rows = { readonly [opcodes: string]: number };
 
@@ -74,6 +76,7 @@ const oneByte: Rows = {
   'cc-cc': 0,
   cf: 0,
   'd0-d3': MODRM | GROUP,
+  'd8-df': MODRM | GROUP | X87,
   'e0-e3': REL8,
   'e4-e7': IMM8,
   'e8-e9': RELZ,
@@ -116,8 +119,8 @@ const twoBytes: Rows = {
   'c8-cf': LOW,
 };
 
-function tableOf(rows: Rows): Uint16Array {
-  const table = new Uint16Array(256);
+function tableOf(rows: Rows): Uint32Array {
+  const table = new Uint32Array(256);
   for (const [opcodes, flags] of Object.entries(rows)) {
     const [first, last = first] = opcodes.split('-').map((digits) => Number.parseInt(digits, 16)) as [
       number,
@@ -158,7 +161,7 @@ export class Encoding {
   /** Displacement, with RIP where it is relative to that. */
   low = 0;
   high = 0;
-  /** Immediate, sign-extended; or where a branch goes. */
+  /** Immediate, sign-extended; or where a branch goes; or the opcode as the x87 keeps it. */
   immLow = 0;
   immHigh = 0;
   /** There is a ModRM byte; the immediate is where a near branch goes. */
@@ -232,6 +235,7 @@ export class Encoding {
     let segment = override;
     let extra = 0;
     let isMemory = 0;
+    let stack = 0;
     let relative = false;
     if ((flags & MODRM) !== 0) {
       const modrm = bytes[pos++]!;
@@ -241,10 +245,13 @@ export class Encoding {
       this.register = field | ((rex & 4) << 1);
       if (mod === 3) {
         if ((flags & MEMORY) !== 0) return false;
+        if ((flags & X87) !== 0) stack = modrm & 7;
         this.rm = (modrm & 7) | ((rex & 1) << 3);
         segment = override === NO_SEGMENT ? NO_SEGMENT : 7;
       } else {
         if ((flags & REGISTER) !== 0 || address === 1) return false;
+        // An override that is ignored: the operand is in SS or not by its base alone.
+        if ((flags & X87) !== 0 && bits === 64 && override < 4) return false;
         isMemory = 1;
         let base = modrm & 7;
         let size32 = mod === 2;
@@ -280,6 +287,7 @@ export class Encoding {
         } else if (mod === 1) this.low = (bytes[pos++]! << 24) >> 24;
         this.high = bits === 64 && address === 2 ? 0 : this.low >> 31;
       }
+      if ((flags & X87) !== 0) this.immLow = ((opcode & 7) << 8) | modrm;
       if (flags >= TEST8 && (flags & (TEST8 | TESTZ)) !== 0 && field < 2)
         flags |= (flags & TEST8) !== 0 ? IMM8 : IMMZ;
     } else if ((flags & LOW) !== 0) {
@@ -331,7 +339,8 @@ export class Encoding {
       ((address - 1) << 15) |
       (prefixes << 17) |
       (segment << 22) |
-      (wide ? 1 << 25 : 0);
+      (wide ? 1 << 25 : 0) |
+      (stack << 26);
     return true;
   }
 }

@@ -8,13 +8,12 @@ import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
 import { NONE } from './forms.ts';
-import type { CallTarget } from './ops.ts';
 import { Header, Record } from './records.ts';
 import { find, remember, targetAt } from './targets.ts';
 import { DONE } from './template.ts';
 import { ended, slow, type WasmUnit } from './wasm.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
-import { importsOf, type WasmModule } from './wasm-module.ts';
+import { type Callee, importsOf, type WasmModule } from './wasm-module.ts';
 
 /** What run() gives beside what units give: the block is worth more. */
 const HOT = 4;
@@ -32,7 +31,7 @@ const MOST = 4096;
 /** Templates in one module: their keys, in its functions' order. */
 interface Batch {
   readonly module: Module;
-  readonly helpers: readonly CallTarget[];
+  readonly helpers: WasmModule['helpers'];
   readonly keys: readonly string[];
 }
 const batches = new Map<string, Batch>();
@@ -107,7 +106,7 @@ export class Interpreter implements Unit {
       return false;
     }
     if (batches.size >= MOST) batches.clear();
-    const batch = { module, keys, helpers: templates.helpers as unknown as readonly CallTarget[] };
+    const batch = { module, keys, helpers: templates.helpers };
     for (const key of keys) batches.set(key, batch);
     this.#instantiate(batch);
     return true;
@@ -115,13 +114,16 @@ export class Interpreter implements Unit {
   #instantiate({ module, helpers, keys }: Batch): void {
     const cpu = this.#cpu;
     const { state } = cpu;
-    const calls = helpers.map((helper) => (record: unknown, ...values: unknown[]) => {
-      const insn = this.insnOf((record as number) >>> 0);
-      state.rip = insn.rip;
-      state.moved = false;
-      return helper(cpu, insn, ...values);
-    });
-    const { exports } = new WebAssembly.Instance(module, { e: { ...this.#imports, ...importsOf(calls) } });
+    const called =
+      (helper: Callee): Callee =>
+      (record, ...values) => {
+        const insn = this.insnOf((record as number) >>> 0);
+        state.rip = insn.rip;
+        state.moved = false;
+        return helper(cpu, insn, ...values);
+      };
+    const imports = { ...this.#imports, ...importsOf(cpu, helpers, called) };
+    const { exports } = new WebAssembly.Instance(module, { e: imports });
     for (const [index, key] of keys.entries()) {
       if (this.#places.has(key)) continue;
       const place = this.reserve();

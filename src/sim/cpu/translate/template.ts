@@ -13,11 +13,15 @@ import type { CallTarget } from './ops.ts';
 import { Record } from './records.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { FunctionEmitter, LEFT, Local, loadOf, storeOf } from './wasm-function.ts';
-import { WasmModule } from './wasm-module.ts';
+import { type Callee, WasmModule } from './wasm-module.ts';
 
 /** What a template gives beside LEFT and TRAPPED: its block goes on, or execution goes on at RIP. */
 export const CONTINUES = 0;
 export const DONE = 3;
+
+const SS = 2;
+const DS = 3;
+const FS = 4;
 
 /** What lowering has looked at: the numbers of registers, an immediate's value, or what no template can have. */
 interface Seen {
@@ -53,6 +57,8 @@ function watched(insn: Insn, seen: Seen): Insn {
         return notes(operand, ['target'], 'place');
       case 'far':
         return notes(operand, ['selector', 'offset'], 'place');
+      case 'st':
+        return operand; // the form says which
       default:
         return notes(operand, ['index'], 'place');
     }
@@ -127,6 +133,17 @@ class TemplateBuilder extends Builder {
   override next(size: Size): Node {
     return this.#field(Record.next, size);
   }
+  override rip(): Node {
+    return this.#field(Record.rip, 8);
+  }
+  override fop(): Node {
+    return this.#field(Record.immediate, 4);
+  }
+  /** There are no overrides that are ignored: the form says whether the base is the stack's. */
+  override dataSegment({ segment }: Memory): number {
+    if (this.mode.bits !== 64 || segment >= FS) return segment;
+    return segment === SS ? SS : DS;
+  }
   override effective(_memory: Memory): Node {
     const scale = this.op('zext', [this.#field(Record.scale, 4)]);
     const index = this.op('shl64', [this.#register(Record.index, 8), scale]);
@@ -198,13 +215,10 @@ class TemplateEmitter extends FunctionEmitter {
     this.code.op(Wasm.localGet).u(Local.parameter);
     this.store(Wasm.i32Store, State.at);
   }
-  protected quick(): number {
-    throw new Error('an attempt of no processor');
-  }
   protected helper({ args, row, detail }: Node) {
     const shape = `i${args.map((arg) => arg.row.result).join('')}`;
     return {
-      index: this.module.helper(shape, row.result, detail.helper as (...args: unknown[]) => unknown),
+      index: this.module.helper(shape, row.result, detail.helper as Callee),
       before: () => this.code.op(Wasm.localGet).u(Local.parameter),
     };
   }
@@ -244,7 +258,7 @@ export function templateOf(
   lower(builder, traced);
   if (seen.place) return undefined;
   // What names places in the state page itself is for one processor, and for its registers.
-  if (builder.nodes.some(({ op }) => op === 'vector' || op.startsWith('attempt'))) return undefined;
+  if (builder.nodes.some(({ op }) => op === 'vector')) return undefined;
   new TemplateEmitter(module, mode).add(builder);
   const { registers, immediate } = seen;
   const { end, compares, counts } = builder;

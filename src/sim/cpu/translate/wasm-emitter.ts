@@ -3,7 +3,6 @@
 import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
-import type { Quick } from './attempt.ts';
 import type { Block, Node } from './ir.ts';
 import { Header } from './records.ts';
 import { find, targetAt } from './targets.ts';
@@ -18,7 +17,6 @@ export class Emitter extends FunctionEmitter {
   readonly #unit: number;
   readonly #function: number;
   readonly #helperIndex = new Map<string, number>();
-  readonly #quickIndex = new Map<Quick, number>();
   readonly #insnIds = new Map<Insn, number>();
   readonly #helperIds = new Map<unknown, number>();
   /** Of the current block: how many instructions come before it in the unit. */
@@ -182,13 +180,6 @@ export class Emitter extends FunctionEmitter {
       this.#helperIndex.set(key, index);
     }
     return { index, before: nothing };
-  }
-  protected quick(quick: Quick): number {
-    const known = this.#quickIndex.get(quick);
-    if (known !== undefined) return known;
-    const index = this.module.helper(quick.params, 'i', quick.of(this.#cpu));
-    this.#quickIndex.set(quick, index);
-    return index;
   }
 }
 const nothing = () => {};

@@ -27,6 +27,8 @@ export abstract class FunctionEmitter {
   readonly #pool: { i: number[]; l: number[] } = { i: [], l: [] };
   /** Locals of attempts, by type and number. */
   readonly #scratches = new Map<number, number>();
+  /** The functions that attempts call. */
+  readonly #callees = new Map<Quick, number>();
   #uses = new Map<Node, number>();
 
   constructor(module: WasmModule, user: boolean, base: number | undefined) {
@@ -40,9 +42,6 @@ export abstract class FunctionEmitter {
   protected abstract mark(node: Node): void;
   /** Calls a helper; its arguments but those that the call itself has come last. */
   protected abstract helper(node: Node): { readonly index: number; before(): void };
-
-  /** The index of what an attempt calls. */
-  protected abstract quick(quick: Quick): number;
 
   /** Begins with a block's nodes: no value is known yet. */
   protected begin(nodes: readonly Node[], end: End | undefined): void {
@@ -305,12 +304,17 @@ export abstract class FunctionEmitter {
       offset: (of: number) => this.offset(of),
       local: (type: number, index: number) => this.#scratch(type, index),
       argument: (index: number) => this.value(args[index]!),
-      callee: (quick: Quick) => this.quick(quick),
+      callee: (quick: Quick) => this.#callee(quick),
     };
     detail.attempt!(new AttemptCode(host));
     code.op(Wasm.br, 1, Wasm.end);
     this.#call({ ...node, args: [] });
     code.op(Wasm.end);
+  }
+  #callee(quick: Quick): number {
+    const index = this.#callees.get(quick) ?? this.module.helper(quick.params, 'i', quick);
+    this.#callees.set(quick, index);
+    return index;
   }
   #scratch(type: number, index: number): number {
     const key = type * 256 + index;

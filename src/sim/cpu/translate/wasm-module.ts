@@ -1,7 +1,9 @@
 /** The module that a unit becomes, or several templates: types, imports and locals around the code of its functions. */
+import type { Processor } from '../processor/processor.ts';
+import type { Quick } from './attempt.ts';
 import { Bytes, Wasm } from './wasm-bytes.ts';
 
-type Callee = (...args: unknown[]) => unknown;
+export type Callee = (...args: unknown[]) => unknown;
 
 interface FunctionType {
   readonly params: readonly number[];
@@ -28,7 +30,7 @@ export class WasmModule {
   /** The bodies of its functions, and the types of their locals; the parameter, which comes before them, is not among them. */
   readonly #functions: { readonly code: Bytes; readonly locals: number[] }[] = [];
   readonly #types: FunctionType[] = Object.values(types);
-  readonly #helpers: { readonly type: number; readonly call: Callee }[] = [];
+  readonly #helpers: { readonly type: number; readonly call: Callee | Quick }[] = [];
   /** The state page's place is a global, which is imported. */
   readonly #global: boolean;
 
@@ -52,7 +54,7 @@ export class WasmModule {
   }
 
   /** Another import, of the types that `args` and `result` name; its function index. */
-  helper(args: string, result: string, call: Callee): number {
+  helper(args: string, result: string, call: Callee | Quick): number {
     const params = [...args].map(wasmType);
     const results = result === '' ? [] : [wasmType(result)];
     const same = (type: FunctionType) => `${type.params}/${type.results}` === `${params}/${results}`;
@@ -62,7 +64,7 @@ export class WasmModule {
   }
 
   /** What `helper` was given. */
-  get helpers(): readonly Callee[] {
+  get helpers(): readonly (Callee | Quick)[] {
     return this.#helpers.map(({ call }) => call);
   }
 
@@ -120,6 +122,12 @@ export function declarations(locals: readonly number[]): Bytes {
   return bytes;
 }
 
-/** Imports by the names that a module's helpers have. */
-export const importsOf = (helpers: readonly Callee[]): { [name: string]: Callee } =>
-  Object.fromEntries(helpers.map((call, index) => [`h${index}`, call]));
+/** Imports by the names that a module's helpers have, for a processor; `called` is what JS functions become. */
+export const importsOf = (
+  cpu: Processor,
+  helpers: readonly (Callee | Quick)[],
+  called = (call: Callee) => call,
+): { [name: string]: Callee } =>
+  Object.fromEntries(
+    helpers.map((call, index) => [`h${index}`, typeof call === 'function' ? called(call) : call.of(cpu)]),
+  );

@@ -48,7 +48,7 @@ export class WasmUnit implements Unit {
         this.#places.push({ rip, next, rest: insns.length - index });
     }
     const module = new Emitter(cpu, blocks, this.id, place).made();
-    const imports = { m: cpu.arena.memory, ...slow(cpu), ...importsOf(module.helpers) };
+    const imports = { m: cpu.arena.memory, ...slow(cpu), ...importsOf(cpu, module.helpers) };
     const instance = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
     this.code = instance.exports.r0 as (entry: number) => number;
   }
