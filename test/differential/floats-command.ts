@@ -46,8 +46,9 @@ export async function floatsCommand(argv: string[]): Promise<number> {
   let different = 0;
   const report = () => {
     const seconds = (performance.now() - began) / 1000;
-    const { cases, raised, changed } = comparison;
-    return `${cases} cases, ${raised} raised exceptions, ${changed} set flags; ${different} different; ${seconds.toFixed(0)} s`;
+    const { cases, raised, changed, gaveUp } = comparison;
+    const of = `${cases} cases, in ${cases - gaveUp} of which the attempt was all`;
+    return `${of}, ${raised} raised exceptions, ${changed} set flags; ${different} different; ${seconds.toFixed(0)} s`;
   };
   for (let said = began; !stopped && comparison.cases < count; ) {
     for (let i = 0; i < TURNS; i++)

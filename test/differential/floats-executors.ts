@@ -10,7 +10,8 @@ import type { Unit } from '../../src/sim/cpu/processor/unit.ts';
 import { Builder } from '../../src/sim/cpu/translate/builder.ts';
 import { ClosureUnit } from '../../src/sim/cpu/translate/closures.ts';
 import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
-import type { Block } from '../../src/sim/cpu/translate/ir.ts';
+import type { Block, Node } from '../../src/sim/cpu/translate/ir.ts';
+import type { CallTarget } from '../../src/sim/cpu/translate/ops.ts';
 import { WasmUnit } from '../../src/sim/cpu/translate/wasm.ts';
 
 const RAM = 0x10_0000;
@@ -35,6 +36,8 @@ export class Executors {
   readonly #cpu: Cpu;
   readonly #decoder = new Decoder(iced as unknown as Iced);
   readonly #mode: Mode;
+  /** How often an attempt gave up, and its helper was called. */
+  gaveUp = 0;
 
   constructor() {
     const { arena } = this;
@@ -57,8 +60,23 @@ export class Executors {
       text: `${name} (${code.map((byte) => byte.toString(16)).join(' ')})`,
       attempted: attempts.nodes.some(({ detail }) => detail.attempt !== undefined),
       closures: new ClosureUnit(this.#cpu, this.#block(code)),
-      wasm: new WasmUnit(this.#cpu, [attempts]),
+      wasm: new WasmUnit(this.#cpu, [{ ...attempts, nodes: this.#counted(attempts.nodes) }]),
     };
+  }
+  /** The same, with helpers that are counted where they stand behind an attempt. */
+  #counted(nodes: readonly Node[]): Node[] {
+    const copies = new Map<Node, Node>();
+    return nodes.map((node) => {
+      const { attempt, helper } = node.detail;
+      const counted: CallTarget = (...of) => {
+        this.gaveUp++;
+        return helper!(...of);
+      };
+      const detail = attempt === undefined ? node.detail : { ...node.detail, helper: counted };
+      const copy = { ...node, args: node.args.map((arg) => copies.get(arg)!), detail };
+      copies.set(node, copy);
+      return copy;
+    });
   }
   #block(code: readonly number[]): Block {
     const insns = this.#decoder.decode(Uint8Array.from(code), 64, CODE, () => false);

@@ -25,12 +25,18 @@ const registers: readonly (readonly [name: string, ...bytes: number[]])[] = [
     ['fucom', 0xdd, 0xe0 + i],
     ['fucomp', 0xdd, 0xe8 + i],
   ]),
+  ...[0xc0, 0xc8, 0xd0, 0xd8].flatMap((second) =>
+    [1, 5].flatMap((i): [string, ...number[]][] => [
+      ['fcmov', 0xda, second + i],
+      ['fcmov', 0xdb, second + i],
+    ]),
+  ),
   ['fcompp', 0xde, 0xd9],
   ['fucompp', 0xda, 0xe9],
   ['fchs', 0xd9, 0xe0],
   ['fabs', 0xd9, 0xe1],
-  ['fld1', 0xd9, 0xe8],
-  ['fldz', 0xd9, 0xee],
+  ['ftst', 0xd9, 0xe4],
+  ...[0, 1, 2, 3, 4, 5, 6].map((i): [string, ...number[]] => ['constant', 0xd9, 0xe8 + i]),
   ['fsqrt', 0xd9, 0xfa],
   ['fnstsw', 0xdf, 0xe0],
 ];
@@ -60,12 +66,17 @@ export class X87Comparison {
   readonly #executors = new Executors();
   readonly #pairs: readonly Pair[];
   readonly #random: Random;
-  /** The x87's part of the state page, RAX and memory. */
+  /** The x87's part of the state page, flags, RAX and memory. */
   readonly #given = new Uint8Array(State.mxcsr - State.x87);
   readonly #memory = new Uint8Array(16);
+  #flags = 0;
   cases = 0;
   raised = 0;
   changed = 0;
+  /** Those in which the attempt gave up, and the helper was called. */
+  get gaveUp(): number {
+    return this.#executors.gaveUp;
+  }
 
   constructor(seed: number, filter = /./) {
     this.#random = new Random(seed);
@@ -97,6 +108,11 @@ export class X87Comparison {
   #choose(): void {
     const random = this.#random;
     const view = new DataView(this.#given.buffer);
+    this.#flags = 2 | (random.next() & 0x8d5);
+    if (random.below(2) === 0) {
+      this.#chooseOrdinary(view);
+      return;
+    }
     for (let i = 0; i < 8; i++) this.#extended(view, 16 * i, i);
     const fcw = random.below(4) === 0 ? (random.next() & 0x1f3f) | 0x40 : fcws[random.below(fcws.length)]!;
     view.setUint16(State.fcw - State.x87, fcw, true);
@@ -122,6 +138,51 @@ export class X87Comparison {
       default:
         memory.setInt32(0, random.next() >> random.below(32), true);
         memory.setInt32(4, random.next() >> random.below(32), true);
+    }
+  }
+  /** What attempts are for: numbers of like magnitudes, all registers but one with one, and the usual control word. */
+  #chooseOrdinary(view: DataView): void {
+    const random = this.#random;
+    const apart = 1 + random.below([3, 70, 140][random.below(3)]!);
+    for (let i = 0; i < 8; i++) {
+      const sign = random.next() & 0x8000;
+      view.setBigUint64(16 * i, this.#significand(view, 16 * (i - 1)), true);
+      view.setUint16(16 * i + 8, (0x3fff - 4 + random.below(apart)) | sign, true);
+      if (random.below(24) > 0) continue;
+      view.setBigUint64(16 * i, 0n, true);
+      view.setUint16(16 * i + 8, sign, true);
+    }
+    const top = random.below(8);
+    const [rounding, precision] = [random.below(8), random.below(4)];
+    const fcw = 0x7f | (rounding === 0 ? 0xc00 : 0) | (precision === 0 ? random.below(4) << 8 : 0x300);
+    view.setUint16(State.fcw - State.x87, fcw, true);
+    view.setUint16(State.fsw - State.x87, (random.next() & 0x4760) | (top << 11), true);
+    view.setUint16(State.ftw - State.x87, 3 << (2 * ((top + 7) & 7)), true);
+    const memory = new DataView(this.#memory.buffer);
+    const number = (random.next() % 2 ** random.below(32)) * 2 ** (random.below(40) - 20);
+    if (random.below(3) === 0) memory.setFloat32(0, number, true);
+    else if (random.below(2) === 0) memory.setFloat64(0, number + random.next() * 2 ** -40, true);
+    else
+      memory.setBigInt64(0, BigInt.asIntN(64, this.#significand(view, 0)) >> BigInt(random.below(64)), true);
+  }
+  /** Random ones, of few bits, of nearly all, and near another one: by these, ties and carries. */
+  #significand(view: DataView, near: number): bigint {
+    const random = this.#random;
+    const high = 1n << 63n;
+    const bits = (BigInt(random.next() >>> 0) << 32n) | BigInt(random.next() >>> 0);
+    const bit = () => 1n << BigInt(random.below(64));
+    switch (random.below(6)) {
+      case 0:
+        return high | (bits & -bit() & (high - 1n));
+      case 1:
+        return high | bit() | bit();
+      case 2:
+        return (2n * high - 1n) ^ (bit() & (high - 1n));
+      case 3:
+        if (near >= 0) return high | (view.getBigUint64(near, true) ^ (random.below(2) === 0 ? bit() : 0n));
+        return high;
+      default:
+        return high | bits;
     }
   }
   #number(): number {
@@ -193,7 +254,7 @@ export class X87Comparison {
     u8.set(this.#given, state.base + State.x87);
     u8.set(this.#memory, ram + DATA);
     state.setGpr(0, 0x1234n);
-    state.flags = 2;
+    state.flags = this.#flags;
     const vector = this.#executors.run(pair[which]);
     const bytes = new Uint8Array(this.#given.length + 32);
     bytes.set(u8.subarray(state.base + State.x87, state.base + State.mxcsr));

@@ -162,6 +162,9 @@ export class FloatComparison {
   cases = 0;
   raised = 0;
   changed = 0;
+  get gaveUp(): number {
+    return this.#executors.gaveUp;
+  }
 
   constructor(seed: number, filter = /./) {
     this.#random = new Random(seed);
