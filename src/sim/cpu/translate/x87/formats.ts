@@ -1,6 +1,6 @@
 /** Numbers of other formats as ordinary ones of 80 bits, and back (SDM volume 1, 4.2 and 8.2). */
 import { type Body, i, type Local, l, select, type Value } from './code.ts';
-import { BIAS, exponentOf, type Number80, SIGN, TOP } from './numbers.ts';
+import { BIAS, exponentOf, isUp, type Number80, SIGN, TOP } from './numbers.ts';
 
 /** Operands in memory by what they are: the type of the parameter that has one, and the number. */
 export interface Source {
@@ -63,10 +63,6 @@ export interface Stored {
   readonly inexact: Value;
   readonly up: Value;
 }
-
-/** Whether a whole is rounded up, to nearest, by what is below it, whose highest bit is half of one. */
-const isUp = (whole: Value, below: Value) =>
-  i.and(l.lts(below, 0n), i.or(l.ne(l.shl(below, 1n), 0n), i.wrap(whole)));
 
 /** A number with a fraction of so many bits, if it is an ordinary one; its sign is put above it by whoever knows where. */
 function narrowed(f: Body, { significand, head }: Number80, fraction: number, bias: number): Stored {

@@ -14,7 +14,7 @@ import { type Body, type Definition, i, type Local, l, select, statePage, type V
 import { type Source, type Stored, sources, toDouble, toInteger, toSingle } from './formats.ts';
 import { quick } from './module.ts';
 import { add, comparison, DONE, divide, multiply, type Number80, root, SIGN } from './numbers.ts';
-import { ANY, ARITHMETIC, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
+import { ANY, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
 
 /** A function on the stack: registers are named in `body` before it begins. */
 const on = (
@@ -63,7 +63,7 @@ function operate(
 }
 
 const registers = (operation: Operation) =>
-  on('iii', ARITHMETIC, (f, stack, to, from, pops) => {
+  on('iii', TO_NEAREST, (f, stack, to, from, pops) => {
     const place = stack.holds(to!);
     const other = stack.holds(from!);
     stack.begin();
@@ -73,7 +73,7 @@ const registers = (operation: Operation) =>
   });
 const memory = ({ type, number }: Source) =>
   each((operation) =>
-    on(type, ARITHMETIC, (f, stack, bits) => {
+    on(type, TO_NEAREST, (f, stack, bits) => {
       const place = stack.holds(0);
       stack.begin();
       const y = number(f, bits!);
@@ -167,7 +167,7 @@ export const x87Functions = {
     stack.put(places[1], x);
     stack.end();
   }),
-  root: on('', ARITHMETIC, (f, stack) => {
+  root: on('', TO_NEAREST, (f, stack) => {
     const place = stack.holds(0);
     stack.begin();
     const { significand, head } = stack.take(place);

@@ -1,5 +1,5 @@
 /**
- * The x87's arithmetic on ordinary numbers: normal ones and zeroes, rounded to nearest with 64 bits of precision. Each
+ * The x87's arithmetic on ordinary numbers: normal ones and zeroes, rounded to nearest with FCW's precision. Each
  * function stores its result at a register's place in the state page, and gives 0 where an operand or the result is
  * something else: x87/arithmetic.ts does that.
  *
@@ -9,7 +9,7 @@
 import { Exception } from '../../fp/float.ts';
 import { State } from '../../processor/state.ts';
 import { Fsw } from '../../x87/stack.ts';
-import { type Body, type Definition, i, type Local, l, select, type Value } from './code.ts';
+import { type Body, type Definition, i, type Local, l, select, statePage, type Value } from './code.ts';
 
 export const BIAS = 16_383;
 /** The exponents of normal numbers are below this, when 1 is subtracted. */
@@ -48,10 +48,32 @@ function exactly(f: Body, place: Local, significand: Value, head: Value): void {
   f.return(DONE);
 }
 
+/** Whether a whole is rounded up, to nearest, by what is below it, whose highest bit is half of one. */
+export const isUp = (whole: Value, below: Value) =>
+  i.and(l.lts(below, 0n), i.or(l.ne(l.shl(below, 1n), 0n), i.wrap(whole)));
+
+/** FCW's precision control: the lower bit is that of all 64 bits; the upper one of 53, or else it is 24. */
+const Precision = { FULL: 0x100, DOUBLE: 0x200 } as const;
+
 /** Rounds a significand by the 64 bits below it; tininess is found after rounding, as here (SDM volume 1, 4.9.1.5). */
 function finish(f: Body, place: Local, sign: Value, exponent: Local, significand: Local, below: Local): void {
-  const up = f.i(i.and(l.lts(below, 0n), i.or(l.ne(l.shl(below, 1n), 0n), i.wrap(significand))));
-  f.set(significand, l.add(significand, l.extendU(up)));
+  const fcw = f.i(i.load16(statePage, State.fcw));
+  const up = f.i(0);
+  f.if(
+    i.and(fcw, Precision.FULL),
+    () => {
+      f.set(up, isUp(significand, below));
+      f.set(significand, l.add(significand, l.extendU(up)));
+    },
+    () => {
+      const dropped = f.l(select(i.and(fcw, Precision.DOUBLE), 11n, 40n));
+      const isMore = l.extendU(l.ne(below, 0n));
+      f.set(below, l.or(l.shl(significand, l.sub(64n, dropped)), isMore));
+      f.set(significand, l.shr(significand, dropped));
+      f.set(up, isUp(significand, below));
+      f.set(significand, l.shl(l.add(significand, l.extendU(up)), dropped));
+    },
+  );
   f.if(l.isZero(significand), () => {
     f.set(significand, TOP);
     f.set(exponent, i.add(exponent, 1));
@@ -60,6 +82,15 @@ function finish(f: Body, place: Local, sign: Value, exponent: Local, significand
   put(f, place, significand, i.or(sign, exponent));
   f.return(outcome(l.ne(below, 0n), up));
 }
+/** A number as it is, but for the precision. */
+const rounded: Definition = {
+  params: 'ili',
+  body: (f, place, significand, head) => {
+    const exponent = f.i(exponentOf(head!));
+    const below = f.l(0n);
+    finish(f, place!, i.and(head!, SIGN), exponent, significand!, below);
+  },
+};
 
 const low32 = (value: Value) => l.and(value, LOW_32);
 const high32 = (value: Value) => l.shr(value, 32n);
@@ -122,9 +153,9 @@ export const add = binary((f, place, x, y) => {
     f.if(isZero(x), () => {
       // Zeroes of both signs are a positive one.
       f.if(isZero(y), () => exactly(f, place, 0n, i.and(x.head, y.head)));
-      exactly(f, place, y.significand, y.head);
+      f.return(f.call(rounded, place, y.significand, y.head));
     });
-    exactly(f, place, x.significand, x.head);
+    f.return(f.call(rounded, place, x.significand, x.head));
   });
   const otherSign = f.i(i.and(i.xor(x.head, y.head), SIGN));
   const sign = f.i(i.and(x.head, SIGN));

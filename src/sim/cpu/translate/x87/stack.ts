@@ -14,8 +14,7 @@ export interface Control {
   readonly mask: number;
   readonly value: number;
 }
-/** To nearest, PE masked; and 64 bits of precision. */
-export const ARITHMETIC: Control = { mask: 0xf20, value: 0x320 };
+/** To nearest, PE masked. */
 export const TO_NEAREST: Control = { mask: 0xc20, value: 0x20 };
 export const INEXACT: Control = { mask: 0x20, value: 0x20 };
 export const ROUNDING: Control = { mask: 0xc00, value: 0 };
