@@ -1,6 +1,7 @@
 /** The command: `node scripts/differential.mjs floats`. */
 import { parseArgs } from 'node:util';
 import { FloatComparison } from './floats.ts';
+import { SiliconComparison } from './floats-silicon.ts';
 import { X87Comparison } from './floats-x87.ts';
 
 const USAGE = `Compares floating point in WebAssembly with the exact path, on random operands with a bias to special ones.
@@ -8,6 +9,7 @@ const USAGE = `Compares floating point in WebAssembly with the exact path, on ra
   node scripts/differential.mjs floats [options]
     --count N         how many cases, of some numbers each (1000000000); Ctrl-C ends it before, with its report
     --x87             the x87's, not SSE's
+    --silicon         the x87's functions of WebAssembly with the host's own x87
     --seed N          the cases' seed (1)
     --filter REGEXP   only instructions with such a name
     --examples N      how many differences to show (20)
@@ -18,6 +20,7 @@ const options = {
   seed: { type: 'string', default: '1' },
   filter: { type: 'string', default: '' },
   x87: { type: 'boolean' },
+  silicon: { type: 'boolean' },
   examples: { type: 'string', default: '20' },
   help: { type: 'boolean' },
 } as const;
@@ -34,7 +37,7 @@ export async function floatsCommand(argv: string[]): Promise<number> {
   }
   // Exceptions are many, and nobody looks at their stacks.
   Error.stackTraceLimit = 0;
-  const Comparison = values.x87 ? X87Comparison : FloatComparison;
+  const Comparison = values.silicon ? SiliconComparison : values.x87 ? X87Comparison : FloatComparison;
   const comparison = new Comparison(Number(values.seed), new RegExp(values.filter, 'i'));
   const count = Number(values.count);
   const began = performance.now();
@@ -51,7 +54,7 @@ export async function floatsCommand(argv: string[]): Promise<number> {
     return `${of}, ${raised} raised exceptions, ${changed} set flags; ${different} different; ${seconds.toFixed(0)} s`;
   };
   for (let said = began; !stopped && comparison.cases < count; ) {
-    for (let i = 0; i < TURNS; i++)
+    for (let i = 0; i < (values.silicon ? 1 : TURNS); i++)
       for (const { text } of comparison.turn())
         if (different++ < Number(values.examples)) process.stdout.write(`${text}\n`);
     if (performance.now() - said > SAY_MS) {
@@ -61,6 +64,7 @@ export async function floatsCommand(argv: string[]): Promise<number> {
     await new Promise((resolve) => setImmediate(resolve));
   }
   process.removeListener('SIGINT', stop);
+  if (comparison instanceof SiliconComparison) comparison[Symbol.dispose]();
   process.stdout.write(`${report()}${stopped ? ' (stopped)' : ''}\n`);
   return different === 0 ? 0 : 1;
 }

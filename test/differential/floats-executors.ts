@@ -33,7 +33,7 @@ export class Executors {
   readonly arena = new Arena();
   readonly ram: number;
   readonly state: CpuState;
-  readonly #cpu: Cpu;
+  readonly cpu: Cpu;
   readonly #decoder = new Decoder(iced as unknown as Iced);
   readonly #mode: Mode;
   /** How often an attempt gave up, and its helper was called. */
@@ -45,7 +45,7 @@ export class Executors {
     this.ram = ram;
     const page = (gpa: number) => ram + (gpa % RAM);
     const cpu = new Cpu(arena, { page, sharedPage: page }, { vendor: 'intel', decoder: this.#decoder });
-    this.#cpu = cpu;
+    this.cpu = cpu;
     this.state = cpu.state;
     cpu.cr4 |= 0x600;
     cpu.state.limit = 2n ** 62n;
@@ -59,8 +59,8 @@ export class Executors {
       name,
       text: `${name} (${code.map((byte) => byte.toString(16)).join(' ')})`,
       attempted: attempts.nodes.some(({ detail }) => detail.attempt !== undefined),
-      closures: new ClosureUnit(this.#cpu, this.#block(code)),
-      wasm: new WasmUnit(this.#cpu, [{ ...attempts, nodes: this.#counted(attempts.nodes) }]),
+      closures: new ClosureUnit(this.cpu, this.#block(code)),
+      wasm: new WasmUnit(this.cpu, [{ ...attempts, nodes: this.#counted(attempts.nodes) }]),
     };
   }
   /** The same, with helpers that are counted where they stand behind an attempt. */
@@ -118,5 +118,24 @@ export class Random {
   }
   below(limit: number): number {
     return (this.next() >>> 8) % limit;
+  }
+}
+
+/** One of 64 bits, its highest set: a random one, of few bits, of nearly all, or near another; by these, ties and carries. */
+export function significand(random: Random, near?: bigint): bigint {
+  const high = 1n << 63n;
+  const bits = (BigInt(random.next() >>> 0) << 32n) | BigInt(random.next() >>> 0);
+  const bit = () => 1n << BigInt(random.below(64));
+  switch (random.below(6)) {
+    case 0:
+      return high | (bits & -bit() & (high - 1n));
+    case 1:
+      return high | bit() | bit();
+    case 2:
+      return (2n * high - 1n) ^ (bit() & (high - 1n));
+    case 3:
+      return high | ((near ?? 0n) ^ (random.below(2) === 0 ? bit() : 0n));
+    default:
+      return high | bits;
   }
 }

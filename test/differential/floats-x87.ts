@@ -1,6 +1,6 @@
 /** The same of the x87's common instructions: what translated code attempts, and closures, which have the exact path. */
 import { State } from '../../src/sim/cpu/processor/state.ts';
-import { DATA, Executors, type Pair, Random } from './floats-executors.ts';
+import { DATA, Executors, type Pair, Random, significand } from './floats-executors.ts';
 
 /** By their bytes: on registers, and on memory at RBX. */
 const registers: readonly (readonly [name: string, ...bytes: number[]])[] = [
@@ -146,7 +146,11 @@ export class X87Comparison {
     const apart = 1 + random.below([3, 70, 140][random.below(3)]!);
     for (let i = 0; i < 8; i++) {
       const sign = random.next() & 0x8000;
-      view.setBigUint64(16 * i, this.#significand(view, 16 * (i - 1)), true);
+      view.setBigUint64(
+        16 * i,
+        significand(random, i === 0 ? undefined : view.getBigUint64(16 * (i - 1), true)),
+        true,
+      );
       view.setUint16(16 * i + 8, (0x3fff - 4 + random.below(apart)) | sign, true);
       if (random.below(24) > 0) continue;
       view.setBigUint64(16 * i, 0n, true);
@@ -162,28 +166,7 @@ export class X87Comparison {
     const number = (random.next() % 2 ** random.below(32)) * 2 ** (random.below(40) - 20);
     if (random.below(3) === 0) memory.setFloat32(0, number, true);
     else if (random.below(2) === 0) memory.setFloat64(0, number + random.next() * 2 ** -40, true);
-    else
-      memory.setBigInt64(0, BigInt.asIntN(64, this.#significand(view, 0)) >> BigInt(random.below(64)), true);
-  }
-  /** Random ones, of few bits, of nearly all, and near another one: by these, ties and carries. */
-  #significand(view: DataView, near: number): bigint {
-    const random = this.#random;
-    const high = 1n << 63n;
-    const bits = (BigInt(random.next() >>> 0) << 32n) | BigInt(random.next() >>> 0);
-    const bit = () => 1n << BigInt(random.below(64));
-    switch (random.below(6)) {
-      case 0:
-        return high | (bits & -bit() & (high - 1n));
-      case 1:
-        return high | bit() | bit();
-      case 2:
-        return (2n * high - 1n) ^ (bit() & (high - 1n));
-      case 3:
-        if (near >= 0) return high | (view.getBigUint64(near, true) ^ (random.below(2) === 0 ? bit() : 0n));
-        return high;
-      default:
-        return high | bits;
-    }
+    else memory.setBigInt64(0, BigInt.asIntN(64, significand(random)) >> BigInt(random.below(64)), true);
   }
   #number(): number {
     const random = this.#random;
