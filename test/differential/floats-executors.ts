@@ -50,7 +50,7 @@ export class Executors {
     cpu.cr4 |= 0x600;
     cpu.state.limit = 2n ** 62n;
     cpu.state.setGpr(3, BigInt(DATA));
-    this.#mode = { ...cpu.mode, bits: 64, stackBits: 64, sse: true, single: false };
+    this.#mode = { ...cpu.mode, bits: 64, stackBits: 64, x87: true, sse: true, single: false };
   }
 
   pair(name: string, code: readonly number[]): Pair {

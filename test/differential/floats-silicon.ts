@@ -61,6 +61,9 @@ const operations: readonly Operation[] = [
   ...integers,
   { name: 'fadd32', quick: functions.memory.single.add, held: 1, args: [], from: { ...single, at: Input.y } },
   { name: 'fdiv64', quick: functions.memory.double.div, held: 1, args: [], from: { ...double, at: Input.y } },
+  { name: 'fscale', quick: functions.scale, held: 2, args: [] },
+  { name: 'frndint', quick: functions.whole, held: 2, args: [] },
+  { name: 'fxam', quick: functions.examine, held: 2, args: [] },
   {
     name: 'fimul32',
     quick: functions.memory.integer.mul,
@@ -124,7 +127,8 @@ export class SiliconComparison implements Disposable {
     const operation = this.#chosen[random.below(this.#chosen.length)]!;
     input.setUint8(at + Input.operation, operation);
     const narrow = random.below(4) === 0 ? random.below(4) << 8 : 0x300;
-    input.setUint16(at + Input.fcw, 0x7f | narrow | (random.below(8) === 0 ? 0xc00 : 0), true);
+    const rounding = random.below(4) === 0 ? random.below(4) << 10 : 0;
+    input.setUint16(at + Input.fcw, 0x7f | narrow | rounding, true);
     const apart = [3, 70, 140, 2000][random.below(4)]!;
     let near: bigint | undefined;
     for (const place of [at + Input.x, at + Input.y]) {

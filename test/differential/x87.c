@@ -101,6 +101,15 @@ static void execute(const struct input *in, struct output *out) {
     case 21:
       MEMORY("fdivl");
       break;
+    case 22: /* y by the power of 2 that x is */
+      REGISTERS("0xd9, 0xfd");
+      break;
+    case 23:
+      REGISTERS("0xd9, 0xfc"); /* FRNDINT */
+      break;
+    case 24:
+      REGISTERS("0xd9, 0xe5"); /* FXAM */
+      break;
     default:
       MEMORY("fimull");
       break;

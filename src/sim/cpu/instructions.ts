@@ -18,7 +18,7 @@ import type { Builder } from './translate/builder.ts';
 import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
-import { isVector, usesXmm, vectors } from './translate/lower/vector.ts';
+import { isVector, usesX87, usesXmm, vectors } from './translate/lower/vector.ts';
 import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
 import { leaving, x87 } from './x87/index.ts';
@@ -135,7 +135,7 @@ export const instructions = {
     if (Object.hasOwn(avxLowered, name) && usesYmm(b, insn))
       avxLowered[name]!(b, insn, avxAnswers[name] ?? called.get(name)!);
     else if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
-    else if (exactX87.has(name) && usesXmm(b, insn)) x87Lowerings[name]!(b, insn, exactX87.get(name)!);
+    else if (exactX87.has(name) && usesX87(b, insn)) x87Lowerings[name]!(b, insn, exactX87.get(name)!);
     else if (lowering !== undefined) lowering(b, insn);
     else if (helper !== undefined) b.call(helper);
     else {

@@ -11,7 +11,9 @@ export interface Mode {
   readonly user: boolean;
   /** A bit for each segment with base 0 and no limit that can be read and written: nothing to check. */
   readonly flat: number;
-  /** SSE's registers may be used: CR4.OSFXSR, and neither CR0.EM nor CR0.TS. */
+  /** The x87 may be used: neither CR0.EM nor CR0.TS. */
+  readonly x87: boolean;
+  /** SSE's registers may be used: the same, and CR4.OSFXSR. */
   readonly sse: boolean;
   /** Those of AVX: CR4.OSXSAVE, XCR0's components, not CR0.TS, and protected mode but not virtual-8086 mode. */
   readonly avx: boolean;
@@ -55,7 +57,8 @@ export class Modes {
     if (!long) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
     const codeBase = long ? 0 : Number(segments[Seg.CS]!.base & 0xffff_ffffn);
     const codeLimit = long ? Number.POSITIVE_INFINITY : segments[Seg.CS]!.limit;
-    const sse = (cr4 & CR4.OSFXSR) !== 0 && (cr0 & (CR0.EM | CR0.TS)) === 0;
+    const x87 = (cr0 & (CR0.EM | CR0.TS)) === 0;
+    const sse = (cr4 & CR4.OSFXSR) !== 0 && x87;
     const avx =
       (cr4 & CR4.OSXSAVE) !== 0 &&
       (cpu.xcr0 & AVX_STATE) === AVX_STATE &&
@@ -68,11 +71,11 @@ export class Modes {
       (user ? 9 : 0) +
       (single ? 18 : 0) +
       (cpu.alignment ? 36 : 0) +
-      (sse ? 72 : 0) +
-      (avx ? 144 : 0) +
-      flat * 288 +
-      (long ? 0 : this.#numberOf(codeLimit) * 18_432) +
-      codeBase * 18_432 * LIMITS;
+      (sse ? 144 : x87 ? 72 : 0) +
+      (avx ? 216 : 0) +
+      flat * 432 +
+      (long ? 0 : this.#numberOf(codeLimit) * 27_648) +
+      codeBase * 27_648 * LIMITS; // below 2 ** 53
     if (key === this.#last) return undefined;
     this.#last = key;
     if (this.#known.size >= MODES || this.#limits.size >= LIMITS) {
@@ -83,7 +86,7 @@ export class Modes {
       return this.find(cpu, user, single, forget);
     }
     const modeOf = (alone: boolean) =>
-      ({ bits, stackBits, user, flat, sse, avx, codeBase, codeLimit, single: alone }) as const;
+      ({ bits, stackBits, user, flat, x87, sse, avx, codeBase, codeLimit, single: alone }) as const;
     const alone = this.#numbered(single ? key : key + 18, modeOf(true));
     return [single ? alone : this.#numbered(key, modeOf(false)), alone];
   }

@@ -323,6 +323,7 @@ export class Cold {
       mode.stackBits,
       mode.user,
       mode.flat,
+      mode.x87,
       mode.sse,
       mode.avx,
       mode.codeLimit,

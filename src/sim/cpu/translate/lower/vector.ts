@@ -259,9 +259,12 @@ const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => bo
 /** Whether instructions on SSE's registers may be micro-ops in this mode: no MMX registers, and SSE's may be used. */
 export function usesXmm(b: Builder, insn: Insn): boolean {
   if (!b.mode.sse || insn.operands.some(({ kind }) => kind === 'mm')) return false;
-  // An instruction by itself may be one with memory-mapped I/O, whose 16 bytes are one access.
-  return !b.mode.single || insn.operands.every(({ kind }) => kind !== 'mem');
+  return isWhole(b, insn);
 }
+export const usesX87 = (b: Builder, insn: Insn): boolean => b.mode.x87 && isWhole(b, insn);
+/** An instruction by itself may be one with memory-mapped I/O, whose bytes are one access. */
+const isWhole = (b: Builder, insn: Insn): boolean =>
+  !b.mode.single || insn.operands.every(({ kind }) => kind !== 'mem');
 /** Whether the instruction is one of these, in this mode. */
 export function isVector(b: Builder, insn: Insn, name: string): boolean {
   const row = Object.hasOwn(table, name) ? table[name] : undefined;

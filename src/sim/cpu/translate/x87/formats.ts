@@ -1,4 +1,5 @@
 /** Numbers of other formats as ordinary ones of 80 bits, and back (SDM volume 1, 4.2 and 8.2). */
+import { Rounding } from '../../fp/float.ts';
 import { type Body, i, type Local, l, select, type Value } from './code.ts';
 import { BIAS, exponentOf, isUp, type Number80, SIGN, TOP } from './numbers.ts';
 
@@ -88,11 +89,10 @@ function narrowed(f: Body, { significand, head }: Number80, fraction: number, bi
 export const toSingle = (f: Body, x: Number80): Stored => narrowed(f, x, 23, 127);
 export const toDouble = (f: Body, x: Number80): Stored => narrowed(f, x, 52, 1023);
 
-/** To an integer below 2 ** 62 in magnitude, to nearest or towards zero. */
-export function toInteger(f: Body, { significand, head }: Number80, truncates: Value): Stored {
+/** A magnitude without its fraction, by a rounding control; of 62 bits at most, where it is rounded up. */
+function integral(f: Body, { significand, head }: Number80, rounding: Value): Stored {
   const bits = f.l(0n);
   const below = f.l(0n);
-  const up = f.i(0);
   // Bits behind the point; where they are more than all, it is less than one half.
   const behind = f.i(i.sub(BIAS + 63, exponentOf(head)));
   f.giveUpIf(i.lts(behind, 2));
@@ -103,10 +103,31 @@ export function toInteger(f: Body, { significand, head }: Number80, truncates: V
       const count = f.l(l.extendU(behind));
       f.set(bits, l.shr(l.shr(significand, 1n), l.sub(count, 1n)));
       f.set(below, l.shl(significand, l.sub(64n, count)));
-      f.set(up, select(truncates, 0, isUp(bits, below)));
-      f.set(bits, l.add(bits, l.extendU(up)));
     },
   );
-  f.if(i.and(head, SIGN), () => f.set(bits, l.sub(0n, bits)));
-  return { bits, inexact: l.ne(below, 0n), up };
+  // Down is away from zero where it is negative, and up where it is not.
+  const isAway = i.eq(rounding, select(i.and(head, SIGN), Rounding.DOWN, Rounding.UP));
+  const inexact = l.ne(below, 0n);
+  const up = f.i(select(i.eq(rounding, Rounding.NEAREST), isUp(bits, below), i.and(isAway, inexact)));
+  f.set(bits, l.add(bits, l.extendU(up)));
+  return { bits, inexact, up };
+}
+/** To an integer, if it is below 2 ** 62 in magnitude. */
+export function toInteger(f: Body, x: Number80, rounding: Value): Stored {
+  const stored = integral(f, x, rounding);
+  const { bits } = stored;
+  f.if(i.and(x.head, SIGN), () => f.set(bits, l.sub(0n, bits)));
+  return stored;
+}
+/** The same as a number again, with its sign even where it is zero. */
+export function toWhole(f: Body, x: Number80, rounding: Value): { readonly number: Number80 } & Stored {
+  const stored = integral(f, x, rounding);
+  const sign = i.and(x.head, SIGN);
+  const number = { significand: f.l(0n), head: f.i(sign) };
+  f.if(l.ne(stored.bits, 0n), () => {
+    const shift = f.l(l.clz(stored.bits));
+    f.set(number.significand, l.shl(stored.bits, shift));
+    f.set(number.head, i.or(sign, i.sub(BIAS + 63, i.wrap(shift))));
+  });
+  return { ...stored, number };
 }

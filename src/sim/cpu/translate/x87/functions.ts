@@ -11,9 +11,21 @@ import { State } from '../../processor/state.ts';
 import { Fsw } from '../../x87/stack.ts';
 import type { Quick } from '../attempt.ts';
 import { type Body, type Definition, i, type Local, l, select, statePage, type Value } from './code.ts';
-import { type Source, type Stored, sources, toDouble, toInteger, toSingle } from './formats.ts';
+import { type Source, type Stored, sources, toDouble, toInteger, toSingle, toWhole } from './formats.ts';
 import { quick } from './module.ts';
-import { add, comparison, DONE, divide, multiply, type Number80, root, SIGN } from './numbers.ts';
+import {
+  add,
+  BIAS,
+  comparison,
+  DONE,
+  divide,
+  EXPONENTS,
+  exponentOf,
+  multiply,
+  type Number80,
+  root,
+  SIGN,
+} from './numbers.ts';
 import { ANY, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
 
 /** A function on the stack: registers are named in `body` before it begins. */
@@ -99,10 +111,12 @@ const loadBits = (control: Control) =>
     stack.end();
   });
 
-function store(stack: Stack, { bits, inexact, up }: Stored, pops: Value): void {
-  stack.leave(bits);
+const roundingOf = ({ fcw }: Stack) => i.and(i.shr(fcw, 10), 3);
+const flagsOf = ({ inexact, up }: Stored) => i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1));
+function store(stack: Stack, stored: Stored, pops: Value): void {
+  stack.leave(stored.bits);
   stack.pop(pops);
-  stack.end(i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1)));
+  stack.end(flagsOf(stored));
 }
 const storeNumber = (to: (f: Body, x: Number80) => Stored) =>
   on('i', TO_NEAREST, (f, stack, pops) => {
@@ -175,6 +189,35 @@ export const x87Functions = {
     f.giveUpIf(i.isZero(outcome));
     stack.settle(outcome);
   }),
+  /** FRNDINT. What has no fraction is not rounded, but here only what is not great. */
+  whole: on('', INEXACT, (f, stack) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const stored = toWhole(f, stack.ordinary(place), f.i(roundingOf(stack)));
+    stack.put(place, stored.number);
+    stack.end(flagsOf(stored));
+  }),
+  /** FSCALE by less than 2 ** 15, which is exact. */
+  scale: on('', ANY, (f, stack) => {
+    const place = stack.holds(0);
+    const by = stack.holds(16);
+    stack.begin();
+    const { significand, head } = stack.ordinary(place);
+    const power = stack.ordinary(by);
+    // Bits behind the point: there are 48 at least, and none counts where there are more than 63.
+    const behind = f.i(i.sub(BIAS + 63, exponentOf(power.head)));
+    f.giveUpIf(i.lts(behind, 49));
+    f.if(l.ne(significand, 0n), () => {
+      const count = f.i(i.wrap(l.shr(power.significand, l.extendU(behind))));
+      f.if(i.gtu(behind, 63), () => f.set(count, 0));
+      f.if(i.and(power.head, SIGN), () => f.set(count, i.sub(0, count)));
+      const exponent = f.i(i.add(exponentOf(head), count));
+      f.giveUpIf(i.geu(i.sub(exponent, 1), EXPONENTS));
+      f.set(head, i.or(i.and(head, SIGN), exponent));
+    });
+    stack.put(place, { significand, head });
+    stack.end();
+  }),
   /** FCHS and FABS: the sign's bit as it becomes by `and` and then `xor`. */
   sign: on('ii', ANY, (_f, stack, and, xor) => {
     const place = stack.holds(0);
@@ -190,11 +233,8 @@ export const x87Functions = {
   storeInteger: on('lii', INEXACT, (f, stack, without, truncates, pops) => {
     const place = stack.holds(0);
     stack.begin();
-    const rounding = f.i(i.and(i.shr(stack.fcw, 10), 3));
-    // What compilers make of a cast sets FCW's rounding control to that of zero.
-    const toZero = f.i(i.or(truncates!, i.eq(rounding, Rounding.ZERO)));
-    f.giveUpIf(i.and(i.isZero(toZero), i.ne(rounding, Rounding.NEAREST)));
-    const stored = toInteger(f, stack.ordinary(place), toZero);
+    const rounding = f.i(select(truncates!, Rounding.ZERO, roundingOf(stack)));
+    const stored = toInteger(f, stack.ordinary(place), rounding);
     f.giveUpIf(l.ne(l.sar(l.shl(stored.bits, without!), without!), stored.bits));
     store(stack, stored, pops!);
   }),
@@ -229,6 +269,14 @@ export const x87Functions = {
     stack.begin();
     const { significand, head } = stack.ordinary(place);
     conditions(stack, f.i(select(l.isZero(significand), 0x40, i.shr(head, 15))));
+  }),
+  /** FXAM: C2 is that of a number, C3 of zero, and C1 the sign. */
+  examine: on('', ANY, (_f, stack) => {
+    const place = stack.holds(0);
+    stack.begin();
+    const { significand, head } = stack.ordinary(place);
+    const kind = select(l.isZero(significand), Fsw.C3, Fsw.C2);
+    stack.end(i.or(kind, i.mul(i.shr(head, 15), Fsw.C1)), CONDITIONS);
   }),
   compareWith: bySource(compareWith),
   /** FCMOVcc: from which register, and whether. */

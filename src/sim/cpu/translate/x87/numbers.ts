@@ -13,7 +13,7 @@ import { type Body, type Definition, i, type Local, l, select, statePage, type V
 
 export const BIAS = 16_383;
 /** The exponents of normal numbers are below this, when 1 is subtracted. */
-const EXPONENTS = 0x7ffe;
+export const EXPONENTS = 0x7ffe;
 export const SIGN = 0x8000;
 export const TOP = 1n << 63n;
 const LOW_32 = 0xffff_ffffn;
