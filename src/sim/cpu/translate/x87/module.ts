@@ -13,22 +13,30 @@ let module: Module | undefined;
 
 type Exports = { readonly [name: string]: unknown };
 const instances = new WeakMap<Processor, Exports>();
+const NONE: Exports = {};
 
-/** Its functions on the processor's own state. */
+/** Its functions on the processor's own state; none where the engine compiles no such module at once. */
 function exportsOf(cpu: Processor): Exports {
   const known = instances.get(cpu);
   if (known !== undefined) return known;
-  module ??= new WebAssembly.Module(bytesOf(exported));
-  const imports = { m: cpu.arena.memory, b: cpu.state.base };
-  const { exports } = new WebAssembly.Instance(module, { e: imports });
-  instances.set(cpu, exports);
-  return exports;
+  let made = NONE;
+  try {
+    module ??= new WebAssembly.Module(bytesOf(exported));
+    const imports = { m: cpu.arena.memory, b: cpu.state.base };
+    made = new WebAssembly.Instance(module, { e: imports }).exports;
+  } catch (error) {
+    if (!(error instanceof RangeError)) throw error;
+  }
+  instances.set(cpu, made);
+  return made;
 }
+const givesUp = () => 0;
 
 /** A function of the module, as attempts call it. */
 export function quick(definition: Definition): Quick {
   const name = `f${exported.push(definition) - 1}`;
-  return { params: definition.params, of: (cpu) => exportsOf(cpu)[name] as (...args: unknown[]) => number };
+  const of: Quick['of'] = (cpu) => (exportsOf(cpu)[name] ?? givesUp) as ReturnType<Quick['of']>;
+  return { params: definition.params, of };
 }
 
 /** The binary. The memory and the state page's place are imported. */
