@@ -24,8 +24,9 @@ import {
 /** Components, as XCR0, XSTATE_BV and XCOMP_BV have them. */
 export const Component = { X87: 1n, SSE: 2n, AVX: 4n } as const;
 const { X87, SSE, AVX } = Component;
-/** What this processor has of them. */
-export const COMPONENTS = X87 | SSE | AVX;
+/** What a processor has of them. */
+export const componentsOf = (absent: ReadonlySet<string>): bigint =>
+  X87 | SSE | (absent.has('avx') ? 0n : AVX);
 /** The header behind FXSAVE's image, and what lies behind that. */
 export const Area = { header: 512, xcompBv: 520, reserved: 528, ymm: 576, ymmSize: 256 } as const;
 const COMPACTED = 1n << 63n;
@@ -43,7 +44,7 @@ export const areaSize = (components: bigint): number =>
 /** What a guest may have in XCR0: by its CPUID (arch/x86/kvm/cpuid.c, cpuid_get_supported_xcr0). */
 const allowed = (cpu: Processor): bigint => {
   const entry = find(cpu.cpuid, LEAF, 0);
-  return (BigInt((entry?.eax ?? 0) >>> 0) & COMPONENTS) | X87;
+  return (BigInt((entry?.eax ?? 0) >>> 0) & componentsOf(cpu.absent)) | X87;
 };
 /** x87 always, and AVX with SSE only (SDM volume 1, 13.3). */
 export const isXcr0 = (cpu: Processor, value: bigint): boolean =>

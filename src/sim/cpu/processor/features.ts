@@ -79,8 +79,11 @@ function featuresOf(entries: readonly CpuidEntry[]): Features {
   return made;
 }
 
-export const has = ({ cpuid }: { readonly cpuid: readonly CpuidEntry[] }, feature: Feature): boolean =>
-  features(cpuid).has(feature);
+/** Whether the guest was given it, and the processor has it. */
+export const has = (
+  { cpuid, absent }: { readonly cpuid: readonly CpuidEntry[]; readonly absent: ReadonlySet<string> },
+  feature: Feature,
+): boolean => features(cpuid).has(feature) && !(absent.size !== 0 && absent.has(feature.toLowerCase()));
 
 /** The letters in a register. */
 const text = (word: number) => String.fromCharCode(...[0, 8, 16, 24].map((shift) => (word >>> shift) & 0xff));

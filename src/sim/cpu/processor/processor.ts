@@ -17,6 +17,8 @@ export interface ProcessorOptions {
   readonly msrPolicy?: MsrPolicy | undefined;
   /** RDRAND's and RDSEED's numbers, of 32 bits; else they are the host's. */
   readonly random?: (() => number) | undefined;
+  /** What it is without, by the names of its claims (system/claims.ts), of all that there is. */
+  readonly absent?: ReadonlySet<string> | undefined;
 }
 
 /** The host's randomness, some at a time. */
@@ -37,6 +39,7 @@ export abstract class Processor extends Registers {
   readonly choice: GuestChoice | undefined;
   readonly msrPolicy: MsrPolicy;
   readonly random: () => number;
+  readonly absent: ReadonlySet<string>;
   abstract readonly memory: LinearMemory;
   abstract readonly code: TranslatedCode;
   readonly io = new IoLog();
@@ -53,13 +56,18 @@ export abstract class Processor extends Registers {
   readonly #forget = () => this.code.forget();
   #observer: Observer | undefined;
 
-  constructor(arena: Arena, stage: SecondStage, { vendor, choice, msrPolicy, random }: ProcessorOptions) {
+  constructor(
+    arena: Arena,
+    stage: SecondStage,
+    { vendor, choice, msrPolicy, random, absent }: ProcessorOptions,
+  ) {
     super(arena);
     this.stage = stage;
     this.vendor = vendor;
     this.choice = choice;
     this.msrPolicy = msrPolicy ?? EVERY_MSR;
     this.random = random ?? hostsRandom;
+    this.absent = absent ?? new Set();
   }
 
   /** Tells what the guest does. Nothing that the guest could see changes by it. */

@@ -1,5 +1,5 @@
 /** What this processor can be said to have: the entries of KVM_GET_SUPPORTED_CPUID. */
-import { Area, areaSize, COMPONENTS } from '../avx/xsave.ts';
+import { Area, areaSize, componentsOf } from '../avx/xsave.ts';
 import {
   type CpuidEntry,
   type CpuidRegister,
@@ -79,7 +79,16 @@ export const CLAIMS = {
   '80000008.ebx': { xsaveerptr: 2 },
 } as const satisfies { readonly [where: string]: { readonly [feature: string]: number } };
 
-const claim = (where: keyof typeof CLAIMS) => bits(...Object.values(CLAIMS[where]));
+type Where = keyof typeof CLAIMS;
+export type ClaimedFeature = { [where in Where]: keyof (typeof CLAIMS)[where] }[Where];
+/** Leaves that Intel's processors do not have. */
+const AMD_ONLY: ReadonlySet<string> = new Set<Where>(['80000008.ebx']);
+
+/** All that a vendor's processor has here. */
+export const claimedFeatures = (vendor: 'intel' | 'amd'): ClaimedFeature[] =>
+  Object.entries(CLAIMS).flatMap(([where, features]) =>
+    vendor === 'amd' || !AMD_ONLY.has(where) ? (Object.keys(features) as ClaimedFeature[]) : [],
+  );
 
 /** AMD repeats leaf 1's EDX in leaf 8000_0001h, and calls SSE's integer instructions its own extension of MMX. */
 const AMD_REPEATED = bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24);
@@ -89,12 +98,19 @@ const AMD_MMXEXT = bits(22);
 const SIGNATURE = { intel: 0x0003_06c3, amd: 0x0080_0f12 } as const;
 const PHYSICAL_BITS = { intel: 46, amd: 48 } as const;
 const LINEAR_BITS = 48;
-/** The components of XCR0 and the sizes of areas with all of them; what there is of XSAVE; the upper halves' size and place. */
-const XSAVE_LEAVES: readonly (readonly [index: number, values: Partial<Record<CpuidRegister, number>>])[] = [
-  [0, { eax: Number(COMPONENTS), ebx: areaSize(COMPONENTS), ecx: areaSize(COMPONENTS) }],
-  [1, { eax: claim('d.1.eax'), ebx: areaSize(COMPONENTS) }],
-  [2, { eax: Area.ymmSize, ebx: Area.ymm }],
-];
+type Values = Partial<Record<CpuidRegister, number>>;
+/** The components of XCR0 and the sizes of areas with all of them; what there is of XSAVE; each component's size and place. */
+function xsaveLeaves(absent: ReadonlySet<string>, xsave: number): (readonly [index: number, Values])[] {
+  if (absent.has('xsave')) return [];
+  const components = componentsOf(absent);
+  const size = areaSize(components);
+  const leaves: [number, Values][] = [
+    [0, { eax: Number(components), ebx: size, ecx: size }],
+    [1, { eax: xsave, ebx: size }],
+  ];
+  if (!absent.has('avx')) leaves.push([2, { eax: Area.ymmSize, ebx: Area.ymm }]);
+  return leaves;
+}
 /** CLFLUSH's line in units of 8 bytes, and one logical processor. */
 const LINE_AND_COUNT = (8 << 8) | (1 << 16);
 const BRAND = 'vmexit simulated x86-64 processor';
@@ -102,9 +118,16 @@ const BRAND = 'vmexit simulated x86-64 processor';
 /**
  * The entries of KVM_GET_SUPPORTED_CPUID: exactly what is implemented.
  * @param choice of VMs whose guests choose by the C-bit: leaf 8000_001Fh tells them its position
+ * @param absent what was taken away
  */
-export function supportedCpuid(vendor: 'intel' | 'amd', choice?: GuestChoice): CpuidEntry[] {
-  const row = (leaf: number, values: Partial<Record<CpuidRegister, number>>, flags = 0): CpuidEntry => ({
+export function supportedCpuid(
+  vendor: 'intel' | 'amd',
+  choice?: GuestChoice,
+  absent: ReadonlySet<string> = new Set(),
+): CpuidEntry[] {
+  const claim = (where: Where) =>
+    bits(...Object.entries(CLAIMS[where]).flatMap(([feature, bit]) => (absent.has(feature) ? [] : [bit])));
+  const row = (leaf: number, values: Values, flags = 0): CpuidEntry => ({
     function: leaf,
     index: 0,
     flags,
@@ -125,7 +148,10 @@ export function supportedCpuid(vendor: 'intel' | 'amd', choice?: GuestChoice): C
     row(0, { eax: 0xd, ...letters }),
     row(1, { eax: SIGNATURE[vendor], ebx: LINE_AND_COUNT, ecx: claim('1.ecx'), edx: leaf1 }),
     row(7, { ebx: claim('7.ebx'), ecx: claim('7.ecx') }, SIGNIFICANT),
-    ...XSAVE_LEAVES.map(([index, values]) => ({ ...row(0xd, values, SIGNIFICANT), index })),
+    ...xsaveLeaves(absent, claim('d.1.eax')).map(([index, values]) => ({
+      ...row(0xd, values, SIGNIFICANT),
+      index,
+    })),
     // "KVMKVMKVM" and no paravirtual features: hypercalls are there, nothing else.
     row(HYPERVISOR, { eax: HYPERVISOR + 1, ebx: word('KVMK'), ecx: word('VMKV'), edx: word('M\0\0\0') }),
     row(HYPERVISOR + 1, {}),

@@ -90,7 +90,7 @@ export const maintenance: Helpers = {
   xgetbv(cpu) {
     if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
     const index = low32(cpu.state.gpr(RCX));
-    if (index > 1n) raise(Vector.GP, 0);
+    if (index > (cpu.absent.has('xgetbv1') ? 0n : 1n)) raise(Vector.GP, 0);
     const value = index === 0n ? cpu.xcr0 : cpu.xcr0 & inUse(cpu);
     cpu.state.setGpr(RAX, low32(value));
     cpu.state.setGpr(RDX, value >> 32n);

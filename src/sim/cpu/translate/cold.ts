@@ -318,7 +318,7 @@ export class Cold {
     );
     const variant = this.#variant(template);
     const key = [
-      this.#decoder.vendor,
+      this.#decoder.key,
       mode.bits,
       mode.stackBits,
       mode.user,

@@ -39,6 +39,13 @@ function register(name: string): Register | undefined {
   return { kind: file as 'xmm', index };
 }
 
+/** What iced-x86 calls otherwise than CPUID's leaves are called here (system/claims.ts). Absent, LZCNT is BSR, and TZCNT BSF. */
+const RENAMED: { readonly [name: string]: string } = { cmpxchg16b: 'cx16' };
+/** A processor without these executes what it always did. */
+const IGNORED: ReadonlySet<string> = new Set(['lzcnt', 'prefetchw']);
+/** The mnemonic of an instruction that the processor is without: no table has it. */
+const ABSENT = 'absent';
+
 export class Decoder {
   readonly iced: Iced;
   readonly #instruction: iced.Instruction;
@@ -55,11 +62,30 @@ export class Decoder {
 
   readonly vendor: 'amd' | 'intel' | 'kvm';
 
-  /** @param vendor or `kvm`: as KVM's emulator decodes */
-  constructor(module: Iced, vendor: 'amd' | 'intel' | 'kvm' = 'intel') {
+  /** One for all decoders that decode alike. */
+  readonly key: string;
+  /** By iced-x86's numbers of forms: whether the processor is without it. */
+  readonly #isAbsent = new Map<number, boolean>();
+  readonly #absent: ReadonlySet<string>;
+
+  /**
+   * @param vendor or `kvm`: as KVM's emulator decodes
+   * @param absent features that the processor is without: their instructions are none
+   */
+  constructor(
+    module: Iced,
+    vendor: 'amd' | 'intel' | 'kvm' = 'intel',
+    absent: ReadonlySet<string> = new Set(),
+  ) {
     this.vendor = vendor;
-    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, None } = module.DecoderOptions;
-    this.#options = { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor];
+    this.key = [vendor, ...[...absent].sort()].join('-');
+    this.#absent = absent;
+    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, NoLahfSahf64, None } = module.DecoderOptions;
+    this.#options =
+      { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor] |
+      (absent.has('bmi1') ? NoMPFX_0FBC : 0) |
+      (absent.has('abm') ? NoMPFX_0FBD : 0) |
+      (absent.has('lahf') ? NoLahfSahf64 : 0);
     this.iced = module;
     this.#amd = vendor === 'amd';
     this.#instruction = new module.Instruction();
@@ -73,7 +99,7 @@ export class Decoder {
 
   /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too; and LZCNT and TZCNT as BSR and BSF. */
   get emulators(): Decoder {
-    this.#emulators ??= new Decoder(this.iced, 'kvm');
+    this.#emulators ??= new Decoder(this.iced, 'kvm', this.#absent);
     return this.#emulators;
   }
 
@@ -135,7 +161,7 @@ export class Decoder {
     for (let i = 0; i < from.opCount; i++) operands.push(this.#operand(i, bits));
     const sizeOf = this.#operandSize;
     return {
-      mnemonic: this.#named(this.#mnemonic(from.mnemonic)),
+      mnemonic: this.#lacks(code) ? ABSENT : this.#named(this.#mnemonic(from.mnemonic)),
       code: this.iced.Code[code]!,
       rip,
       // EIP goes beyond 0xffff in 16-bit code too, where only branches cut it; the segment's limit ends it.
@@ -161,6 +187,21 @@ export class Decoder {
       if (this.#instruction.hasRepPrefix) return 'loope';
     }
     return mnemonic;
+  }
+
+  /** Whether the form that was decoded belongs to what the processor is without. */
+  #lacks(code: number): boolean {
+    const absent = this.#absent;
+    if (absent.size === 0) return false;
+    let lacks = this.#isAbsent.get(code);
+    if (lacks === undefined) {
+      lacks = [...this.#instruction.cpuidFeatures()].some((number) => {
+        const name = this.iced.CpuidFeature[number]!.toLowerCase();
+        return !IGNORED.has(name) && absent.has(RENAMED[name] ?? name);
+      });
+      this.#isAbsent.set(code, lacks);
+    }
+    return lacks;
   }
 
   #mnemonic(mnemonic: number): string {

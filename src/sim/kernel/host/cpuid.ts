@@ -6,8 +6,8 @@ import { supportedCpuid as processorCpuid } from '../../cpu/system/claims.ts';
 import type { Host } from './host.ts';
 
 /** KVM_GET_SUPPORTED_CPUID. Guests of an AMD host find the C-bit's position in it. */
-export const supportedCpuid = ({ vendor, choices }: Host): readonly CpuidEntry[] =>
-  processorCpuid(vendor, vendor === 'amd' ? choices.get(VmType.SNP) : undefined);
+export const supportedCpuid = ({ vendor, choices, absent }: Host): readonly CpuidEntry[] =>
+  processorCpuid(vendor, vendor === 'amd' ? choices.get(VmType.SNP) : undefined, absent);
 
 /** KVM_GET_EMULATED_CPUID: nothing is emulated that the processor lacks. */
 export const emulatedCpuid: readonly CpuidEntry[] = [];

@@ -9,11 +9,19 @@ import type { Tier } from '../../cpu/translate/code.ts';
 import { Decoder, type Iced } from '../../cpu/translate/decode.ts';
 import { Sharing } from '../../memory/sharing.ts';
 import { Kicks, type KickTable } from '../threads/kicks.ts';
+import { absentFeatures } from './cpu-model.ts';
 
 /** What a simulated host is told to be; all of it may be left out. */
 export interface SimulatedHost {
   /** Whose processor it is: `amd` without it. It decides between VMMCALL and VMCALL, and what CPUID says. */
   readonly vendor?: 'amd' | 'intel';
+  /**
+   * What the processor has: a level of the x86-64 psABI (`x86-64-v1`, `x86-64-v2`, `x86-64-v3`), or all that there is (`max`,
+   * which is the default); behind it single features, each with `+` or `-` before it: `'x86-64-v2,+aes,-popcnt'`, or
+   * `'-rdrand'`. They have the names of docs/simulator.md. What is not there is not in KVM_GET_SUPPORTED_CPUID either, and its
+   * instructions raise #UD, whatever CPUID the guest is given.
+   */
+  readonly cpu?: string;
   /** The ABI by which KVM_RUN tells of memory faults; `mainline` without it. */
   readonly dialect?: DialectName;
   /** SNP's C-bit: which bit of a page-table entry makes memory private, 32 to 51; 51 without it. */
@@ -65,6 +73,8 @@ export class Host {
   readonly arena: Arena;
   readonly decoder: Decoder;
   readonly vendor: 'amd' | 'intel';
+  /** What its processor is without, of all that there is. */
+  readonly absent: ReadonlySet<string>;
   readonly dialect: Dialect;
   readonly faultSize: number;
   readonly tier: Tier;
@@ -87,7 +97,7 @@ export class Host {
    */
   constructor(options: SimOptions, arena: Arena, like?: Host) {
     const { vendor = 'amd', dialect = 'mainline', cBit = 51, sharedBit = 47, faultSize = PAGE } = options;
-    const { tier = 'both', seed = 1 } = options;
+    const { tier = 'both', seed = 1, cpu = 'max' } = options;
     if (!Number.isSafeInteger(seed) || seed < 0) throw outOfRange('seed', seed, 'a whole number from 0');
     if (!TIERS.includes(tier)) throw outOfRange('tier', tier, "'closures', 'templates', 'wasm' or 'both'");
     if (vendor !== 'amd' && vendor !== 'intel') throw outOfRange('vendor', vendor, "'amd' or 'intel'");
@@ -95,7 +105,9 @@ export class Host {
     if (!(faultSize >= PAGE && faultSize <= LARGEST_FAULT && Number.isInteger(Math.log2(faultSize))))
       throw outOfRange('faultSize', faultSize, 'a power of two from 4096 to 1 GiB');
     this.arena = arena;
-    this.decoder = like?.vendor === vendor ? like.decoder : new Decoder(options.iced, vendor);
+    const isLike = like !== undefined && like.vendor === vendor && (like.options.cpu ?? 'max') === cpu;
+    this.absent = isLike ? like.absent : absentFeatures(cpu, vendor);
+    this.decoder = isLike ? like.decoder : new Decoder(options.iced, vendor, this.absent);
     this.vendor = vendor;
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;

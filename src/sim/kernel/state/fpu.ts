@@ -3,7 +3,7 @@ import { Errno } from '../../../uapi/errno.ts';
 import type { Input, Value } from '../../../uapi/layout.ts';
 import { viewOf } from '../../../uapi/layout.ts';
 import type { kvm_fpu, kvm_xcrs } from '../../../uapi/x86.ts';
-import { Area, COMPONENTS, Component, inUse, isXcr0 } from '../../cpu/avx/xsave.ts';
+import { Area, Component, componentsOf, inUse, isXcr0 } from '../../cpu/avx/xsave.ts';
 import type { Cpu } from '../../cpu/cpu.ts';
 import { State } from '../../cpu/processor/state.ts';
 import { MXCSR_MASK } from '../../cpu/sse/move.ts';
@@ -70,7 +70,7 @@ export function setXsave(cpu: Cpu, area: Uint8Array): number {
   const view = viewOf(area);
   const present = view.getBigUint64(XSTATE_BV, true);
   const mxcsr = view.getUint32(Image.mxcsr, true);
-  if ((present & ~COMPONENTS) !== 0n || (mxcsr & ~MXCSR_MASK) !== 0) return -Errno.EINVAL;
+  if ((present & ~componentsOf(cpu.absent)) !== 0n || (mxcsr & ~MXCSR_MASK) !== 0) return -Errno.EINVAL;
   const image = area.slice(0, FXSAVE_SIZE);
   if ((present & X87) === 0n) {
     image.fill(0, 0, Image.mxcsr).fill(0, Image.st, Image.xmm);

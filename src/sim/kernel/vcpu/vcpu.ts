@@ -54,6 +54,7 @@ export class KvmVcpu implements Runnable {
       decoder: host.decoder,
       choice,
       msrPolicy: vm.msrPolicy,
+      absent: host.absent,
       random: random && (() => random.below(2 ** 32)),
     });
     const { ringBytes, rings } = vm.memory.dirty;
