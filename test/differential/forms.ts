@@ -22,7 +22,7 @@ import {
   neverCompared,
   undefinedResults,
 } from './exclusions.ts';
-import { hasAvx, type ModeName, modeOf } from './modes.ts';
+import { hasAvx, isAmds, type ModeName, modeOf } from './modes.ts';
 import { Place } from './places.ts';
 
 /** The extensions that are under test, by CPUID feature as iced-x86 names them. */
@@ -39,8 +39,11 @@ const FEATURES: { readonly [privilege: number]: ReadonlySet<string> } = {
 const WITH_AVX = new Set(
   `${INTEGER} ${FLOATING} AVX AVX2 FMA F16C XSAVE XSAVEOPT XSAVEC AES PCLMULQDQ SHA`.split(/\s+/),
 );
-const featuresOf = (mode: ModeName): ReadonlySet<string> =>
-  hasAvx(mode) ? WITH_AVX : FEATURES[modeOf(mode).privilege]!;
+const AMDS = new Set(['SSE4A']);
+function featuresOf(mode: ModeName): ReadonlySet<string> {
+  if (isAmds(mode)) return AMDS;
+  return hasAvx(mode) ? WITH_AVX : FEATURES[modeOf(mode).privilege]!;
+}
 
 const nameOf = (code: Code): string => Code[code]!;
 const mnemonicOf = (what: OpCodeInfo | Instruction): string => Mnemonic[what.mnemonic]!.toLowerCase();

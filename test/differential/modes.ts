@@ -125,6 +125,8 @@ const long3 = {
   gs: { ...userData, base: Place.gsBase },
 };
 
+const long0 = { ...long3, cs: loaded(true, Selector.code), ss: data, ds: data, es: data };
+
 /** With bases, a limit, and one that grows downwards. */
 const protected32 = {
   cs: loaded(false, Selector.code),
@@ -146,8 +148,10 @@ export const MODES = {
   long0: {
     bits: 64,
     privilege: 0,
-    segments: { ...long3, cs: loaded(true, Selector.code), ss: data, ds: data, es: data },
+    segments: long0,
   },
+  /** The same, for what AMD's processors alone have. */
+  amd0: { bits: 64, privilege: 0, segments: long0 },
   /** 32-bit protected mode at privilege 0, without paging. */
   protected32: { bits: 32, privilege: 0, segments: protected32 },
   /** The same with paging, which a PVM host has in long mode only. */
@@ -162,5 +166,6 @@ export const MODES = {
 
 export type ModeName = keyof typeof MODES;
 export const modes = Object.keys(MODES) as ModeName[];
+export const isAmds = (name: ModeName): boolean => name === 'amd0';
 export const hasAvx = (name: ModeName): boolean => name === 'avx3';
 export const modeOf = (name: ModeName): Mode => MODES[name];

@@ -78,6 +78,20 @@ const GP = 13;
 
 /** One instruction of each feature. */
 const INSTRUCTIONS: { readonly [feature: string]: Guest } = {
+  sse4a: guest(
+    64,
+    `
+ f2 0f 78 c1 03 05 | insertq xmm0, xmm1, 3, 5
+ f4                | hlt
+`,
+  ),
+  rdpru: guest(
+    64,
+    `
+ 0f 01 fd | rdpru
+ f4       | hlt
+`,
+  ),
   sse3: guest(
     64,
     `

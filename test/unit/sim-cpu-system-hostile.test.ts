@@ -263,6 +263,8 @@ const STANDS_FOR: { readonly [feature: string]: readonly string[] } = {
   rdpid: ['rdpid'],
   lahf: ['lahf', 'sahf'],
   abm: ['lzcnt'],
+  sse4a: ['extrq', 'insertq', 'movntss', 'movntsd'],
+  rdpru: ['rdpru'],
   prefetchw: ['prefetchw'],
   syscall: ['syscall', 'sysret', 'sysretq'],
   rdtscp: ['rdtscp'],

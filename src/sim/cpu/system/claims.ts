@@ -73,22 +73,22 @@ export const CLAIMS = {
   },
   '7.ecx': { umip: 2, rdpid: 22 },
   'd.1.eax': { xsaveopt: 0, xsavec: 1, xgetbv1: 2 },
-  '80000001.ecx': { lahf: 0, abm: 5, prefetchw: 8 },
+  '80000001.ecx': { lahf: 0, abm: 5, sse4a: 6, prefetchw: 8 },
   '80000001.edx': { syscall: 11, nx: 20, pdpe1gb: 26, rdtscp: 27, lm: 29 },
-  /** AMD's only. Of Intel's leaf 7, bits 6 and 13 of EBX are clear: FDP, FCS and FDS are kept always. */
-  '80000008.ebx': { xsaveerptr: 2 },
+  /** Of Intel's leaf 7, bits 6 and 13 of EBX are clear: FDP, FCS and FDS are kept always. */
+  '80000008.ebx': { xsaveerptr: 2, rdpru: 4 },
 } as const satisfies { readonly [where: string]: { readonly [feature: string]: number } };
 
 type Where = keyof typeof CLAIMS;
 export type ClaimedFeature = { [where in Where]: keyof (typeof CLAIMS)[where] }[Where];
-/** Leaves that Intel's processors do not have. */
-const AMD_ONLY: ReadonlySet<string> = new Set<Where>(['80000008.ebx']);
-
+const CLAIMED = Object.values(CLAIMS).flatMap((features) => Object.keys(features) as ClaimedFeature[]);
+/** What Intel's processors do not have. */
+const AMD_ONLY: readonly ClaimedFeature[] = ['sse4a', 'xsaveerptr', 'rdpru'];
+/** What a vendor's processor is without, whatever is taken away. */
+export const foreignFeatures = (vendor: 'intel' | 'amd') => (vendor === 'intel' ? AMD_ONLY : []);
 /** All that a vendor's processor has here. */
 export const claimedFeatures = (vendor: 'intel' | 'amd'): ClaimedFeature[] =>
-  Object.entries(CLAIMS).flatMap(([where, features]) =>
-    vendor === 'amd' || !AMD_ONLY.has(where) ? (Object.keys(features) as ClaimedFeature[]) : [],
-  );
+  CLAIMED.filter((feature) => !foreignFeatures(vendor).includes(feature));
 
 /** AMD repeats leaf 1's EDX in leaf 8000_0001h, and calls SSE's integer instructions its own extension of MMX. */
 const AMD_REPEATED = bits(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 23, 24);
@@ -111,6 +111,8 @@ function xsaveLeaves(absent: ReadonlySet<string>, xsave: number): (readonly [ind
   if (!absent.has('avx')) leaves.push([2, { eax: Area.ymmSize, ebx: Area.ymm }]);
   return leaves;
 }
+/** RDPRU's registers are MPERF and APERF. */
+const LAST_PROCESSOR_REGISTER = 1;
 /** CLFLUSH's line in units of 8 bytes, and one logical processor. */
 const LINE_AND_COUNT = (8 << 8) | (1 << 16);
 const BRAND = 'vmexit simulated x86-64 processor';
@@ -123,7 +125,7 @@ const BRAND = 'vmexit simulated x86-64 processor';
 export function supportedCpuid(
   vendor: 'intel' | 'amd',
   choice?: GuestChoice,
-  absent: ReadonlySet<string> = new Set(),
+  absent: ReadonlySet<string> = new Set(foreignFeatures(vendor)),
 ): CpuidEntry[] {
   const claim = (where: Where) =>
     bits(...Object.entries(CLAIMS[where]).flatMap(([feature, bit]) => (absent.has(feature) ? [] : [bit])));
@@ -171,7 +173,8 @@ export function supportedCpuid(
     ),
     row(EXTENDED + 8, {
       eax: PHYSICAL_BITS[vendor] | (LINEAR_BITS << 8),
-      ebx: amd ? claim('80000008.ebx') : 0,
+      ebx: claim('80000008.ebx'),
+      edx: absent.has('rdpru') ? 0 : LAST_PROCESSOR_REGISTER << 16,
     }),
     // SEV, SEV-ES and SEV-SNP, and the position of the C-bit (APM volume 3, E.4.17).
     ...(sev ? [row(EXTENDED + 0x1f, { eax: bits(1, 3, 4), ebx: choice.bit })] : []),

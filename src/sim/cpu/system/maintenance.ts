@@ -8,6 +8,7 @@ import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import { CR4, canonical, cpl, longMode, low32, privileged } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
+import { ARITHMETIC, Flag } from '../processor/state.ts';
 import { Msr, msrValue, readTsc } from './msrs.ts';
 
 const RAX = 0;
@@ -83,6 +84,16 @@ export const maintenance: Helpers = {
     if (!has(cpu, 'RDPID')) raise(Vector.UD);
     const { index, size } = gprAt(insn, 0);
     writeGpr(cpu, index, size, msrValue(cpu, Msr.TSC_AUX));
+  },
+  /** MPERF and APERF, which both count instructions; there are no others (APM volume 3). */
+  rdpru(cpu) {
+    const { state } = cpu;
+    if ((cpu.cr4 & CR4.TSD) !== 0 && cpl(cpu) !== 0) raise(Vector.UD);
+    const isThere = low32(state.gpr(RCX)) <= 1n;
+    const value = isThere ? cpu.completed : 0n;
+    state.setGpr(RAX, low32(value));
+    state.setGpr(RDX, BigInt.asUintN(32, value >> 32n));
+    state.flags = (state.flags & ~ARITHMETIC) | (isThere ? Flag.CF : 0);
   },
   /** There are no performance counters (arch/x86/kvm/pmu.c, kvm_pmu_rdpmc). */
   rdpmc: () => raise(Vector.GP, 0),

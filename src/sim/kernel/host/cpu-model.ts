@@ -1,6 +1,6 @@
 /** Which of what the simulated processor has its host is without: `simulated: { cpu }`. */
 import { outOfRange } from '../../../hypervisor/errors.ts';
-import { type ClaimedFeature, claimedFeatures } from '../../cpu/system/claims.ts';
+import { type ClaimedFeature, claimedFeatures, foreignFeatures } from '../../cpu/system/claims.ts';
 
 /** The levels of the psABI for x86-64 (its table 3.1), by what each adds to the one before it; and all that there is. */
 const LEVELS = {
@@ -69,7 +69,7 @@ function levelOf(level: string, features: ReadonlySet<ClaimedFeature>): Set<Clai
 }
 
 /**
- * What `cpu` takes away of what a vendor's processor has here.
+ * What a vendor's processor is without: `cpu` takes it away, or it is another vendor's.
  * @throws RangeError ERR_KVM_INVALID_ARG
  */
 export function absentFeatures(cpu: string, vendor: 'intel' | 'amd'): ReadonlySet<ClaimedFeature> {
@@ -109,5 +109,5 @@ export function absentFeatures(cpu: string, vendor: 'intel' | 'amd'): ReadonlySe
   const back = changes.find((change) => change[0] === '-' && present.has(change.slice(1) as ClaimedFeature));
   if (back !== undefined)
     throw wrong(`features that do not exclude each other: '${back}' is needed by what is added`);
-  return new Set([...features].filter((feature) => !present.has(feature)));
+  return new Set([...[...features].filter((feature) => !present.has(feature)), ...foreignFeatures(vendor)]);
 }
