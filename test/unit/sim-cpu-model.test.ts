@@ -354,7 +354,7 @@ describe('XSAVE', () => {
 
   it('has no place for what was taken away', () => {
     using hv = open({ cpu: '-avx' });
-    expect(leaf(hv, 0)).toMatchObject({ eax: 3, ebx: 576, ecx: 576 });
+    expect(leaf(hv, 0)).toMatchObject({ eax: 0x203, ebx: 840, ecx: 840 });
     expect(leaf(hv, 2)).toBeUndefined();
     using vm = hv.createVm();
     using vcpu = vm.createVcpu();
@@ -433,6 +433,7 @@ describe('a register', () => {
     ['xsave', 0x4_0000],
     ['smep', 0x10_0000],
     ['smap', 0x20_0000],
+    ['pku', 0x40_0000],
   ])('has no bit for %s without it: #GP', (feature, bit) => {
     using hv = open({});
     const cpuid = hv.getSupportedCpuid();

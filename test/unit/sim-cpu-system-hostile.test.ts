@@ -265,6 +265,7 @@ const STANDS_FOR: { readonly [feature: string]: readonly string[] } = {
   abm: ['lzcnt'],
   sse4a: ['extrq', 'insertq', 'movntss', 'movntsd'],
   rdpru: ['rdpru'],
+  pku: ['rdpkru', 'wrpkru'],
   prefetchw: ['prefetchw'],
   syscall: ['syscall', 'sysret', 'sysretq'],
   rdtscp: ['rdtscp'],

@@ -272,7 +272,7 @@ describe('state', () => {
         { cr0: 1n << 31n }, // paging without protection
         { cr0: 1n << 29n }, // NW without CD
         { cr0: 1n << 40n },
-        { cr4: 1n << 22n }, // PKE, which this processor lacks
+        { cr4: 1n << 12n }, // LA57, which this processor lacks
         { efer: 1n << 10n }, // long mode active, without paging
         { cr8: 16n },
         { apicBase: 1n },

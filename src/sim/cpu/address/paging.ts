@@ -27,7 +27,9 @@ const Entry = { P: 0x1, W: 0x2, U: 0x4, A: 0x20, D: 0x40, PS: 0x80, G: 0x100 } a
 /** NX, in the upper half. */
 const NX = 0x8000_0000;
 /** The error code of #PF (SDM volume 3, 4.7). */
-const PageFault = { P: 1, W: 2, U: 4, RSVD: 8, I: 16 } as const;
+const PageFault = { P: 1, W: 2, U: 4, RSVD: 8, I: 16, PK: 32 } as const;
+/** A key's two bits in PKRU: no access, no write. */
+const Key = { AD: 1, WD: 2 } as const;
 
 const GIB4 = 0x1_0000_0000;
 
@@ -269,14 +271,24 @@ export function walk(
       continue;
     }
 
+    let denied = 0;
     if (fetch) {
       if (!executable || (user ? !owned : owned && (cpu.cr4 & CR4.SMEP) !== 0)) return refuse(PageFault.P);
       if (chosen && cpu.choice!.set === 'shared') return refuse(PageFault.P | PageFault.RSVD);
-    } else if (user) {
-      if (!owned || (write && !writeable)) return refuse(PageFault.P);
     } else {
-      const smap = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
-      if ((owned && smap) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) return refuse(PageFault.P);
+      if (owned && (cpu.cr4 & CR4.PKE) !== 0 && long) {
+        // Of the user's pages alone, whoever accesses them; where there are other reasons beside it, the code still tells of it.
+        denied = rightsOfKey(cpu, hi);
+        const guarded = user || (cpu.cr0 & CR0.WP) !== 0;
+        if ((denied & Key.AD) !== 0 || (write && guarded && (denied & Key.WD) !== 0))
+          return refuse(PageFault.P | PageFault.PK);
+      }
+      if (user) {
+        if (!owned || (write && !writeable)) return refuse(PageFault.P);
+      } else {
+        const smap = (cpu.cr4 & CR4.SMAP) !== 0 && (implicit || (cpu.state.eflags & Flag.AC) === 0);
+        if ((owned && smap) || (write && !writeable && (cpu.cr0 & CR0.WP) !== 0)) return refuse(PageFault.P);
+      }
     }
     for (let used = levels[0]!.bare ? 1 : first; used < place; used++) mark(cpu, read, used, Entry.A);
     mark(cpu, read, place, write ? Entry.A | Entry.D : Entry.A);
@@ -292,7 +304,8 @@ export function walk(
     const inside = low & ~(-1 << shift) & -4096;
     return {
       physical: physical + above + inside,
-      writable: (write || (lo & Entry.D) !== 0) && (writeable || (!user && (cpu.cr0 & CR0.WP) === 0)),
+      writable:
+        denied === 0 && (write || (lo & Entry.D) !== 0) && (writeable || (!user && (cpu.cr0 & CR0.WP) === 0)),
       user: owned,
       global: (lo & Entry.G) !== 0 && (cpu.cr4 & CR4.PGE) !== 0,
       // Fetches are private whatever the entry says; so is all memory where entries have no room for the bit.
@@ -301,6 +314,9 @@ export function walk(
   }
   return refuse(0);
 }
+
+/** What PKRU says of a page's key, which bits 62:59 of its entry are (SDM volume 3, 4.6.2). */
+const rightsOfKey = ({ pkru }: Processor, hi: number): number => (pkru >>> (((hi >>> 27) & 15) * 2)) & 3;
 
 /** Where the first table begins. CR3 carries the bit of choice as entries do. */
 function tableOf(cpu: Processor, long: boolean, pae: boolean): number {

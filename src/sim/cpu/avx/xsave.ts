@@ -1,6 +1,6 @@
 /**
- * XSAVE and its kin (SDM volume 1, chapter 13): which of x87, SSE and AVX are saved where, and the forms of the area. The upper
- * halves lie at the same place in both forms, as nothing that could be left out lies before them.
+ * XSAVE and its kin (SDM volume 1, chapter 13): which of x87, SSE, AVX and PKRU are saved where, and the forms of the area. The
+ * upper halves lie at the same place in both forms, as nothing that could be left out lies before them.
  */
 import { addressOf } from '../address/addressing.ts';
 import { raise, Vector } from '../processor/fault.ts';
@@ -22,13 +22,21 @@ import {
 } from '../x87/fxsave.ts';
 
 /** Components, as XCR0, XSTATE_BV and XCOMP_BV have them. */
-export const Component = { X87: 1n, SSE: 2n, AVX: 4n } as const;
-const { X87, SSE, AVX } = Component;
+export const Component = { X87: 1n, SSE: 2n, AVX: 4n, PKRU: 0x200n } as const;
+const { X87, SSE, AVX, PKRU } = Component;
 /** What a processor has of them. */
 export const componentsOf = (absent: ReadonlySet<string>): bigint =>
-  X87 | SSE | (absent.has('avx') ? 0n : AVX);
+  X87 | SSE | (absent.has('avx') ? 0n : AVX) | (absent.has('pku') ? 0n : PKRU);
 /** The header behind FXSAVE's image, and what lies behind that. */
-export const Area = { header: 512, xcompBv: 520, reserved: 528, ymm: 576, ymmSize: 256 } as const;
+export const Area = {
+  header: 512,
+  xcompBv: 520,
+  reserved: 528,
+  ymm: 576,
+  ymmSize: 256,
+  pkru: 832,
+  pkruSize: 8,
+} as const;
 const COMPACTED = 1n << 63n;
 
 const MXCSR_INIT = 0x1f80;
@@ -37,9 +45,16 @@ const RAX = 0;
 const RDX = 2;
 const LEAF = 0xd;
 
-/** The bytes that components need in either form of the area. */
-export const areaSize = (components: bigint): number =>
-  Area.ymm + ((components & AVX) !== 0n ? Area.ymmSize : 0);
+/** Where PKRU is in the compacted form. */
+const compactedPkru = (components: bigint): number => ((components & AVX) !== 0n ? Area.pkru : Area.ymm);
+/** The bytes that components need in the standard form of the area. */
+export function areaSize(components: bigint): number {
+  if ((components & PKRU) !== 0n) return Area.pkru + Area.pkruSize;
+  return (components & AVX) !== 0n ? Area.pkru : Area.ymm;
+}
+/** The same in the compacted form. */
+export const compactedSize = (components: bigint): number =>
+  compactedPkru(components) + ((components & PKRU) !== 0n ? Area.pkruSize : 0);
 
 /** What a guest may have in XCR0: by its CPUID (arch/x86/kvm/cpuid.c, cpuid_get_supported_xcr0). */
 const allowed = (cpu: Processor): bigint => {
@@ -64,12 +79,13 @@ function isInitialX87(image: Uint8Array): boolean {
   );
 }
 /** The components that are not in their initial states; MXCSR is none of SSE's. */
-export function inUse(cpu: FpuHolder): bigint {
+export function inUse(cpu: FpuHolder & { readonly pkru: number }): bigint {
   const image = fxsaveImage(cpu);
   return (
     (isInitialX87(image) ? 0n : X87) |
     (isZero(image.subarray(Image.xmm)) ? 0n : SSE) |
-    (isZero(upperHalves(cpu)) ? 0n : AVX)
+    (isZero(upperHalves(cpu)) ? 0n : AVX) |
+    (cpu.pkru === 0 ? 0n : PKRU)
   );
 }
 
@@ -114,6 +130,11 @@ const save =
     if ((written & SSE) !== 0n)
       pieces.push([Image.xmm, image.subarray(Image.xmm, Image.xmm + ymmBytes(cpu))]);
     if ((written & AVX) !== 0n) pieces.push([Area.ymm, upperHalves(cpu).slice(0, ymmBytes(cpu))]);
+    if ((written & PKRU) !== 0n) {
+      const rights = new DataView(new ArrayBuffer(Area.pkruSize));
+      rights.setUint32(0, cpu.pkru, true);
+      pieces.push([compacted ? compactedPkru(requested) : Area.pkru, new Uint8Array(rights.buffer)]);
+    }
     const header = new DataView(new ArrayBuffer(compacted ? 16 : 8));
     pieces.push([Area.header, new Uint8Array(header.buffer)]);
     for (const [offset, bytes] of pieces) cpu.memory.checkWrite(at(offset), bytes.length);
@@ -148,6 +169,12 @@ const restore =
       (requested & present & AVX) !== 0n
         ? cpu.memory.readBytes(BigInt.asUintN(64, linear + BigInt(Area.ymm)), ymmBytes(cpu))
         : undefined;
+    const rights =
+      (requested & present & PKRU) !== 0n
+        ? cpu.memory.read32(
+            BigInt.asUintN(64, linear + BigInt(compacted ? compactedPkru(components) : Area.pkru)),
+          )
+        : 0;
 
     // What is not asked for stays: it is taken from the image as it is.
     const image = legacy.slice(0, FXSAVE_SIZE);
@@ -174,6 +201,7 @@ const restore =
       for (const [offset, value] of pointers) cpu.state.setU64(offset, value);
       for (const [offset, value] of others) cpu.state.setU16(offset, value);
     }
+    if ((requested & PKRU) !== 0n) cpu.setPkru(rights);
     if ((requested & AVX) === 0n) return;
     const ymm = upperHalves(cpu);
     if (upper === undefined) ymm.fill(0, 0, ymmBytes(cpu));

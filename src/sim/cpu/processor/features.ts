@@ -32,6 +32,7 @@ const FEATURES = {
   INVPCID: [7, 'ebx', 10],
   SMAP: [7, 'ebx', 20],
   UMIP: [7, 'ecx', 2],
+  PKU: [7, 'ecx', 3],
   RDPID: [7, 'ecx', 22],
   SYSCALL: [EXTENDED + 1, 'edx', 11],
   NX: [EXTENDED + 1, 'edx', 20],

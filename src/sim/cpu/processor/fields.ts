@@ -63,6 +63,7 @@ function collect(cpu: Processor, into: unknown[]): void {
   into[i++] = cpu.cr8;
   into[i++] = cpu.efer;
   into[i++] = cpu.xcr0;
+  into[i++] = cpu.pkru;
   into[i++] = cpu.msrs.changes;
   into[i++] = cpu.cpuid;
   into[i++] = cpu.exception;
@@ -119,7 +120,7 @@ export class SharedFields {
     for (const one of [...cpu.segments, cpu.ldtr, cpu.tr]) segment(one);
     table(cpu.gdtr);
     table(cpu.idtr);
-    for (const value of [cpu.cr0, cpu.cr4, cpu.cr8, cpu.efer]) cells.put(value);
+    for (const value of [cpu.cr0, cpu.cr4, cpu.cr8, cpu.efer, cpu.pkru]) cells.put(value);
     for (const value of [cpu.cr2, cpu.cr3, cpu.xcr0, ...cpu.dr]) cells.putBits(value);
     const { exception, interrupt, debug, debugging } = cpu;
     cells.put(exception?.vector ?? -1);
@@ -160,6 +161,7 @@ export class SharedFields {
     cpu.gdtr = table();
     cpu.idtr = table();
     [cpu.cr0, cpu.cr4, cpu.cr8, cpu.efer] = [cells.get(), cells.get(), cells.get(), cells.get()];
+    cpu.pkru = cells.get();
     [cpu.cr2, cpu.cr3, cpu.xcr0] = [cells.getBits(), cells.getBits(), cells.getBits()];
     for (let i = 0; i < cpu.dr.length; i++) cpu.dr[i] = cells.getBits();
     const [vector, errorCode, hasPayload, payload] = [cells.get(), cells.get(), cells.get(), cells.getBits()];

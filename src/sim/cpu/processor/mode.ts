@@ -39,6 +39,7 @@ export const CR4 = {
   OSXSAVE: 0x4_0000,
   SMEP: 0x10_0000,
   SMAP: 0x20_0000,
+  PKE: 0x40_0000,
 } as const;
 
 /** XCR0's components that AVX needs: SSE's and its own (SDM volume 1, 14.3). */

@@ -143,6 +143,12 @@ export abstract class Processor extends Registers {
     this.memory.flushLocal();
     this.code.flushLocal();
   }
+  /** WRPKRU and what restores the register: translations for data may have become wrong. */
+  setPkru(value: number): void {
+    if (value === this.pkru) return;
+    this.pkru = value;
+    this.memory.flush();
+  }
   flushTlbPage(linear: bigint): void {
     const low = lowHalf(linear);
     this.memory.flushPage(low);

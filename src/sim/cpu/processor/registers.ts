@@ -60,6 +60,8 @@ export class Registers {
   cr8 = 0;
   efer = 0;
   xcr0 = 1n;
+  /** The rights of protection keys: two bits each, no access and no write. Translations follow from it. */
+  pkru = 0;
   /** DR0-3; 4 and 5 are unused. */
   readonly dr: bigint[] = [0n, 0n, 0n, 0n, 0n, 0n, 0xffff_0ff0n, 0x400n];
   /** Model-specific registers with nothing behind them but their value; the others are in msrs.ts. */

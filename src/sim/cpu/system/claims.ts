@@ -1,5 +1,5 @@
 /** What this processor can be said to have: the entries of KVM_GET_SUPPORTED_CPUID. */
-import { Area, areaSize, componentsOf } from '../avx/xsave.ts';
+import { Area, areaSize, compactedSize, componentsOf } from '../avx/xsave.ts';
 import {
   type CpuidEntry,
   type CpuidRegister,
@@ -71,7 +71,7 @@ export const CLAIMS = {
     clwb: 24,
     sha: 29,
   },
-  '7.ecx': { umip: 2, rdpid: 22 },
+  '7.ecx': { umip: 2, pku: 3, rdpid: 22 },
   'd.1.eax': { xsaveopt: 0, xsavec: 1, xgetbv1: 2 },
   '80000001.ecx': { lahf: 0, abm: 5, sse4a: 6, prefetchw: 8 },
   '80000001.edx': { syscall: 11, nx: 20, pdpe1gb: 26, rdtscp: 27, lm: 29 },
@@ -106,9 +106,10 @@ function xsaveLeaves(absent: ReadonlySet<string>, xsave: number): (readonly [ind
   const size = areaSize(components);
   const leaves: [number, Values][] = [
     [0, { eax: Number(components), ebx: size, ecx: size }],
-    [1, { eax: xsave, ebx: size }],
+    [1, { eax: xsave, ebx: compactedSize(components) }],
   ];
   if (!absent.has('avx')) leaves.push([2, { eax: Area.ymmSize, ebx: Area.ymm }]);
+  if (!absent.has('pku')) leaves.push([9, { eax: Area.pkruSize, ebx: Area.pkru }]);
   return leaves;
 }
 /** RDPRU's registers are MPERF and APERF. */

@@ -39,7 +39,15 @@ const CR4_BY_FEATURE: readonly (readonly [number, Feature])[] = [
   [CR4.OSXSAVE, 'XSAVE'],
   [CR4.SMEP, 'SMEP'],
   [CR4.SMAP, 'SMAP'],
+  [CR4.PKE, 'PKU'],
 ];
+
+/** Those that a processor does not have. */
+export const absentCr4 = (absent: ReadonlySet<string>): bigint =>
+  CR4_BY_FEATURE.reduce(
+    (bits, [bit, feature]) => (absent.has(feature.toLowerCase()) ? bits | BigInt(bit) : bits),
+    0n,
+  );
 
 const unsigned = (value: number) => value >>> 0;
 

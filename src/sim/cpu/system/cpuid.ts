@@ -1,5 +1,5 @@
 /** CPUID: what the instruction gives. */
-import { areaSize } from '../avx/xsave.ts';
+import { areaSize, compactedSize } from '../avx/xsave.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import {
   BASIC,
@@ -50,7 +50,10 @@ function dynamic(
   value: number,
 ): number {
   const change = (bit: number, on: boolean) => (on ? value | (1 << bit) : value & ~(1 << bit));
-  if (leaf === XSAVE_LEAF && register === 'ebx' && index < 2) return areaSize(cpu.xcr0);
+  if (leaf === XSAVE_LEAF && register === 'ebx' && index < 2)
+    return index === 0 ? areaSize(cpu.xcr0) : compactedSize(cpu.xcr0);
+  if (leaf === 7 && index === 0 && register === 'ecx' && has(cpu, 'PKU'))
+    return change(4, (cpu.cr4 & CR4.PKE) !== 0);
   if (leaf !== 1) return value;
   if (register === 'ecx' && has(cpu, 'XSAVE')) return change(27, (cpu.cr4 & CR4.OSXSAVE) !== 0);
   if (register === 'edx') return change(9, (msrValue(cpu, Msr.APIC_BASE) & APIC_ENABLED) !== 0n);

@@ -65,6 +65,12 @@ function timeStamp(cpu: Processor): void {
   cpu.state.setGpr(RDX, now >> 32n);
 }
 
+/** SDM volume 2, RDPKRU and WRPKRU. */
+function keyRegister(cpu: Processor): void {
+  if ((cpu.cr4 & CR4.PKE) === 0) raise(Vector.UD);
+  if (low32(cpu.state.gpr(RCX)) !== 0n) raise(Vector.GP, 0);
+}
+
 export const maintenance: Helpers = {
   wbinvd: writeBack,
   wbnoinvd: writeBack,
@@ -95,6 +101,11 @@ export const maintenance: Helpers = {
     state.setGpr(RDX, BigInt.asUintN(32, value >> 32n));
     state.flags = (state.flags & ~ARITHMETIC) | (isThere ? Flag.CF : 0);
   },
+  rdpkru(cpu) {
+    keyRegister(cpu);
+    cpu.state.setGpr(RAX, BigInt(cpu.pkru));
+    cpu.state.setGpr(RDX, 0n);
+  },
   /** There are no performance counters (arch/x86/kvm/pmu.c, kvm_pmu_rdpmc). */
   rdpmc: () => raise(Vector.GP, 0),
   /** With 1 in ECX: which of the components are not in their initial states (SDM volume 1, 13.6). */
@@ -111,6 +122,11 @@ export const maintenance: Helpers = {
 export const maintenanceEnding: Helpers = {
   invlpg,
   invpcid,
+  wrpkru(cpu) {
+    keyRegister(cpu);
+    if (low32(cpu.state.gpr(RDX)) !== 0n) raise(Vector.GP, 0);
+    cpu.setPkru(Number(low32(cpu.state.gpr(RAX))));
+  },
   xsetbv(cpu) {
     if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
     privileged(cpu);

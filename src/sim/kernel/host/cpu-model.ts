@@ -48,6 +48,7 @@ const NEEDS: { readonly [feature in ClaimedFeature]?: ClaimedFeature } = {
   xsaveopt: 'xsave',
   xsavec: 'xsave',
   xgetbv1: 'xsave',
+  pku: 'xsave',
   avx: 'xsave',
   avx2: 'avx',
   fma: 'avx',

@@ -17,7 +17,7 @@ const REGISTER_SIZE = 16;
 
 /** XSTATE_BV, in the header of an XSAVE area (SDM volume 1, 13.4.2). */
 const XSTATE_BV = 512;
-const { X87, SSE, AVX } = Component;
+const { X87, SSE, AVX, PKRU } = Component;
 const MXCSR_INIT = 0x1f80;
 const FCW_INIT = 0x37f;
 
@@ -61,7 +61,9 @@ export function getXsave(cpu: Cpu, area: Uint8Array): number {
   area.fill(0);
   area.set(fxsaveImage(cpu));
   area.set(upperHalves(cpu), Area.ymm);
-  viewOf(area).setBigUint64(XSTATE_BV, X87 | SSE | (inUse(cpu) & AVX), true);
+  const keys = componentsOf(cpu.absent) & PKRU;
+  if (keys !== 0n) viewOf(area).setUint32(Area.pkru, cpu.pkru, true);
+  viewOf(area).setBigUint64(XSTATE_BV, X87 | SSE | (inUse(cpu) & AVX) | keys, true);
   return 0;
 }
 
@@ -81,6 +83,8 @@ export function setXsave(cpu: Cpu, area: Uint8Array): number {
     viewOf(image).setUint32(Image.mxcsr, MXCSR_INIT, true);
   }
   loadFxsaveImage(cpu, image);
+  // KVM leaves it as it is where its bit is clear.
+  if ((present & PKRU) !== 0n) cpu.setPkru(view.getUint32(Area.pkru, true));
   if ((present & AVX) === 0n) upperHalves(cpu).fill(0);
   else upperHalves(cpu).set(area.subarray(Area.ymm, Area.ymm + Area.ymmSize));
   return 0;

@@ -6,6 +6,7 @@ import type { kvm_dtable, kvm_regs, kvm_segment, kvm_sregs, kvm_sregs2 } from '.
 import type { Cpu } from '../../cpu/cpu.ts';
 import type { Segment, Table } from '../../cpu/processor/descriptors.ts';
 import { CR0, CR4, EFER } from '../../cpu/processor/mode.ts';
+import { absentCr4 } from '../../cpu/system/control.ts';
 import { Msr, msrValue, writeMsr } from '../../cpu/system/msrs.ts';
 
 type Regs = Value<typeof kvm_regs>;
@@ -104,7 +105,7 @@ const CR8_RESERVED = ~0xfn;
 const has = (value: bigint, bit: number): boolean => (value & BigInt(bit)) !== 0n;
 
 /** kvm_is_valid_sregs(): what no processor can be in. */
-function isValid(sregs: Special): boolean {
+function isValid(cpu: Cpu, sregs: Special): boolean {
   const { cr0, cr3, cr4, efer } = sregs;
   const paging = has(cr0, CR0.PG);
   if (has(efer, EFER.LME) && paging) {
@@ -114,12 +115,12 @@ function isValid(sregs: Special): boolean {
   }
   if (cr0 >= 1n << 32n || (has(cr0, CR0.NW) && !has(cr0, CR0.CD))) return false;
   if (paging && !has(cr0, CR0.PE)) return false;
-  return (cr4 & ~CR4_KNOWN) === 0n;
+  return (cr4 & (~CR4_KNOWN | absentCr4(cpu.absent))) === 0n;
 }
 
 /** 0, or -EINVAL with nothing changed. */
 export function setSpecial(cpu: Cpu, sregs: Special): number {
-  if (!isValid(sregs) || (sregs.cr8 & CR8_RESERVED) !== 0n) return -Errno.EINVAL;
+  if (!isValid(cpu, sregs) || (sregs.cr8 & CR8_RESERVED) !== 0n) return -Errno.EINVAL;
   if (!writeMsr(cpu, Msr.APIC_BASE, sregs.apicBase, true)) return -Errno.EINVAL;
   for (const [i, name] of SEGMENTS.entries()) cpu.segments[i] = fromKvm(sregs[name]);
   cpu.tr = fromKvm(sregs.tr);
