@@ -18,20 +18,18 @@ import { ClosureUnit } from './closures.ts';
 import { CodePage as PageOf } from './code-page.ts';
 import { BLOCK, Cold } from './cold.ts';
 import type { Decoder } from './decode.ts';
-import { type CodePage, Entry, keyOf, type Module, placesOf, successors } from './entry.ts';
+import { type CodePage, Entry, keyOf } from './entry.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import { ENTRIES, slotOf } from './targets.ts';
+import { type MadeUnit, Units } from './units.ts';
 import { WasmUnit } from './wasm.ts';
 
 /**
  * How often a block runs before it is worth what a module costs: some tens of microseconds an instruction, which records
- * take nanoseconds for, and closures a microsecond. And how often the blocks beside it, to be in the same module.
+ * take nanoseconds for, and closures a microsecond.
  */
-const Hot = { records: 2000, closures: 40, beside: 60 } as const;
-/** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
-const UNIT = 128;
-const MODULES = 2000;
+const Hot = { records: 2000, closures: 40 } as const;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
 /** Places for single instructions. */
@@ -77,7 +75,7 @@ export class Code implements TranslatedCode {
   }
   /** Blocks that were translated since somebody last set it to 0. */
   made = 0;
-  readonly #modules = new Set<WasmUnit & Module>();
+  readonly #units: Units;
   readonly #cold: Cold | undefined;
 
   /** @param lower makes micro-ops of an instruction */
@@ -86,6 +84,7 @@ export class Code implements TranslatedCode {
     this.#decoder = decoder;
     this.#lower = lower;
     this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, Hot.records);
+    this.#units = new Units(cpu, this.#cold?.interpreter);
   }
 
   /** Linear addresses may mean other pages now. */
@@ -213,8 +212,7 @@ export class Code implements TranslatedCode {
 
   #look(mode: Mode, rip: bigint): Entry {
     // Now, when nothing of it is executing.
-    if (this.#blocks >= BLOCKS || this.#modules.size >= MODULES || this.#cold?.interpreter.isFull)
-      this.forget();
+    if (this.#blocks >= BLOCKS || this.#units.isFull || this.#cold?.interpreter.isFull) this.forget();
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#pageAt(rip);
     const current = this.#current;
@@ -371,7 +369,8 @@ export class Code implements TranslatedCode {
   #unitOf(entry: Entry): Unit {
     const { unit, cold } = entry;
     if (unit instanceof WasmUnit) {
-      if ((unit as WasmUnit & Module).epoch !== entry.epoch) this.#confirm(entry);
+      const made = unit as MadeUnit;
+      if (made.epoch !== entry.epoch) this.#confirm(entry, made);
       return entry.unit;
     }
     if (cold !== undefined) {
@@ -382,90 +381,31 @@ export class Code implements TranslatedCode {
     return ++entry.heat >= often ? this.#heat(entry) : unit;
   }
 
-  /** Makes one module of a hot block and those that it leads to. */
+  /** Makes a unit of a hot block and those that it leads to. */
   #heat(entry: Entry): Unit {
-    if (this.#modules.size >= MODULES) {
-      this.#advance(); // #look() makes room
-      return entry.unit;
-    }
-    entry.heat = Number.NEGATIVE_INFINITY; // once
-    const { mode, alignment } = this.#cpu;
-    // Not what is executed one instruction at a time.
-    if (entry.mode !== mode.key || mode.single || alignment || entry.pages.length > 1) return entry.unit;
-    const members = [entry];
-    for (let i = 0; i < members.length && members.length < UNIT; i++) {
-      for (const target of successors(members[i]!.block)) {
-        const found = this.#near(mode, target, members[i]!);
-        if (found !== undefined && !members.includes(found)) members.push(found);
-      }
-    }
-    const interpreter = this.#cold?.interpreter;
-    const place = interpreter?.reserve() ?? -1;
-    const unit = this.#compile(members, place);
-    if (unit === undefined) {
-      interpreter?.release(place);
-      return entry.unit;
-    }
-    interpreter?.enter(unit, place);
-    const module = Object.assign(unit, { members, place, places: placesOf(members), epoch: entry.epoch });
-    this.#modules.add(module);
-    members.forEach((member, index) => {
-      // What is in another module already stays there: it is the one that begins at a hot block.
-      if (member !== entry && member.unit instanceof WasmUnit) return;
-      if (member.cold !== undefined) interpreter!.promote(member.cold, place, index);
-      member.unit = module;
-      member.index = index;
-    });
-    return module;
+    if (!this.#units.isFull) return this.#units.make(entry, this.#near);
+    this.#advance(); // #look() makes room
+    return entry.unit;
   }
-
-  /**
-   * The members as one module; only the first of them where the engine refuses one of that size. (A browser's main
-   * thread compiles at once what is small: at most 8 MiB in Chromium, 4 KiB in its older versions.) Undefined when that
-   * does not help.
-   */
-  #compile(members: Entry[], place: number): WasmUnit | undefined {
-    for (;;) {
-      try {
-        return new WasmUnit(
-          this.#cpu,
-          members.map(({ block }) => block),
-          place,
-        );
-      } catch (error) {
-        if (!(error instanceof RangeError)) throw error;
-        if (members.length === 1) return undefined;
-        members.length >>= 1;
-      }
-    }
-  }
-
-  /**
-   * A block that another leads to, if it was executed in this run or lies in the same page, and often enough: what is
-   * cold, or no code at all, is not worth a module's time.
-   */
-  #near(mode: Mode, rip: bigint, from: Entry): Entry | undefined {
-    const known = this.#jumps[slotOf(Number(rip & 0xffff_ffffn))];
+  /** A block that another leads to, if it was executed in this run or lies in the same page. */
+  readonly #near = (rip: bigint, from: Entry): Entry | undefined => {
+    const { mode } = this.#cpu;
+    const known = this.#jumps[slotOf(Number(rip & LOW))];
     const entry =
       known?.rip === rip && known.epoch === from.epoch && known.mode === mode.key
         ? known
         : rip >> 12n === from.rip >> 12n
           ? from.pages[0]!.entries.get(keyOf(rip, mode))
           : undefined;
-    return entry?.rip === rip && this.#isWarm(entry) && entry.pages.length === 1 ? entry : undefined;
-  }
+    return entry?.rip === rip ? entry : undefined;
+  };
 
-  #isWarm({ heat, cold }: Entry): boolean {
-    return cold === undefined ? heat !== 0 : this.#cold!.interpreter.heatOf(cold) >= Hot.beside;
-  }
-
-  /** Whether all that a module was made of is still where it was; if not, its blocks start anew. */
-  #confirm(entry: Entry): boolean {
-    const module = entry.unit as WasmUnit & Module;
+  /** Whether all that a unit was made of is still where it was; if not, its blocks start anew. */
+  #confirm(entry: Entry, unit: MadeUnit): void {
     let current = entry.epoch;
     let holds = true;
     try {
-      for (const [{ low, high }, page] of module.places) {
+      for (const [{ low, high }, page] of unit.places) {
         holds &&= !page.stale && this.#page(this.#fetch(low, high)) === page;
         if (!this.#cpu.memory.global) current = this.#epoch;
       }
@@ -473,22 +413,8 @@ export class Code implements TranslatedCode {
       holds = false; // it faults if it is executed
     }
     // One that is left for a page that is not global holds for no longer than that.
-    if (holds) module.epoch = entry.epoch = current;
-    else this.#discard(module);
-    return holds;
-  }
-  #discard(module: WasmUnit & Module): void {
-    this.#modules.delete(module);
-    const interpreter = this.#cold?.interpreter;
-    for (const member of module.members) {
-      if (member.unit !== module) continue;
-      const interpreter = this.#cold?.interpreter;
-      member.unit = member.cold === undefined ? new ClosureUnit(this.#cpu, member.block) : interpreter!;
-      member.index = member.cold ?? 0;
-      member.heat = 0;
-      if (member.cold !== undefined) interpreter!.cool(member.cold);
-    }
-    interpreter?.discard(module, module.place);
+    if (holds) unit.epoch = entry.epoch = current;
+    else this.#units.discard(unit);
   }
   /** Everything starts anew: the cache is full, or modes have new numbers. Where something executes, before the next does. */
   forget(): void {
@@ -497,8 +423,7 @@ export class Code implements TranslatedCode {
     for (const page of this.#pages.values()) page.drop();
     this.#pages.clear();
     this.#cpu.memory.flushWrites();
-    for (const module of this.#modules) this.#cold?.interpreter.discard(module, module.place);
-    this.#modules.clear();
+    this.#units.forget();
     this.#blocks = 0;
     this.#cold?.forget();
     this.#advance();
