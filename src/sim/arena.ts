@@ -129,10 +129,14 @@ export class Arena {
     return undefined;
   }
 
-  /** Gives a range back; it is zero when it is given out again. */
-  free(offset: number, size: number): void {
+  /**
+   * Gives a range back; it is zero when it is given out again.
+   * @param written the offsets in it of those pages that are not zero, where that is known
+   */
+  free(offset: number, size: number, written?: Iterable<number>): void {
     const count = Math.ceil(size / PAGE);
-    this.zero(offset, count * PAGE);
+    if (written === undefined) this.zero(offset, count * PAGE);
+    else for (const page of written) this.zero(offset + page, PAGE);
     this.#locked(() => this.#give(offset / PAGE, count));
   }
   #give(start: number, count: number): void {

@@ -150,8 +150,11 @@ export class CpuState {
   }
 
   free(): void {
-    this.arena.free(this.base, State.size);
+    this.arena.free(this.base, State.targets);
+    this.arena.free(this.base + State.targets, State.size - State.targets, this.written);
   }
+  /** The pages of `targets` that something was written to, as offsets in it: most vCPUs execute little. */
+  readonly written = new Set<number>();
 
   gpr(index: number): bigint {
     return this.arena.views.u64[(this.base + State.gpr) / 8 + index]!;

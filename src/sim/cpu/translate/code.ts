@@ -32,14 +32,17 @@ import { WasmUnit } from './wasm.ts';
 const Hot = { records: 2000, closures: 40 } as const;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
-/** Places for single instructions. */
-const SINGLES = 4096;
+/** Places for what was found, at first; and for single instructions. */
+const PLACES = 4096;
 /** What Decoder.emulators is about, by iced-x86's names. */
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 const LOW = 0xffff_ffffn;
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
+
+/** Where in a list a RIP is, by its lower half. */
+const placeOf = (low: number, { length }: readonly unknown[]): number => slotOf(low) & (length - 1);
 
 /** One executor alone (of WebAssembly from the first time on), or what is worth it: for tests that compare them. */
 export type Tier = 'closures' | 'templates' | 'wasm' | 'both';
@@ -50,8 +53,8 @@ export class Code implements TranslatedCode {
   readonly #lower: Lower;
   readonly #pages = new Map<number, CodePage>();
   /** What was found last by RIP: blocks, and single instructions. */
-  readonly #jumps: (Entry | undefined)[] = new Array(ENTRIES);
-  readonly #singles: (Entry | undefined)[] = new Array(SINGLES);
+  #jumps: (Entry | undefined)[] = new Array(PLACES);
+  readonly #singles: (Entry | undefined)[] = new Array(PLACES);
   /** The last numbers that were given: of what holds while nothing is forgotten, and, of global pages, while they are not. */
   #epoch = 0;
   #globals = 0;
@@ -160,7 +163,7 @@ export class Code implements TranslatedCode {
     const { u32 } = arena.views;
     const low = u32[(state.base + State.rip) / 4]!;
     const high = u32[(state.base + State.rip) / 4 + 1]!;
-    const slot = slotOf(low) & (jumps.length - 1);
+    const slot = placeOf(low, jumps);
     const known = jumps[slot];
     if (
       known !== undefined &&
@@ -213,6 +216,8 @@ export class Code implements TranslatedCode {
   #look(mode: Mode, rip: bigint): Entry {
     // Now, when nothing of it is executing.
     if (this.#blocks >= BLOCKS || this.#units.isFull || this.#cold?.interpreter.isFull) this.forget();
+    if (this.#blocks > this.#jumps.length / 2 && this.#jumps.length < ENTRIES)
+      this.#jumps = new Array(ENTRIES);
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#pageAt(rip);
     const current = this.#current;
@@ -390,7 +395,7 @@ export class Code implements TranslatedCode {
   /** A block that another leads to, if it was executed in this run or lies in the same page. */
   readonly #near = (rip: bigint, from: Entry): Entry | undefined => {
     const { mode } = this.#cpu;
-    const known = this.#jumps[slotOf(Number(rip & LOW))];
+    const known = this.#jumps[placeOf(Number(rip & LOW), this.#jumps)];
     const entry =
       known?.rip === rip && known.epoch === from.epoch && known.mode === mode.key
         ? known

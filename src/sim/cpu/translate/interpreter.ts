@@ -189,7 +189,7 @@ export class Interpreter implements Unit {
 
   /** A block that may be gone to from now on. */
   remember(low: number, high: number, block: number, global: boolean): void {
-    remember(this.#cpu.arena.views, this.#cpu.state.base, low, high, block, global);
+    remember(this.#cpu.state, low, high, block, global);
   }
 
   // --- units -------------------------------------------------------------------------------------------------------

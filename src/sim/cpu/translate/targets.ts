@@ -3,8 +3,8 @@
  * entry names a target in the arena, which says by which function of the table of functions, and with what argument, it
  * is executed: a block's header is one.
  */
-import type { Arena } from '../../arena.ts';
-import { State } from '../processor/state.ts';
+import { PAGE } from '../../arena.ts';
+import { type CpuState, State } from '../processor/state.ts';
 import { type Bytes, Wasm } from './wasm-bytes.ts';
 
 /** RIP, the generation that the entry holds for (State.generation or State.globals), and the target. */
@@ -15,15 +15,12 @@ export const ENTRIES = 131_072;
 export const slotOf = (low: number): number => (low ^ (low >>> 12)) & (ENTRIES - 1);
 
 /** From now on, in this generation, the RIP with these halves has this target. */
-export function remember(
-  { u32 }: Arena['views'],
-  base: number,
-  low: number,
-  high: number,
-  target: number,
-  global: boolean,
-): void {
-  const at = (base + State.targets + slotOf(low) * Entry.bytes) / 4;
+export function remember(state: CpuState, low: number, high: number, target: number, global: boolean): void {
+  const { u32 } = state.arena.views;
+  const { base } = state;
+  const offset = slotOf(low) * Entry.bytes;
+  state.written.add(offset - (offset % PAGE));
+  const at = (base + State.targets + offset) / 4;
   u32[at] = low;
   u32[at + 1] = high;
   u32[at + Entry.generation / 4] = u32[(base + (global ? State.globals : State.generation)) / 4]!;
