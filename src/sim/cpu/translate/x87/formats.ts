@@ -12,34 +12,33 @@ export interface Source {
 
 const zero = (f: Body, head: Value): Number80 => ({ significand: f.l(0n), head: f.i(head) });
 
-const fromSingle = (f: Body, bits: Local): Number80 => {
-  const x = zero(f, i.and(i.shr(bits, 16), SIGN));
-  const exponent = f.i(i.and(i.shr(bits, 23), 0xff));
-  f.giveUpIf(i.eq(exponent, 0xff));
+/** A number whose upper bits, with sign and exponent, are in an `i`; its significand if it is normal, and 0 if it has no fraction. */
+function widened(
+  f: Body,
+  upper: Local,
+  { shift, mask, bias }: { readonly shift: number; readonly mask: number; readonly bias: number },
+  significand: Value,
+  fraction: Value,
+): Number80 {
+  const x = zero(f, i.and(i.shr(upper, 16), SIGN));
+  const exponent = f.i(i.and(i.shr(upper, shift), mask));
+  f.giveUpIf(i.eq(exponent, mask));
   f.if(
     exponent,
     () => {
-      f.set(x.significand, l.or(l.shl(l.extendU(bits), 40n), TOP));
-      f.set(x.head, i.or(x.head, i.add(exponent, BIAS - 127)));
+      f.set(x.significand, l.or(significand, TOP));
+      f.set(x.head, i.or(x.head, i.add(exponent, BIAS - bias)));
     },
-    () => f.giveUpIf(i.shl(bits, 1)),
+    () => f.giveUpIf(fraction),
   );
   return x;
-};
+}
+const fromSingle = (f: Body, bits: Local): Number80 =>
+  widened(f, bits, { shift: 23, mask: 0xff, bias: 127 }, l.shl(l.extendU(bits), 40n), i.shl(bits, 1));
 const fromDouble = (f: Body, bits: Local): Number80 => {
   const upper = f.i(i.wrap(l.shr(bits, 32n)));
-  const x = zero(f, i.and(i.shr(upper, 16), SIGN));
-  const exponent = f.i(i.and(i.shr(upper, 20), 0x7ff));
-  f.giveUpIf(i.eq(exponent, 0x7ff));
-  f.if(
-    exponent,
-    () => {
-      f.set(x.significand, l.or(l.shl(bits, 11n), TOP));
-      f.set(x.head, i.or(x.head, i.add(exponent, BIAS - 1023)));
-    },
-    () => f.giveUpIf(l.ne(l.shl(bits, 1n), 0n)),
-  );
-  return x;
+  const format = { shift: 20, mask: 0x7ff, bias: 1023 };
+  return widened(f, upper, format, l.shl(bits, 11n), l.ne(l.shl(bits, 1n), 0n));
 };
 const fromInteger = (f: Body, bits: Local): Number80 => {
   const x = zero(f, 0);

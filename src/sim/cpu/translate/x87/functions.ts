@@ -6,7 +6,7 @@
  *
  * A register ST(i) is given as 16 * i.
  */
-import { Exception, Rounding } from '../../fp/float.ts';
+import { Rounding } from '../../fp/float.ts';
 import { State } from '../../processor/state.ts';
 import { Fsw } from '../../x87/stack.ts';
 import type { Quick } from '../attempt.ts';
@@ -24,6 +24,7 @@ import {
   multiply,
   type Number80,
   root,
+  roundingFlags,
   SIGN,
 } from './numbers.ts';
 import { ANY, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
@@ -112,11 +113,10 @@ const loadBits = (control: Control) =>
   });
 
 const roundingOf = ({ fcw }: Stack) => i.and(i.shr(fcw, 10), 3);
-const flagsOf = ({ inexact, up }: Stored) => i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1));
 function store(stack: Stack, stored: Stored, pops: Value): void {
   stack.leave(stored.bits);
   stack.pop(pops);
-  stack.end(flagsOf(stored));
+  stack.end(roundingFlags(stored));
 }
 const storeNumber = (to: (f: Body, x: Number80) => Stored) =>
   on('i', TO_NEAREST, (f, stack, pops) => {
@@ -129,6 +129,15 @@ const CONDITIONS = Fsw.C0 | Fsw.C1 | Fsw.C2 | Fsw.C3;
 /** C3 and C0 stand where ZF and CF do, eight bits further. */
 const conditions = (stack: Stack, flags: Value): void => stack.end(i.shl(flags, 8), CONDITIONS);
 
+/** ST(0) with another, and what is done with the flags that this gives. */
+const compareRegisters = (end: (stack: Stack, flags: Value) => void) =>
+  on('ii', ANY, (f, stack, other, pops) => {
+    const places = [stack.holds(0), stack.holds(other!)] as const;
+    stack.begin();
+    const flags = f.i(comparison(stack.ordinary(places[0]), stack.ordinary(places[1])));
+    stack.pop(pops!);
+    end(stack, flags);
+  });
 const compareWith = ({ type, number }: Source) =>
   on(`${type}i`, ANY, (f, stack, bits, pops) => {
     const place = stack.holds(0);
@@ -195,7 +204,7 @@ export const x87Functions = {
     stack.begin();
     const stored = toWhole(f, stack.ordinary(place), f.i(roundingOf(stack)));
     stack.put(place, stored.number);
-    stack.end(flagsOf(stored));
+    stack.end(roundingFlags(stored));
   }),
   /** FSCALE by less than 2 ** 15, which is exact. */
   scale: on('', ANY, (f, stack) => {
@@ -249,21 +258,9 @@ export const x87Functions = {
   }),
 
   /** FCOMI and FUCOMI: 256 and the flags at their places in RFLAGS. */
-  flags: on('ii', ANY, (f, stack, other, pops) => {
-    const places = [stack.holds(0), stack.holds(other!)] as const;
-    stack.begin();
-    const flags = f.i(comparison(stack.ordinary(places[0]), stack.ordinary(places[1])));
-    stack.pop(pops!);
-    stack.end(0, 0, i.or(flags, 0x100));
-  }),
+  flags: compareRegisters((stack, flags) => stack.end(0, 0, i.or(flags, 0x100))),
   /** FCOM and FUCOM of registers; FTST, with a zero. */
-  conditions: on('ii', ANY, (f, stack, other, pops) => {
-    const places = [stack.holds(0), stack.holds(other!)] as const;
-    stack.begin();
-    const flags = f.i(comparison(stack.ordinary(places[0]), stack.ordinary(places[1])));
-    stack.pop(pops!);
-    conditions(stack, flags);
-  }),
+  conditions: compareRegisters(conditions),
   test: on('', ANY, (f, stack) => {
     const place = stack.holds(0);
     stack.begin();

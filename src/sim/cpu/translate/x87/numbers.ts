@@ -26,8 +26,9 @@ export const exponentOf = (head: Value) => i.and(head, 0x7fff);
 
 /** What a function gives beside 0: this, and PE and C1 as FSW has them. */
 export const DONE = 1;
-const outcome = (inexact: Value, up: Value) =>
-  i.or(i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1)), DONE);
+/** PE and C1 of FSW, by whether a number was rounded, and its magnitude up. */
+export const roundingFlags = ({ inexact, up }: { readonly inexact: Value; readonly up: Value }) =>
+  i.or(i.mul(inexact, Exception.PE), i.mul(up, Fsw.C1));
 
 const isNormal = ({ significand, head }: Number80) =>
   i.and(l.lts(significand, 0n), i.ltu(i.sub(exponentOf(head), 1), EXPONENTS));
@@ -39,7 +40,8 @@ const areNormal = (x: Number80, y: Number80) =>
     i.and(i.ltu(i.sub(exponentOf(x.head), 1), EXPONENTS), i.ltu(i.sub(exponentOf(y.head), 1), EXPONENTS)),
   );
 
-function put(f: Body, place: Local, significand: Value, head: Value): void {
+/** At an address, to which State.x87 is added. */
+export function put(f: Body, place: Local, significand: Value, head: Value): void {
   f.store64(place, State.x87, significand);
   f.store16(place, State.x87 + 8, head);
 }
@@ -80,7 +82,7 @@ function finish(f: Body, place: Local, sign: Value, exponent: Local, significand
   });
   f.giveUpIf(i.geu(i.sub(exponent, 1), EXPONENTS));
   put(f, place, significand, i.or(sign, exponent));
-  f.return(outcome(l.ne(below, 0n), up));
+  f.return(i.or(roundingFlags({ inexact: l.ne(below, 0n), up }), DONE));
 }
 /** A number as it is, but for the precision. */
 const rounded: Definition = {

@@ -7,7 +7,7 @@ import { Seg } from '../../processor/descriptors.ts';
 import { State } from '../../processor/state.ts';
 import { EMPTY, Fsw } from '../../x87/stack.ts';
 import { type Body, i, type Local, l, statePage, type Value } from './code.ts';
-import { DONE, isOrdinary, type Number80 } from './numbers.ts';
+import { DONE, isOrdinary, type Number80, put } from './numbers.ts';
 
 /** What FCW must have. */
 export interface Control {
@@ -88,9 +88,7 @@ export class Stack {
     return x;
   }
   put(place: Local, { significand, head }: { readonly significand: Value; readonly head: Value }): void {
-    const at = this.#f.i(this.at(place));
-    this.#f.store64(at, State.x87, significand);
-    this.#f.store16(at, State.x87 + 8, head);
+    put(this.#f, this.#f.i(this.at(place)), significand, head);
   }
   /** Where a value waits for the micro-op that stores it. */
   leave(low: Value, high?: Value): void {
