@@ -1,6 +1,6 @@
 /** STI's shadow, which translated code lets end by itself: wherever a run ends, it is there behind STI and nowhere else. */
 import { expect, it } from 'vitest';
-import { Exit, enterProtectedMode, openHypervisor } from '../../src/index.ts';
+import { Exit, enterProtectedMode, openHypervisor, type Vcpu } from '../../src/index.ts';
 import { InterruptShadow } from '../../src/uapi/index.ts';
 import { guest } from '../../src/vmm/guest.ts';
 
@@ -24,7 +24,7 @@ const BEHIND = [1, 5];
 /** Offsets at which interrupts are on. */
 const OPEN = [1, 2, 5];
 
-it('is over with one instruction, whatever ends the run', () => {
+function withGuest(use: (vcpu: Vcpu) => void): void {
   using hv = openHypervisor({ backend: 'sim' });
   using vm = hv.createVm();
   using ram = vm.allocate(0x1_0000);
@@ -33,36 +33,34 @@ it('is over with one instruction, whatever ends the run', () => {
   enterProtectedMode(vcpu, ram, { tables: 0x8000 });
   ram.write(START, opens.code);
   vcpu.setRegs({ rip: START, rflags: 2 });
-  const seen = new Set<number>();
-  for (let i = 0; i < 500; i++) {
-    expect([Exit.DEADLINE, Exit.INTERRUPTED]).toContain(vcpu.run(0.01 + (i % 7) / 50));
-    const { rip, rflags } = vcpu.getRegs();
-    const at = Number(rip) - START;
-    seen.add(at);
-    const { shadow } = vcpu.getVcpuEvents().interrupt;
-    expect([at, shadow]).toEqual([at, BEHIND.includes(at) ? InterruptShadow.STI : 0]);
-    expect([at, (rflags & IF) !== 0n]).toEqual([at, OPEN.includes(at)]);
-  }
-  expect([...seen].filter((at) => BEHIND.includes(at))).not.toEqual([]);
-  expect([...seen].filter((at) => !BEHIND.includes(at))).not.toEqual([]);
-});
+  use(vcpu);
+}
 
-it('keeps a window for interrupts closed until it is over', () => {
-  using hv = openHypervisor({ backend: 'sim' });
-  using vm = hv.createVm();
-  using ram = vm.allocate(0x1_0000);
-  vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory: ram });
-  using vcpu = vm.createVcpu(0);
-  enterProtectedMode(vcpu, ram, { tables: 0x8000 });
-  ram.write(START, opens.code);
-  vcpu.setRegs({ rip: START, rflags: 2 });
-  for (let i = 0; i < 200; i++) {
-    vcpu.raw.requestInterruptWindow = false;
-    vcpu.run(0.05);
-    vcpu.raw.requestInterruptWindow = true;
-    expect(vcpu.run(1000)).toBe(Exit.IRQ_WINDOW_OPEN);
-    const at = Number(vcpu.getRegs().rip) - START;
-    // Behind the second STI comes CLI, which is the one instruction: the window is the first's.
-    expect(at).toBe(2);
-  }
-});
+it('is over with one instruction, whatever ends the run', () =>
+  withGuest((vcpu) => {
+    const seen = new Set<number>();
+    for (let i = 0; i < 500; i++) {
+      expect([Exit.DEADLINE, Exit.INTERRUPTED]).toContain(vcpu.run(0.01 + (i % 7) / 50));
+      const { rip, rflags } = vcpu.getRegs();
+      const at = Number(rip) - START;
+      seen.add(at);
+      const { shadow } = vcpu.getVcpuEvents().interrupt;
+      expect([at, shadow]).toEqual([at, BEHIND.includes(at) ? InterruptShadow.STI : 0]);
+      expect([at, (rflags & IF) !== 0n]).toEqual([at, OPEN.includes(at)]);
+    }
+    expect([...seen].filter((at) => BEHIND.includes(at))).not.toEqual([]);
+    expect([...seen].filter((at) => !BEHIND.includes(at))).not.toEqual([]);
+  }));
+
+it('keeps a window for interrupts closed until it is over', () =>
+  withGuest((vcpu) => {
+    for (let i = 0; i < 200; i++) {
+      vcpu.raw.requestInterruptWindow = false;
+      vcpu.run(0.05);
+      vcpu.raw.requestInterruptWindow = true;
+      expect(vcpu.run(1000)).toBe(Exit.IRQ_WINDOW_OPEN);
+      const at = Number(vcpu.getRegs().rip) - START;
+      // Behind the second STI comes CLI, which is the one instruction: the window is the first's.
+      expect(at).toBe(2);
+    }
+  }));

@@ -64,7 +64,7 @@ function wait(cpu: Processor, insn: Insn, stop: PortAccess['stop']): void {
   cpu.stop = stop;
   cpu.state.rip = insn.rip;
   cpu.state.count -= 1n;
-  cpu.shadow = undefined;
+  cpu.shadow = undefined; // it is over with this instruction, which counts for begun
 }
 /** Userspace has answered (complete_fast_pio_in(), complete_fast_pio_out()). */
 export function finishPort(cpu: Processor, { stop, next }: PortAccess, data: Uint8Array): void {

@@ -94,18 +94,17 @@ const stos: StringInstruction = {
     advance(cpu, insn, RDI, step);
   },
   bulk(cpu, insn, size, step, most) {
-    const { state, arena } = cpu;
-    const isZero = size === 8 && state.u32(RAX * 8) === 0 && state.u32(RAX * 8 + 4) === 0;
     const count = whole(cpu, insn, RDI, size, step, most, Access.WRITE);
     if (count === 0) return 0;
     const start = step > 0 ? found : found - (count - 1) * size;
-    const { u8, u16, i32, i64 } = arena.views;
-    if (size === 1 || isZero) u8.fill(isZero ? 0 : u8[state.base + RAX * 8]!, start, start + count * size);
+    const { u8, u16, i32, i64 } = cpu.arena.views;
+    const value = accumulator(cpu, size);
+    if (size === 1 || value === 0n) u8.fill(Number(value), start, start + count * size);
     else {
       if (start % size !== 0) return 0;
       const [first, end] = [start / size, start / size + count];
-      if (size === 8) i64.fill(accumulator(cpu, size), first, end);
-      else (size === 4 ? i32 : u16).fill(state.u32(RAX * 8), first, end);
+      if (size === 8) i64.fill(value, first, end);
+      else (size === 4 ? i32 : u16).fill(Number(value), first, end);
     }
     advance(cpu, insn, RDI, count * step);
     return count;

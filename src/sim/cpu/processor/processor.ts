@@ -123,15 +123,11 @@ export abstract class Processor extends Registers {
   settle(): void {
     this.changed();
     this.code.settle();
-    if (this.mode.single || this.isAwaited) this.leave();
+    if (this.mode.single || this.isAwaited) this.state.limit = 0n; // no block begins
   }
   /** Somebody is to come before the next instruction, or as soon as interrupts can be taken. */
   get isAwaited(): boolean {
     return this.stop !== undefined || this.halted || this.windowRequested || this.nmiPending > 0;
-  }
-  /** Translated code begins no other block. */
-  leave(): void {
-    this.state.limit = 0n;
   }
   /** Linear addresses mean something else now: CR0, CR4 or EFER have changed. */
   flushTlb(): void {

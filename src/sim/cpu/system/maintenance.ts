@@ -106,6 +106,12 @@ export const maintenance: Helpers = {
     cpu.state.setGpr(RAX, BigInt(cpu.pkru));
     cpu.state.setGpr(RDX, 0n);
   },
+  /** Only data's translations follow from it, and each access looks for its own: execution may go on in its block. */
+  wrpkru(cpu) {
+    keyRegister(cpu);
+    if (low32(cpu.state.gpr(RDX)) !== 0n) raise(Vector.GP, 0);
+    cpu.setPkru(Number(low32(cpu.state.gpr(RAX))));
+  },
   /** There are no performance counters (arch/x86/kvm/pmu.c, kvm_pmu_rdpmc). */
   rdpmc: () => raise(Vector.GP, 0),
   /** With 1 in ECX: which of the components are not in their initial states (SDM volume 1, 13.6). */
@@ -122,11 +128,6 @@ export const maintenance: Helpers = {
 export const maintenanceEnding: Helpers = {
   invlpg,
   invpcid,
-  wrpkru(cpu) {
-    keyRegister(cpu);
-    if (low32(cpu.state.gpr(RDX)) !== 0n) raise(Vector.GP, 0);
-    cpu.setPkru(Number(low32(cpu.state.gpr(RAX))));
-  },
   xsetbv(cpu) {
     if ((cpu.cr4 & CR4.OSXSAVE) === 0) raise(Vector.UD);
     privileged(cpu);

@@ -96,7 +96,7 @@ export class Code implements TranslatedCode {
   }
   flushLocal(): void {
     this.#epoch = ++this.#epochs;
-    this.#setGeneration();
+    this.settle();
   }
   flushPage(low: number): void {
     if (this.#fetched.has(low >>> 12)) this.#advance();
@@ -111,11 +111,8 @@ export class Code implements TranslatedCode {
   get #current(): number {
     return this.#cpu.memory.global ? this.#globals : this.#epoch;
   }
-  settle(): void {
-    this.#setGeneration();
-  }
   /** One number for the epoch and the mode: a block of templates is gone to only in both. */
-  #setGeneration(): void {
+  settle(): void {
     const { state, mode } = this.#cpu;
     state.setU32(State.generation, Math.imul(this.#epoch, MODES) + mode.key);
     state.setU32(State.globals, Math.imul(this.#globals, MODES) + mode.key);
@@ -360,7 +357,7 @@ export class Code implements TranslatedCode {
     if (interpreter !== undefined && entry.cold !== undefined) {
       // From there on it goes on by itself.
       cpu.current = interpreter;
-      this.#setGeneration();
+      this.settle();
       interpreter.remember(entry.low, entry.high, entry.cold, entry.epoch === this.#globals);
       if (!interpreter.run(entry.cold)) return false;
     } else {
