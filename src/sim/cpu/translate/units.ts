@@ -11,6 +11,8 @@ const BESIDE = 60;
 /** Blocks in a module, and modules at most: 16 KiB each, and the blocks' closures beside them. */
 const UNIT = 128;
 const MODULES = 2000;
+/** Of those, what is in another module already: what a loop needs of it to stay in this one. */
+const TWINS = 8;
 
 export type MadeUnit = WasmUnit & Module;
 
@@ -39,10 +41,13 @@ export class Units {
     // Not what is executed one instruction at a time.
     if (entry.mode !== mode.key || mode.single || alignment || entry.pages.length > 1) return entry.unit;
     const members = [entry];
+    let twins = 0;
     for (let i = 0; i < members.length && members.length < UNIT; i++) {
       for (const target of successors(members[i]!.block)) {
         const found = near(target, members[i]!);
-        if (found !== undefined && this.#isWorthIt(found) && !members.includes(found)) members.push(found);
+        if (found === undefined || !this.#isWorthIt(found) || members.includes(found)) continue;
+        if (found.unit instanceof WasmUnit && twins++ >= TWINS) continue;
+        members.push(found);
       }
     }
     const interpreter = this.#interpreter;
