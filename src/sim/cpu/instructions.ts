@@ -18,6 +18,7 @@ import type { Builder } from './translate/builder.ts';
 import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
+import { interruptFlag } from './translate/lower/interrupt-flag.ts';
 import { isVector, usesX87, usesXmm, vectors } from './translate/lower/vector.ts';
 import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
@@ -40,13 +41,6 @@ const repeats = (helper: Helper): Lower => {
     else b.repeat(b.answer(answer));
   };
 };
-/** It may begin a shadow, which ends a block; but changes nothing else. */
-const proceeds =
-  (helper: Helper): Lower =>
-  (b) => {
-    b.call(helper);
-    b.proceed();
-  };
 /** What changes RIP or what translation depends on goes on where it leads, in the mode that it leads to. */
 const settles = (helper: Helper): Lower => {
   const call: Helper = (cpu, insn) => {
@@ -73,7 +67,6 @@ const lowered: readonly Lowerings[] = [
   each(strings, repeats),
   each(stringIo, repeatsPorts),
   each(systemInstructionsEnding, settles),
-  { sti: proceeds(systemInstructionsEnding.sti!) },
 ];
 /** String instructions have these names too. */
 const AMBIGUOUS = ['movsd', 'cmpsd'];
@@ -130,7 +123,9 @@ export const instructions = {
 
   lower(b: Builder, insn: Insn): void {
     const name = nameOf(insn);
-    const lowering = isVector(b, insn, name) ? vectors[name] : micro.get(name);
+    const { privileged, single } = b.mode;
+    const short = privileged && !single ? interruptFlag[name] : undefined;
+    const lowering = short ?? (isVector(b, insn, name) ? vectors[name] : micro.get(name));
     const helper = called.get(name);
     if (Object.hasOwn(avxLowered, name) && usesYmm(b, insn))
       avxLowered[name]!(b, insn, avxAnswers[name] ?? called.get(name)!);

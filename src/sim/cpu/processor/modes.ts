@@ -1,5 +1,5 @@
 import { Seg, type Segment } from './descriptors.ts';
-import { AVX_STATE, CR0, CR4, codeSize, protectedMode, stackSize } from './mode.ts';
+import { AVX_STATE, CR0, CR4, codeSize, cpl, protectedMode, stackSize } from './mode.ts';
 import type { Registers } from './registers.ts';
 import { Flag } from './state.ts';
 
@@ -9,6 +9,8 @@ export interface Mode {
   readonly stackBits: 16 | 32 | 64;
   /** CPL is 3: the user's rights. */
   readonly user: boolean;
+  /** CPL is 0: nothing is refused. */
+  readonly privileged: boolean;
   /** A bit for each segment with base 0 and no limit that can be read and written: nothing to check. */
   readonly flat: number;
   /** The x87 may be used: neither CR0.EM nor CR0.TS. */
@@ -30,6 +32,8 @@ export interface Mode {
 /** How many modes are known at once, and limits of CS: a guest can make them without end. */
 export const MODES = 4096;
 const LIMITS = 64;
+/** What of a mode's key says that it is single. */
+const SINGLE = 36;
 const sizeKey = { 16: 0, 32: 1, 64: 2 } as const;
 
 /** The modes that a processor has been in, so that they have small numbers. */
@@ -43,16 +47,13 @@ export class Modes {
    * The processor's mode now, and the same with one instruction at a time; undefined when it is what it was.
    * @param forget called where modes get their numbers anew: what was translated for one means another now
    */
-  find(
-    cpu: Registers,
-    user: boolean,
-    single: boolean,
-    forget: () => void,
-  ): [mode: Mode, alone: Mode] | undefined {
+  find(cpu: Registers, single: boolean, forget: () => void): [mode: Mode, alone: Mode] | undefined {
     const { segments, cr0, cr4 } = cpu;
     const bits = codeSize(cpu);
     const stackBits = stackSize(cpu);
     const long = bits === 64;
+    const level = cpl(cpu);
+    const [user, privileged] = [level === 3, level === 0];
     let flat = 0;
     if (!long) for (const [i, segment] of segments.entries()) flat |= isFlat(segment, i) ? 1 << i : 0;
     const codeBase = long ? 0 : Number(segments[Seg.CS]!.base & 0xffff_ffffn);
@@ -68,9 +69,8 @@ export class Modes {
     const key =
       sizeKey[bits] +
       sizeKey[stackBits] * 3 +
-      (user ? 9 : 0) +
-      (single ? 18 : 0) +
-      (cpu.alignment ? 36 : 0) +
+      (user ? (cpu.alignment ? 27 : 18) : privileged ? 9 : 0) + // alignment is the user's alone
+      (single ? SINGLE : 0) +
       (sse ? 144 : x87 ? 72 : 0) +
       (avx ? 216 : 0) +
       flat * 432 +
@@ -83,11 +83,23 @@ export class Modes {
       this.#limits.clear();
       this.#last = -1;
       forget();
-      return this.find(cpu, user, single, forget);
+      return this.find(cpu, single, forget);
     }
     const modeOf = (alone: boolean) =>
-      ({ bits, stackBits, user, flat, x87, sse, avx, codeBase, codeLimit, single: alone }) as const;
-    const alone = this.#numbered(single ? key : key + 18, modeOf(true));
+      ({
+        bits,
+        stackBits,
+        user,
+        privileged,
+        flat,
+        x87,
+        sse,
+        avx,
+        codeBase,
+        codeLimit,
+        single: alone,
+      }) as const;
+    const alone = this.#numbered(single ? key : key + SINGLE, modeOf(true));
     return [single ? alone : this.#numbered(key, modeOf(false)), alone];
   }
 

@@ -113,7 +113,7 @@ export abstract class Processor extends Registers {
       (this.dr[7]! & 0xffn) !== 0n;
     const single = this.watched || this.#observer?.instruction !== undefined;
     this.alignment = user && (cr0 & CR0.AM) !== 0 && (eflags & Flag.AC) !== 0;
-    const modes = this.#modes.find(this, user, single, this.#forget);
+    const modes = this.#modes.find(this, single, this.#forget);
     if (modes !== undefined) [this.mode, this.alone] = modes;
   }
   /**

@@ -2,7 +2,10 @@
 import type { Arena } from '../../arena.ts';
 import { flatSegment, type Segment, type Table } from './descriptors.ts';
 import type { CpuidEntry } from './features.ts';
-import { CpuState } from './state.ts';
+import { CpuState, State } from './state.ts';
+
+/** A count of instructions that is never reached. */
+const NEVER = 0xffff_ffff_ffff_ffffn;
 
 /** What KVM_GUESTDBG_* asks for. */
 export interface GuestDebugging {
@@ -76,18 +79,13 @@ export class Registers {
   nmiMasked = false;
   /** The shadow of STI or of MOV SS: over with the next instruction. */
   get shadow(): 'sti' | 'mov-ss' | undefined {
-    return this.#shadow ?? (this.#shadowedAt === this.state.count ? 'sti' : undefined);
+    return this.#shadow ?? (this.state.u64(State.shadowed) === this.state.count ? 'sti' : undefined);
   }
   set shadow(shadow: 'sti' | 'mov-ss' | undefined) {
     this.#shadow = shadow;
-    this.#shadowedAt = -1n;
-  }
-  /** STI in translated code: the shadow is over by itself when another instruction was begun. */
-  shadowNext(): void {
-    this.#shadowedAt = this.state.count;
+    this.state.setU64(State.shadowed, NEVER);
   }
   #shadow: 'sti' | 'mov-ss' | undefined;
-  #shadowedAt = -1n;
   /** HLT was executed, and nobody was told. */
   halted = false;
   /** Somebody waits until an interrupt can be taken (kvm_run's request_interrupt_window). */
@@ -104,6 +102,7 @@ export class Registers {
   constructor(arena: Arena) {
     this.arena = arena;
     this.state = new CpuState(arena);
+    this.shadow = undefined;
   }
 
   /** The segments whose bases and selectors the state has. */

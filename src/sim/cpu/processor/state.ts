@@ -52,6 +52,10 @@ export const State = {
   /** Of what is in `targets`, that holds which has this number; or, as long as global pages are what they were, the other one. */
   generation: 0x3c8,
   globals: 0x3d0,
+  /** IF where somebody waits until interrupts can be taken, else 0. */
+  awaited: 0x3d4,
+  /** What `count` was after STI: its shadow is over by itself when another instruction was begun. */
+  shadowed: 0x3d8,
   /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
   unit: 0x3cc,
   /** The translation lookaside buffers: see tlb.ts. */

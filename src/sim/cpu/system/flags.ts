@@ -4,7 +4,6 @@ import { raise, Vector } from '../processor/fault.ts';
 import { has } from '../processor/features.ts';
 import type { Helper, Helpers } from '../processor/helper.ts';
 import { CR4, cpl, privileged, protectedMode, virtual8086 } from '../processor/mode.ts';
-import type { Processor } from '../processor/processor.ts';
 import { Flag } from '../processor/state.ts';
 import { Stack } from '../segments/stack.ts';
 import { detachedFlags, detachedImage, isDetached, needsExtensions } from '../segments/virtual-8086.ts';
@@ -49,15 +48,6 @@ const popf =
     state.flags = (state.flags & ~(mask | Flag.RF)) | (image & mask);
   };
 
-/** Where nobody would look at the shadow, nobody has to be told. */
-function shadowNext(cpu: Processor): void {
-  if (!cpu.mode.single && !cpu.isAwaited) cpu.shadowNext();
-  else {
-    cpu.shadow = 'sti';
-    cpu.settle();
-  }
-}
-
 /** Level 3 has a virtual interrupt flag of its own with CR4.PVI, in virtual-8086 mode with CR4.VME (SDM volume 3, 20.3 and 20.4). */
 const setInterrupts =
   (on: boolean): Helper =>
@@ -68,7 +58,7 @@ const setInterrupts =
     if (!protectedMode(cpu) || level <= (eflags & Flag.IOPL) >> 12) {
       state.eflags = on ? eflags | Flag.IF : eflags & ~Flag.IF;
       // Interrupts stay away for one more instruction, if they were off.
-      if (on && (eflags & Flag.IF) === 0) shadowNext(cpu);
+      if (on && (eflags & Flag.IF) === 0) cpu.shadow = 'sti';
       return;
     }
     const own = virtual8086(cpu) ? CR4.VME : CR4.PVI;

@@ -322,6 +322,7 @@ export class Cold {
       mode.bits,
       mode.stackBits,
       mode.user,
+      mode.privileged,
       mode.flat,
       mode.x87,
       mode.sse,
