@@ -4,10 +4,13 @@ import { type Arena, PAGE } from '../../arena.ts';
 /** In the mask: the byte belongs to an instruction. */
 const CODE = 0xff;
 
-export class CodePage<Entry> {
+export class CodePage<Entry, Unit> {
   /** Where it begins in the arena. */
   readonly host: number;
   readonly entries = new Map<number, Entry>();
+  /** All that was made of its bytes: what began in it or ended in it, and units with blocks of it. */
+  readonly made: Entry[] = [];
+  readonly units = new Set<Unit>();
   /** Its bytes were compared with memory in this run. */
   checked: number;
   stale = false;

@@ -18,11 +18,11 @@ import { ClosureUnit } from './closures.ts';
 import { CodePage as PageOf } from './code-page.ts';
 import { BLOCK, Cold } from './cold.ts';
 import type { Decoder } from './decode.ts';
-import { type CodePage, Entry, keyOf } from './entry.ts';
+import { type CodePage, Entry, keyOf, type MadeUnit } from './entry.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
-import { ENTRIES, slotOf } from './targets.ts';
-import { type MadeUnit, Units } from './units.ts';
+import { ENTRIES, forgetTargets, revoke, slotOf } from './targets.ts';
+import { Units } from './units.ts';
 import { WasmUnit } from './wasm.ts';
 
 /**
@@ -38,6 +38,10 @@ const PLACES = 4096;
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 const LOW = 0xffff_ffffn;
+/** What the table by RIP tells apart (settle()). */
+const EPOCHS = 2 ** 32 / MODES;
+/** No epoch. */
+const NEVER = -1;
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
 
@@ -95,8 +99,16 @@ export class Code implements TranslatedCode {
     this.#advance();
   }
   flushLocal(): void {
-    this.#epoch = ++this.#epochs;
+    this.#epoch = this.#number();
     this.settle();
+  }
+  /** The next number. Those of the table have fewer bits: where they begin again nothing may have one of before. */
+  #number(): number {
+    if (++this.#epochs % EPOCHS !== 0) return this.#epochs;
+    forgetTargets(this.#cpu.state);
+    this.#fetched.clear();
+    this.#globals = ++this.#epochs;
+    return ++this.#epochs;
   }
   flushPage(low: number): void {
     if (this.#fetched.has(low >>> 12)) this.#advance();
@@ -104,7 +116,7 @@ export class Code implements TranslatedCode {
   /** What was found by RIP does not hold any more, in no executor. */
   #advance(): void {
     this.#fetched.clear();
-    this.#globals = ++this.#epochs;
+    this.#globals = this.#number();
     this.flushLocal();
   }
   /** What was found for the page of the last fetch holds while it is this. */
@@ -142,12 +154,17 @@ export class Code implements TranslatedCode {
     const page = this.pageOf(host);
     if (page !== undefined) this.#drop(page);
   }
-  /** A page's code is not what memory has any more. */
+  /** A page's code is not what memory has any more: nothing that was made of it is executed again. */
   #drop(page: CodePage): void {
+    const { state, memory } = this.#cpu;
     this.#pages.delete(page.host);
     page.drop();
-    this.#cpu.memory.flushWrites(page.host); // they know its map
-    this.#advance();
+    memory.flushWrites(page.host); // they know its map
+    for (const entry of page.made) {
+      entry.epoch = NEVER;
+      if (entry.cold !== undefined) revoke(state, entry.low, entry.cold);
+    }
+    for (const unit of page.units) this.#units.discard(unit);
   }
 
   /** What to execute at RIP. @throws GuestFault, SecondStageFault from the fetch */
@@ -223,6 +240,7 @@ export class Code implements TranslatedCode {
     if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
       first.entries.set(key, entry);
+      for (const page of entry.pages) page.made.push(entry);
     }
     entry.epoch = entry.pages.length > 1 ? this.#epoch : current;
     return entry;

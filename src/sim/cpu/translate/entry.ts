@@ -4,6 +4,7 @@ import type { Mode } from '../processor/modes.ts';
 import type { Unit } from '../processor/unit.ts';
 import type { CodePage as PageOf } from './code-page.ts';
 import type { Block } from './ir.ts';
+import type { WasmUnit } from './wasm.ts';
 
 /** Where execution may begin: a block, and the unit that has it. */
 export class Entry {
@@ -47,7 +48,8 @@ export class Entry {
   }
 }
 
-export type CodePage = PageOf<Entry>;
+export type MadeUnit = WasmUnit & Module;
+export type CodePage = PageOf<Entry, MadeUnit>;
 
 /** What is beside a module's code. */
 export interface Module {

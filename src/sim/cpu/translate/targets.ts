@@ -27,6 +27,21 @@ export function remember(state: CpuState, low: number, high: number, target: num
   u32[at + Entry.target / 4] = target;
 }
 
+/** Nothing is known. */
+export function forgetTargets({ arena, base, written }: CpuState): void {
+  for (const page of written) {
+    const start = base + State.targets + page;
+    arena.views.u8.fill(0, start, start + PAGE);
+  }
+  written.clear();
+}
+/** From now on nothing goes to this target by the RIP with this lower half. */
+export function revoke(state: CpuState, low: number, target: number): void {
+  const { u32 } = state.arena.views;
+  const at = (state.base + State.targets + slotOf(low) * Entry.bytes) / 4;
+  if (u32[at + Entry.target / 4] === target) u32[at + Entry.generation / 4] = 0;
+}
+
 /**
  * Code that looks for the RIP in a local (i64): leaves whether it is known, and its entry's offset in another local (i32),
  * with which targetAt() loads the target.

@@ -2,7 +2,7 @@
 import type { Processor } from '../processor/processor.ts';
 import type { Unit } from '../processor/unit.ts';
 import { ClosureUnit } from './closures.ts';
-import { type Entry, type Module, placesOf, successors } from './entry.ts';
+import { type Entry, type MadeUnit, placesOf, successors } from './entry.ts';
 import type { Interpreter } from './interpreter.ts';
 import { WasmUnit } from './wasm.ts';
 
@@ -13,8 +13,6 @@ const UNIT = 128;
 const MODULES = 2000;
 /** Of those, what is in another module already: what a loop needs of it to stay in this one. */
 const TWINS = 8;
-
-export type MadeUnit = WasmUnit & Module;
 
 export class Units {
   readonly #cpu: Processor;
@@ -60,6 +58,7 @@ export class Units {
     interpreter?.enter(unit, place);
     const module = Object.assign(unit, { members, place, places: placesOf(members), epoch: entry.epoch });
     this.#made.add(module);
+    for (const [, page] of module.places) page.units.add(module);
     members.forEach((member, index) => {
       // What is in another module already stays there: it is the one that begins at a hot block.
       if (member !== entry && member.unit instanceof WasmUnit) return;
@@ -98,7 +97,8 @@ export class Units {
 
   /** Its blocks start anew. */
   discard(module: MadeUnit): void {
-    this.#made.delete(module);
+    if (!this.#made.delete(module)) return;
+    for (const [, page] of module.places) page.units.delete(module);
     const interpreter = this.#interpreter;
     for (const member of module.members) {
       if (member.unit !== module) continue;
