@@ -250,8 +250,6 @@ const sizeOf = (insn: Insn): 2 | 4 | 8 =>
   STACK_SIZES[/^(?:Push|Pop)([wdq])_/.exec(insn.code)![1]!] as 2 | 4 | 8;
 
 export const segmentRegisters: Helpers = {
-  'mov from sreg': (cpu, insn) =>
-    writeWideOr16(cpu, insn, 0, BigInt(cpu.segments[segmentAt(insn, 1)]!.selector)),
   'push sreg'(cpu, insn) {
     const size = sizeOf(insn);
     const stack = Stack.current(cpu);

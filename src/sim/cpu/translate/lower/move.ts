@@ -1,6 +1,7 @@
 /** Data that is moved, converted and exchanged (SDM volume 1, 5.1.1). */
 
 import type { Memory, Size } from '../../processor/insn.ts';
+import { State } from '../../processor/state.ts';
 import type { Builder } from '../builder.ts';
 import type { Condition } from '../flag-values.ts';
 import type { Node } from '../ir.ts';
@@ -97,9 +98,17 @@ export const conditions = [
 const each = (prefix: string, lower: (condition: Condition) => Lower): Lowerings =>
   Object.fromEntries(conditions.map((condition) => [prefix + condition, lower(condition)]));
 
+/** A register of 4 or 8 bytes gets zeroes above the selector; memory 2 bytes whatever the operand's size. */
+const movFromSegment: Lower = (b) => {
+  const selector = b.get(State.selectors + 2 * (b.operand(1) as { index: number }).index, 2);
+  const size = b.sizeOf(0);
+  b.write(0, b.zeroExtend(2, size, selector), size);
+};
+
 export const move: Lowerings = {
   mov,
   movnti: mov,
+  'mov from sreg': movFromSegment,
   movzx,
   movsx,
   movsxd: movsx,

@@ -83,10 +83,12 @@ function half(offset: 0 | 8): Lower {
 
 /** to = op(to, from); `swapped` where WebAssembly has the operands the other way round. */
 function binary(number: number, swapped = false): Lower {
+  return operation(simd(number), swapped);
+}
+function operation(bytes: readonly number[], swapped = false): Lower {
   return (b, insn) => {
     const from = source(b, insn.operands[1]!);
     const to = xmm((insn.operands[0] as { index: number }).index);
-    const bytes = simd(number);
     b.op('vector', [], { vector: { bytes, to, a: swapped ? from : to, b: swapped ? to : from } });
   };
 }
@@ -122,6 +124,12 @@ function shift(number: number, bits: number, arithmetic = false): Lower {
 }
 /** What the forms with an immediate count are; those with a register are helpers. */
 const byImmediate = (insn: Insn) => insn.operands[1]?.kind === 'imm';
+
+/** An index with its highest bit set gives 0, and of others 4 bits count; WebAssembly's gives 0 for all beyond 15. */
+const shuffleBytes = [...simd(12, new Array(16).fill(0x8f)), ...simd(78), ...simd(14)];
+/** Bytes of the second operand, and of the first above it: more than 16 bytes further there are zeroes. */
+const align = shuffle((immediate) => Array.from({ length: 16 }, (_, i) => (i + immediate + 16) % 32));
+const isWithin = (insn: Insn) => ((insn.operands[2] as { value: bigint }).value & 0xffn) <= 16n;
 
 const always = () => true;
 /** What WebAssembly has as one instruction: its number, and whether it has the operands the other way round. */
@@ -254,6 +262,8 @@ const table: { readonly [mnemonic: string]: readonly [Lower, ((insn: Insn) => bo
   ...rows(packed, (row) => binary(...row)),
   ...rows(shifts, (row) => shift(...row), byImmediate),
   ...rows(shuffles, (row) => shuffle(...row)),
+  pshufb: [operation(shuffleBytes)],
+  palignr: [align, isWithin],
 };
 
 /** Whether instructions on SSE's registers may be micro-ops in this mode: no MMX registers, and SSE's may be used. */
