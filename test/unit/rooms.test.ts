@@ -76,6 +76,7 @@ const plans: readonly Plan[] = [
       ['avx'],
       ['system'],
       ['translate'],
+      ['translate/functions'],
       ['translate/x87'],
       ['translate/lower'],
       ['.'],

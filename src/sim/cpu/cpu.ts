@@ -69,11 +69,11 @@ export class Cpu extends Processor {
     const begun = state.count;
     const end = begun + BigInt(slice);
     const limit = exactly && slice < BLOCK ? begun : exactly ? end - BigInt(BLOCK - 1) : end;
-    state.setU32(State.awaited, this.isAwaited ? Flag.IF : 0);
     // Of one that translated code has left by itself until now.
     if (this.shadow !== undefined) this.changed();
     for (let work = WORK; ; ) {
       state.limit = limit;
+      state.setU32(State.awaited, this.isAwaited || this.nmiMasked ? Flag.IF : 0);
       try {
         const stop = this.#events();
         if (stop !== undefined) return stop;

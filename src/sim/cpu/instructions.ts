@@ -14,11 +14,13 @@ import { State } from './processor/state.ts';
 import { sse, sseAnswers } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
+import { noted } from './system/transitions.ts';
 import type { Builder } from './translate/builder.ts';
 import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
 import { interruptFlag } from './translate/lower/interrupt-flag.ts';
+import { transitionLowerings } from './translate/lower/transition.ts';
 import { isVector, usesX87, usesXmm, vectors } from './translate/lower/vector.ts';
 import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
 import type { Lower, Lowerings } from './translate/lowering.ts';
@@ -42,17 +44,33 @@ const repeats = (helper: Helper): Lower => {
   };
 };
 /** What changes RIP or what translation depends on goes on where it leads, in the mode that it leads to. */
-const settles = (helper: Helper): Lower => {
-  const call: Helper = (cpu, insn) => {
+const settled =
+  (helper: Helper): Helper =>
+  (cpu, insn) => {
     helper(cpu, insn);
     if (!cpu.state.moved) cpu.state.rip = insn.next;
     cpu.settle();
   };
+const settles = (helper: Helper): Lower => {
+  const call = settled(helper);
   return (b) => {
     b.call(call);
     b.dynamic(b.get(State.rip, 8));
   };
 };
+/** The same of SYSCALL and the like, where translated code may know the way. */
+const ways = Object.entries({ syscall: 'SYSCALL', sysretq: 'SYSRET', iretq: 'IRET' } as const).map(
+  ([name, way]) => {
+    const { lower, privileged } = transitionLowerings[name as keyof typeof transitionLowerings];
+    const helper = systemInstructionsEnding[name]!;
+    const [quick, slow] = [lower(noted(way, settled(helper))), settles(helper)];
+    const lowering: Lower = (b, insn) => {
+      const { bits, single, privileged: innermost } = b.mode;
+      (bits === 64 && !single && (innermost || !privileged) ? quick : slow)(b, insn);
+    };
+    return [name, lowering] as const;
+  },
+);
 /** The same, and userspace may have something to do. */
 const repeatsPorts =
   (helper: Helper): Lower =>
@@ -67,6 +85,7 @@ const lowered: readonly Lowerings[] = [
   each(strings, repeats),
   each(stringIo, repeatsPorts),
   each(systemInstructionsEnding, settles),
+  Object.fromEntries(ways),
 ];
 /** String instructions have these names too. */
 const AMBIGUOUS = ['movsd', 'cmpsd'];

@@ -43,6 +43,14 @@ export class Modes {
   readonly #limits = new Map<number, number>();
   #last = -1;
 
+  /** The number of the mode that was found last, and what makes it be found anew where it is another. */
+  get last(): number {
+    return this.#last;
+  }
+  resume(what: number): void {
+    this.#last = what;
+  }
+
   /**
    * The processor's mode now, and the same with one instruction at a time; undefined when it is what it was.
    * @param forget called where modes get their numbers anew: what was translated for one means another now

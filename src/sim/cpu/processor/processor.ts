@@ -1,6 +1,8 @@
 /** A processor as its instructions see it: what it holds, the mode that follows, its memory and its I/O. */
 import type { Observer } from '../../../hypervisor/backend.ts';
 import type { Arena } from '../../arena.ts';
+import { Contexts } from './contexts.ts';
+import { Seg, type Segment } from './descriptors.ts';
 import { lowHalf } from './halves.ts';
 import { IoLog } from './io.ts';
 import { CR0, cpl } from './mode.ts';
@@ -53,7 +55,14 @@ export abstract class Processor extends Registers {
   /** iced-x86's names of what the guest executed and this processor lacks. */
   readonly unimplemented = new Set<string>();
   readonly #modes = new Modes();
-  readonly #forget = () => this.code.forget();
+  readonly #forget = () => {
+    this.code.forget();
+    this.#contexts.forget();
+    this.state.forgetTransitions();
+  };
+  readonly #contexts = new Contexts();
+  /** The number of what segments and mode are here, as State.context has it until translated code changes that. */
+  #context = 0;
   #observer: Observer | undefined;
 
   constructor(
@@ -114,7 +123,53 @@ export abstract class Processor extends Registers {
     const single = this.watched || this.#observer?.instruction !== undefined;
     this.alignment = user && (cr0 & CR0.AM) !== 0 && (eflags & Flag.AC) !== 0;
     const modes = this.#modes.find(this, single, this.#forget);
-    if (modes !== undefined) [this.mode, this.alone] = modes;
+    if (modes === undefined || modes[0] === this.mode) return;
+    [this.mode, this.alone] = modes;
+    this.#setContext(0);
+  }
+
+  #setContext(number: number): void {
+    this.#context = number;
+    this.state.setU32(State.context, number);
+  }
+  /** To be called first of all where translated code calls JS: it may have gone to another privilege level by itself. */
+  sync(): void {
+    const number = this.state.u32(State.context);
+    if (number === this.#context) return;
+    const { cs, ss, mode, alone, what } = this.#contexts.at(number);
+    this.#context = number;
+    this.adopt(Seg.CS, cs);
+    this.adopt(Seg.SS, ss);
+    this.mode = mode;
+    this.alone = alone;
+    this.alignment = false;
+    this.watched = false;
+    this.#modes.resume(what);
+  }
+  /** The context's number, which it gets now if need be; 0 where translated code shall not go from it, or to it. */
+  numberContext(): number {
+    const { mode, alone, segments } = this;
+    const [cs, ss] = [segments[Seg.CS]!, segments[Seg.SS]!];
+    if (mode.bits !== 64 || mode.single || this.alignment || cs.base !== 0n || ss.base !== 0n) return 0;
+    if (this.#context !== 0) return this.#context;
+    const number = this.#contexts.numberOf({ cs, ss, mode, alone, what: this.#modes.last });
+    if (number === undefined) {
+      this.#contexts.forget();
+      this.state.forgetTransitions();
+      return 0;
+    }
+    const known = this.#contexts.at(number);
+    this.adopt(Seg.CS, known.cs);
+    this.adopt(Seg.SS, known.ss);
+    this.#setContext(number);
+    return number;
+  }
+  protected override replaced(index: number, before: Segment | undefined): void {
+    const after = this.segments[index]!;
+    if (index === Seg.CS || index === Seg.SS) this.#setContext(0);
+    // A way to another level was one that left these as they were.
+    else if (before?.selector !== after.selector || before.dpl !== after.dpl || before.type !== after.type)
+      this.state.forgetTransitions();
   }
   /**
    * changed() within translated code, by the instruction that ends a block: the next block is one of the mode that this is now, or

@@ -25,11 +25,16 @@ export interface DebugEvents {
   held: bigint;
 }
 
-/** Counts how often one was set. */
+/** STAR, LSTAR, CSTAR and FMASK. */
+const SYSTEM_CALL = { first: 0xc000_0081, last: 0xc000_0084 } as const;
+
+/** Counts how often one was set, and tells of those of system calls. */
 class Msrs extends Map<number, bigint> {
   changes = 0;
+  systemCall: (() => void) | undefined;
   override set(index: number, value: bigint): this {
     this.changes++;
+    if (index >= SYSTEM_CALL.first && index <= SYSTEM_CALL.last) this.systemCall?.();
     return super.set(index, value);
   }
 }
@@ -52,16 +57,13 @@ export class Registers {
     segment({}),
     segment({}),
   ];
-  ldtr: Segment = segment({ type: 2, s: 0 });
   tr: Segment = segment({ type: 11, s: 0 });
-  gdtr: Table = { base: 0n, limit: 0xffff };
   idtr: Table = { base: 0n, limit: 0xffff };
   cr0 = 0x6000_0010;
   cr2 = 0n;
   cr3 = 0n;
   cr4 = 0;
   cr8 = 0;
-  efer = 0;
   xcr0 = 1n;
   /** The rights of protection keys: two bits each, no access and no write. Translations follow from it. */
   pkru = 0;
@@ -70,6 +72,32 @@ export class Registers {
   /** Model-specific registers with nothing behind them but their value; the others are in msrs.ts. */
   readonly msrs = new Msrs();
   cpuid: readonly CpuidEntry[] = [];
+
+  // What is known of ways between contexts depends on these.
+  get ldtr(): Segment {
+    return this.#ldtr;
+  }
+  set ldtr(ldtr: Segment) {
+    this.#ldtr = ldtr;
+    this.state.forgetTransitions();
+  }
+  get gdtr(): Table {
+    return this.#gdtr;
+  }
+  set gdtr(gdtr: Table) {
+    this.#gdtr = gdtr;
+    this.state.forgetTransitions();
+  }
+  get efer(): number {
+    return this.#efer;
+  }
+  set efer(efer: number) {
+    this.#efer = efer;
+    this.state.forgetTransitions();
+  }
+  #ldtr: Segment = segment({ type: 2, s: 0 });
+  #gdtr: Table = { base: 0n, limit: 0xffff };
+  #efer = 0;
 
   // --- events ---
   /** What is to be delivered before the next instruction: KVM_SET_VCPU_EVENTS and KVM_INTERRUPT put it here. */
@@ -103,6 +131,7 @@ export class Registers {
     this.arena = arena;
     this.state = new CpuState(arena);
     this.shadow = undefined;
+    this.msrs.systemCall = () => this.state.forgetTransitions();
   }
 
   /** The segments whose bases and selectors the state has. */
@@ -111,7 +140,15 @@ export class Registers {
   mirrorSegment(index: number): void {
     const segment = this.segments[index]!;
     if (segment === this.#mirrored[index]) return;
+    this.replaced(index, this.#mirrored[index]);
     this.#mirrored[index] = segment;
     this.state.setSegment(index, segment.base, segment.selector);
+  }
+  /** Another segment is in the place of this one. */
+  protected replaced(_index: number, _before: Segment | undefined): void {}
+  /** The state has these already. */
+  protected adopt(index: number, segment: Segment): void {
+    this.segments[index] = segment;
+    this.#mirrored[index] = segment;
   }
 }

@@ -3,6 +3,7 @@
  * Offsets are bytes from the start of the processor's state page.
  */
 import type { Arena } from '../../arena.ts';
+import { Transition, Way } from './contexts.ts';
 
 export const State = {
   /** RAX RCX RDX RBX RSP RBP RSI RDI R8-R15, 8 bytes each: the order of the encodings. */
@@ -52,10 +53,13 @@ export const State = {
   /** Of what is in `targets`, that holds which has this number; or, as long as global pages are what they were, the other one. */
   generation: 0x3c8,
   globals: 0x3d0,
-  /** IF where somebody waits until interrupts can be taken, else 0. */
+  /** IF where somebody waits until interrupts can be taken, or an NMI is being served; else 0. */
   awaited: 0x3d4,
   /** What `count` was after STI: its shadow is over by itself when another instruction was begun. */
   shadowed: 0x3d8,
+  /** Which code and stack segments, and mode, these are; 0 where they have no number: see contexts.ts. */
+  context: 0x3e0,
+  transitions: 0x400,
   /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
   unit: 0x3cc,
   /** The translation lookaside buffers: see tlb.ts. */
@@ -196,6 +200,12 @@ export class CpuState {
     i32[(this.base + State.eflags) / 4] = value & ~ARITHMETIC;
     i32[(this.base + State.flagA) / 4] = value & ARITHMETIC;
     i32[(this.base + State.flagKind) / 4] = FlagKind.EXPLICIT;
+  }
+
+  /** Translated code knows no way from one context to another. */
+  forgetTransitions(): void {
+    for (let way = 0; way < Way.count; way++)
+      this.setU32(State.transitions + way * Transition.bytes + Transition.from, 0);
   }
 
   /** RFLAGS without the arithmetic flags. */

@@ -128,6 +128,7 @@ export class Cold {
   }
 
   #execute(record: number): number {
+    this.#cpu.sync();
     const { unit, gives, waits } = this.#closures.get(record)!;
     if (waits && ++this.#impatience >= Batch.patience) this.#compile();
     unit.execute();

@@ -117,6 +117,7 @@ export class Interpreter implements Unit {
     const called =
       (helper: Callee): Callee =>
       (record, ...values) => {
+        cpu.sync();
         const insn = this.insnOf((record as number) >>> 0);
         state.rip = insn.rip;
         state.moved = false;

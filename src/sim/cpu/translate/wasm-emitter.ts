@@ -172,6 +172,7 @@ export class Emitter extends FunctionEmitter {
       const { state } = cpu;
       const helper = detail.helper!;
       const call = (...values: unknown[]) => {
+        cpu.sync();
         state.rip = insn.rip;
         state.moved = false;
         return helper(cpu, insn, ...values);

@@ -17,6 +17,7 @@ let units = 0;
 /** What is due where a unit's code gives LEFT or TRAPPED: gives what Unit.run() does. */
 export function ended(cpu: Processor, unit: Unit, how: number): boolean {
   const { state } = cpu;
+  cpu.sync();
   if (how === TRAPPED) {
     state.setU32(State.trap, 0);
     return false;
@@ -63,17 +64,24 @@ export class WasmUnit implements Unit {
 }
 
 /** Accesses that the buffers do not answer, at an address in halves. `how`: the bytes, and bits for write and stack. */
-export function slow({ memory }: Processor) {
+export function slow(cpu: Processor) {
+  const { memory } = cpu;
   return {
-    s0: (low: number, high: number, how: number) =>
-      memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true),
+    s0: (low: number, high: number, how: number) => {
+      cpu.sync();
+      return memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true);
+    },
     s1: (low: number, high: number, how: number) => {
+      cpu.sync();
       if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
       return memory.load64At(low, high, (how & 16) !== 0, (how & 32) !== 0, true);
     },
-    s2: (low: number, high: number, value: number, how: number) =>
-      memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true),
+    s2: (low: number, high: number, value: number, how: number) => {
+      cpu.sync();
+      memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true);
+    },
     s3: (low: number, high: number, value: bigint, how: number) => {
+      cpu.sync();
       if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
       memory.store64At(low, high, value, (how & 32) !== 0, true);
     },

@@ -12,7 +12,8 @@ import type { Lower, Lowerings } from '../lowering.ts';
 /** What POPF leaves as it is at privilege level 0, beside RF, which it clears (SDM volume 2, POPF). */
 const KEPT = Flag.VM | Flag.VIF | Flag.VIP;
 
-function byItself(cpu: Processor, _insn: Insn, condition: number): void {
+/** Where `condition` is not 0 the instruction is executed anew, by its helper. */
+export function byItself(cpu: Processor, _insn: Insn, condition: number): void {
   if (condition !== 0) cpu.io.demand('alone');
 }
 

@@ -1,6 +1,6 @@
 /** Numbers of other formats as ordinary ones of 80 bits, and back (SDM volume 1, 4.2 and 8.2). */
 import { Rounding } from '../../fp/float.ts';
-import { type Body, i, type Local, l, select, type Value } from './code.ts';
+import { type Body, i, type Local, l, select, type Value } from '../functions/code.ts';
 import { BIAS, exponentOf, isUp, type Number80, SIGN, TOP } from './numbers.ts';
 
 /** Operands in memory by what they are: the type of the parameter that has one, and the number. */

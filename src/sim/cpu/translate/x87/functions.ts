@@ -10,9 +10,18 @@ import { Rounding } from '../../fp/float.ts';
 import { State } from '../../processor/state.ts';
 import { Fsw } from '../../x87/stack.ts';
 import type { Quick } from '../attempt.ts';
-import { type Body, type Definition, i, type Local, l, select, statePage, type Value } from './code.ts';
+import {
+  type Body,
+  type Definition,
+  i,
+  type Local,
+  l,
+  select,
+  statePage,
+  type Value,
+} from '../functions/code.ts';
+import { Functions } from '../functions/module.ts';
 import { type Source, type Stored, sources, toDouble, toInteger, toSingle, toWhole } from './formats.ts';
-import { quick } from './module.ts';
 import {
   add,
   BIAS,
@@ -28,6 +37,9 @@ import {
   SIGN,
 } from './numbers.ts';
 import { ANY, type Control, INEXACT, ROUNDING, Stack, TO_NEAREST } from './stack.ts';
+
+const module = new Functions();
+const quick = (definition: Definition) => module.quick(definition);
 
 /** A function on the stack: registers are named in `body` before it begins. */
 const on = (

@@ -9,7 +9,16 @@
 import { Exception } from '../../fp/float.ts';
 import { State } from '../../processor/state.ts';
 import { Fsw } from '../../x87/stack.ts';
-import { type Body, type Definition, i, type Local, l, select, statePage, type Value } from './code.ts';
+import {
+  type Body,
+  type Definition,
+  i,
+  type Local,
+  l,
+  select,
+  statePage,
+  type Value,
+} from '../functions/code.ts';
 
 export const BIAS = 16_383;
 /** The exponents of normal numbers are below this, when 1 is subtracted. */

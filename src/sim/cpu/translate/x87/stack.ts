@@ -6,7 +6,7 @@ import { Exception } from '../../fp/float.ts';
 import { Seg } from '../../processor/descriptors.ts';
 import { State } from '../../processor/state.ts';
 import { EMPTY, Fsw } from '../../x87/stack.ts';
-import { type Body, i, type Local, l, statePage, type Value } from './code.ts';
+import { type Body, i, type Local, l, statePage, type Value } from '../functions/code.ts';
 import { DONE, isOrdinary, type Number80, put } from './numbers.ts';
 
 /** What FCW must have. */

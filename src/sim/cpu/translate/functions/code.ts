@@ -166,6 +166,9 @@ export class Body {
     write(this.#code, value);
     this.#code.op(op, 0).u(offset);
   }
+  store32(address: Value, offset: number, value: Value): void {
+    this.#store(Wasm.i32Store, address, offset, value);
+  }
   store16(address: Value, offset: number, value: Value): void {
     this.#store(Wasm.i32Store16, address, offset, value);
   }

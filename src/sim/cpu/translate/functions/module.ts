@@ -1,4 +1,4 @@
-/** The module of all functions that translated code calls: compiled once, when the first of them is asked for. */
+/** Modules of functions that translated code calls. */
 import type { Module } from '../../../webassembly.ts';
 import { WebAssembly } from '../../../webassembly.ts';
 import type { Processor } from '../../processor/processor.ts';
@@ -7,36 +7,39 @@ import { Bytes, Wasm } from '../wasm-bytes.ts';
 import { wasmType } from '../wasm-module.ts';
 import { Body, type Definition } from './code.ts';
 
-/** Those that are exported, in the order of their names `f0` and so on; they may call others. */
-const exported: Definition[] = [];
-let module: Module | undefined;
-
 type Exports = { readonly [name: string]: unknown };
-const instances = new WeakMap<Processor, Exports>();
 const NONE: Exports = {};
-
-/** Its functions on the processor's own state; none where the engine compiles no such module at once. */
-function exportsOf(cpu: Processor): Exports {
-  const known = instances.get(cpu);
-  if (known !== undefined) return known;
-  let made = NONE;
-  try {
-    module ??= new WebAssembly.Module(bytesOf(exported));
-    const imports = { m: cpu.arena.memory, b: cpu.state.base };
-    made = new WebAssembly.Instance(module, { e: imports }).exports;
-  } catch (error) {
-    if (!(error instanceof RangeError)) throw error;
-  }
-  instances.set(cpu, made);
-  return made;
-}
 const givesUp = () => 0;
 
-/** A function of the module, as attempts call it. */
-export function quick(definition: Definition): Quick {
-  const name = `f${exported.push(definition) - 1}`;
-  const of: Quick['of'] = (cpu) => (exportsOf(cpu)[name] ?? givesUp) as ReturnType<Quick['of']>;
-  return { params: definition.params, of };
+/** Functions that are compiled together, when the first of them is asked for. */
+export class Functions {
+  /** Those that are exported, in the order of their names `f0` and so on; they may call others. */
+  readonly #exported: Definition[] = [];
+  #module: Module | undefined;
+  readonly #instances = new WeakMap<Processor, Exports>();
+
+  /** On the processor's own state; none where the engine compiles no such module at once. */
+  #of(cpu: Processor): Exports {
+    const known = this.#instances.get(cpu);
+    if (known !== undefined) return known;
+    let made = NONE;
+    try {
+      this.#module ??= new WebAssembly.Module(bytesOf(this.#exported));
+      const imports = { m: cpu.arena.memory, b: cpu.state.base };
+      made = new WebAssembly.Instance(this.#module, { e: imports }).exports;
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+    }
+    this.#instances.set(cpu, made);
+    return made;
+  }
+
+  /** Another function, as attempts call it. */
+  quick(definition: Definition): Quick {
+    const name = `f${this.#exported.push(definition) - 1}`;
+    const of: Quick['of'] = (cpu) => (this.#of(cpu)[name] ?? givesUp) as ReturnType<Quick['of']>;
+    return { params: definition.params, of };
+  }
 }
 
 /** The binary. The memory and the state page's place are imported. */
