@@ -7,7 +7,7 @@ import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulat
 import { instructions } from './instructions.ts';
 import { finishPort } from './integer/ports.ts';
 import { DR6 } from './processor/debug.ts';
-import { Alone, GuestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
+import { Alone, GuestFault, guestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
 import { halves } from './processor/halves.ts';
 import { IoStop } from './processor/io.ts';
 import { Unmodelled } from './processor/mode.ts';
@@ -83,12 +83,9 @@ export class Cpu extends Processor {
         code.made = 0;
         if (this.mode.single) this.#step();
         else if (!code.execute(last ? code.findSingle() : code.find())) {
-          this.#rewind();
-          if (!this.io.isDemanded) return FAULTED;
-          this.io.isDemanded = false;
           work -= DELIVERY;
-          const demanded = this.#alone('emulated');
-          if (demanded !== undefined) return demanded;
+          const stop = this.#trapped();
+          if (stop !== undefined) return stop;
         }
       } catch (thrown) {
         work -= DELIVERY;
@@ -246,6 +243,18 @@ export class Cpu extends Processor {
     const goesOn =
       mode === 'emulated' && !single && io.writes.length === 0 && emulatorGoesOn(this, entry.block);
     return goesOn ? this.#alone('emulated', entry) : io.writes.shift();
+  }
+
+  /** What a load or store of translated code could not do. */
+  #trapped(): Stop | undefined {
+    if (this.faulted) {
+      this.faulted = false;
+      return this.#caught(guestFault);
+    }
+    this.#rewind();
+    if (!this.io.isDemanded) return FAULTED;
+    this.io.isDemanded = false;
+    return this.#alone('emulated');
   }
 
   /** Back to the instruction that did not happen. */

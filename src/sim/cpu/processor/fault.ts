@@ -14,14 +14,15 @@ export class GuestFault {
   address = 0n;
 }
 
-const fault = new GuestFault();
+/** The one that is thrown. */
+export const guestFault = new GuestFault();
 
 /** Raises an exception in the guest. */
 export function raise(vector: number, errorCode?: number, address = 0n): never {
-  fault.vector = vector;
-  fault.errorCode = errorCode;
-  fault.address = address;
-  throw fault;
+  guestFault.vector = vector;
+  guestFault.errorCode = errorCode;
+  guestFault.address = address;
+  throw guestFault;
 }
 
 /**

@@ -50,6 +50,8 @@ export abstract class Processor extends Registers {
   alone!: Mode;
   /** The unit that is executing, or was last. */
   current: Unit | undefined;
+  /** A load or store of translated code met a fault of the guest's, which is in guestFault. */
+  faulted = false;
   /** A helper's way to stop: taken when its instruction is done. */
   stop: Stop | undefined;
   /** iced-x86's names of what the guest executed and this processor lacks. */
@@ -111,16 +113,18 @@ export abstract class Processor extends Registers {
   changed(): void {
     const { segments, state, cr0 } = this;
     for (let i = 0; i < segments.length; i++) this.mirrorSegment(i);
-    const { eflags } = state;
+    const eflags = state.u32(State.eflags);
     const user = cpl(this) === 3;
-    this.watched =
-      (eflags & (Flag.TF | Flag.RF)) !== 0 ||
+    const watched =
+      (eflags & Flag.TF) !== 0 ||
       this.shadow !== undefined ||
       this.debug.held !== 0n ||
       this.debugging.singleStep ||
       this.debugging.hardware !== undefined ||
       (this.dr[7]! & 0xffn) !== 0n;
-    const single = this.watched || this.#observer?.instruction !== undefined;
+    const single = watched || this.#observer?.instruction !== undefined;
+    if (!single && (eflags & Flag.RF) !== 0) state.resume();
+    this.watched = watched;
     this.alignment = user && (cr0 & CR0.AM) !== 0 && (eflags & Flag.AC) !== 0;
     const modes = this.#modes.find(this, single, this.#forget);
     if (modes === undefined || modes[0] === this.mode) return;
@@ -177,6 +181,7 @@ export abstract class Processor extends Registers {
    */
   settle(): void {
     this.changed();
+    this.numberContext();
     this.code.settle();
     if (this.mode.single || this.isAwaited) this.state.limit = 0n; // no block begins
   }

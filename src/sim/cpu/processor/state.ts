@@ -3,7 +3,7 @@
  * Offsets are bytes from the start of the processor's state page.
  */
 import type { Arena } from '../../arena.ts';
-import { Transition, Way } from './contexts.ts';
+import { Transition, Way } from './ways.ts';
 
 export const State = {
   /** RAX RCX RDX RBX RSP RBP RSI RDI R8-R15, 8 bytes each: the order of the encodings. */
@@ -46,8 +46,8 @@ export const State = {
   vector: 0x2a0,
   /** What YMM0-15 have above XMM0-15: 16 bytes each. */
   ymm: 0x2b0,
-  /** The same of an operand in memory: the upper 16 of 32 bytes. */
-  vectorHigh: 0x3b0,
+  /** What `count` was when RF was set: it is over with the next instruction, and nobody looks at it. */
+  resumed: 0x3b0,
   /** Eight bytes that stay zero: a register that an address does without. */
   zero: 0x3c0,
   /** Of what is in `targets`, that holds which has this number; or, as long as global pages are what they were, the other one. */
@@ -59,6 +59,8 @@ export const State = {
   shadowed: 0x3d8,
   /** Which code and stack segments, and mode, these are; 0 where they have no number: see contexts.ts. */
   context: 0x3e0,
+  /** Where the upper 16 of 32 bytes of an operand in memory wait for a vector op. */
+  vectorHigh: 0x3f0,
   transitions: 0x400,
   /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
   unit: 0x3cc,
@@ -70,7 +72,7 @@ export const State = {
 } as const;
 
 /** What of it is the processor's; behind it there are caches. */
-export const STATE_BYTES = 0x3b0;
+export const STATE_BYTES = 0x3c0;
 
 /** RFLAGS (SDM volume 1, 3.4.3). */
 export const Flag = {
@@ -193,11 +195,11 @@ export class CpuState {
 
   /** RFLAGS, all of it. */
   get flags(): number {
-    return this.arena.views.i32[(this.base + State.eflags) / 4]! | arithmeticFlags(this.arena, this.base);
+    return this.eflags | arithmeticFlags(this.arena, this.base);
   }
   set flags(value: number) {
     const { i32 } = this.arena.views;
-    i32[(this.base + State.eflags) / 4] = value & ~ARITHMETIC;
+    this.eflags = value & ~ARITHMETIC;
     i32[(this.base + State.flagA) / 4] = value & ARITHMETIC;
     i32[(this.base + State.flagKind) / 4] = FlagKind.EXPLICIT;
   }
@@ -210,10 +212,20 @@ export class CpuState {
 
   /** RFLAGS without the arithmetic flags. */
   get eflags(): number {
-    return this.arena.views.i32[(this.base + State.eflags) / 4]!;
+    const { u32, i32 } = this.arena.views;
+    const [resumed, count] = [(this.base + State.resumed) / 4, (this.base + State.count) / 4];
+    const isResuming = u32[resumed] === u32[count] && u32[resumed + 1] === u32[count + 1];
+    return i32[(this.base + State.eflags) / 4]! | (isResuming ? Flag.RF : 0);
   }
   set eflags(value: number) {
-    this.arena.views.i32[(this.base + State.eflags) / 4] = value;
+    const { i32 } = this.arena.views;
+    i32[(this.base + State.eflags) / 4] = value;
+    i32[(this.base + State.resumed) / 4 + 1] = -1; // no count is as high
+  }
+  /** Where nothing looks at RF until the next instruction has ended it, it is kept by the count of instructions. */
+  resume(): void {
+    this.eflags &= ~Flag.RF;
+    this.setU64(State.resumed, this.count);
   }
 
   u8(offset: number): number {

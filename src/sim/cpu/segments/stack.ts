@@ -1,10 +1,12 @@
 /** The stacks of far transfers and of events: pushed and popped as a whole, so that a fault changes nothing. */
 
+import { PAGE } from '../../arena.ts';
 import { inLimit, Seg, type Segment } from '../processor/descriptors.ts';
 import { raise, Vector } from '../processor/fault.ts';
 import { canonical, low32, stackSize, wrapLinear } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { Rights } from '../processor/services.ts';
+import { Access, MMIO } from '../processor/stage.ts';
 
 const RSP = 4;
 
@@ -61,10 +63,34 @@ export class Stack {
     this.#cpu.memory.checkWrite(linear, size, this.#options.rights);
     this.#pushed.push({ linear, size, value });
   }
+  /** The same of several of 8 bytes: at once where nobody watches and they lie in one page. */
+  pushAll(values: readonly bigint[]): void {
+    const { bits, rights } = this.#options;
+    const bytes = values.length * 8;
+    const first = this.pointer - BigInt(bytes);
+    const inside = Number(first & 0xfffn);
+    const together =
+      bits === 64 && inside % 8 === 0 && inside + bytes <= PAGE && canonical(first) && !this.#cpu.mode.single;
+    const host = together ? this.#cpu.memory.host(first, bytes, Access.WRITE, rights) : MMIO;
+    if (host === MMIO) {
+      for (const value of values) this.push(value, 8);
+      return;
+    }
+    this.pointer = first;
+    this.#together = { host, values };
+  }
+  /** What pushAll() has found a place for. */
+  #together: { readonly host: number; readonly values: readonly bigint[] } | undefined;
+
   /** Writes what was pushed. */
   write(): void {
     const { rights } = this.#options;
-    const { memory } = this.#cpu;
+    const { memory, arena } = this.#cpu;
+    if (this.#together !== undefined) {
+      const { host, values } = this.#together;
+      let at = host / 8 + values.length;
+      for (const value of values) arena.views.u64[--at] = value;
+    }
     for (const { linear, size, value } of this.#pushed) {
       if (size === 8) memory.write64(linear, BigInt.asUintN(64, value), rights);
       else if (size === 4) memory.write32(linear, Number(low32(value)), rights);

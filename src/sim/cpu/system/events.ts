@@ -79,6 +79,7 @@ export function deliver(cpu: Processor, event: Event): void {
   }
   cpu.shadow = undefined;
   cpu.changed();
+  cpu.numberContext();
 }
 
 /** One attempt; gives what is to be delivered instead. */
@@ -231,14 +232,12 @@ function enterProtected(cpu: Processor, event: Event): LateFault | undefined {
   const outside = gate.size === 8 ? !canonical(gate.offset) : gate.offset > BigInt(cs.limit);
 
   if (virtual) pushVirtual(cpu, stack, gate.size);
-  if (inner || gate.size === 8) {
-    stack.push(BigInt(old.ss.selector), gate.size);
-    stack.push(old.rsp, gate.size);
-  }
-  stack.push(BigInt(state.flags | (fault ? Flag.RF : 0)), gate.size);
-  stack.push(BigInt(old.cs), gate.size);
-  stack.push(next ?? state.rip, gate.size);
-  if (errorCode !== undefined) stack.push(BigInt(errorCode), gate.size);
+  const flags = state.flags | (fault ? Flag.RF : 0);
+  const frame = [BigInt(flags), BigInt(old.cs), next ?? state.rip];
+  if (inner || gate.size === 8) frame.unshift(BigInt(old.ss.selector), old.rsp);
+  if (errorCode !== undefined) frame.push(BigInt(errorCode));
+  if (gate.size === 8) stack.pushAll(frame);
+  else for (const value of frame) stack.push(value, gate.size);
   if (outside) raise(Vector.GP, ext);
   stack.write();
   markAccessed(cpu, target);

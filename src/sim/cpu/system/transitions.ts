@@ -2,11 +2,12 @@
  * Notes how the processor went from one context to another, so that translated code can go the same way by itself
  * (translate/functions/transitions.ts): what it came from and to, and the descriptors that it looked at.
  */
-import { Transition, Way } from '../processor/contexts.ts';
+
 import { isNull, Seg } from '../processor/descriptors.ts';
 import type { Helper } from '../processor/helper.ts';
 import type { Processor } from '../processor/processor.ts';
 import { Flag, State } from '../processor/state.ts';
+import { Transition, Way } from '../processor/ways.ts';
 import { Msr, msrValue } from './msrs.ts';
 
 /** A way back may take these from the program; then it is not noted. */

@@ -4,6 +4,7 @@
  */
 
 import { WebAssembly } from '../../webassembly.ts';
+import { guestFault } from '../processor/fault.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
@@ -69,21 +70,45 @@ export function slow(cpu: Processor) {
   return {
     s0: (low: number, high: number, how: number) => {
       cpu.sync();
-      return memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true);
+      try {
+        return memory.load32At(low, high, how & 15, (how & 16) !== 0, (how & 32) !== 0, true);
+      } catch (thrown) {
+        return Number(trapped(cpu, thrown));
+      }
     },
     s1: (low: number, high: number, how: number) => {
       cpu.sync();
-      if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
-      return memory.load64At(low, high, (how & 16) !== 0, (how & 32) !== 0, true);
+      try {
+        if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
+        return memory.load64At(low, high, (how & 16) !== 0, (how & 32) !== 0, true);
+      } catch (thrown) {
+        return trapped(cpu, thrown);
+      }
     },
     s2: (low: number, high: number, value: number, how: number) => {
       cpu.sync();
-      memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true);
+      try {
+        memory.store32At(low, high, value, how & 15, (how & 32) !== 0, true);
+      } catch (thrown) {
+        trapped(cpu, thrown);
+      }
     },
     s3: (low: number, high: number, value: bigint, how: number) => {
       cpu.sync();
-      if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
-      memory.store64At(low, high, value, (how & 32) !== 0, true);
+      try {
+        if (how & 64) memory.checkAligned(low, high, (how & 32) !== 0);
+        memory.store64At(low, high, value, (how & 32) !== 0, true);
+      } catch (thrown) {
+        trapped(cpu, thrown);
+      }
     },
   };
+}
+
+/** An exception of the guest's is told by State.trap: a throw through WebAssembly costs more than all the rest of it. */
+function trapped(cpu: Processor, thrown: unknown): bigint {
+  if (thrown !== guestFault) throw thrown;
+  cpu.faulted = true;
+  cpu.state.setU32(State.trap, 1);
+  return 0n;
 }

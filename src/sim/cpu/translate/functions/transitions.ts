@@ -3,9 +3,9 @@
  * looked at as it was. Anything else is the helpers'.
  */
 import { Tables, tableFor } from '../../address/tlb.ts';
-import { Transition, Way } from '../../processor/contexts.ts';
 import { Seg } from '../../processor/descriptors.ts';
 import { ARITHMETIC, Flag, FlagKind, State } from '../../processor/state.ts';
+import { Transition, Way } from '../../processor/ways.ts';
 import { type Body, i, type Local, l, select, statePage, type Value } from './code.ts';
 import { Functions } from './module.ts';
 
@@ -14,7 +14,7 @@ const RSP = 4 * 8;
 const R11 = 11 * 8;
 const FIXED = 2;
 /** What may be set afterwards without another mode, a step, or a task that is nested. */
-const PLAIN = ARITHMETIC | Flag.IF | Flag.DF | Flag.IOPL | Flag.ID | FIXED;
+const PLAIN = ARITHMETIC | Flag.IF | Flag.DF | Flag.IOPL | Flag.ID | Flag.RF | FIXED;
 
 /** The way, where it is known from here and nobody waits for anything. */
 function known(f: Body, base: Local, way: Value): Local {
@@ -40,7 +40,9 @@ function checkDescriptor(f: Body, base: Local, address: Value, value: Value): vo
 /** Flags, RIP, segments and mode. */
 function go(f: Body, base: Local, at: Local, flags: Value, rip: Value): void {
   const image = f.i(flags);
-  f.store32(base, State.eflags, i.or(i.and(image, ~ARITHMETIC), FIXED));
+  f.store32(base, State.eflags, i.or(i.and(image, ~(ARITHMETIC | Flag.RF)), FIXED));
+  // Nobody looks at breakpoints where translated code is executed.
+  f.if(i.and(image, Flag.RF), () => f.store64(base, State.resumed, l.load(base, State.count)));
   f.store64(base, State.flagA, l.extendU(i.and(image, ARITHMETIC)));
   f.store32(base, State.flagKind, FlagKind.EXPLICIT);
   f.store64(base, State.rip, rip);
@@ -76,7 +78,7 @@ export const transitions = {
       const at = known(f, base, Way.SYSRET);
       const flags = f.i(i.load(base, R11));
       const target = f.l(l.load(base, RCX));
-      f.giveUpIf(i.and(flags, ~(PLAIN | Flag.RF | Flag.VM) & SYSRET_FLAGS));
+      f.giveUpIf(i.and(flags, ~PLAIN & SYSRET_FLAGS));
       checkCanonical(f, target);
       go(f, base, at, i.and(flags, SYSRET_FLAGS), target);
     },
