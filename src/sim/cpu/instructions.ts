@@ -20,6 +20,7 @@ import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
 import { interruptFlag } from './translate/lower/interrupt-flag.ts';
+import { isAttempted, string } from './translate/lower/string.ts';
 import { transitionLowerings } from './translate/lower/transition.ts';
 import { isVector, usesX87, usesXmm, vectors } from './translate/lower/vector.ts';
 import { type Exact, x87Lowerings } from './translate/lower/x87.ts';
@@ -39,7 +40,8 @@ const repeats = (helper: Helper): Lower => {
     return cpu.state.moved ? 1 : 0;
   };
   return (b, insn) => {
-    if (insn.rep === undefined) b.call(helper);
+    if (isAttempted(b, insn)) string(b, insn, answer);
+    else if (insn.rep === undefined) b.call(helper);
     else b.repeat(b.answer(answer));
   };
 };

@@ -9,6 +9,7 @@
 import type { Insn, Memory, Operand, Size } from '../processor/insn.ts';
 import type { Mode } from '../processor/modes.ts';
 import { FlagKind, State } from '../processor/state.ts';
+import type { Attempt } from './attempt.ts';
 import { type Condition, conditionValue, type Description, type FlagName, flagValue } from './flag-values.ts';
 import { type End, type Node, node, prune, typeOf } from './ir.ts';
 import type { CallTarget, Detail, OpName } from './ops.ts';
@@ -440,6 +441,12 @@ export class Builder {
   /** The same of one that gives an `i`. */
   answer(helper: CallTarget): Node {
     const answer = this.op('call32', [], { helper, insn: this.insn });
+    this.#forget();
+    return answer;
+  }
+  /** The same of one that is called where an attempt gives up, which gives an `i` too and changes what it may change. */
+  tryAnswer(attempt: Attempt, helper: CallTarget): Node {
+    const answer = this.op('attempt32', [], { attempt, helper, insn: this.insn });
     this.#forget();
     return answer;
   }

@@ -175,6 +175,15 @@ export class Body {
   store64(address: Value, offset: number, value: Value): void {
     this.#store(Wasm.i64Store, address, offset, value);
   }
+  /** Bytes alike, and bytes from elsewhere, as if all were read before any is written. */
+  fill(to: Value, byte: Value, bytes: Value): void {
+    for (const value of [to, byte, bytes]) write(this.#code, value);
+    this.#code.op(0xfc, 11, 0);
+  }
+  copy(to: Value, from: Value, bytes: Value): void {
+    for (const value of [to, from, bytes]) write(this.#code, value);
+    this.#code.op(0xfc, 10, 0, 0);
+  }
   call(definition: Definition, ...args: Value[]): Expression {
     const index = this.#indexOf(definition);
     return (code) => {
