@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { pdptesAreValid, walk } from '../../src/sim/cpu/address/paging.ts';
+import { pdptesAreValid, walked } from '../../src/sim/cpu/address/paging.ts';
 import { GuestFault, Vector } from '../../src/sim/cpu/processor/fault.ts';
 import { halves } from '../../src/sim/cpu/processor/halves.ts';
 import { CR0, CR4, EFER } from '../../src/sim/cpu/processor/mode.ts';
@@ -11,7 +11,7 @@ const { READ, WRITE, FETCH } = Access;
 type Kind = 'user' | 'supervisor' | 'implicit';
 
 const look = (m: Machine, linear: bigint, access: Access = READ, kind: Kind = 'supervisor') =>
-  walk(m.cpu, ...halves(linear), access, kind === 'user', kind === 'implicit');
+  walked(m.cpu, ...halves(linear), access, kind === 'user', kind === 'implicit');
 /** The error code of the #PF. */
 function refused(
   m: Machine,

@@ -1,7 +1,7 @@
 /** Protection keys for user pages (SDM volume 3, 4.6.2 and 4.7; volume 1, 13.5.7), on each vendor's model. */
 import { describe, expect, it } from 'vitest';
 import { Exit, openHypervisor, type SimulatedHost } from '../../src/index.ts';
-import { walk } from '../../src/sim/cpu/address/paging.ts';
+import { walked } from '../../src/sim/cpu/address/paging.ts';
 import { halves } from '../../src/sim/cpu/processor/halves.ts';
 import { CR0, CR4 } from '../../src/sim/cpu/processor/mode.ts';
 import { Access } from '../../src/sim/cpu/processor/stage.ts';
@@ -29,7 +29,7 @@ describe('a page with a key', () => {
   }
   /** The error code, or undefined where the access is allowed. */
   const refused = (m: Machine, access: Access, kind: 'user' | 'supervisor' | 'implicit') =>
-    m.fault(() => walk(m.cpu, ...halves(LINEAR), access, kind === 'user', kind === 'implicit'))?.errorCode;
+    m.fault(() => walked(m.cpu, ...halves(LINEAR), access, kind === 'user', kind === 'implicit'))?.errorCode;
   const { READ, WRITE, FETCH } = Access;
 
   it.each([
@@ -90,10 +90,10 @@ describe('a page with a key', () => {
     m.set64(At.pd + 8, 0x20_0000n | 0x87n | keyed(KEY));
     m.set64(At.pdpt + 8, 0x4000_0000n | 0x87n | keyed(KEY));
     for (const linear of [0x20_0000n, 0x4000_0000n])
-      expect(m.fault(() => walk(m.cpu, ...halves(linear), READ, true, false))?.errorCode).toBe(0x25);
+      expect(m.fault(() => walked(m.cpu, ...halves(linear), READ, true, false))?.errorCode).toBe(0x25);
     m.set64(At.pd, 0n | 0x87n);
     m.set64(At.pdpt, BigInt(At.pd) | 7n | keyed(KEY)); // a table's is ignored
-    expect(m.fault(() => walk(m.cpu, ...halves(0x1000n), READ, true, false))).toBeUndefined();
+    expect(m.fault(() => walked(m.cpu, ...halves(0x1000n), READ, true, false))).toBeUndefined();
   });
 });
 

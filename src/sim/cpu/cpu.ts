@@ -2,7 +2,7 @@
 
 import type { Arena } from '../arena.ts';
 import { Memory } from './address/memory.ts';
-import { walk } from './address/paging.ts';
+import { walked } from './address/paging.ts';
 import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
 import { instructions } from './instructions.ts';
 import { finishPort } from './integer/ports.ts';
@@ -292,7 +292,7 @@ export class Cpu extends Processor {
   /** A linear address as KVM_TRANSLATE walks it; undefined when it is not mapped. */
   translate(linear: bigint): { physical: number; writeable: boolean; user: boolean } | undefined {
     try {
-      const { physical } = walk(this, ...halves(linear), Access.READ, false, true);
+      const { physical } = walked(this, ...halves(linear), Access.READ, false, true);
       return { physical: physical + Number(linear & 0xfffn), writeable: true, user: false };
     } catch (thrown) {
       if (thrown instanceof GuestFault || thrown instanceof SecondStageFault) return undefined;

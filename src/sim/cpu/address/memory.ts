@@ -2,11 +2,11 @@
 
 import { PAGE } from '../../arena.ts';
 import { noteDataAccess } from '../processor/debug.ts';
-import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { guestFault, raise, secondStageFault, Vector } from '../processor/fault.ts';
 import { highHalf, joined, lowHalf } from '../processor/halves.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { LinearMemory, Rights } from '../processor/services.ts';
-import { Access, FAULT, MMIO } from '../processor/stage.ts';
+import { Access, FAULT, GUEST_FAULT, MMIO } from '../processor/stage.ts';
 import { State } from '../processor/state.ts';
 import { Tlb } from './tlb.ts';
 
@@ -55,13 +55,13 @@ export class Memory implements LinearMemory {
     reads = false,
   ): number {
     const host = this.#tlb.place(lowHalf(linear), highHalf(linear), size, access, rights, stack, reads);
-    if (host === FAULT) throw secondStageFault;
+    if (host <= FAULT) throw thrownFor(host);
     return host;
   }
 
   hostAt(low: number, high: number, size: number, access: Access): number {
     const host = this.#tlb.place(low, high, size, access, 'cpl', false, false);
-    if (host === FAULT) throw secondStageFault;
+    if (host <= FAULT) throw thrownFor(host);
     return host;
   }
 
@@ -86,8 +86,9 @@ export class Memory implements LinearMemory {
   // With `quiet` a fault of the second stage sets State.trap, and what they give means nothing.
 
   /** What a quiet access does instead of throwing. */
-  #trap(quiet: boolean): void {
-    if (!quiet) throw secondStageFault;
+  #trap(quiet: boolean, host: number): void {
+    if (!quiet) throw thrownFor(host);
+    this.#cpu.faulted = host === GUEST_FAULT;
     this.#cpu.state.setU32(State.trap, 1);
   }
 
@@ -110,8 +111,8 @@ export class Memory implements LinearMemory {
       const { u8, dv } = this.#cpu.arena.views;
       return size === 1 ? u8[host]! : size === 2 ? dv.getUint16(host, true) : dv.getInt32(host, true);
     }
-    if (host === FAULT) {
-      this.#trap(quiet);
+    if (host <= FAULT) {
+      this.#trap(quiet, host);
       return 0;
     }
     if (this.#leaves(low, size, Access.READ, quiet)) return 0;
@@ -121,8 +122,8 @@ export class Memory implements LinearMemory {
   load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint {
     const host = this.#loaded(low, high, 8, write, stack);
     if (host >= 0) return this.#cpu.arena.views.dv.getBigInt64(host, true);
-    if (host === FAULT) {
-      this.#trap(quiet);
+    if (host <= FAULT) {
+      this.#trap(quiet, host);
       return 0n;
     }
     if (this.#leaves(low, 8, Access.READ, quiet)) return 0n;
@@ -135,7 +136,7 @@ export class Memory implements LinearMemory {
       if (size === 1) u8[host] = value;
       else if (size === 2) dv.setUint16(host, value, true);
       else dv.setInt32(host, value, true);
-    } else if (host === FAULT) this.#trap(quiet);
+    } else if (host <= FAULT) this.#trap(quiet, host);
     else if (!this.#leaves(low, size, Access.WRITE, quiet)) {
       this.#scratch.setInt32(0, value, true);
       this.#written(low, high, size, stack);
@@ -144,7 +145,7 @@ export class Memory implements LinearMemory {
   store64At(low: number, high: number, value: bigint, stack: boolean, quiet: boolean): void {
     const host = this.#stored(low, high, 8, stack);
     if (host >= 0) this.#cpu.arena.views.dv.setBigInt64(host, value, true);
-    else if (host === FAULT) this.#trap(quiet);
+    else if (host <= FAULT) this.#trap(quiet, host);
     else if (!this.#leaves(low, 8, Access.WRITE, quiet)) {
       this.#scratch.setBigInt64(0, value, true);
       this.#written(low, high, 8, stack);
@@ -170,7 +171,7 @@ export class Memory implements LinearMemory {
     else this.#scatter(joined(low, high), bytes, stack, 'cpl');
   }
 
-  /** Where what is loaded lies; FAULT; or MMIO, also for what lies in two pages. */
+  /** Where what is loaded lies; FAULT or GUEST_FAULT; or MMIO, also for what lies in two pages. */
   #loaded(low: number, high: number, size: number, write: boolean, stack: boolean): number {
     this.#checkAlignment(low, size);
     this.#watch(low, high, size, false);
@@ -191,7 +192,7 @@ export class Memory implements LinearMemory {
     const low = lowHalf(linear);
     if ((low & (PAGE - 1)) > PAGE - size || this.#cpu.mode.single) return MMIO;
     const host = this.#tlb.place(low, highHalf(linear), size, access, rights, false, access === Access.READ);
-    if (host === FAULT) throw secondStageFault;
+    if (host <= FAULT) throw thrownFor(host);
     return host;
   }
   read8(linear: bigint, rights: Rights = 'cpl'): number {
@@ -312,6 +313,8 @@ export class Memory implements LinearMemory {
     }
   }
 }
+
+const thrownFor = (host: number) => (host === GUEST_FAULT ? guestFault : secondStageFault);
 
 /** A range in pieces that lie in one page: address, bytes before it, bytes. */
 function parts(linear: bigint, size: number): [bigint, number, number][] {

@@ -6,7 +6,7 @@ import { longMode, low32 } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import { Access } from '../processor/stage.ts';
 import { addressOf, effectiveAddress } from './addressing.ts';
-import { walk } from './paging.ts';
+import { walked } from './paging.ts';
 
 export function readGpr(cpu: Processor, index: number, size: Size, high = false): bigint {
   return BigInt.asUintN(size * 8, cpu.state.gpr(index) >> (high ? 8n : 0n));
@@ -68,5 +68,5 @@ export function uncheckedLinear(cpu: Processor, insn: Insn): bigint {
 
 /** Faults as a read would, and reads nothing: what is there may be a device. */
 export function touch(cpu: Processor, linear: bigint): void {
-  walk(cpu, ...halves(linear), Access.READ, cpu.user, false);
+  walked(cpu, ...halves(linear), Access.READ, cpu.user, false);
 }

@@ -3,7 +3,7 @@
  * translation buffer here, and no canonical check: callers have both.
  */
 
-import { raise, secondStageFault, Vector } from '../processor/fault.ts';
+import { guestFault, note, secondStageFault, Vector } from '../processor/fault.ts';
 import { features } from '../processor/features.ts';
 import { highHalf, joined, lowHalf } from '../processor/halves.ts';
 import { CR0, CR4, EFER, ia32e, paging } from '../processor/mode.ts';
@@ -177,12 +177,13 @@ function wanted(cpu: Processor, chosen: boolean): boolean | undefined {
 }
 
 /**
- * Translates a linear address, sets accessed and dirty flags, and raises #PF.
+ * Translates a linear address, and sets accessed and dirty flags. Undefined for #PF, which is in guestFault then: a throw would
+ * be dear where translated code is executing.
  * @param low, high the linear address in halves: canonical, below 2^32 outside 64-bit mode
  * @param user the access has the user's rights: CPL is 3 and the access is explicit
  * @param implicit of the processor itself (descriptor tables, TSS): SMAP holds whatever RFLAGS.AC says
  * @param kept what may be known of the first levels, and is kept of them
- * @throws GuestFault, SecondStageFault
+ * @throws SecondStageFault
  */
 export function walk(
   cpu: Processor,
@@ -192,7 +193,7 @@ export function walk(
   user: boolean,
   implicit: boolean,
   kept?: PagingStructures,
-): Translation {
+): Translation | undefined {
   const fetch = access === Access.FETCH;
   if (!paging(cpu)) {
     // Without page tables there is no choice: everything is private (APM volume 2, 15.34.5).
@@ -215,14 +216,15 @@ export function walk(
   const at = PagingStructures.placeOf(key);
   const known =
     key !== -1 && kept!.keys[at] === key && !(write && (kept!.lo[at]! & (Entry.PS | Entry.D)) === Entry.PS);
-  const refuse = (why: number): Translation => {
+  const refuse = (why: number): Translation | undefined => {
     spare = read;
     if (known) {
       // Before anything is told of an entry, it is looked at.
       kept!.keys[at] = -1;
       return walk(cpu, low, high, access, user, implicit);
     }
-    return raise(Vector.PF, code | why, joined(low, high));
+    note(Vector.PF, code | why, joined(low, high));
+    return undefined;
   };
 
   const reserved = wide ? reservedHigh(cpu, levels) : 0;
@@ -313,6 +315,13 @@ export function walk(
     };
   }
   return refuse(0);
+}
+
+/** walk() where nothing is executing that a throw would be dear for. @throws GuestFault, SecondStageFault */
+export function walked(...of: Parameters<typeof walk>): Translation {
+  const found = walk(...of);
+  if (found === undefined) throw guestFault;
+  return found;
 }
 
 /** What PKRU says of a page's key, which bits 62:59 of its entry are (SDM volume 3, 4.6.2). */

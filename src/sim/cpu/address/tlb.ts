@@ -8,7 +8,7 @@ import { raise, Vector } from '../processor/fault.ts';
 import { CR4, ia32e } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { Rights } from '../processor/services.ts';
-import { Access, FAULT, MMIO } from '../processor/stage.ts';
+import { Access, FAULT, GUEST_FAULT, MMIO } from '../processor/stage.ts';
 import { Flag, State } from '../processor/state.ts';
 import { PagingStructures, type Translation, walk } from './paging.ts';
 
@@ -149,7 +149,7 @@ export class Tlb {
   }
 
   /**
-   * Where an operand that lies in one page lies in the arena; or MMIO, or FAULT. What is being written is no code's
+   * Where an operand that lies in one page lies in the arena; or MMIO, FAULT or GUEST_FAULT. What is being written is no code's
    * any more.
    * @param stack a fault of the address is #SS
    * @param reads a read whose instruction will write there: the rights are a write's, but KVM's emulator reads first
@@ -177,6 +177,7 @@ export class Tlb {
         return this.#fetchHosts[fetch]! + inside;
       }
       const found = this.#walk(low, high, access, user, rights, stack);
+      if (found === undefined) return GUEST_FAULT;
       const host = this.#stage(low, high, access, user, rights, found);
       if (host < 0) return host;
       this.#fetchLow[fetch] = page;
@@ -197,6 +198,7 @@ export class Tlb {
       if (u32[entry / 4] === page + MIXED && cpu.code.clear(known) >= size) return known;
     }
     const found = this.#walk(low, high, access, user, rights, stack);
+    if (found === undefined) return GUEST_FAULT;
     const host = this.#stage(low, high, access, user, rights, found);
     if (host < 0) return host;
     if (write) this.#writes(host + inside, size);
@@ -228,7 +230,7 @@ export class Tlb {
     user: boolean,
     rights: Rights,
     stack: boolean,
-  ): Translation {
+  ): Translation | undefined {
     const refused = this.#refused;
     if (refused !== undefined) {
       this.#refused = undefined;
@@ -283,6 +285,7 @@ export class Tlb {
     const inside = low & (PAGE - 1);
     this.checkCanonical(high, stack);
     const found = walk(cpu, low, high, access, rights === 'cpl' && cpu.user, rights === 'system');
+    if (found === undefined) return GUEST_FAULT;
     const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
     if (host === MMIO) {
       this.physical = found.physical + inside;

@@ -19,10 +19,14 @@ export const guestFault = new GuestFault();
 
 /** Raises an exception in the guest. */
 export function raise(vector: number, errorCode?: number, address = 0n): never {
+  note(vector, errorCode, address);
+  throw guestFault;
+}
+/** Says what an exception would be, for who tells of it without a throw. */
+export function note(vector: number, errorCode?: number, address = 0n): void {
   guestFault.vector = vector;
   guestFault.errorCode = errorCode;
   guestFault.address = address;
-  throw guestFault;
 }
 
 /**

@@ -11,6 +11,8 @@ export type Access = (typeof Access)[keyof typeof Access];
 export const MMIO = -1;
 /** KVM_RUN must end, and the second stage knows with what; the instruction must not happen. */
 export const FAULT = -2;
+/** Of the first stage: the exception is in guestFault (fault.ts). */
+export const GUEST_FAULT = -3;
 
 /** Guest-physical to host: the kernel's part of translation. */
 export interface SecondStage {
