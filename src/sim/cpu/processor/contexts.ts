@@ -2,7 +2,7 @@
  * Code and stack segments with the mode that they make, by number. Translated code goes from one to another by itself, where
  * the processor has gone the same way before: it changes State.context, and whoever it calls adopts that.
  */
-import type { Segment } from './descriptors.ts';
+import type { Segment, Table } from './descriptors.ts';
 import type { Mode } from './modes.ts';
 
 export interface Context {
@@ -12,6 +12,27 @@ export interface Context {
   readonly alone: Mode;
   /** The modes' own number for it. */
   readonly what: number;
+}
+
+/** How an event was delivered from one context to another: system/known-events.ts. */
+export interface Delivery {
+  readonly from: number;
+  readonly to: number;
+  readonly idtr: Table;
+  readonly gdtr: Table;
+  /** The gate, and the code segment's descriptor: linear addresses, and what is there. */
+  readonly gateAt: bigint;
+  readonly gate: bigint;
+  readonly upper: bigint;
+  readonly codeAt: bigint;
+  readonly code: bigint;
+  /** To an inner privilege level; which the handler's is; its entry of the interrupt stack table. */
+  readonly inner: boolean;
+  readonly level: number;
+  readonly ist: number;
+  /** IF is cleared. */
+  readonly masks: boolean;
+  readonly rip: bigint;
 }
 
 const MOST = 16;

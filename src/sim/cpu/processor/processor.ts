@@ -1,7 +1,7 @@
 /** A processor as its instructions see it: what it holds, the mode that follows, its memory and its I/O. */
 import type { Observer } from '../../../hypervisor/backend.ts';
 import type { Arena } from '../../arena.ts';
-import { Contexts } from './contexts.ts';
+import { Contexts, type Delivery } from './contexts.ts';
 import { Seg, type Segment } from './descriptors.ts';
 import { lowHalf } from './halves.ts';
 import { IoLog } from './io.ts';
@@ -59,10 +59,11 @@ export abstract class Processor extends Registers {
   readonly #modes = new Modes();
   readonly #forget = () => {
     this.code.forget();
-    this.#contexts.forget();
-    this.state.forgetTransitions();
+    this.#forgetContexts();
   };
   readonly #contexts = new Contexts();
+  /** Events that were delivered, by vector. */
+  readonly deliveries: (Delivery | undefined)[] = [];
   /** The number of what segments and mode are here, as State.context has it until translated code changes that. */
   #context = 0;
   #observer: Observer | undefined;
@@ -132,6 +133,11 @@ export abstract class Processor extends Registers {
     this.#setContext(0);
   }
 
+  #forgetContexts(): void {
+    this.#contexts.forget();
+    this.deliveries.length = 0;
+    this.state.forgetTransitions();
+  }
   #setContext(number: number): void {
     this.#context = number;
     this.state.setU32(State.context, number);
@@ -150,6 +156,18 @@ export abstract class Processor extends Registers {
     this.watched = false;
     this.#modes.resume(what);
   }
+  /** The context's number, if it has one. */
+  get context(): number {
+    return this.#context;
+  }
+  /** Goes to one that has a number: as sync(), for JS. */
+  enterContext(number: number): void {
+    const { cs, ss } = this.#contexts.at(number);
+    this.state.setSegment(Seg.CS, cs.base, cs.selector);
+    this.state.setSegment(Seg.SS, ss.base, ss.selector);
+    this.state.setU32(State.context, number);
+    this.sync();
+  }
   /** The context's number, which it gets now if need be; 0 where translated code shall not go from it, or to it. */
   numberContext(): number {
     const { mode, alone, segments } = this;
@@ -158,8 +176,7 @@ export abstract class Processor extends Registers {
     if (this.#context !== 0) return this.#context;
     const number = this.#contexts.numberOf({ cs, ss, mode, alone, what: this.#modes.last });
     if (number === undefined) {
-      this.#contexts.forget();
-      this.state.forgetTransitions();
+      this.#forgetContexts();
       return 0;
     }
     const known = this.#contexts.at(number);

@@ -34,6 +34,7 @@ import { interruptTask } from '../segments/task-instructions.ts';
 import type { LateFault } from '../segments/task-switch.ts';
 import { innerPointer, innerStack } from '../segments/tss.ts';
 import { dropVirtual, pushVirtual } from '../segments/virtual-8086.ts';
+import { enterKnown, noteEvent } from './known-events.ts';
 
 export interface Event {
   /** 'soft' is INT n, INT3 and INTO: the gate's DPL counts, and its faults are the instruction's own. */
@@ -163,6 +164,7 @@ function enterReal(cpu: Processor, { vector, next, kind }: Event): void {
 
 interface Gate {
   readonly type: number;
+  readonly linear: bigint;
   readonly selector: number;
   readonly offset: bigint;
   readonly ist: number;
@@ -193,6 +195,7 @@ function readGate(cpu: Processor, { vector, kind }: Event, ext: number): Gate {
   const low = BigInt(((hi & 0xffff_0000) | (lo & 0xffff)) >>> 0);
   return {
     type,
+    linear,
     selector: lo >>> 16,
     offset: long ? low | (BigInt(read(8n)) << 32n) : size === 2 ? low & 0xffffn : low,
     ist: long ? hi & 7 : 0,
@@ -217,9 +220,13 @@ function targetOf(cpu: Processor, selector: number, ext: number): Descriptor {
 function enterProtected(cpu: Processor, event: Event): LateFault | undefined {
   const { state } = cpu;
   const { vector, errorCode, kind, next } = event;
-  const ext = kind === 'soft' ? 0 : 1;
-  const gate = readGate(cpu, event, ext);
+  const soft = kind === 'soft';
+  const ext = soft ? 0 : 1;
   const fault = kind === 'exception' && FAULTS.includes(vector);
+  const flags = state.flags | (fault ? Flag.RF : 0);
+  if (enterKnown(cpu, { vector, soft, flags, next: next ?? state.rip, errorCode })) return undefined;
+  const from = cpu.numberContext();
+  const gate = readGate(cpu, event, ext);
   if (gate.type === System.TASK_GATE)
     return interruptTask(cpu, gate.selector, { next: next ?? state.rip, errorCode, ext, fault });
   const virtual = virtual8086(cpu);
@@ -232,7 +239,6 @@ function enterProtected(cpu: Processor, event: Event): LateFault | undefined {
   const outside = gate.size === 8 ? !canonical(gate.offset) : gate.offset > BigInt(cs.limit);
 
   if (virtual) pushVirtual(cpu, stack, gate.size);
-  const flags = state.flags | (fault ? Flag.RF : 0);
   const frame = [BigInt(flags), BigInt(old.cs), next ?? state.rip];
   if (inner || gate.size === 8) frame.unshift(BigInt(old.ss.selector), old.rsp);
   if (errorCode !== undefined) frame.push(BigInt(errorCode));
@@ -250,6 +256,11 @@ function enterProtected(cpu: Processor, event: Event): LateFault | undefined {
   state.eflags &= ~(Flag.TF | Flag.NT | Flag.RF | Flag.VM | (interrupt ? Flag.IF : 0));
   state.rip = gate.offset;
   if (virtual) dropVirtual(cpu);
+  if (from !== 0) {
+    const { ist, linear: gateAt } = gate;
+    const how = { from, gateAt, codeAt: target.linear, inner, level, ist, masks: interrupt };
+    noteEvent(cpu, vector, soft, how);
+  }
   return undefined;
 }
 
