@@ -60,7 +60,9 @@ export class Executors {
       text: `${name} (${code.map((byte) => byte.toString(16)).join(' ')})`,
       attempted: attempts.nodes.some(({ detail }) => detail.attempt !== undefined),
       closures: new ClosureUnit(this.cpu, this.#block(code)),
-      wasm: new WasmUnit(this.cpu, [{ ...attempts, nodes: this.#counted(attempts.nodes) }]),
+      wasm: WasmUnit.compile(this.cpu, [
+        { blocks: [{ ...attempts, nodes: this.#counted(attempts.nodes) }] },
+      ])[0]!,
     };
   }
   /** The same, with helpers that are counted where they stand behind an attempt. */

@@ -100,7 +100,7 @@ export class Machine {
     return this.cpu.code.find().block;
   }
   closures = (block: Block) => new ClosureUnit(this.cpu, block).run();
-  wasm = (block: Block) => new WasmUnit(this.cpu, [block]).run(0);
+  wasm = (block: Block) => WasmUnit.compile(this.cpu, [{ blocks: [block] }])[0]!.run(0);
   /** One instruction, by itself. */
   step(): void {
     this.cpu.code.execute(this.cpu.code.findSingle());

@@ -62,7 +62,7 @@ describe.each(Object.entries(ops).filter(([, row]) => row.pure))('%s', (name, ro
     const cpu = processor();
     const detail = name === 'const32' ? { value: -77 } : name === 'const64' ? { value: -(2n ** 62n) } : {};
     const closures = new ClosureUnit(cpu, around(name as OpName, detail));
-    const wasm = new WasmUnit(cpu, [around(name as OpName, detail)]);
+    const wasm = WasmUnit.compile(cpu, [{ blocks: [around(name as OpName, detail)] }])[0]!;
     let compared = 0;
     const division = /^(div|rem)/.test(name);
     for (const args of cases(Math.min(row.args.length, 2))) {
@@ -95,7 +95,7 @@ describe('memory accesses', () => {
     (op, bits) => {
       const cpu = processor();
       const closures = new ClosureUnit(cpu, load(op, bits));
-      const wasm = new WasmUnit(cpu, [load(op, bits)]);
+      const wasm = WasmUnit.compile(cpu, [{ blocks: [load(op, bits)] }])[0]!;
       for (let i = 0; i < 3 * 4096; i++) cpu.memory.write8(BigInt(i), (i * 37) & 0xff);
       for (const address of [0n, 1n, 7n, 4088n, 4089n, 4093n, 4095n, 4096n, 8190n, 4089n, 4095n]) {
         const results = [wasm, closures].map((unit) => {
@@ -118,7 +118,7 @@ describe('memory accesses', () => {
   ] as const)('%s of %s bits writes the same bytes and no others', (op, bits) => {
     const cpu = processor();
     for (const unit of [
-      new WasmUnit(cpu, [around(op, { bits })]),
+      WasmUnit.compile(cpu, [{ blocks: [around(op, { bits })] }])[0]!,
       new ClosureUnit(cpu, around(op, { bits })),
     ]) {
       for (const address of [64n, 65n, 4090n, 4093n, 4095n, 8184n, 4093n]) {
@@ -143,7 +143,7 @@ test('a description of flags is the same flags from both', () => {
   for (const kind of [1, 2, 3]) {
     const units = [
       new ClosureUnit(cpu, around('flags', { kind })),
-      new WasmUnit(cpu, [around('flags', { kind })]),
+      WasmUnit.compile(cpu, [{ blocks: [around('flags', { kind })] }])[0]!,
     ];
     for (const [a, b] of cases(2) as Generator<[bigint, bigint]>) {
       const flags = units.map((unit) => {

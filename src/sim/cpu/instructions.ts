@@ -5,12 +5,14 @@ import { emulated } from './emulator.ts';
 import { bcd } from './integer/bcd.ts';
 import { io, stringIo } from './integer/ports.ts';
 import { strings } from './integer/strings.ts';
+import { Seg } from './processor/descriptors.ts';
 import { raise, Vector } from './processor/fault.ts';
 import type { Answer, Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
 import { protectedMode } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
 import { State } from './processor/state.ts';
+import { segmentRegistersEnding } from './segments/protection.ts';
 import { sse, sseAnswers } from './sse/index.ts';
 import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
@@ -60,7 +62,16 @@ const settles = (helper: Helper): Lower => {
     b.dynamic(b.get(State.rip, 8));
   };
 };
-/** The same of SYSCALL and the like, where translated code may know the way. */
+/** In 64-bit mode the mode does not depend on segments of data, and none of them but SS guards the next instruction. */
+const loadsData = ({ mode }: Builder, { operands, mnemonic }: Insn): boolean => {
+  const segment = operands.find(({ kind }) => kind === 'segment') as { index: number } | undefined;
+  return mode.bits === 64 && !mode.single && segment?.index !== Seg.SS && mnemonic !== 'lss';
+};
+const loadsSegment = (helper: Helper): Lower => {
+  const settling = settles(helper);
+  return (b, insn) => (loadsData(b, insn) ? b.call(helper) : settling(b, insn));
+};
+/** What settles too: SYSCALL and the like, where translated code may know the way. */
 const ways = Object.entries({ syscall: 'SYSCALL', sysretq: 'SYSRET', iretq: 'IRET' } as const).map(
   ([name, way]) => {
     const { lower, privileged } = transitionLowerings[name as keyof typeof transitionLowerings];
@@ -87,6 +98,7 @@ const lowered: readonly Lowerings[] = [
   each(strings, repeats),
   each(stringIo, repeatsPorts),
   each(systemInstructionsEnding, settles),
+  each(segmentRegistersEnding, loadsSegment),
   Object.fromEntries(ways),
 ];
 /** String instructions have these names too. */

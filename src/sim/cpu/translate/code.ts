@@ -29,7 +29,7 @@ import { WasmUnit } from './wasm.ts';
  * How often a block runs before it is worth what a module costs: some tens of microseconds an instruction, which records
  * take nanoseconds for, and closures a microsecond.
  */
-const Hot = { records: 2000, closures: 40 } as const;
+const Hot = { records: 2048, closures: 40 } as const;
 /** Blocks at most, half a KiB each of records and as much beside them. */
 const BLOCKS = 100_000;
 /** Places for what was found, at first; and for single instructions. */
@@ -91,7 +91,10 @@ export class Code implements TranslatedCode {
     this.#decoder = decoder;
     this.#lower = lower;
     this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, Hot.records);
-    this.#units = new Units(cpu, this.#cold?.interpreter);
+    this.#units = new Units(cpu, this.#cold?.interpreter, {
+      near: (rip, from) => this.#near(rip, from),
+      isCurrent: ({ epoch }) => epoch === this.#epoch || epoch === this.#globals,
+    });
   }
 
   /** Linear addresses may mean other pages now. */
@@ -235,7 +238,7 @@ export class Code implements TranslatedCode {
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#pageAt(rip);
     const current = this.#current;
-    const key = keyOf(rip, mode);
+    const key = keyOf(rip, mode.key);
     let entry = first.entries.get(key);
     if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
       entry = this.#translate(mode, rip, first);
@@ -394,8 +397,8 @@ export class Code implements TranslatedCode {
       return entry.unit;
     }
     if (cold !== undefined) {
-      const isHot = this.tier === 'both' && this.#cold!.interpreter.heatOf(cold) === Hot.records;
-      return isHot ? this.#heat(entry) : unit;
+      const heat = this.#cold!.interpreter.heatOf(cold);
+      return this.tier === 'both' && heat !== 0 && heat % Hot.records === 0 ? this.#heat(entry) : unit;
     }
     const often = this.tier === 'wasm' ? 1 : this.tier === 'both' ? Hot.closures : Number.POSITIVE_INFINITY;
     return ++entry.heat >= often ? this.#heat(entry) : unit;
@@ -403,22 +406,21 @@ export class Code implements TranslatedCode {
 
   /** Makes a unit of a hot block and those that it leads to. */
   #heat(entry: Entry): Unit {
-    if (!this.#units.isFull) return this.#units.make(entry, this.#near);
+    if (!this.#units.isFull) return this.#units.heat(entry);
     this.#advance(); // #look() makes room
     return entry.unit;
   }
   /** A block that another leads to, if it was executed in this run or lies in the same page. */
-  readonly #near = (rip: bigint, from: Entry): Entry | undefined => {
-    const { mode } = this.#cpu;
+  #near(rip: bigint, from: Entry): Entry | undefined {
     const known = this.#jumps[placeOf(Number(rip & LOW), this.#jumps)];
     const entry =
-      known?.rip === rip && known.epoch === from.epoch && known.mode === mode.key
+      known?.rip === rip && known.epoch === from.epoch && known.mode === from.mode
         ? known
         : rip >> 12n === from.rip >> 12n
-          ? from.pages[0]!.entries.get(keyOf(rip, mode))
+          ? from.pages[0]!.entries.get(keyOf(rip, from.mode))
           : undefined;
     return entry?.rip === rip ? entry : undefined;
-  };
+  }
 
   /** Whether all that a unit was made of is still where it was; if not, its blocks start anew. */
   #confirm(entry: Entry, unit: MadeUnit): void {

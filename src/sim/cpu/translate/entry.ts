@@ -62,7 +62,7 @@ export interface Module {
 }
 
 /** An entry's place among its page's. The page may be mapped elsewhere too: who looks compares RIP. */
-export const keyOf = (rip: bigint, mode: Mode) => Number(rip & 0xfffn) + mode.key * PAGE;
+export const keyOf = (rip: bigint, mode: number) => Number(rip & 0xfffn) + mode * PAGE;
 export const placesOf = (members: readonly Entry[]) => [
   ...new Map(members.map((entry) => [entry.rip >> 12n, [entry, entry.pages[0]!] as const])).values(),
 ];

@@ -62,7 +62,7 @@ export class Interpreter implements Unit {
   readonly #templates: number[] = [];
 
   /**
-   * @param heat so often a block is executed before run() says that it is hot
+   * @param heat so often a block is executed, a power of two, before run() says that it is hot, and then again
    * @param insnAt decodes what a record was made of
    * @param closures executes what has no template: CONTINUES, DONE or LEFT
    */
@@ -325,7 +325,11 @@ function blockOf(base: number, heat: number): Bytes {
   body.op(Wasm.i32Const, 1, 0x6a, Wasm.localTee).u(code);
   body.op(Wasm.i32Store, 0).u(Header.heat);
   get(code);
-  body.op(Wasm.i32Const).s(heat).op(0x46, Wasm.if, Wasm.void, Wasm.i32Const, HOT, Wasm.return, Wasm.end);
+  body
+    .op(Wasm.i32Const)
+    .s(heat - 1)
+    .op(0x71, 0x45); // and, eqz
+  body.op(Wasm.if, Wasm.void, Wasm.i32Const, HOT, Wasm.return, Wasm.end);
   zero();
   zero();
   body.op(Wasm.i32Store, 0).u(base + State.unit);

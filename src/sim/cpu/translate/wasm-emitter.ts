@@ -8,7 +8,7 @@ import { Header } from './records.ts';
 import { find, targetAt } from './targets.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { FunctionEmitter, LEFT, Local } from './wasm-function.ts';
-import { WasmModule } from './wasm-module.ts';
+import type { WasmModule } from './wasm-module.ts';
 
 export class Emitter extends FunctionEmitter {
   readonly #cpu: Processor;
@@ -23,11 +23,19 @@ export class Emitter extends FunctionEmitter {
   #first = 0;
 
   /**
+   * @param user the code has the user's rights
    * @param unit its number in State.unit
    * @param place where its function is in the table of functions
    */
-  constructor(cpu: Processor, blocks: readonly Block[], unit: number, place: number) {
-    super(new WasmModule(), cpu.user, cpu.state.base);
+  constructor(
+    cpu: Processor,
+    module: WasmModule,
+    user: boolean,
+    blocks: readonly Block[],
+    unit: number,
+    place: number,
+  ) {
+    super(module, user, cpu.state.base);
     this.#cpu = cpu;
     this.#blocks = blocks;
     this.#unit = unit;
@@ -35,13 +43,8 @@ export class Emitter extends FunctionEmitter {
     this.#index = new Map(blocks.map(({ rip }, index) => [rip, index]));
   }
 
-  /** The unit's module, complete. */
-  made(): WasmModule {
-    this.#body();
-    return this.module;
-  }
-
-  #body(): void {
+  /** Writes the unit's function. */
+  write(): void {
     const { code } = this;
     const count = this.#blocks.length;
     this.stateAddress();

@@ -11,7 +11,7 @@ import type { Unit, Where } from '../processor/unit.ts';
 import type { Block } from './ir.ts';
 import { Emitter } from './wasm-emitter.ts';
 import { LEFT, TRAPPED } from './wasm-function.ts';
-import { importsOf } from './wasm-module.ts';
+import { importsOf, WasmModule } from './wasm-module.ts';
 
 let units = 0;
 
@@ -30,6 +30,13 @@ export function ended(cpu: Processor, unit: Unit, how: number): boolean {
   return true;
 }
 
+/** What becomes a unit: its blocks, where its function will be in the table of functions, if it will, and whose rights its code has. */
+export interface Wanted {
+  readonly blocks: readonly Block[];
+  readonly place?: number;
+  readonly user?: boolean;
+}
+
 /** Several blocks as one unit. `entry` is a block's place in the list. */
 export class WasmUnit implements Unit {
   readonly blocks: readonly Block[];
@@ -37,22 +44,34 @@ export class WasmUnit implements Unit {
   /** Gives 0, LEFT or TRAPPED. */
   readonly code: (entry: number) => number;
   /** What State.unit is while it executes. No other unit ever has it. */
-  readonly id = ++units;
+  readonly id: number;
   /** For State.at: each block's first instruction has the number of those before it. */
   readonly #places: Where[] = [];
 
-  /** @param place where its function will be in the table of functions, if it will */
-  constructor(cpu: Processor, blocks: readonly Block[], place = -1) {
+  private constructor(cpu: Processor, blocks: readonly Block[], id: number, code: (entry: number) => number) {
     this.blocks = blocks;
     this.#cpu = cpu;
+    this.id = id;
+    this.code = code;
     for (const { insns } of blocks) {
       for (const [index, { rip, next }] of insns.entries())
         this.#places.push({ rip, next, rest: insns.length - index });
     }
-    const module = new Emitter(cpu, blocks, this.id, place).made();
+  }
+
+  /** Units of one module: half of what a small one costs has nothing to do with its size. */
+  static compile(cpu: Processor, wanted: readonly Wanted[]): WasmUnit[] {
+    const module = new WasmModule();
+    const ids = wanted.map(({ blocks, place = -1, user = cpu.user }) => {
+      const id = ++units;
+      new Emitter(cpu, module, user, blocks, id, place).write();
+      return id;
+    });
     const imports = { m: cpu.arena.memory, ...slow(cpu), ...importsOf(cpu, module.helpers) };
-    const instance = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
-    this.code = instance.exports.r0 as (entry: number) => number;
+    const { exports } = new WebAssembly.Instance(new WebAssembly.Module(module.bytes()), { e: imports });
+    return wanted.map(
+      ({ blocks }, i) => new WasmUnit(cpu, blocks, ids[i]!, exports[`r${i}`] as (entry: number) => number),
+    );
   }
 
   run(entry: number): boolean {
