@@ -66,19 +66,20 @@ export class Cpu extends Processor {
    */
   run(slice: number, exactly = false): Stop {
     const { state, code } = this;
-    const begun = state.count;
-    const end = begun + BigInt(slice);
-    const limit = exactly && slice < BLOCK ? begun : exactly ? end - BigInt(BLOCK - 1) : end;
+    const begun = state.counted;
+    const end = begun + slice;
+    const limit = exactly && slice < BLOCK ? begun : exactly ? end - (BLOCK - 1) : end;
     // Of one that translated code has left by itself until now.
     if (this.shadow !== undefined) this.changed();
     for (let work = WORK; ; ) {
-      state.limit = limit;
+      state.setLimit(limit);
       state.setU32(State.awaited, this.isAwaited || this.nmiMasked ? Flag.IF : 0);
       try {
         const stop = this.#events();
         if (stop !== undefined) return stop;
-        const last = state.count >= limit;
-        if ((last && (!exactly || state.count >= end)) || work <= 0) return SLICE;
+        const { counted } = state;
+        const last = counted >= limit;
+        if ((last && (!exactly || counted >= end)) || work <= 0) return SLICE;
         work -= 1 + code.made * TRANSLATION;
         code.made = 0;
         if (this.mode.single) this.#step();
@@ -102,15 +103,18 @@ export class Cpu extends Processor {
    */
   finish(data: Uint8Array | bigint): Stop | undefined {
     const { io } = this;
-    if (io.port !== undefined && data instanceof Uint8Array) {
-      const { port } = io;
-      io.port = undefined;
-      finishPort(this, port, data);
-      return undefined;
-    }
+    if (data instanceof Uint8Array && this.finishesPort(data)) return undefined;
     if (this.#again === undefined) return io.writes.shift();
     io.answer(data);
     return this.#alone(this.#again.mode, this.#again.entry);
+  }
+  /** As finish(), where all that is left is what a port gives: nothing changes that changed() would be for. */
+  finishesPort(data: Uint8Array): boolean {
+    const { port } = this.io;
+    if (port === undefined) return false;
+    this.io.port = undefined;
+    finishPort(this, port, data);
+    return true;
   }
   /** Whether an instruction is waiting for finish(). */
   get unfinished(): boolean {
@@ -263,7 +267,7 @@ export class Cpu extends Processor {
     if (current === undefined) return;
     const { rip, rest } = current.where(state.u32(State.at));
     state.rip = rip;
-    state.count -= BigInt(rest);
+    state.counted -= rest;
     this.current = undefined;
   }
 

@@ -28,10 +28,8 @@ const sizeOf = ({ operands }: Insn, index: number) => (operands[index] as { size
 
 /** What IN makes of RAX. */
 function setAccumulator(cpu: Processor, size: number, data: Uint8Array): void {
-  let value = 0;
-  for (let i = 0; i < size; i++) value |= (data[i] ?? 0) << (i * 8);
-  const kept = size === 4 ? 0n : cpu.state.gpr(RAX) & ~((1n << BigInt(size * 8)) - 1n);
-  cpu.state.setGpr(RAX, kept | BigInt(value >>> 0));
+  for (let i = 0; i < size; i++) cpu.state.setU8(RAX * 8 + i, data[i] ?? 0);
+  if (size === 4) cpu.state.setU32(RAX * 8 + 4, 0);
 }
 const input: Helper = (cpu, insn) => {
   const size = sizeOf(insn, 0);
@@ -63,14 +61,14 @@ function wait(cpu: Processor, insn: Insn, stop: PortAccess['stop']): void {
   cpu.io.port = { stop, next: insn.next };
   cpu.stop = stop;
   cpu.state.rip = insn.rip;
-  cpu.state.count -= 1n;
+  cpu.state.counted--;
   cpu.shadow = undefined; // it is over with this instruction, which counts for begun
 }
 /** Userspace has answered (complete_fast_pio_in(), complete_fast_pio_out()). */
 export function finishPort(cpu: Processor, { stop, next }: PortAccess, data: Uint8Array): void {
   if (!stop.write) setAccumulator(cpu, stop.size, data);
   cpu.state.rip = next;
-  cpu.state.count += 1n;
+  cpu.state.counted++;
 }
 
 /** Elements that one exit reads: no more than there are bytes to the end of the destination's page, and one at least. */

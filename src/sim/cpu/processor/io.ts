@@ -54,8 +54,9 @@ export class IoLog {
     this.#position = 0;
     this.writes.length = 0;
   }
+  /** @param data bytes are copied: they may be where the next answer will be */
   answer(data: Uint8Array | bigint): void {
-    this.#answers.push(data);
+    this.#answers.push(typeof data === 'bigint' ? data : new Uint8Array(data));
   }
   /** The instruction is done, or has faulted. */
   end(): void {

@@ -4,9 +4,6 @@ import { flatSegment, type Segment, type Table } from './descriptors.ts';
 import type { CpuidEntry } from './features.ts';
 import { CpuState, State } from './state.ts';
 
-/** A count of instructions that is never reached. */
-const NEVER = 0xffff_ffff_ffff_ffffn;
-
 /** What KVM_GUESTDBG_* asks for. */
 export interface GuestDebugging {
   singleStep: boolean;
@@ -107,11 +104,11 @@ export class Registers {
   nmiMasked = false;
   /** The shadow of STI or of MOV SS: over with the next instruction. */
   get shadow(): 'sti' | 'mov-ss' | undefined {
-    return this.#shadow ?? (this.state.u64(State.shadowed) === this.state.count ? 'sti' : undefined);
+    return this.#shadow ?? (this.state.isNow(State.shadowed) ? 'sti' : undefined);
   }
   set shadow(shadow: 'sti' | 'mov-ss' | undefined) {
     this.#shadow = shadow;
-    this.state.setU64(State.shadowed, NEVER);
+    this.state.setNever(State.shadowed);
   }
   #shadow: 'sti' | 'mov-ss' | undefined;
   /** HLT was executed, and nobody was told. */

@@ -144,6 +144,8 @@ export function resultFlags(low: number, high: number): number {
 const isBelow = (a: number, aHigh: number, b: number, bHigh: number): boolean =>
   aHigh === bHigh ? a >>> 0 < b >>> 0 : aHigh >>> 0 < bHigh >>> 0;
 
+const TWO32 = 2 ** 32;
+
 /** A processor's state page as JS sees it. Registers are unsigned; `signed` ones are as the micro-ops have them. */
 export class CpuState {
   readonly arena: Arena;
@@ -188,6 +190,27 @@ export class CpuState {
   set limit(value: bigint) {
     this.arena.views.u64[(this.base + State.limit) / 8] = value;
   }
+  /** The same as numbers, for what each run does: a guest does not come to 2^53 instructions. */
+  get counted(): number {
+    return this.#number(State.count);
+  }
+  set counted(value: number) {
+    this.#setNumber(State.count, value);
+  }
+  setLimit(value: number): void {
+    this.#setNumber(State.limit, value);
+  }
+  #number(offset: number): number {
+    const { u32 } = this.arena.views;
+    const at = (this.base + offset) / 4;
+    return u32[at]! + u32[at + 1]! * TWO32;
+  }
+  #setNumber(offset: number, value: number): void {
+    const { u32 } = this.arena.views;
+    const at = (this.base + offset) / 4;
+    u32[at] = value;
+    u32[at + 1] = Math.floor(value / TWO32);
+  }
   setSegment(index: number, base: bigint, selector: number): void {
     this.arena.views.u64[(this.base + State.segmentBase) / 8 + index] = base;
     this.arena.views.u16[(this.base + State.selectors) / 2 + index] = selector;
@@ -212,15 +235,20 @@ export class CpuState {
 
   /** RFLAGS without the arithmetic flags. */
   get eflags(): number {
-    const { u32, i32 } = this.arena.views;
-    const [resumed, count] = [(this.base + State.resumed) / 4, (this.base + State.count) / 4];
-    const isResuming = u32[resumed] === u32[count] && u32[resumed + 1] === u32[count + 1];
-    return i32[(this.base + State.eflags) / 4]! | (isResuming ? Flag.RF : 0);
+    return this.arena.views.i32[(this.base + State.eflags) / 4]! | (this.isNow(State.resumed) ? Flag.RF : 0);
   }
   set eflags(value: number) {
-    const { i32 } = this.arena.views;
-    i32[(this.base + State.eflags) / 4] = value;
-    i32[(this.base + State.resumed) / 4 + 1] = -1; // no count is as high
+    this.arena.views.i32[(this.base + State.eflags) / 4] = value;
+    this.setNever(State.resumed);
+  }
+  /** Whether a place in the page has the count of instructions as it is now. */
+  isNow(offset: number): boolean {
+    const { u32 } = this.arena.views;
+    const [noted, count] = [(this.base + offset) / 4, (this.base + State.count) / 4];
+    return u32[noted] === u32[count] && u32[noted + 1] === u32[count + 1];
+  }
+  setNever(offset: number): void {
+    this.arena.views.i32[(this.base + offset) / 4 + 1] = -1; // no count is as high
   }
   /** Where nothing looks at RF until the next instruction has ended it, it is kept by the count of instructions. */
   resume(): void {

@@ -4,7 +4,7 @@ import type { Dialect } from '../../../uapi/dialects.ts';
 import { Errno } from '../../../uapi/errno.ts';
 import { Exit } from '../../../uapi/exit.ts';
 import { EXIT_OFFSET, exitArms, kvm_run, PIO_PAGE_OFFSET, SYNC_REGS_OFFSET } from '../../../uapi/kvm-run.ts';
-import { type Input, type Struct, type Type, type Value, viewOf } from '../../../uapi/layout.ts';
+import { type Input, type Struct, size64, type Type, type Value, viewOf } from '../../../uapi/layout.ts';
 import { kvm_sync_regs } from '../../../uapi/x86.ts';
 import { PAGE } from '../../arena.ts';
 import type { Stop } from '../../cpu/processor/stage.ts';
@@ -14,12 +14,18 @@ import { sharedMemory } from '../../shared-memory.ts';
 /** kvm_run, the page of port data, and the one for the ring of coalesced writes: KVM_GET_VCPU_MMAP_SIZE. */
 export const MMAP_SIZE = 3 * PAGE;
 const PIO_DATA = PIO_PAGE_OFFSET * PAGE;
-const MMIO_DATA = EXIT_OFFSET + exitArms.mmio.fields.data.offset;
+const PIO = exitArms.io.fields;
+const MMIO = exitArms.mmio.fields;
+const MMIO_DATA = EXIT_OFFSET + MMIO.data.offset;
 const MSR = exitArms.msr.fields;
 const HYPERCALL_RET = EXIT_OFFSET + exitArms.hypercall.fields.ret.offset;
 
+/** Bytes that are copied one by one sooner than by a call. */
+const FEW = 8;
+const TWO32 = 2 ** 32;
+const CR8_MAX = 15;
+
 const head = kvm_run.fields;
-type Head = Value<typeof kvm_run>;
 const sets = kvm_sync_regs.fields;
 type Sets = Value<typeof kvm_sync_regs>;
 
@@ -31,21 +37,8 @@ type Writers = {
 
 /** Write the exit's arm, and give its reason. */
 const writers: Writers = {
-  io(run, { write, port, size, count, data }) {
-    const direction = write ? IoDirection.OUT : IoDirection.IN;
-    run.arm(exitArms.io, { direction, size, port, count, dataOffset: PIO_DATA });
-    if (write) run.bytes.set(data, PIO_DATA);
-    return Exit.IO;
-  },
-  mmio(run, { write, gpa, data }) {
-    run.arm(exitArms.mmio, {
-      physAddr: gpa,
-      len: data.length,
-      isWrite: write ? 1 : 0,
-      ...(write && { data }),
-    });
-    return Exit.MMIO;
-  },
+  io: (run, stop) => run.tellPort(stop),
+  mmio: (run, stop) => run.tellMmio(stop),
   hypercall(run, { number, args, longMode }) {
     run.arm(exitArms.hypercall, { nr: number, args: args.slice(0, 6), flags: longMode ? 1 : 0 });
     return Exit.HYPERCALL;
@@ -72,20 +65,57 @@ export class KvmRun {
   /** What userspace maps. */
   readonly bytes: Uint8Array;
   readonly #view: DataView;
+  /** The first bytes of port data, and the data of MMIO. */
+  readonly #port: Uint8Array;
+  readonly #mmio: Uint8Array;
 
   /** @param memory that another thread has made */
   constructor(memory: ArrayBufferLike = sharedMemory(MMAP_SIZE)) {
     this.bytes = new Uint8Array(memory);
     this.#view = viewOf(this.bytes);
+    this.#port = this.bytes.subarray(PIO_DATA, PIO_DATA + FEW);
+    this.#mmio = this.bytes.subarray(MMIO_DATA, MMIO_DATA + MMIO.data.type.size);
   }
 
-  get<K extends keyof Head>(field: K): Head[K] {
-    const { offset, type } = head[field] as { offset: number; type: Type };
-    return type.get(this.#view, offset) as Head[K];
+  // What each run looks at, and what it leaves: by a view, since going by the layout's types costs as much as all the rest.
+
+  set flags(flags: number) {
+    this.#view.setUint16(head.flags.offset, flags, true);
   }
-  set<K extends keyof Head>(field: K, value: Head[K]): void {
-    const { offset, type } = head[field] as { offset: number; type: Type };
-    type.set(this.#view, offset, value);
+  get immediateExit(): boolean {
+    return this.#view.getUint8(head.immediateExit.offset) !== 0;
+  }
+  get requestInterruptWindow(): boolean {
+    return this.#view.getUint8(head.requestInterruptWindow.offset) !== 0;
+  }
+  get exitReason(): number {
+    return this.#view.getUint32(head.exitReason.offset, true);
+  }
+  set exitReason(reason: number) {
+    this.#view.setUint32(head.exitReason.offset, reason, true);
+  }
+  get kvmValidRegs(): number {
+    return size64.get(this.#view, head.kvmValidRegs.offset);
+  }
+  get kvmDirtyRegs(): number {
+    return size64.get(this.#view, head.kvmDirtyRegs.offset);
+  }
+  set kvmDirtyRegs(sets: number) {
+    size64.set(this.#view, head.kvmDirtyRegs.offset, sets);
+  }
+  /** Undefined where bits are set that the register has not. */
+  get cr8(): number | undefined {
+    const low = this.#view.getUint32(head.cr8.offset, true);
+    return low > CR8_MAX || this.#view.getUint32(head.cr8.offset + 4, true) !== 0 ? undefined : low;
+  }
+  /** post_kvm_run_save(). */
+  save(interrupts: boolean, ready: boolean, cr8: number, apicBase: bigint): void {
+    const view = this.#view;
+    view.setUint8(head.ifFlag.offset, interrupts ? 1 : 0);
+    view.setUint8(head.readyForInterruptInjection.offset, ready ? 1 : 0);
+    view.setUint32(head.cr8.offset, cr8, true);
+    view.setUint32(head.cr8.offset + 4, 0, true);
+    view.setBigUint64(head.apicBase.offset, apicBase, true);
   }
 
   /** One of the sets of registers that travel without an ioctl. */
@@ -106,8 +136,33 @@ export class KvmRun {
   /** Tells of a stop; gives the exit reason. */
   tell(stop: Exiting): number {
     const reason = (writers[stop.kind] as (run: KvmRun, stop: Exiting) => number)(this, stop);
-    this.set('exitReason', reason);
+    this.exitReason = reason;
     return reason;
+  }
+  tellPort({ write, port, size, count, data }: Extract<Exiting, { kind: 'io' }>): number {
+    const view = this.#view;
+    view.setUint8(EXIT_OFFSET + PIO.direction.offset, write ? IoDirection.OUT : IoDirection.IN);
+    view.setUint8(EXIT_OFFSET + PIO.size.offset, size);
+    view.setUint16(EXIT_OFFSET + PIO.port.offset, port, true);
+    view.setUint32(EXIT_OFFSET + PIO.count.offset, count, true);
+    view.setUint32(EXIT_OFFSET + PIO.dataOffset.offset, PIO_DATA, true);
+    view.setUint32(EXIT_OFFSET + PIO.dataOffset.offset + 4, 0, true);
+    if (write) this.#put(PIO_DATA, data);
+    return Exit.IO;
+  }
+  tellMmio({ write, gpa, data }: Extract<Exiting, { kind: 'mmio' }>): number {
+    const view = this.#view;
+    view.setUint32(EXIT_OFFSET + MMIO.physAddr.offset, gpa % TWO32, true);
+    view.setUint32(EXIT_OFFSET + MMIO.physAddr.offset + 4, Math.floor(gpa / TWO32), true);
+    view.setUint32(EXIT_OFFSET + MMIO.len.offset, data.length, true);
+    view.setUint8(EXIT_OFFSET + MMIO.isWrite.offset, write ? 1 : 0);
+    // Of a read what stood there is kept.
+    if (write) this.#put(MMIO_DATA, data);
+    return Exit.MMIO;
+  }
+  #put(at: number, data: Uint8Array): void {
+    if (data.length > FEW) this.bytes.set(data, at);
+    else for (let i = 0; i < data.length; i++) this.bytes[at + i] = data[i]!;
   }
 
   /**
@@ -132,13 +187,15 @@ export class KvmRun {
     return this.#view.getUint8(EXIT_OFFSET + MSR.error.offset) !== 0;
   }
 
-  /** What userspace answers to a stop: the bytes that were read, or what a hypercall or RDMSR gives. */
+  /**
+   * What userspace answers to a stop: what a hypercall or RDMSR gives, or what was read: at least so many bytes, in place.
+   */
   answer(stop: Stop): Uint8Array | bigint {
     if (stop.kind === 'hypercall') return this.#view.getBigUint64(HYPERCALL_RET, true);
     if (stop.kind === 'msr') return this.#view.getBigUint64(EXIT_OFFSET + MSR.data.offset, true);
-    const at = stop.kind === 'io' ? PIO_DATA : MMIO_DATA;
-    const size = stop.kind === 'io' || stop.kind === 'mmio' ? stop.data.length : 0;
-    return this.bytes.slice(at, at + size);
+    if (stop.kind !== 'io') return this.#mmio;
+    const size = stop.data.length;
+    return size > FEW ? this.bytes.subarray(PIO_DATA, PIO_DATA + size) : this.#port;
   }
 }
 

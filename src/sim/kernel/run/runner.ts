@@ -16,7 +16,6 @@ import { answerHypercall, handedOn, raxOf } from './hypercall.ts';
 type Regs = Value<typeof kvm_regs>;
 
 const KNOWN_SETS = SyncRegs.REGS | SyncRegs.SREGS | SyncRegs.EVENTS;
-const CR8_RESERVED = ~0xfn;
 
 /** Why a run ends: an exit reason, or a negated errno. Undefined: it goes on. */
 export type End = number | undefined;
@@ -54,14 +53,14 @@ export class Runner {
   /** KVM_RUN begins: what userspace has written, and the rest of the instruction that the last exit interrupted. */
   begin(): End {
     const { cpu, run } = this.#vcpu;
-    run.set('flags', 0);
+    run.flags = 0;
     cpu.enter();
-    return this.#prepare() ?? this.#complete() ?? (run.get('immediateExit') !== 0 ? -Errno.EINTR : undefined);
+    return this.#prepare() ?? this.#complete() ?? (run.immediateExit ? -Errno.EINTR : undefined);
   }
 
   /** The guest is about to be entered: from now on exit_reason is this run's. */
   enter(): void {
-    this.#vcpu.run.set('exitReason', Exit.UNKNOWN);
+    this.#vcpu.run.exitReason = Exit.UNKNOWN;
   }
 
   /** Some instructions. A time slice is bounded work: what else it may depend on is looked at after it. */
@@ -69,7 +68,7 @@ export class Runner {
     const { cpu, run } = this.#vcpu;
     // kvm_dirty_ring_check_request(): until userspace has made room.
     if (this.#vcpu.ring?.isSoftFull) {
-      run.set('exitReason', Exit.DIRTY_RING_FULL);
+      run.exitReason = Exit.DIRTY_RING_FULL;
       return Exit.DIRTY_RING_FULL;
     }
     const stop = cpu.run(instructions, exactly);
@@ -78,33 +77,36 @@ export class Runner {
 
   /** A signal that comes while the guest runs says so; one that was there before leaves exit_reason alone. */
   interrupted(): void {
-    this.#vcpu.run.set('exitReason', Exit.INTR);
+    this.#vcpu.run.exitReason = Exit.INTR;
   }
 
   /** KVM_RUN ends. */
   leave(): void {
-    if (Number(this.#vcpu.run.get('kvmValidRegs')) !== 0) this.#storeSets();
+    if (this.#vcpu.run.kvmValidRegs !== 0) this.#storeSets();
     this.#save();
   }
 
   /** What userspace wrote into kvm_run. */
   #prepare(): End {
     const { run, cpu } = this.#vcpu;
-    const [valid, dirty] = [run.get('kvmValidRegs'), run.get('kvmDirtyRegs')];
+    const valid = run.kvmValidRegs;
+    const dirty = run.kvmDirtyRegs;
     if (valid > KNOWN_SETS || dirty > KNOWN_SETS) return -Errno.EINVAL;
     const refused = dirty === 0 ? 0 : this.#loadSets(dirty);
     if (refused !== 0) return refused;
-    const cr8 = run.get('cr8');
-    if ((cr8 & CR8_RESERVED) !== 0n) return -Errno.EINVAL;
-    cpu.cr8 = Number(cr8);
-    cpu.windowRequested = run.get('requestInterruptWindow') !== 0;
+    const { cr8 } = run;
+    if (cr8 === undefined) return -Errno.EINVAL;
+    cpu.cr8 = cr8;
+    cpu.windowRequested = run.requestInterruptWindow;
     return undefined;
   }
 
   /** sync_regs(): what was taken is no longer dirty. */
   #loadSets(dirty: number): number {
     const { run } = this.#vcpu;
-    const done = (set: number) => run.set('kvmDirtyRegs', run.get('kvmDirtyRegs') & ~set);
+    const done = (set: number) => {
+      run.kvmDirtyRegs &= ~set;
+    };
     if ((dirty & SyncRegs.REGS) !== 0) {
       this.setRegs(run.getSet('regs'));
       done(SyncRegs.REGS);
@@ -125,7 +127,7 @@ export class Runner {
   /** store_regs(). */
   #storeSets(): void {
     const { run, cpu } = this.#vcpu;
-    const valid = run.get('kvmValidRegs');
+    const valid = run.kvmValidRegs;
     if ((valid & SyncRegs.REGS) !== 0) run.putSet('regs', getRegs(cpu));
     if ((valid & SyncRegs.SREGS) !== 0) run.putSet('sregs', getSregs(cpu));
     if ((valid & SyncRegs.EVENTS) !== 0) run.putSet('events', getEvents(this.#vcpu));
@@ -134,12 +136,10 @@ export class Runner {
   /** post_kvm_run_save(). */
   #save(): void {
     const { run, cpu } = this.#vcpu;
-    const enabled = (cpu.state.flags & Flag.IF) !== 0;
-    const waiting = cpu.interrupt !== undefined || cpu.exception !== undefined;
-    run.set('ifFlag', enabled ? 1 : 0);
-    run.set('cr8', BigInt(cpu.cr8));
-    run.set('apicBase', msrValue(cpu, Msr.APIC_BASE));
-    run.set('readyForInterruptInjection', enabled && cpu.shadow === undefined && !waiting ? 1 : 0);
+    const enabled = (cpu.state.eflags & Flag.IF) !== 0;
+    const ready =
+      enabled && cpu.interrupt === undefined && cpu.exception === undefined && cpu.shadow === undefined;
+    run.save(enabled, ready, cpu.cr8, msrValue(cpu, Msr.APIC_BASE));
   }
 
   /** KVM_SET_REGS; the instruction that waits for userspace keeps its own. */
@@ -160,6 +160,8 @@ export class Runner {
     this.#pending = undefined;
     if (stop.kind === 'msr' && run.msrRefused) return this.#refuseMsr();
     const answer = run.answer(stop);
+    if (stop.kind === 'io' && this.#before === undefined && cpu.finishesPort(answer as Uint8Array))
+      return undefined;
     const next = this.#finish(
       stop,
       stop.kind === 'hypercall' && typeof answer === 'bigint' ? raxOf(stop, answer) : answer,
@@ -222,7 +224,7 @@ export class Runner {
     const { cpu, run, vm } = this.#vcpu;
     for (let stop: Stop | undefined = first; stop !== undefined; ) {
       if (stop.kind === 'slice') return undefined;
-      if (stop.kind === 'fault') return this.#vcpu.failed || run.get('exitReason');
+      if (stop.kind === 'fault') return this.#vcpu.failed || run.exitReason;
       if (stop.kind !== 'hypercall') {
         if (stop.kind === 'io' || stop.kind === 'mmio' || stop.kind === 'msr') this.#pending = stop;
         // #DB of a HLT that was stepped, #UD of what KVM cannot emulate.

@@ -20,13 +20,13 @@ const TIMEOUTS = 'above 0 and below 2^31 (milliseconds), or Infinity';
 /** Milliseconds between two looks at kvm_run's immediate_exit, of which no word tells, while a run waits. */
 const LOOK_MS = 100;
 
-/** When a run must end, in performance.now()'s time. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
-function deadlineOf(timeoutMs: number): number {
+/** When a run that begins now must end, in performance.now()'s time. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
+function deadlineOf(timeoutMs: number, now: number): number {
   if (typeof timeoutMs !== 'number')
     throw wrongType('timeoutMs', timeoutMs, `a number of milliseconds, ${TIMEOUTS}`);
   if (!(timeoutMs > 0) || (timeoutMs > MAX_TIMEOUT && timeoutMs !== Infinity))
     throw outOfRange('timeoutMs', timeoutMs, TIMEOUTS);
-  return timeoutMs === Infinity ? Infinity : performance.now() + timeoutMs;
+  return now + timeoutMs;
 }
 
 /** A vCPU, as far as it is run. */
@@ -69,23 +69,25 @@ export class Runs implements Scheduled {
 
   get released(): boolean {
     const { kick, run } = this.vcpu;
-    return this.#ends || !kick.paused || kick.stopped || run.get('immediateExit') !== 0;
+    return this.#ends || !kick.paused || kick.stopped || run.immediateExit;
   }
 
-  #refused(): number {
+  /** @param now performance.now(), of which one look must do for a run */
+  #refused(now: number): number {
     if (!this.vcpu.isOpen) return -Errno.EBADF;
     if (this.running || isAside()) return -Errno.EBUSY;
     if (this.started) return VCPU_RUNNING;
     const { kick, vm } = this.vcpu;
     // If who has begun the access that waits is gone, it begins anew.
     if (this.vcpu.asksElsewhere && !kick.isSilent) return -Errno.EBUSY;
-    return kick.claim(vm.host.thread) ? 0 : VCPU_RUNNING;
+    return kick.claim(vm.host.thread, now) ? 0 : VCPU_RUNNING;
   }
 
   /** KVM_RUN as the backend's runner has it. @throws TypeError, RangeError ERR_KVM_INVALID_ARG */
   readonly run = (timeoutMs: number = Number.POSITIVE_INFINITY): number => {
-    const deadline = deadlineOf(timeoutMs);
-    const refused = this.#refused();
+    const begun = performance.now();
+    const deadline = deadlineOf(timeoutMs, begun);
+    const refused = this.#refused(begun);
     if (refused !== 0) return refused;
     const { vcpu } = this;
     this.#phase = 'new';
@@ -114,8 +116,9 @@ export class Runs implements Scheduled {
   starter(done: (result: number) => void): Starter {
     this.vcpu.vm.host.decoder.prepare(); // a tick is shorter than that
     const start = (timeoutMs: number = Number.POSITIVE_INFINITY, ends = false): number => {
-      const deadline = deadlineOf(timeoutMs);
-      const refused = this.#refused();
+      const now = performance.now();
+      const deadline = deadlineOf(timeoutMs, now);
+      const refused = this.#refused(now);
       if (refused !== 0) return refused;
       this.started = true;
       this.#ends = ends;
@@ -163,7 +166,7 @@ export class Runs implements Scheduled {
 
   #step(instructions: number, exactly: boolean): Step {
     const { kick, share } = this.vcpu;
-    kick.beat();
+    if (this.#phase !== 'new') kick.beat(performance.now()); // claim() has
     if (share === undefined) return this.#advance(instructions, exactly);
     return this.#alone(() => {
       share.runs();
@@ -225,7 +228,7 @@ export class Runs implements Scheduled {
     const { kick, run } = this.vcpu;
     if (this.#ends || kick.takeStop()) return this.#end(-Errno.ECANCELED);
     if (kick.paused) {
-      if (run.get('immediateExit') !== 0) return this.#end(-Errno.EINTR);
+      if (run.immediateExit) return this.#end(-Errno.EINTR);
       if (!this.#parked) {
         this.#parked = true;
         kick.standing = Standing.PARKED;

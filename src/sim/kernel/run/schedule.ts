@@ -138,12 +138,13 @@ class Scheduler {
   /** Gives whether anybody can go on. */
   #run(until: number): boolean {
     // What was written to the guests' code since is looked for once a tick.
+    let now = performance.now();
     for (const all of this.#started.values())
       for (const { vcpu } of all) {
         vcpu.looksAnew();
-        vcpu.kick.beat();
+        vcpu.kick.beat(now);
       }
-    for (let now = performance.now(); now < until; now = performance.now()) {
+    for (; now < until; now = performance.now()) {
       let any = false;
       for (const [vm, all] of [...this.#started]) {
         const outcome = this.#quantum(vm, all, now);

@@ -31,6 +31,16 @@ const PAUSES = ~(KICK | STOP | WAITED);
 
 /** Milliseconds, of which the lower 32 bits count. */
 const now = (): number => Date.now() | 0;
+/** The same as it was when performance.now() was looked at last, or a little before: one clock is dear enough for a run. */
+function nowBy(ms: number): number {
+  if (!(ms - looked.at < NEAR_MS && ms >= looked.at)) {
+    looked.at = ms;
+    looked.is = now();
+  }
+  return looked.is;
+}
+const NEAR_MS = 20;
+const looked = { at: Number.NEGATIVE_INFINITY, is: 0 };
 const isOld = (beat: number): boolean => ((now() - beat) | 0) > GONE_MS;
 
 /** Where a vCPU is. In the first two it stands still. */
@@ -125,12 +135,13 @@ export class KickWord {
   /**
    * A thread begins to run it. False while another one does: unless that was terminated, which only its silence tells. The sign
    * of life comes first: whoever saw a runner with the last one's would take it for gone.
+   * @param ms performance.now(), where that was looked at anyway
    */
-  claim(thread: number): boolean {
+  claim(thread: number, ms?: number): boolean {
     const at = this.#at + RUNNER;
     const { runner } = this;
     if (runner !== 0 && runner !== thread && !this.isSilent) return false;
-    this.beat();
+    this.beat(ms);
     return Atomics.compareExchange(this.#table, at, runner, thread) === runner;
   }
   unclaim(thread: number): void {
@@ -140,8 +151,9 @@ export class KickWord {
   get runner(): number {
     return Atomics.load(this.#table, this.#at + RUNNER);
   }
-  beat(): void {
-    Atomics.store(this.#table, this.#at + BEAT, now());
+  /** @param ms as claim() has it */
+  beat(ms?: number): void {
+    Atomics.store(this.#table, this.#at + BEAT, ms === undefined ? now() : nowBy(ms));
   }
   /** Whoever had it last has given no sign of life for so long that it is taken for gone. */
   get isSilent(): boolean {

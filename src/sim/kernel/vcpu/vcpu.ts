@@ -182,7 +182,7 @@ export class KvmVcpu implements Runnable {
   #entered(page: number): number {
     if (!this.runs.running || !this.ring!.isSoftFull) return page;
     this.failed = 0;
-    this.run.set('exitReason', Exit.DIRTY_RING_FULL);
+    this.run.exitReason = Exit.DIRTY_RING_FULL;
     return FAULT;
   }
 
