@@ -124,11 +124,12 @@ function given(reference: Reference): Given {
 }
 
 // biome-ignore lint/suspicious/noExplicitAny: each table serves its own class.
-const tables: readonly (readonly [Class<Opened>, Table<any>, Table<any, any>?])[] = [
-  [Host, systemIoctls, systemCreates],
-  [KvmVm, vmIoctls, vmCreates],
-  [KvmVcpu, vcpuIoctls],
-];
+type Tables = readonly [ioctls: Table<any>, creates?: Table<any, any>];
+const tables: ReadonlyMap<unknown, Tables> = new Map<unknown, Tables>([
+  [Host, [systemIoctls, systemCreates]],
+  [KvmVm, [vmIoctls, vmCreates]],
+  [KvmVcpu, [vcpuIoctls]],
+]);
 
 /** What a copy of a VM answers: all else is its owner's to ask. */
 const OWN: ReadonlySet<number> = new Set([
@@ -185,7 +186,7 @@ class Simulator implements SimBackend {
   ): number => {
     const object = open(handle);
     if (object instanceof KvmVm) this.#host.arena.host.writes++; // what is in a page may be another page's now
-    const table = tables.find(([type]) => object instanceof type)?.[1];
+    const table = tables.get(object.constructor)?.[0];
     return serialized(
       object,
       request,
@@ -200,7 +201,7 @@ class Simulator implements SimBackend {
     references?: readonly Reference[],
   ): Handle | number => {
     const object = open(handle);
-    const table = tables.find(([type]) => object instanceof type)?.[2];
+    const table = tables.get(object.constructor)?.[1];
     const made: Opened | number = serialized(
       object,
       request,

@@ -3,14 +3,22 @@
 import type { Arena } from '../arena.ts';
 import { Memory } from './address/memory.ts';
 import { walked } from './address/paging.ts';
-import { emulationFailure, emulatorGoesOn, givesUpBeforeWriting } from './emulator.ts';
+import { emulationFailure, emulatorGoesOn } from './emulator.ts';
 import { instructions } from './instructions.ts';
 import { finishPort } from './integer/ports.ts';
 import { DR6 } from './processor/debug.ts';
-import { Alone, GuestFault, guestFault, notEmulated, SecondStageFault, Vector } from './processor/fault.ts';
+import {
+  Alone,
+  GuestFault,
+  guestFault,
+  notEmulated,
+  SecondStageFault,
+  secondStageFault,
+  Vector,
+} from './processor/fault.ts';
 import { halves } from './processor/halves.ts';
 import { IoStop } from './processor/io.ts';
-import { Unmodelled } from './processor/mode.ts';
+import { protectedMode, Unmodelled } from './processor/mode.ts';
 import { Processor, type ProcessorOptions } from './processor/processor.ts';
 import { Access, type SecondStage, type Stop } from './processor/stage.ts';
 import { Flag, State } from './processor/state.ts';
@@ -199,20 +207,30 @@ export class Cpu extends Processor {
   /** The instruction at RIP by itself, with I/O. Gives where it stopped. */
   #alone(mode: 'alone' | 'emulated', decoded?: Entry): Stop | undefined {
     const { io, state } = this;
-    const flags = state.flags;
     const { shadow } = this;
     const { single } = this.mode;
+    const flags = single ? state.flags : 0;
     io.begin(mode);
     let entry = decoded;
     try {
       entry ??= mode === 'emulated' ? this.code.findEmulated() : this.code.findSingle();
       if (mode === 'emulated') {
-        const insn = entry.block.insns[0]!;
-        if (!instructions.emulated(this, insn)) throw notEmulated;
-        io.refusesWrites = givesUpBeforeWriting(insn);
+        entry.emulation ??= instructions.emulation(entry.block.insns[0]!);
+        const { emulation } = entry;
+        if (!(protectedMode(this) ? emulation.protected : emulation.real)) throw notEmulated;
+        io.refusesWrites = emulation.givesUpBeforeWriting;
       }
       this.shadow = undefined;
-      this.code.execute(entry);
+      if (!this.code.execute(entry)) {
+        const { waiting } = io;
+        io.waiting = undefined;
+        if (waiting === undefined) throw this.#taken() ? guestFault : secondStageFault;
+        this.shadow = shadow;
+        this.#rewind();
+        io.mode = undefined;
+        this.#again = { mode, entry };
+        return waiting;
+      }
     } catch (thrown) {
       this.shadow = shadow;
       if (thrown instanceof Alone) {
@@ -249,12 +267,15 @@ export class Cpu extends Processor {
     return goesOn ? this.#alone('emulated', entry) : io.writes.shift();
   }
 
+  /** Whether a load or store of translated code met a fault of the guest's, which is taken care of now. */
+  #taken(): boolean {
+    const { faulted } = this;
+    this.faulted = false;
+    return faulted;
+  }
   /** What a load or store of translated code could not do. */
   #trapped(): Stop | undefined {
-    if (this.faulted) {
-      this.faulted = false;
-      return this.#caught(guestFault);
-    }
+    if (this.#taken()) return this.#caught(guestFault);
     this.#rewind();
     if (!this.io.isDemanded) return FAULTED;
     this.io.isDemanded = false;

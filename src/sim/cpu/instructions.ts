@@ -1,7 +1,7 @@
 /** All instructions: which are micro-ops, and which call a helper. What is in neither table raises #UD. */
 
 import { avx, avxAnswers, misaligned } from './avx/index.ts';
-import { emulated } from './emulator.ts';
+import { emulated, givesUpBeforeWriting } from './emulator.ts';
 import { bcd } from './integer/bcd.ts';
 import { io, stringIo } from './integer/ports.ts';
 import { strings } from './integer/strings.ts';
@@ -9,7 +9,6 @@ import { Seg } from './processor/descriptors.ts';
 import { raise, Vector } from './processor/fault.ts';
 import type { Answer, Helper, Helpers } from './processor/helper.ts';
 import type { Insn } from './processor/insn.ts';
-import { protectedMode } from './processor/mode.ts';
 import type { Processor } from './processor/processor.ts';
 import { State } from './processor/state.ts';
 import { segmentRegistersEnding } from './segments/protection.ts';
@@ -18,6 +17,7 @@ import { hypercallsEnding } from './system/hypercalls.ts';
 import { formOf, systemInstructions, systemInstructionsEnding } from './system/index.ts';
 import { noted } from './system/transitions.ts';
 import type { Builder } from './translate/builder.ts';
+import type { Emulation } from './translate/entry.ts';
 import { avxLowerings, usesYmm } from './translate/lower/avx.ts';
 import { floats } from './translate/lower/float.ts';
 import { integer } from './translate/lower/index.ts';
@@ -147,9 +147,14 @@ const vectorNames: ReadonlySet<string> = new Set([
 ]);
 
 export const instructions = {
-  /** Whether KVM's emulator has it. */
-  emulated: (cpu: Processor, insn: Insn): boolean =>
-    emulated(insn, vectorNames.has(nameOf(insn)), protectedMode(cpu)),
+  emulation(insn: Insn): Emulation {
+    const isVector = vectorNames.has(nameOf(insn));
+    return {
+      real: emulated(insn, isVector, false),
+      protected: emulated(insn, isVector, true),
+      givesUpBeforeWriting: givesUpBeforeWriting(insn),
+    };
+  },
 
   /** Every name that is implemented: mnemonics, and `mov cr` and the like. */
   names: () => [...micro.keys(), ...called.keys(), ...last.keys()],

@@ -17,6 +17,7 @@ export class Memory implements LinearMemory {
   readonly #tlb: Tlb;
   readonly #cpu: Processor;
   readonly #scratch = new DataView(new ArrayBuffer(8));
+  readonly #bytes = new Uint8Array(this.#scratch.buffer);
 
   constructor(cpu: Processor) {
     this.#cpu = cpu;
@@ -92,11 +93,11 @@ export class Memory implements LinearMemory {
     this.#cpu.state.setU32(State.trap, 1);
   }
 
-  load32(linear: bigint, size: number, write: boolean, stack: boolean): number {
-    return this.load32At(lowHalf(linear), highHalf(linear), size, write, stack, false);
+  load32(linear: bigint, size: number, write: boolean, stack: boolean, waits = false): number {
+    return this.#load32(lowHalf(linear), highHalf(linear), size, write, stack, false, waits);
   }
-  load64(linear: bigint, write: boolean, stack: boolean): bigint {
-    return this.load64At(lowHalf(linear), highHalf(linear), write, stack, false);
+  load64(linear: bigint, write: boolean, stack: boolean, waits = false): bigint {
+    return this.#load64(lowHalf(linear), highHalf(linear), write, stack, false, waits);
   }
   store32(linear: bigint, value: number, size: number, stack: boolean): void {
     this.store32At(lowHalf(linear), highHalf(linear), value, size, stack, false);
@@ -106,6 +107,20 @@ export class Memory implements LinearMemory {
   }
 
   load32At(low: number, high: number, size: number, write: boolean, stack: boolean, quiet: boolean): number {
+    return this.#load32(low, high, size, write, stack, quiet, quiet);
+  }
+  load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint {
+    return this.#load64(low, high, write, stack, quiet, quiet);
+  }
+  #load32(
+    low: number,
+    high: number,
+    size: number,
+    write: boolean,
+    stack: boolean,
+    quiet: boolean,
+    waits: boolean,
+  ): number {
     const host = this.#loaded(low, high, size, write, stack);
     if (host >= 0) {
       const { u8, dv } = this.#cpu.arena.views;
@@ -116,10 +131,13 @@ export class Memory implements LinearMemory {
       return 0;
     }
     if (this.#leaves(low, size, Access.READ, quiet)) return 0;
-    const view = this.#gather(joined(low, high), size, write, stack, 'cpl');
+    const view =
+      waits && this.#asked(low, size, quiet)
+        ? this.#scratch
+        : this.#gather(joined(low, high), size, write, stack, 'cpl');
     return size === 1 ? view.getUint8(0) : size === 2 ? view.getUint16(0, true) : view.getInt32(0, true);
   }
-  load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint {
+  #load64(low: number, high: number, write: boolean, stack: boolean, quiet: boolean, waits: boolean): bigint {
     const host = this.#loaded(low, high, 8, write, stack);
     if (host >= 0) return this.#cpu.arena.views.dv.getBigInt64(host, true);
     if (host <= FAULT) {
@@ -127,6 +145,7 @@ export class Memory implements LinearMemory {
       return 0n;
     }
     if (this.#leaves(low, 8, Access.READ, quiet)) return 0n;
+    if (waits && this.#asked(low, 8, quiet)) return this.#scratch.getBigInt64(0, true);
     return this.#gather(joined(low, high), 8, write, stack, 'cpl').getBigInt64(0, true);
   }
   store32At(low: number, high: number, value: number, size: number, stack: boolean, quiet: boolean): void {
@@ -163,12 +182,20 @@ export class Memory implements LinearMemory {
     return true;
   }
 
+  /** As #gather() of MMIO in one page, for who looks at IoLog.waiting: gives whether the scratch has it, or it waits. */
+  #asked(low: number, size: number, quiet: boolean): boolean {
+    const { io, state } = this.#cpu;
+    if (io.mode !== 'emulated' || (low & (PAGE - 1)) > PAGE - size) return false;
+    if (!io.readTo(this.#bytes, this.#tlb.physical, size) && quiet) state.setU32(State.trap, 1);
+    return true;
+  }
+
   /** Stores what is in the scratch where a look has found MMIO. */
   #written(low: number, high: number, size: number, stack: boolean): void {
     const { io } = this.#cpu;
-    const bytes = new Uint8Array(this.#scratch.buffer, 0, size);
-    if (io.mode === 'emulated' && (low & (PAGE - 1)) <= PAGE - size) io.write(this.#tlb.physical, bytes);
-    else this.#scatter(joined(low, high), bytes, stack, 'cpl');
+    if (io.mode === 'emulated' && (low & (PAGE - 1)) <= PAGE - size)
+      io.write(this.#tlb.physical, this.#bytes, size);
+    else this.#scatter(joined(low, high), this.#bytes.subarray(0, size), stack, 'cpl');
   }
 
   /** Where what is loaded lies; FAULT or GUEST_FAULT; or MMIO, also for what lies in two pages. */

@@ -8,7 +8,7 @@ import { raise, Vector } from '../processor/fault.ts';
 import { CR4, ia32e } from '../processor/mode.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { Rights } from '../processor/services.ts';
-import { Access, FAULT, GUEST_FAULT, MMIO } from '../processor/stage.ts';
+import { Access, GUEST_FAULT, MMIO } from '../processor/stage.ts';
 import { Flag, State } from '../processor/state.ts';
 import { PagingStructures, type Translation, walk } from './paging.ts';
 
@@ -63,7 +63,10 @@ export class Tlb {
   readonly #fetchHosts = new Float64Array(Fetches * 2);
   readonly #fetchWith = new Float64Array(Fetches * 2);
   readonly #fetchGlobal = new Uint8Array(Fetches * 2);
-  /** The walk whose page the second stage refused, for the access that comes again when that was mended. */
+  /**
+   * The walk whose page the second stage refused, or where there is none: for the access that comes again when that was mended,
+   * or by KVM's emulator.
+   */
   #refused: { low: number; high: number; how: number; found: Translation } | undefined;
 
   constructor(cpu: Processor) {
@@ -231,14 +234,21 @@ export class Tlb {
     rights: Rights,
     stack: boolean,
   ): Translation | undefined {
-    const refused = this.#refused;
-    if (refused !== undefined) {
-      this.#refused = undefined;
-      const how = this.#how(access, user, rights);
-      if (refused.low === (low & -PAGE) && refused.high === high && refused.how === how) return refused.found;
-    }
+    const known = this.#known(low, high, access, user, rights);
+    if (known !== undefined) return known;
     this.checkCanonical(high, stack);
     return walk(this.#cpu, low, high, access, user, rights === 'system', this.#structures);
+  }
+  /** The walk that was refused last, if it was this. */
+  #known(low: number, high: number, access: Access, user: boolean, rights: Rights): Translation | undefined {
+    const refused = this.#refused;
+    if (refused === undefined) return undefined;
+    this.#refused = undefined;
+    const is =
+      refused.low === (low & -PAGE) &&
+      refused.high === high &&
+      refused.how === this.#how(access, user, rights);
+    return is ? refused.found : undefined;
   }
   /** What a walk's outcome depends on beside the address and what flush() is called for. */
   #how(access: Access, user: boolean, rights: Rights): number {
@@ -256,8 +266,7 @@ export class Tlb {
   ): number {
     const host = this.#cpu.stage.page(found.physical, access, found.wants);
     if (host === MMIO) this.physical = found.physical + (low & (PAGE - 1));
-    else if (host === FAULT)
-      this.#refused = { low: low & -PAGE, high, how: this.#how(access, user, rights), found };
+    if (host < 0) this.#refused = { low: low & -PAGE, high, how: this.#how(access, user, rights), found };
     return host;
   }
 
@@ -284,7 +293,9 @@ export class Tlb {
     const cpu = this.#cpu;
     const inside = low & (PAGE - 1);
     this.checkCanonical(high, stack);
-    const found = walk(cpu, low, high, access, rights === 'cpl' && cpu.user, rights === 'system');
+    const user = rights === 'cpl' && cpu.user;
+    const found =
+      this.#known(low, high, access, user, rights) ?? walk(cpu, low, high, access, user, rights === 'system');
     if (found === undefined) return GUEST_FAULT;
     const host = cpu.stage.sharedPage(found.physical, reads ? Access.READ : access);
     if (host === MMIO) {

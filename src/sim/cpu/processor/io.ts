@@ -44,6 +44,9 @@ export class IoLog {
   /** Translated code has come to MMIO, and has left: its instruction is KVM's emulator's. */
   isDemanded = false;
 
+  /** What a load of the instruction asks, which goes no further: what an IoStop is where nothing has to be thrown. */
+  waiting: Stop | undefined;
+
   /** Nothing of the instruction was answered yet. */
   get empty(): boolean {
     return this.#answers.length === 0;
@@ -52,7 +55,7 @@ export class IoLog {
     this.mode = mode;
     this.refusesWrites = false;
     this.#position = 0;
-    this.writes.length = 0;
+    if (this.writes.length > 0) this.writes.length = 0;
   }
   /** @param data bytes are copied: they may be where the next answer will be */
   answer(data: Uint8Array | bigint): void {
@@ -61,7 +64,7 @@ export class IoLog {
   /** The instruction is done, or has faulted. */
   end(): void {
     this.mode = undefined;
-    this.#answers.length = 0;
+    if (this.#answers.length > 0) this.#answers.length = 0;
   }
 
   #ask(stop: Stop): Uint8Array | bigint {
@@ -93,16 +96,35 @@ export class IoLog {
     }
     return data;
   }
-  write(gpa: number, data: Uint8Array): void {
+  /**
+   * The same of one fragment, for who looks at `waiting` then.
+   * @param into gets what was answered
+   * @returns false where nothing was
+   */
+  readTo(into: Uint8Array, gpa: number, size: number): boolean {
+    if (this.#position < this.#answers.length) {
+      const answer = this.#answers[this.#position++] as Uint8Array;
+      for (let i = 0; i < size; i++) into[i] = answer[i] ?? 0;
+      return true;
+    }
+    this.waiting = { kind: 'mmio', write: false, gpa, data: new Uint8Array(size) };
+    return false;
+  }
+  write(gpa: number, data: Uint8Array, size = data.length): void {
     if (this.refusesWrites) throw notEmulated;
-    for (let done = 0; done < data.length; done += FRAGMENT) {
-      const part = data.slice(done, done + FRAGMENT);
+    for (let done = 0; done < size; done += FRAGMENT) {
+      const part = new Uint8Array(Math.min(FRAGMENT, size - done));
+      for (let i = 0; i < part.length; i++) part[i] = data[done + i]!;
       this.writes.push({ kind: 'mmio', write: true, gpa: gpa + done, data: part, follows: done > 0 });
     }
   }
   /** What the kernel takes is no exit; of an access what it takes from its beginning on (vcpu_mmio_write()). */
   settle(): void {
     if (this.writes.length === 0) return;
+    if (this.writes.length === 1) {
+      if (this.bus(this.writes[0]!)) this.writes.pop();
+      return;
+    }
     let taken = false;
     const left = this.writes.filter((stop) => {
       const follows = stop.kind === 'mmio' && stop.follows === true;

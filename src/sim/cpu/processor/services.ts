@@ -19,11 +19,12 @@ export interface LinearMemory {
   /** The same with an address in halves. */
   hostAt(low: number, high: number, size: number, access: Access): number;
 
-  load32(linear: bigint, size: number, write: boolean, stack: boolean): number;
-  load64(linear: bigint, write: boolean, stack: boolean): bigint;
+  /** @param waits the caller looks at IoLog.waiting: what is to be asked is there, and is not thrown */
+  load32(linear: bigint, size: number, write: boolean, stack: boolean, waits?: boolean): number;
+  load64(linear: bigint, write: boolean, stack: boolean, waits?: boolean): bigint;
   store32(linear: bigint, value: number, size: number, stack: boolean): void;
   store64(linear: bigint, value: bigint, stack: boolean): void;
-  /** The same with an address in halves. `quiet`: a fault of the second stage sets State.trap, and nothing is thrown. */
+  /** The same with an address in halves. `quiet`: a fault of the second stage, or what waits, sets State.trap, and nothing is thrown. */
   load32At(low: number, high: number, size: number, write: boolean, stack: boolean, quiet: boolean): number;
   load64At(low: number, high: number, write: boolean, stack: boolean, quiet: boolean): bigint;
   store32At(low: number, high: number, value: number, size: number, stack: boolean, quiet: boolean): void;

@@ -3,7 +3,7 @@ export interface Unit {
   /**
    * Executes from the block on that `entry` names, counts instructions as its blocks begin, and leaves RIP where
    * execution goes on. @throws GuestFault, Alone, SecondStageFault, IoStop: then State.at says where it was
-   * @returns false for a fault of the second stage, as if SecondStageFault had been thrown
+   * @returns false for a fault of the second stage, as if SecondStageFault had been thrown, and for what IoLog.waiting has
    */
   run(entry: number): boolean;
   /** What the number in State.at means. */

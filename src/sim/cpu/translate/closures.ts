@@ -67,8 +67,8 @@ export class ClosureUnit implements Unit {
   run(): boolean {
     const { state } = this.#cpu;
     const { end, insns } = this.block;
-    state.count += BigInt(insns.length);
-    this.execute();
+    state.counted += insns.length;
+    if (!this.execute()) return false;
     if (end.kind === 'left') {
       if (!state.moved) state.rip = insns.at(-1)!.next;
       this.#cpu.changed();
@@ -76,11 +76,14 @@ export class ClosureUnit implements Unit {
     return true;
   }
 
-  /** All but the count of instructions, and what is due where the end is `left`. */
-  execute(): void {
-    const { state } = this.#cpu;
+  /** All but the count of instructions, and what is due where the end is `left`; false as in run(). */
+  execute(): boolean {
+    const { state, io } = this.#cpu;
     const { end } = this.block;
-    for (const step of this.#steps) step(values);
+    for (const step of this.#steps) {
+      step(values);
+      if (io.waiting !== undefined) return false;
+    }
     switch (end.kind) {
       case 'goto':
         state.rip = end.target;
@@ -91,6 +94,7 @@ export class ClosureUnit implements Unit {
       case 'dynamic':
         state.rip = BigInt.asUintN(64, values[this.#decides] as bigint);
     }
+    return true;
   }
 
   where(at: number): Where {

@@ -6,6 +6,14 @@ import type { CodePage as PageOf } from './code-page.ts';
 import type { Block } from './ir.ts';
 import type { WasmUnit } from './wasm.ts';
 
+/** What KVM's emulator makes of an instruction. */
+export interface Emulation {
+  /** Whether it has it, in real mode and in others. */
+  readonly real: boolean;
+  readonly protected: boolean;
+  readonly givesUpBeforeWriting: boolean;
+}
+
 /** Where execution may begin: a block, and the unit that has it. */
 export class Entry {
   readonly low: number;
@@ -15,6 +23,8 @@ export class Entry {
   readonly pages: readonly CodePage[];
   unit: Unit;
   index: number;
+  /** Of a single instruction, once somebody has asked. */
+  emulation: Emulation | undefined;
   /** How often it was executed as closures. */
   heat = 0;
   /** Its block of records, where it has one. */

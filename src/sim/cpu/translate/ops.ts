@@ -210,13 +210,13 @@ export const ops = {
   /** Memory at a linear address: zero-extended to `i`, or an `l` with 64 bits. */
   load32: access('l', 'i', (cpu, { bits, write, stack }) => {
     const { memory } = cpu;
-    return (linear: bigint) => memory.load32(linear, bits! / 8, write === true, stack === true);
+    return (linear: bigint) => memory.load32(linear, bits! / 8, write === true, stack === true, true);
   }),
   load64: access('l', 'l', (cpu, { write, stack, aligned }) => {
     const { memory } = cpu;
     return (linear: bigint) => {
       if (aligned) memory.checkAligned(lowHalf(linear), highHalf(linear), stack === true);
-      return memory.load64(linear, write === true, stack === true);
+      return memory.load64(linear, write === true, stack === true, true);
     };
   }),
   store32: access('li', '', (cpu, { bits, stack }) => {

@@ -19,11 +19,20 @@ export function remember(state: CpuState, low: number, high: number, target: num
   const { u32 } = state.arena.views;
   const { base } = state;
   const offset = slotOf(low) * Entry.bytes;
-  state.written.add(offset - (offset % PAGE));
   const at = (base + State.targets + offset) / 4;
+  const generation = u32[(base + (global ? State.globals : State.generation)) / 4]!;
+  // Whoever comes back from an exit finds it as it left it.
+  if (
+    u32[at + Entry.target / 4] === target &&
+    u32[at + Entry.generation / 4] === generation &&
+    u32[at] === low &&
+    u32[at + 1] === high
+  )
+    return;
+  state.written.add(offset - (offset % PAGE));
   u32[at] = low;
   u32[at + 1] = high;
-  u32[at + Entry.generation / 4] = u32[(base + (global ? State.globals : State.generation)) / 4]!;
+  u32[at + Entry.generation / 4] = generation;
   u32[at + Entry.target / 4] = target;
 }
 

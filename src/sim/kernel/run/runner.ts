@@ -160,13 +160,13 @@ export class Runner {
     this.#pending = undefined;
     if (stop.kind === 'msr' && run.msrRefused) return this.#refuseMsr();
     const answer = run.answer(stop);
-    if (stop.kind === 'io' && this.#before === undefined && cpu.finishesPort(answer as Uint8Array))
-      return undefined;
+    // What an instruction changes that changed() is for, it has called that for.
+    const isAccess = stop.kind === 'io' || stop.kind === 'mmio';
     const next = this.#finish(
       stop,
       stop.kind === 'hypercall' && typeof answer === 'bigint' ? raxOf(stop, answer) : answer,
     );
-    cpu.changed();
+    if (!isAccess) cpu.changed();
     return next === undefined ? undefined : this.#stopped(next);
   }
 
