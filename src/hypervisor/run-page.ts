@@ -27,6 +27,8 @@ const SYNC = kvm_sync_regs.fields;
 /** KVM_EXIT_IO: port I/O. `count` elements of `size` bytes each; an IN waits for the VMM to write them. */
 export class IoExit {
   readonly #page: RunPage;
+  /** What was given last: making a view costs as much as the rest of an exit's fields. */
+  #data: Uint8Array = new Uint8Array(0);
   /** Made by RunPage: use `vcpu.io`. */
   constructor(page: RunPage) {
     this.#page = page;
@@ -49,7 +51,13 @@ export class IoExit {
   }
   /** The elements' bytes, `size * count` of them: read an OUT's, write an IN's. */
   get data(): Uint8Array {
-    return this.#page.bytes.subarray(this.#offset(), this.#offset() + this.size * this.count);
+    const { bytes } = this.#page;
+    const offset = this.#offset();
+    const length = this.size * this.count;
+    const last = this.#data;
+    const isSame = last.length === length && last.byteOffset === bytes.byteOffset + offset;
+    if (!isSame) this.#data = bytes.subarray(offset, offset + length);
+    return this.#data;
   }
   /** The first element. */
   get value(): number {

@@ -98,7 +98,8 @@ function dialect(columns: Pick<Dialect, 'name' | 'signal' | 'arm' | 'bits' | 'tr
       rawFlags.set(view, flags.offset, word);
       gpa.type.set(view, gpa.offset, fault.gpa);
       size.type.set(view, size.offset, fault.size);
-      new Uint8Array(page.buffer, page.byteOffset + EXIT_OFFSET, arm.size).set(data);
+      for (let at = 0; at < arm.size; at += 8)
+        page.setBigUint64(EXIT_OFFSET + at, view.getBigUint64(at, true), true);
       kvm_run.fields.exitReason.type.set(page, kvm_run.fields.exitReason.offset, signal.exitReason);
     },
     decode(page) {

@@ -10,6 +10,7 @@
 import { PAGE_SIZE } from '../hypervisor/args.ts';
 import { KvmError, outOfRange, VmexitError } from '../hypervisor/errors.ts';
 import { failed } from '../hypervisor/fd.ts';
+import type { Slot } from '../hypervisor/memory-map.ts';
 import type { Vcpu } from '../hypervisor/vcpu.ts';
 import type { Vm } from '../hypervisor/vm.ts';
 import { Hypercall, HypercallErrno, MapGpaRange, MemoryFaultFlag, VmType } from '../uapi/constants.ts';
@@ -330,16 +331,22 @@ export class MemoryFaultService {
   /** What a fault means, from slots and attributes as they are now. Unknown flag bits alone mean nothing. */
   #causeOf(gpa: number, size: number, flags: number): Request['cause'] | 'race' {
     const map = this.#vm.memoryMap;
+    // What nearly all are: of these nothing has to be listed.
+    if (size === PAGE_SIZE && gpa % PAGE_SIZE === 0)
+      return this.#causeIn(map.slotAt(gpa), map.attributesAt(gpa), flags) ?? 'race';
     for (const { start, end, slot } of map.pieces(gpa, gpa + size)) {
-      const backed = slot !== undefined && map.hasPrivate(slot);
       for (const { value } of map.attributesWithin(start, end)) {
-        const pagePrivate = isPrivate(value);
-        const wantsPrivate = this.#guestsChoose ? isPrivate(flags) : pagePrivate;
-        if (wantsPrivate && !backed) return 'unbacked';
-        if (wantsPrivate !== pagePrivate) return 'mismatch';
+        const cause = this.#causeIn(slot, value, flags);
+        if (cause !== undefined) return cause;
       }
     }
     return 'race';
+  }
+  #causeIn(slot: Slot | undefined, attributes: number, flags: number): 'unbacked' | 'mismatch' | undefined {
+    const pagePrivate = isPrivate(attributes);
+    const wantsPrivate = this.#guestsChoose ? isPrivate(flags) : pagePrivate;
+    if (wantsPrivate && !(slot !== undefined && this.#vm.memoryMap.hasPrivate(slot))) return 'unbacked';
+    return wantsPrivate !== pagePrivate ? 'mismatch' : undefined;
   }
 
   /** Does what the policy allowed. Gives why that does not resolve the fault, or undefined when it does. */

@@ -125,7 +125,9 @@ export class RunLoop {
   readonly #onSlice: (() => void) | undefined;
   readonly #sliceMs: number;
   readonly #now: () => number;
-  readonly #counts = new Map<number, number>();
+  readonly #counts = new Map<number, { count: number }>();
+  /** The data of accesses to memory, by their length. */
+  readonly #accesses: (Uint8Array | undefined)[] = [];
   #stopped: { readonly reason: 'stop'; readonly value: number } | undefined;
   /** Ends the run of start() that is in progress. */
   #aborter: AbortController | undefined;
@@ -147,7 +149,7 @@ export class RunLoop {
 
   /** The guest's exits so far, by name. What the host's own timers and signals end is not among them. */
   get exits(): Readonly<Record<string, number>> {
-    return Object.fromEntries([...this.#counts].map(([exit, count]) => [exitName(exit), count]));
+    return Object.fromEntries([...this.#counts].map(([exit, { count }]) => [exitName(exit), count]));
   }
 
   /**
@@ -251,8 +253,13 @@ export class RunLoop {
   }
 
   #serve(exit: number): Served {
-    this.#counts.set(exit, (this.#counts.get(exit) ?? 0) + 1);
-    const told = () => this.#onExit?.(this.vcpu, exit);
+    const counter = this.#counts.get(exit);
+    if (counter === undefined) this.#counts.set(exit, { count: 1 });
+    else counter.count++;
+    return this.#onExit === undefined ? this.#offer(exit) : this.#offerAndTell(exit, this.#onExit);
+  }
+  #offerAndTell(exit: number, onExit: (vcpu: Vcpu, exit: number) => void): Served {
+    const told = () => onExit(this.vcpu, exit);
     let served: Served;
     try {
       served = this.#offer(exit);
@@ -267,13 +274,15 @@ export class RunLoop {
 
   /** To the handlers, and then to the services. */
   #offer(exit: number): Served {
-    const ends = (is: boolean): RunEnd | undefined => {
-      if (is) return this.#stopped;
-      const serve = RunLoop.#services.get(exit);
-      return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
-    };
     const handled = offer(this.#handlers, this.vcpu, exit);
-    return handled instanceof Promise ? handled.then(ends) : ends(handled);
+    return handled instanceof Promise
+      ? handled.then((is) => this.#offered(exit, is))
+      : this.#offered(exit, handled);
+  }
+  #offered(exit: number, is: boolean): RunEnd | undefined {
+    if (is) return this.#stopped;
+    const serve = RunLoop.#services.get(exit);
+    return serve ? serve(this) : { reason: 'unhandled', exit: this.vcpu.exit };
   }
 
   /** Finishes the instruction in hand: only then are the registers those of the guest as it stands. */
@@ -290,7 +299,7 @@ export class RunLoop {
   #port(): RunEnd | undefined {
     const { data, direction, port, size } = this.vcpu.io;
     for (let at = 0; at < data.length; at += size) {
-      const element = data.subarray(at, at + size);
+      const element = data.length === size ? data : data.subarray(at, at + size);
       if (direction === IoDirection.OUT) this.ports.write(port, element);
       else this.ports.read(port, element);
     }
@@ -299,7 +308,8 @@ export class RunLoop {
 
   #memory(): RunEnd | undefined {
     const { data, isWrite, length, physAddr } = this.vcpu.mmio;
-    const access = data.subarray(0, length);
+    this.#accesses[length] ??= data.subarray(0, length);
+    const access = this.#accesses[length];
     if (isWrite) this.mmio.write(physAddr, access);
     else this.mmio.read(physAddr, access);
     return this.#stopped;
