@@ -16,10 +16,15 @@ function stepOf(cpu: Processor, node: Node, first: number): Step {
   const slots = args.map((arg) => arg.slot);
   const [a = 0, b = 0, c = 0] = slots;
   const f = row.js(cpu, node.detail);
+  const { helper, insn } = node.detail;
+  const alone = () => helper!(cpu, insn!) as never;
   const apply: (v: Values) => number | bigint =
-    [() => f(), (v: Values) => f(v[a]), (v: Values) => f(v[a], v[b]), (v: Values) => f(v[a], v[b], v[c])][
-      args.length
-    ] ?? ((v: Values) => f(...slots.map((from) => v[from])));
+    [
+      helper === undefined ? () => f() : alone,
+      (v: Values) => f(v[a]),
+      (v: Values) => f(v[a], v[b]),
+      (v: Values) => f(v[a], v[b], v[c]),
+    ][args.length] ?? ((v: Values) => f(...slots.map((from) => v[from])));
   const compute: Step =
     row.result === ''
       ? apply
