@@ -54,10 +54,11 @@ const isSame = (a: Segment, b: Segment): boolean =>
 
 export class Contexts {
   readonly #known: Context[] = [];
+  /** The number of the first of them, from 1 on: none is given again, for a way may be noted from one that was forgotten. */
+  #first = 1;
 
-  /** @param number from 1 on */
   at(number: number): Context {
-    return this.#known[number - 1]!;
+    return this.#known[number - this.#first]!;
   }
   /** Its number; undefined where there are too many. */
   numberOf(context: Context): number | undefined {
@@ -65,10 +66,11 @@ export class Contexts {
     const known = this.#known.findIndex(
       (other) => other.mode === mode && isSame(other.cs, cs) && isSame(other.ss, ss),
     );
-    if (known >= 0) return known + 1;
-    return this.#known.length < MOST ? this.#known.push(context) : undefined;
+    if (known >= 0) return this.#first + known;
+    return this.#known.length < MOST ? this.#first + this.#known.push(context) - 1 : undefined;
   }
   forget(): void {
+    this.#first += this.#known.length;
     this.#known.length = 0;
   }
 }
