@@ -1,4 +1,5 @@
 /** The one place that chooses a backend. */
+import { readFileSync } from 'node:fs';
 import { getEnvironmentData, setEnvironmentData, threadId } from 'node:worker_threads';
 import { connectDiagnostics } from './diagnostics.ts';
 import { object } from './hypervisor/args.ts';
@@ -139,13 +140,27 @@ function warnOfAddon({ message }: UnavailableError): void {
  * The simulator as a backend, for tests and for what only it can do.
  * @throws UnavailableError when its decoder is not installed; RangeError ERR_KVM_INVALID_ARG
  */
-export const simulator = (host: SimulatedHost = {}): SimBackend =>
-  simBackend({ ...host, iced: loadIced(), kicks: kickTable() });
+export function simulator(host: SimulatedHost = {}, prepared = preparedTemplates()): SimBackend {
+  ofIced(() => packageRequire.resolve('iced-x86'));
+  return simBackend({ ...host, iced: loadIced, prepared, kicks: kickTable() });
+}
 
-/** The decoder, loaded when it is needed first: it takes some milliseconds. @throws UnavailableError */
-export function loadIced(): SimOptions['iced'] {
+/** The decoder, loaded when it is needed first: it takes some tens of milliseconds. @throws UnavailableError */
+export const loadIced: SimOptions['iced'] = () =>
+  ofIced(() => packageRequire('iced-x86') as ReturnType<SimOptions['iced']>);
+
+let preparedFile: Uint8Array | undefined;
+/** What was prepared of the simulator, beside the code that it was made of: only compiled code has it. */
+function preparedTemplates(): Uint8Array | undefined {
   try {
-    return packageRequire('iced-x86') as SimOptions['iced'];
+    preparedFile ??= readFileSync(new URL('../sim/templates.bin', import.meta.url));
+  } catch {} // it is made as it is needed
+  return preparedFile;
+}
+
+function ofIced<T>(what: () => T): T {
+  try {
+    return what();
   } catch (cause) {
     const why = (cause as Error).message.split('\n')[0];
     throw new UnavailableError('addon', `the simulator's decoder iced-x86 cannot be loaded: ${why}`, {

@@ -21,5 +21,6 @@ export type { SimulatedHost } from './sim/index.ts';
  */
 export async function openSimulator(host: SimulatedHost = {}): Promise<Hypervisor> {
   object('host', host);
-  return new Hypervisor(simBackend({ ...host, iced: await loadDecoder() }));
+  const iced = await loadDecoder();
+  return new Hypervisor(simBackend({ ...host, iced: () => iced }));
 }

@@ -10,7 +10,7 @@
  * 0xffffffff records, is the end; a file without one was cut off.
  */
 import { closeSync, fstatSync, openSync, readSync, writeSync } from 'node:fs';
-import * as zlib from 'node:zlib';
+import { crc32, deflateRawSync, inflateRawSync } from 'node:zlib';
 import { VmexitError } from '../hypervisor/errors.ts';
 import { Reader, Writer } from './codec.ts';
 import { ReplayError } from './errors.ts';
@@ -28,9 +28,6 @@ const MAX_HEAD = 2 ** 20;
 const END = 0xffff_ffff;
 /** The fastest: most of what is written are zeroes. */
 const LEVEL = 1;
-
-/** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
-const crc32 = (zlib as unknown as { crc32(data: Uint8Array): number }).crc32;
 
 const codeOf = (cause: unknown): string => (cause as NodeJS.ErrnoException).code ?? String(cause);
 
@@ -90,7 +87,7 @@ export class RecordingFile implements Sink {
 
   #flush(): void {
     if (this.#count === 0 || this.#fd === undefined) return;
-    const stored = zlib.deflateRawSync(this.#records.bytes, { level: LEVEL });
+    const stored = deflateRawSync(this.#records.bytes, { level: LEVEL });
     const head = blockHead(stored.length, this.#records.length, this.#count, crc32(stored));
     this.#records.clear();
     this.#count = 0;
@@ -225,7 +222,7 @@ export class ReplayFile implements Source {
 
   #inflate(stored: Uint8Array, size: number): Uint8Array {
     try {
-      const raw = zlib.inflateRawSync(stored, { maxOutputLength: Math.max(size, 1) });
+      const raw = inflateRawSync(stored, { maxOutputLength: Math.max(size, 1) });
       if (raw.length === size) return raw;
     } catch (cause) {
       throw this.#damaged('a block of it cannot be read', cause);

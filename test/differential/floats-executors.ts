@@ -34,7 +34,7 @@ export class Executors {
   readonly ram: number;
   readonly state: CpuState;
   readonly cpu: Cpu;
-  readonly #decoder = new Decoder(iced as unknown as Iced);
+  readonly #decoder = new Decoder(() => iced as unknown as Iced);
   readonly #mode: Mode;
   /** How often an attempt gave up, and its helper was called. */
   gaveUp = 0;

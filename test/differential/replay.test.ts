@@ -7,7 +7,7 @@ import { inspect } from './forms.ts';
 import { replayInstructions, replaySequences } from './replay.ts';
 import { Runner } from './runner.ts';
 
-replayInstructions(32, ['closures', 'templates', 'wasm', 'kvm']);
+replayInstructions(32, ['closures', 'templates', 'prepared', 'wasm', 'kvm']);
 replaySequences(32);
 
 describe('what an oracle is no judge of', () => {

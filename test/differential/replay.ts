@@ -4,7 +4,9 @@
  */
 import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { openHypervisor } from '../../src/index.ts';
+import { Hypervisor, openHypervisor } from '../../src/index.ts';
+import { loadIced, simulator } from '../../src/open.ts';
+import { templates } from '../../src/sim/prepare.ts';
 import { on } from '../support/host.ts';
 import { formatCase } from './case.ts';
 import { compare, shown } from './compare.ts';
@@ -39,7 +41,13 @@ function replay(runner: Runner, url: URL, { oracle }: About, every: number): str
 }
 
 /** Who executes the instructions: the simulator in a tier, or KVM where it is the oracle. */
-export type Way = 'closures' | 'templates' | 'wasm' | 'kvm';
+export type Way = 'closures' | 'templates' | 'prepared' | 'wasm' | 'kvm';
+
+/** The simulator in a tier; `prepared`: by templates, most of which were made before. */
+function simulated(way: Exclude<Way, 'kvm'>, vendor: 'amd' | 'intel'): Hypervisor {
+  if (way !== 'prepared') return openHypervisor({ backend: 'sim', simulated: { tier: way, vendor } });
+  return new Hypervisor(simulator({ tier: 'templates', vendor }, templates(loadIced())));
+}
 
 /** Instructions, one of `every` recorded cases. */
 export function replayInstructions(every: number, ways: readonly Way[]): void {
@@ -48,7 +56,7 @@ export function replayInstructions(every: number, ways: readonly Way[]): void {
     describe(`${about.mode} on ${about.oracle}`, () => {
       for (const tier of ways.filter((way) => way !== 'kvm'))
         it(`is what every instruction does (sim, ${tier})`, { timeout: LIMIT_MS }, () => {
-          using hv = openHypervisor({ backend: 'sim', simulated: { tier, vendor: about.vendor } });
+          using hv = simulated(tier, about.vendor);
           using runner = new Runner(hv);
           expect(replay(runner, url, about, every)).toEqual([]);
         });

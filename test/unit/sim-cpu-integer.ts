@@ -38,7 +38,7 @@ export class Machine {
     this.#ram = ram;
     const page = (gpa: number) => (gpa >= Place.end || mmio.includes(gpa / PAGE) ? MMIO : ram + gpa);
     const stage: SecondStage = { page, sharedPage: page };
-    const cpu = new Cpu(arena, stage, { vendor, decoder: new Decoder(iced, vendor) });
+    const cpu = new Cpu(arena, stage, { vendor, decoder: new Decoder(() => iced, vendor) });
     this.cpu = cpu;
     for (const [index, segment] of cpu.segments.entries()) {
       const code = index === Seg.CS;

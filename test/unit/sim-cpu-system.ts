@@ -14,7 +14,7 @@ import { Decoder, type Iced } from '../../src/sim/cpu/translate/decode.ts';
 import type { Guest } from '../../src/vmm/guest.ts';
 
 const iced: Iced = createRequire(import.meta.url)('iced-x86');
-const decoders = { intel: new Decoder(iced), amd: new Decoder(iced, 'amd') };
+const decoders = { intel: new Decoder(() => iced), amd: new Decoder(() => iced, 'amd') };
 
 export const MEMORY = 0x20_0000;
 /** Where things lie in guest-physical memory; linear addresses are the same wherever a test does not say otherwise. */

@@ -121,7 +121,7 @@ export class Machine {
   readonly state = new CpuState(this.arena);
   readonly bytes = new Uint8Array(MEMORY + 1024);
   readonly #view = new DataView(this.bytes.buffer);
-  readonly #decoder = new Decoder(iced);
+  readonly #decoder = new Decoder(() => iced);
   cr0 = 0x8005_0033;
   cr4 = 0x600;
   efer = 0x500;

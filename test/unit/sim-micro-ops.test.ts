@@ -17,7 +17,7 @@ function processor(): Cpu {
   const arena = new Arena();
   const ram = arena.allocate(RAM)!;
   const stage = { page: (gpa: number) => ram + (gpa % RAM), sharedPage: (gpa: number) => ram + (gpa % RAM) };
-  const cpu = new Cpu(arena, stage, { vendor: 'intel', decoder: new Decoder(iced as unknown as Iced) });
+  const cpu = new Cpu(arena, stage, { vendor: 'intel', decoder: new Decoder(() => iced as unknown as Iced) });
   cpu.state.limit = 2n ** 62n;
   return cpu;
 }

@@ -19,7 +19,7 @@
  */
 
 import { createHash } from 'node:crypto';
-import * as zlib from 'node:zlib';
+import { crc32 as zlibCrc32 } from 'node:zlib';
 import { PAGE_SIZE as PAGE } from '../../hypervisor/args.ts';
 import { VmexitError } from '../../hypervisor/errors.ts';
 
@@ -67,8 +67,8 @@ export const digestOf = (before: Uint8Array): Buffer =>
 export const identityOf = (before: Uint8Array, crcs: Uint8Array): string =>
   createHash('sha256').update(before.subarray(At.DIGEST, At.HEAD)).update(crcs).digest('hex');
 
-/** zlib.crc32() is there since Node 20.15 and 22.2; its types are newer. */
-export const crc32 = (zlib as unknown as { crc32(data: Uint8Array, before?: number): number }).crc32;
+/** Of the data, behind what had the checksum `before`. */
+export const crc32 = (data: Uint8Array, before?: number): number => zlibCrc32(data, before);
 
 /** What is wrong with a file, and what to do about it. */
 export const unreadable = (path: string, what: string, options?: ErrorOptions): VmexitError =>

@@ -10,44 +10,25 @@ import type { Processor } from '../processor/processor.ts';
 import { Builder } from './builder.ts';
 import { ClosureUnit } from './closures.ts';
 import type { Decoder } from './decode.ts';
-import { Encoding, NONE } from './forms.ts';
-import { bytePlaceOf, Fixed, Interpreter, placeOf } from './interpreter.ts';
+import { Encoding } from './forms.ts';
+import { Fixed, Interpreter } from './interpreter.ts';
 import type { End } from './ir.ts';
+import { type Form, Forms, type KnownForms, NO_TEMPLATE, type Placed, variantOf } from './known.ts';
 import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
+import { fieldOf } from './patterns.ts';
+import { bytePlaceOf, placeOf } from './places.ts';
+import { familyKey } from './prepared.ts';
 import { Header, Record } from './records.ts';
-import { CONTINUES, DONE, fieldOf, templateModule, templateOf } from './template.ts';
+import { CONTINUES, DONE, helpersOf, templateModule, templateOf } from './template.ts';
 import { LEFT } from './wasm-function.ts';
+import type { Callee } from './wasm-module.ts';
 
 /** Instructions of a block at most. */
 export const BLOCK = 32;
 
-/** What is known of a form in a mode. */
-interface Form {
-  /** Operands of one byte are in these fields. */
-  readonly byteRm: boolean;
-  readonly byteRegister: boolean;
-  /** For these registers or this immediate alone, or for two that are one or not: then one of several. */
-  readonly registers: boolean;
-  readonly compares: boolean;
-  readonly counts: number;
-  readonly immediate: boolean;
-  readonly one: Placed | undefined;
-  readonly several: Map<string, Placed>;
-}
-/** A template. */
-interface Placed {
-  readonly key: string;
-  readonly ends: boolean;
-  /** In the table of functions; undefined until it is compiled. */
-  place: number | undefined;
-  /** The records that wait for that, and are executed by closures meanwhile. */
-  readonly waiting: number[];
-}
 /** So many templates are compiled together, and sooner where records that wait for one were executed so often. */
 const Batch = { most: 32, patience: 64 } as const;
-/** The form has no template, or none is made of it. */
-const NO_TEMPLATE = 'none';
 
 interface Closures {
   readonly unit: ClosureUnit;
@@ -71,8 +52,7 @@ export class Cold {
   readonly #lower: Lower;
   readonly #segment: CallTarget;
   readonly #encoding = new Encoding();
-  /** By mode, then by form. */
-  #forms = new WeakMap<Mode, Map<number, Form | typeof NO_TEMPLATE>>();
+  readonly #forms: Forms;
   /** What has no template, and what it gives: CONTINUES, DONE or LEFT. */
   readonly #closures = new Map<number, Closures>();
   /** Templates that are still to be compiled. */
@@ -89,8 +69,10 @@ export class Cold {
       cpu,
       heat,
       (record) => this.#insnOf(record),
+      (record) => this.#helpersOf(record),
       (record) => this.#execute(record >>> 0), // WebAssembly's are signed
     );
+    this.#forms = new Forms(decoder.prepared, this.interpreter);
   }
 
   /** Undefined where the engine compiles no module at once, as in a browser's main thread. */
@@ -115,6 +97,16 @@ export class Cold {
     return decoded[0]!;
   }
 
+  /** The helpers of its template, which was prepared. */
+  #helpersOf(record: number): readonly Callee[] {
+    const { mode, arena } = this.#cpu;
+    const { u8, u32 } = arena.views;
+    const host = u32[(record + Record.host) / 4]!;
+    this.#encoding.read(u8, host, host + LONGEST, mode.bits, 0, 0);
+    const insn = this.interpreter.insnOf(record);
+    return helpersOf(mode, insn, this.#encoding.hasRegister, this.#segment, this.#lower);
+  }
+
   /** All blocks are gone. */
   forget(): void {
     this.#closures.clear();
@@ -122,7 +114,7 @@ export class Cold {
     this.interpreter.forget();
     if (!this.interpreter.isFull) return;
     this.interpreter.forgetTemplates();
-    this.#forms = new WeakMap();
+    this.#forms.forget();
     this.#module = templateModule();
     this.#waiting = [];
   }
@@ -148,7 +140,7 @@ export class Cold {
     if (!interpreter.compile(module, keys)) {
       // An engine may refuse large modules alone: from now on each has its own, and what waits is met anew.
       this.batch = 1;
-      this.#forms = new WeakMap();
+      this.#forms.forget();
       return;
     }
     const { i32 } = this.#cpu.arena.views;
@@ -171,11 +163,7 @@ export class Cold {
     const block = interpreter.allocate(BLOCK);
     if (block === undefined) return undefined;
     const { u8, u16, u32, i32 } = this.#cpu.arena.views;
-    let forms = this.#forms.get(mode);
-    if (forms === undefined) {
-      forms = new Map();
-      this.#forms.set(mode, forms);
-    }
+    const forms = this.#forms.of(mode);
     const encoding = this.#encoding;
     const long = mode.bits === 64;
     let ripLow = Number(rip & 0xffff_ffffn) | 0;
@@ -195,7 +183,8 @@ export class Cold {
           if (form?.one !== undefined) placed = form.one;
           else {
             placed =
-              form?.several.get(this.#variant(form)) ?? this.#learn(mode, forms, at, joined(ripLow, ripHigh));
+              form?.several.get(variantOf(form!, encoding)) ??
+              this.#learn(mode, forms, at, joined(ripLow, ripHigh));
             const learned = forms.get(encoding.form);
             form = learned === NO_TEMPLATE ? undefined : learned;
           }
@@ -273,18 +262,6 @@ export class Cold {
     return { block, length: at - host };
   }
 
-  /** Which of its templates an instruction of the form has. */
-  #variant({
-    registers,
-    compares,
-    immediate,
-    counts,
-  }: Omit<Form, 'byteRm' | 'byteRegister' | 'one' | 'several'>): string {
-    const { rm, register, legacy, immLow, immHigh } = this.#encoding;
-    const which = registers ? `${rm},${register},${legacy}` : compares ? `${rm === register}` : '';
-    return `${which}/${immediate ? `${immLow},${immHigh}` : (immLow & counts) !== 0}`;
-  }
-
   /** A near branch to where execution cannot go on faults there, which is not the template's. */
   #branchesAway(mode: Mode, { ends }: Placed): boolean {
     const { isBranch, immLow, immHigh } = this.#encoding;
@@ -294,41 +271,29 @@ export class Cold {
   }
 
   /** The form in the encoding is met for the first time: or so are its registers, or its immediate. */
-  #learn(
-    mode: Mode,
-    forms: Map<number, Form | typeof NO_TEMPLATE>,
-    at: number,
-    rip: bigint,
-  ): Placed | undefined {
+  #learn(mode: Mode, forms: KnownForms, at: number, rip: bigint): Placed | undefined {
     const encoding = this.#encoding;
-    const { form, hasModrm } = encoding;
+    const { form, hasRegister } = encoding;
     const none = () => {
-      forms.set(form, NO_TEMPLATE);
+      forms.set(form, NO_TEMPLATE, true);
       return undefined;
     };
     const bytes = this.#cpu.arena.views.u8.slice(at, at + encoding.length);
     const decoded = this.#decoder.decode(bytes, mode.bits, rip, () => false);
-    if (typeof decoded === 'string' || !isSame(decoded[0]!, encoding, hasModrm)) return none();
+    if (typeof decoded === 'string' || this.#decoder.pattern(mode.bits, form) === undefined) return none();
     const insn = decoded[0]!;
-    const template = templateOf(mode, insn, hasModrm, this.#segment, this.#lower, this.#module);
+    const template = templateOf(mode, insn, hasRegister, this.#segment, this.#lower, this.#module);
     if (template === undefined) return none();
-    const { registers, compares, immediate, counts, ends } = template;
+    const { registers, compares, immediate, counts, ends, vectors } = template;
     let known = forms.get(form) as Form | undefined;
     const bytePlaces = insn.operands.map(
-      (operand, i) => operand.kind === 'gpr' && operand.size === 1 && fieldOf(insn, i, hasModrm),
+      (operand, i) => operand.kind === 'gpr' && operand.size === 1 && fieldOf(insn, i, hasRegister),
     );
-    const variant = this.#variant(template);
+    const variant = variantOf(template, encoding);
     const key = [
       this.#decoder.key,
-      mode.bits,
-      mode.stackBits,
-      mode.user,
-      mode.privileged,
-      mode.flat,
-      mode.x87,
-      mode.sse,
-      mode.avx,
-      mode.codeLimit,
+      familyKey(mode),
+      ...(vectors ? [mode.x87, mode.sse, mode.avx] : []),
       form,
       variant,
     ].join();
@@ -350,50 +315,9 @@ export class Cold {
         one: registers || compares || immediate || counts !== 0 ? undefined : placed,
         several: new Map(),
       };
-      forms.set(form, known);
+      forms.set(form, known, vectors);
     }
     known.several.set(variant, placed);
     return placed;
   }
 }
-
-/** Whether iced-x86 sees the operands that the encoding's fields say. */
-function isSame(insn: Insn, encoding: Encoding, hasModrm: boolean): boolean {
-  if (insn.length !== encoding.length) return false;
-  const immediate = joined(encoding.immLow, encoding.immHigh);
-  const u64 = (value: bigint) => BigInt.asUintN(64, value);
-  return insn.operands.every((operand, i) => {
-    switch (operand.kind) {
-      case 'gpr': {
-        const field = fieldOf(insn, i, hasModrm);
-        if (field === undefined) return true;
-        const register = encoding[field];
-        const place = operand.size === 1 ? bytePlaceOf(register, encoding.legacy) : placeOf(register);
-        return place === operand.index * 8 + (operand.high ? 1 : 0);
-      }
-      case 'mem':
-        return (
-          isImplicit(insn) ||
-          ((operand.base ?? NONE) === encoding.base &&
-            (operand.index ?? NONE) === encoding.index &&
-            (operand.index === undefined || Math.log2(operand.scale) === encoding.scale) &&
-            u64(operand.displacement) === joined(encoding.low, encoding.high))
-        );
-      case 'imm': {
-        const size = 'size' in insn.operands[0]! ? (insn.operands[0] as { size: number }).size * 8 : 64;
-        return (
-          BigInt.asUintN(size, operand.value) === BigInt.asUintN(size, immediate) || insn.mnemonic === 'ret'
-        );
-      }
-      case 'near':
-        return operand.target === immediate;
-      case 'far':
-        return false;
-      default:
-        return true;
-    }
-  });
-}
-/** Operands of string instructions, which no encoding has. */
-const isImplicit = ({ mnemonic }: Insn): boolean =>
-  /^(movs|cmps|stos|lods|scas|ins|outs)[bwdq]$/.test(mnemonic);

@@ -1,6 +1,13 @@
-/** iced-x86 as this processor uses it: bytes in, an Insn out. Nothing else in the simulator knows the decoder. */
+/**
+ * Bytes in, an Insn out: by the pattern of its form where that is known, else by iced-x86, which nothing else in the simulator
+ * knows. That is loaded when it is needed first: it takes longer than all that a small guest does.
+ */
 import type * as iced from 'iced-x86';
+import { highHalf, lowHalf } from '../processor/halves.ts';
 import type { Insn, Operand } from '../processor/insn.ts';
+import { Encoding } from './forms.ts';
+import { insnOf, type Pattern, patternOf } from './patterns.ts';
+import type { Prepared } from './prepared.ts';
 
 /** The module iced-x86, which is handed in: its npm build needs Node to load. */
 export type Iced = typeof iced;
@@ -46,18 +53,50 @@ const IGNORED: ReadonlySet<string> = new Set(['lzcnt', 'prefetchw']);
 /** The mnemonic of an instruction that the processor is without: no table has it. */
 const ABSENT = 'absent';
 
-export class Decoder {
+/** iced-x86, and what it is asked with. */
+class Oracle {
   readonly iced: Iced;
-  readonly #instruction: iced.Instruction;
-  readonly #registers: readonly (Register | undefined)[];
+  readonly instruction: iced.Instruction;
+  readonly registers: readonly (Register | undefined)[];
+  readonly kinds: { readonly [kind: number]: string };
+  readonly options: number;
+
+  constructor(module: Iced, vendor: 'amd' | 'intel' | 'kvm', absent: ReadonlySet<string>) {
+    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, NoLahfSahf64, None } = module.DecoderOptions;
+    this.options =
+      { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor] |
+      (absent.has('bmi1') ? NoMPFX_0FBC : 0) |
+      (absent.has('abm') ? NoMPFX_0FBD : 0) |
+      (absent.has('lahf') ? NoLahfSahf64 : 0);
+    this.iced = module;
+    this.instruction = new module.Instruction();
+    const registers: (Register | undefined)[] = [];
+    for (const [name, value] of Object.entries(module.Register)) {
+      if (typeof value === 'number') registers[value] = register(name.toLowerCase());
+    }
+    this.registers = registers;
+    this.kinds = module.OpKind as unknown as { readonly [kind: number]: string };
+  }
+}
+
+export class Decoder {
+  readonly #load: () => Iced;
+  #oracle: Oracle | undefined;
+  readonly #encoding = new Encoding();
+  /** By form. */
+  readonly #patterns = {
+    16: new Map<number, Pattern | undefined>(),
+    32: new Map<number, Pattern | undefined>(),
+    64: new Map<number, Pattern | undefined>(),
+  };
+  /** What is known of forms before any is met. */
+  readonly prepared: Prepared | undefined;
   readonly #mnemonics = new Map<number, string>();
   readonly #operandSizes = new Map<number, number>();
-  readonly #kinds: { readonly [kind: number]: string };
 
   /** Then near branches heed an operand-size prefix in 64-bit mode. */
   readonly #amd: boolean;
 
-  readonly #options: number;
   #emulators: Decoder | undefined;
 
   readonly vendor: 'amd' | 'intel' | 'kvm';
@@ -69,43 +108,50 @@ export class Decoder {
   readonly #absent: ReadonlySet<string>;
 
   /**
+   * @param load gives iced-x86
    * @param vendor or `kvm`: as KVM's emulator decodes
    * @param absent features that the processor is without: their instructions are none
    */
   constructor(
-    module: Iced,
+    load: () => Iced,
     vendor: 'amd' | 'intel' | 'kvm' = 'intel',
     absent: ReadonlySet<string> = new Set(),
+    prepared?: Prepared,
   ) {
     this.vendor = vendor;
     this.key = [vendor, ...[...absent].sort()].join('-');
     this.#absent = absent;
-    const { AMD, NoMPFX_0FBC, NoMPFX_0FBD, NoLahfSahf64, None } = module.DecoderOptions;
-    this.#options =
-      { amd: AMD, intel: None, kvm: NoMPFX_0FBC | NoMPFX_0FBD }[vendor] |
-      (absent.has('bmi1') ? NoMPFX_0FBC : 0) |
-      (absent.has('abm') ? NoMPFX_0FBD : 0) |
-      (absent.has('lahf') ? NoLahfSahf64 : 0);
-    this.iced = module;
+    this.#load = load;
     this.#amd = vendor === 'amd';
-    this.#instruction = new module.Instruction();
-    const registers: (Register | undefined)[] = [];
-    for (const [name, value] of Object.entries(module.Register)) {
-      if (typeof value === 'number') registers[value] = register(name.toLowerCase());
-    }
-    this.#registers = registers;
-    this.#kinds = module.OpKind as unknown as { readonly [kind: number]: string };
+    this.prepared = prepared;
+  }
+  get #asked(): Oracle {
+    this.#oracle ??= new Oracle(this.#load(), this.vendor, this.#absent);
+    return this.#oracle;
   }
 
   /** KVM's emulator decodes branches and far pointers as Intel's processors do, on AMD's too; and LZCNT and TZCNT as BSR and BSF. */
   get emulators(): Decoder {
-    this.#emulators ??= new Decoder(this.iced, 'kvm', this.#absent);
+    this.#emulators ??= new Decoder(this.#load, 'kvm', this.#absent);
     return this.#emulators;
   }
 
   /** A thread's first instruction costs some fifty milliseconds, in which iced-x86 makes its tables: to have it behind one. */
   prepare(): void {
-    this.decode(Uint8Array.of(0x90), 64, 0n, () => false);
+    const { Decoder: Of, DecoderOptions } = this.#asked.iced;
+    const decoder = new Of(64, Uint8Array.of(0x90), DecoderOptions.None);
+    decoder.decodeOut(this.#asked.instruction);
+    decoder.free();
+  }
+
+  /** What the form of an encoding that was read in code of so many bits is, where that is known. */
+  pattern(bits: 16 | 32 | 64, form: number): Pattern | undefined {
+    const patterns = this.#patterns[bits];
+    const known = patterns.get(form);
+    if (known !== undefined || this.prepared === undefined || patterns.has(form)) return known;
+    const pattern = this.prepared.pattern(bits, form);
+    patterns.set(form, pattern);
+    return pattern;
   }
 
   /**
@@ -118,29 +164,53 @@ export class Decoder {
     rip: bigint,
     more: (insn: Insn) => boolean,
   ): Insn[] | 'short' | 'invalid' {
-    const decoder = new this.iced.Decoder(bits, bytes, this.#options);
+    const encoding = this.#encoding;
     const insns: Insn[] = [];
-    try {
-      decoder.ip = rip;
-      while (decoder.canDecode) {
-        const start = decoder.position;
-        decoder.decodeOut(this.#instruction);
-        if (this.#instruction.isInvalid) {
-          if (insns.length > 0) break;
-          return decoder.lastError === this.iced.DecoderError.NoMoreBytes ? 'short' : 'invalid';
-        }
-        const insn = this.#convert(bytes, start, bits, rip + BigInt(start));
-        insns.push(insn);
-        if (!more(insn)) break;
+    for (let start = 0; start < bytes.length; ) {
+      const at = rip + BigInt(start);
+      const isRead = encoding.read(bytes, start, bytes.length, bits, lowHalf(at), highHalf(at));
+      const pattern = isRead ? this.pattern(bits, encoding.form) : undefined;
+      let insn: Insn | 'short' | 'invalid';
+      if (pattern !== undefined) insn = insnOf(pattern, encoding, at);
+      else {
+        insn = this.ask(bytes, start, bits, at);
+        if (typeof insn === 'string') return insns.length > 0 ? insns : insn;
+        if (isRead) this.#patterns[bits].set(encoding.form, this.#patternOf(insn));
       }
-    } finally {
-      decoder.free();
+      insns.push(insn);
+      start += insn.length;
+      if (!more(insn)) break;
     }
     return insns.length === 0 ? 'short' : insns;
   }
+  /** The instruction at a place in the bytes, by iced-x86. */
+  ask(bytes: Uint8Array, start: number, bits: 16 | 32 | 64, rip: bigint): Insn | 'short' | 'invalid' {
+    const { iced: module, instruction, options } = this.#asked;
+    const decoder = new module.Decoder(bits, bytes, options);
+    try {
+      decoder.position = start;
+      decoder.ip = rip;
+      decoder.decodeOut(instruction);
+      if (!instruction.isInvalid) return this.#convert(bytes, start, bits, rip);
+      return decoder.lastError === module.DecoderError.NoMoreBytes ? 'short' : 'invalid';
+    } finally {
+      decoder.free();
+    }
+  }
+  /** Of the instruction that iced-x86 has decoded last, which is in the encoding too. */
+  #patternOf(insn: Insn): Pattern | undefined {
+    const { instruction, kinds } = this.#asked;
+    const kind = (operand: number) => kinds[instruction.opKind(operand)]!;
+    return patternOf(
+      insn,
+      this.#encoding,
+      (operand) => kind(operand).includes('to'),
+      (operand) => Number(/\d+/.exec(kind(operand))?.[0]),
+    );
+  }
 
   #convert(bytes: Uint8Array, start: number, bits: 16 | 32 | 64, rip: bigint): Insn {
-    const from = this.#instruction;
+    const from = this.#asked.instruction;
     const { length, code } = from;
     let sizePrefix = false;
     let addressPrefix = false;
@@ -162,7 +232,7 @@ export class Decoder {
     const sizeOf = this.#operandSize;
     return {
       mnemonic: this.#lacks(code) ? ABSENT : this.#named(this.#mnemonic(from.mnemonic)),
-      code: this.iced.Code[code]!,
+      code: this.#asked.iced.Code[code]!,
       rip,
       // EIP goes beyond 0xffff in 16-bit code too, where only branches cut it; the segment's limit ends it.
       next: BigInt.asUintN(bits === 64 ? 64 : 32, rip + BigInt(length)),
@@ -173,7 +243,7 @@ export class Decoder {
       get operandSize() {
         return (sizeOf(code) || byPrefix) as 2 | 4 | 8;
       },
-      segment: from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS,
+      segment: from.hasSegmentPrefix ? this.#asked.registers[from.segmentPrefix]!.index : DS,
       wide,
       lock: from.hasLockPrefix,
       rep: from.hasRepnePrefix ? 'repne' : from.hasRepPrefix ? 'rep' : undefined,
@@ -183,8 +253,8 @@ export class Decoder {
   /** A prefix of LOOPE's or LOOPNE's that the architecture ignores is their condition on AMD's processors. */
   #named(mnemonic: string): string {
     if (this.#amd && (mnemonic === 'loope' || mnemonic === 'loopne')) {
-      if (this.#instruction.hasRepnePrefix) return 'loopne';
-      if (this.#instruction.hasRepPrefix) return 'loope';
+      if (this.#asked.instruction.hasRepnePrefix) return 'loopne';
+      if (this.#asked.instruction.hasRepPrefix) return 'loope';
     }
     return mnemonic;
   }
@@ -195,8 +265,8 @@ export class Decoder {
     if (absent.size === 0) return false;
     let lacks = this.#isAbsent.get(code);
     if (lacks === undefined) {
-      lacks = [...this.#instruction.cpuidFeatures()].some((number) => {
-        const name = this.iced.CpuidFeature[number]!.toLowerCase();
+      lacks = [...this.#asked.instruction.cpuidFeatures()].some((number) => {
+        const name = this.#asked.iced.CpuidFeature[number]!.toLowerCase();
         return !IGNORED.has(name) && absent.has(RENAMED[name] ?? name);
       });
       this.#isAbsent.set(code, lacks);
@@ -207,7 +277,7 @@ export class Decoder {
   #mnemonic(mnemonic: number): string {
     let name = this.#mnemonics.get(mnemonic);
     if (name === undefined) {
-      name = this.iced.Mnemonic[mnemonic]!.toLowerCase();
+      name = this.#asked.iced.Mnemonic[mnemonic]!.toLowerCase();
       this.#mnemonics.set(mnemonic, name);
     }
     return name;
@@ -220,7 +290,7 @@ export class Decoder {
   readonly #operandSize = (code: number): number => {
     let size = this.#operandSizes.get(code);
     if (size === undefined) {
-      const info = this.iced.CodeExt.opCode(code);
+      const info = this.#asked.iced.CodeExt.opCode(code);
       size = info.operandSize / 8;
       info.free();
       this.#operandSizes.set(code, size);
@@ -229,9 +299,10 @@ export class Decoder {
   };
 
   #operand(index: number, bits: 16 | 32 | 64): Operand {
-    const from = this.#instruction;
-    const kind = this.#kinds[from.opKind(index)]!;
-    if (kind === 'Register') return this.#registers[from.opRegister(index)] ?? { kind: 'unknown', index: 0 };
+    const from = this.#asked.instruction;
+    const kind = this.#asked.kinds[from.opKind(index)]!;
+    if (kind === 'Register')
+      return this.#asked.registers[from.opRegister(index)] ?? { kind: 'unknown', index: 0 };
     if (kind.startsWith('NearBranch')) return { kind: 'near', target: from.nearBranchTarget };
     if (kind === 'FarBranch16')
       return { kind: 'far', selector: from.farBranchSelector, offset: from.farBranch16 };
@@ -243,24 +314,28 @@ export class Decoder {
       return { kind: 'imm', value: kind.includes('to') ? BigInt.asIntN(64, value) : value };
     }
     // AMD's processors read 4 bytes for MOVSXD of 2 as well.
-    const widened = this.#amd && from.code === this.iced.Code.Movsxd_r16_rm16;
-    const size = widened ? 4 : this.iced.MemorySizeExt.size(from.memorySize);
+    const widened = this.#amd && from.code === this.#asked.iced.Code.Movsxd_r16_rm16;
+    const size = widened ? 4 : this.#asked.iced.MemorySizeExt.size(from.memorySize);
     if (kind !== 'Memory') {
       // The implicit operands of string instructions: [seg:SI] or [ES:DI], of any address size.
       const source = kind.startsWith('MemorySeg');
       const base = kind.endsWith('SI') ? RSI : RDI;
-      const segment = source ? (from.hasSegmentPrefix ? this.#registers[from.segmentPrefix]!.index : DS) : ES;
+      const segment = source
+        ? from.hasSegmentPrefix
+          ? this.#asked.registers[from.segmentPrefix]!.index
+          : DS
+        : ES;
       return { kind: 'mem', segment, base, index: undefined, scale: 1, displacement: 0n, size };
     }
     const relative = from.isIpRelMemoryOperand;
-    const base = relative ? undefined : this.#registers[from.memoryBase];
-    const at = this.#registers[from.memoryIndex];
+    const base = relative ? undefined : this.#asked.registers[from.memoryBase];
+    const at = this.#asked.registers[from.memoryIndex];
     return {
       kind: 'mem',
-      segment: this.#registers[from.memorySegment]!.index,
+      segment: this.#asked.registers[from.memorySegment]!.index,
       base: base?.index,
       index: at?.index,
-      scale: from.memoryIndexScale as 1 | 2 | 4 | 8,
+      scale: at === undefined ? 1 : (from.memoryIndexScale as 1 | 2 | 4 | 8),
       displacement: relative
         ? BigInt.asIntN(64, from.ipRelMemoryAddress)
         : BigInt.asIntN(bits === 64 ? 64 : 32, from.memoryDisplacementU64),

@@ -164,8 +164,8 @@ export class Encoding {
   /** Immediate, sign-extended; or where a branch goes; or the opcode as the x87 keeps it. */
   immLow = 0;
   immHigh = 0;
-  /** There is a ModRM byte; the immediate is where a near branch goes. */
-  hasModrm = false;
+  /** ModRM's register field is an operand; the immediate is where a near branch goes. */
+  hasRegister = false;
   isBranch = false;
   /** RIP of the next instruction. */
   nextLow = 0;
@@ -220,7 +220,7 @@ export class Encoding {
     const size = wide ? 3 : (bits === 16) !== ((prefixes & 1) !== 0) ? 1 : 2;
     const address =
       bits === 64 ? ((prefixes & 2) !== 0 ? 2 : 3) : (bits === 16) !== ((prefixes & 2) !== 0) ? 1 : 2;
-    this.hasModrm = (flags & MODRM) !== 0;
+    this.hasRegister = (flags & MODRM) !== 0 && (flags & GROUP) === 0;
     this.isBranch = (flags & (REL8 | RELZ)) !== 0;
     this.legacy = rex === 0;
     this.rm = NONE;
@@ -250,6 +250,8 @@ export class Encoding {
         segment = override === NO_SEGMENT ? NO_SEGMENT : 7;
       } else {
         if ((flags & REGISTER) !== 0 || address === 1) return false;
+        // It is ignored; below ES stands for the first four.
+        if (bits === 64 && override === ES) return false;
         // An override that is ignored: the operand is in SS or not by its base alone.
         if ((flags & X87) !== 0 && bits === 64 && override < 4) return false;
         isMemory = 1;
@@ -310,6 +312,7 @@ export class Encoding {
         pos += 4;
       }
     }
+    if ((opcode & ~1) === 0xd0) this.immLow = 1; // a shift by one
     this.immHigh = this.immLow >> 31;
     if ((flags & IMMV) !== 0 && size === 3) {
       this.immHigh = bytes[pos]! | (bytes[pos + 1]! << 8) | (bytes[pos + 2]! << 16) | (bytes[pos + 3]! << 24);

@@ -7,7 +7,7 @@ import type { Insn } from '../processor/insn.ts';
 import type { Processor } from '../processor/processor.ts';
 import { State } from '../processor/state.ts';
 import type { Unit, Where } from '../processor/unit.ts';
-import { NONE } from './forms.ts';
+import type { PreparedFamily } from './prepared.ts';
 import { Header, Record } from './records.ts';
 import { find, remember, targetAt } from './targets.ts';
 import { DONE } from './template.ts';
@@ -51,6 +51,8 @@ export class Interpreter implements Unit {
   readonly #imports: { readonly [name: string]: unknown };
   readonly #insns: (Insn | undefined)[] = [undefined];
   readonly #insnAt: (record: number) => Insn;
+  readonly #helpersAt: (record: number) => readonly Callee[];
+  readonly #prepared = new Map<PreparedFamily, number | undefined>();
   readonly #chunks: number[] = [];
   #at = 0;
   #room = 0;
@@ -64,15 +66,18 @@ export class Interpreter implements Unit {
   /**
    * @param heat so often a block is executed, a power of two, before run() says that it is hot, and then again
    * @param insnAt decodes what a record was made of
+   * @param helpersAt the helpers of its template
    * @param closures executes what has no template: CONTINUES, DONE or LEFT
    */
   constructor(
     cpu: Processor,
     heat: number,
     insnAt: (record: number) => Insn,
+    helpersAt: (record: number) => readonly Callee[],
     closures: (record: number) => number,
   ) {
     this.#cpu = cpu;
+    this.#helpersAt = helpersAt;
     this.#insnAt = insnAt;
     this.#table = new WebAssembly.Table({ initial: 64, element: 'anyfunc' });
     this.#imports = { m: cpu.arena.memory, b: cpu.state.base, ...slow(cpu) };
@@ -111,19 +116,23 @@ export class Interpreter implements Unit {
     this.#instantiate(batch);
     return true;
   }
-  #instantiate({ module, helpers, keys }: Batch): void {
+  /** A helper as a template calls it. */
+  #called(helper: Callee): Callee {
     const cpu = this.#cpu;
     const { state } = cpu;
-    const called =
-      (helper: Callee): Callee =>
-      (record, ...values) => {
-        cpu.sync();
-        const insn = this.insnOf((record as number) >>> 0);
-        state.rip = insn.rip;
-        state.moved = false;
-        return helper(cpu, insn, ...values);
-      };
-    const imports = { ...this.#imports, ...importsOf(cpu, helpers, called) };
+    return (record, ...values) => {
+      cpu.sync();
+      const insn = this.insnOf((record as number) >>> 0);
+      state.rip = insn.rip;
+      state.moved = false;
+      return helper(cpu, insn, ...values);
+    };
+  }
+  #instantiate({ module, helpers, keys }: Batch): void {
+    const imports = {
+      ...this.#imports,
+      ...importsOf(this.#cpu, helpers, (helper) => this.#called(helper)),
+    };
     const { exports } = new WebAssembly.Instance(module, { e: imports });
     for (const [index, key] of keys.entries()) {
       if (this.#places.has(key)) continue;
@@ -132,6 +141,35 @@ export class Interpreter implements Unit {
       this.#places.set(key, place);
       this.#templates.push(place);
     }
+  }
+
+  /** Where the templates of a family are, from the first on; undefined where the engine refuses to compile them at once. */
+  placeOfAll(family: PreparedFamily): number | undefined {
+    if (!this.#prepared.has(family)) this.#prepared.set(family, this.#instantiateAll(family));
+    return this.#prepared.get(family);
+  }
+  #instantiateAll(family: PreparedFamily): number | undefined {
+    const place = this.#functions;
+    const imports: { [name: string]: unknown } = { ...this.#imports, t: this.#table, p: place };
+    for (const [index, which] of family.helpers.entries()) imports[`h${index}`] = this.#late(which);
+    const last = place + family.functions;
+    if (last > this.#table.length) this.#table.grow(2 * last - this.#table.length);
+    try {
+      new WebAssembly.Instance(family.module, { e: imports });
+    } catch (error) {
+      if (!(error instanceof RangeError)) throw error;
+      return undefined;
+    }
+    this.#functions = last;
+    return place;
+  }
+  /** One of the helpers of a prepared template: which it is is asked for when it is called first. */
+  #late(which: number): Callee {
+    let helper: Callee | undefined;
+    return (record, ...values) => {
+      helper ??= this.#called(this.#helpersAt((record as number) >>> 0)[which]!);
+      return helper(record, ...values);
+    };
   }
 
   // --- records -----------------------------------------------------------------------------------------------------
@@ -251,12 +289,6 @@ export class Interpreter implements Unit {
     };
   }
 }
-
-/** The place of a register in the state page: NONE is the one that is always zero. */
-export const placeOf = (register: number): number => (register === NONE ? State.zero : register * 8);
-/** The same of an operand of one byte: without REX, 4 to 7 are the high bytes of the first four. */
-export const bytePlaceOf = (register: number, legacy: boolean): number =>
-  legacy && register >= 4 && register < 8 ? (register - 4) * 8 + 1 : placeOf(register);
 
 /**
  * What executes: `r` a target and those that follow, `b` one block of records. And two that are no instruction's template:

@@ -10,6 +10,7 @@ import { areSame, Builder } from './builder.ts';
 import { type Node, prune } from './ir.ts';
 import type { Lower } from './lowering.ts';
 import type { CallTarget } from './ops.ts';
+import { fieldOf } from './patterns.ts';
 import { Record } from './records.ts';
 import { Wasm } from './wasm-bytes.ts';
 import { FunctionEmitter, LEFT, Local, loadOf, storeOf } from './wasm-function.ts';
@@ -28,62 +29,59 @@ interface Seen {
   registers: boolean;
   immediate: boolean;
   place: boolean;
+  /** Whether vectors or the x87 may be used. */
+  vectors: boolean;
+}
+
+/** A copy that notes when one of these is looked at. */
+function notes<T extends object>(of: T, names: readonly (keyof T)[], what: keyof Seen, seen: Seen): T {
+  const copy = { ...of };
+  for (const name of names) {
+    Object.defineProperty(copy, name, {
+      get() {
+        seen[what] = true;
+        return of[name];
+      },
+      enumerable: true,
+    });
+  }
+  return copy;
 }
 
 /** The instruction, which notes what is looked at. */
 function watched(insn: Insn, seen: Seen): Insn {
-  const notes = <T extends object>(of: T, names: readonly (keyof T)[], what: keyof Seen): T => {
-    const copy = { ...of };
-    for (const name of names) {
-      Object.defineProperty(copy, name, {
-        get() {
-          seen[what] = true;
-          return of[name];
-        },
-        enumerable: true,
-      });
-    }
-    return copy;
-  };
   const operands = insn.operands.map((operand): Operand => {
     switch (operand.kind) {
       case 'gpr':
-        return notes(operand, ['index', 'high'], 'registers');
+        return notes(operand, ['index', 'high'], 'registers', seen);
       case 'mem':
-        return notes(operand, ['base', 'index', 'scale', 'displacement'], 'place');
+        return notes(operand, ['base', 'index', 'scale', 'displacement'], 'place', seen);
       case 'imm':
-        return notes(operand, ['value'], 'immediate');
+        return notes(operand, ['value'], 'immediate', seen);
       case 'near':
-        return notes(operand, ['target'], 'place');
+        return notes(operand, ['target'], 'place', seen);
       case 'far':
-        return notes(operand, ['selector', 'offset'], 'place');
+        return notes(operand, ['selector', 'offset'], 'place', seen);
       case 'st':
         return operand; // the form says which
       default:
-        return notes(operand, ['index'], 'place');
+        return notes(operand, ['index'], 'place', seen);
     }
   });
-  return notes({ ...insn, operands }, ['rip', 'next', 'length', 'fop'], 'place');
+  return notes({ ...insn, operands }, ['rip', 'next', 'length', 'fop'], 'place', seen);
 }
 
 type Gpr = Operand & { readonly kind: 'gpr' };
-
-/** The record's field that says which register an operand is, by the form's name ("Add_rm64_r64"); none where the form says it. */
-export function fieldOf({ code }: Insn, position: number, hasModrm: boolean): 'rm' | 'register' | undefined {
-  const name = code.split('_')[position + 1] ?? '';
-  if (/^rm\d/.test(name)) return 'rm';
-  return /^r\d/.test(name) ? (hasModrm ? 'register' : 'rm') : undefined;
-}
 
 class TemplateBuilder extends Builder {
   readonly #insn: Insn;
   readonly #places: readonly (number | undefined)[];
 
-  constructor(mode: Mode, segment: CallTarget, insn: Insn, hasModrm: boolean) {
+  constructor(mode: Mode, segment: CallTarget, insn: Insn, hasRegister: boolean) {
     super(mode, segment);
     this.#insn = insn;
     this.#places = insn.operands.map((_, i) => {
-      const field = fieldOf(insn, i, hasModrm);
+      const field = fieldOf(insn, i, hasRegister);
       return field && Record[field];
     });
   }
@@ -234,6 +232,8 @@ export interface Template {
   readonly immediate: boolean;
   /** Not 0: it is for immediates with some of these bits, or for those with none. */
   readonly counts: number;
+  /** It depends on whether vectors and the x87 may be used. */
+  readonly vectors: boolean;
 }
 
 /** A module for templates. */
@@ -246,13 +246,14 @@ export const templateModule = (): WasmModule => new WasmModule({ global: true })
 export function templateOf(
   mode: Mode,
   insn: Insn,
-  hasModrm: boolean,
+  hasRegister: boolean,
   segment: CallTarget,
   lower: Lower,
   module: WasmModule,
 ): Template | undefined {
-  const seen: Seen = { registers: false, immediate: false, place: false };
-  const builder = new TemplateBuilder(mode, segment, insn, hasModrm);
+  const seen: Seen = { registers: false, immediate: false, place: false, vectors: false };
+  const looked = notes(mode, ['x87', 'sse', 'avx'], 'vectors', seen);
+  const builder = new TemplateBuilder(looked, segment, insn, hasRegister);
   const traced = watched(insn, seen);
   builder.begin(traced);
   lower(builder, traced);
@@ -260,7 +261,23 @@ export function templateOf(
   // What names places in the state page itself is for one processor, and for its registers.
   if (builder.nodes.some(({ op }) => op === 'vector')) return undefined;
   new TemplateEmitter(module, mode).add(builder);
-  const { registers, immediate } = seen;
+  const { registers, immediate, vectors } = seen;
   const { end, compares, counts } = builder;
-  return { ends: end !== undefined, registers, compares, immediate, counts };
+  return { ends: end !== undefined, registers, compares, immediate, counts, vectors };
+}
+
+/** The helpers that the template of an instruction's form calls, in the order of its module's imports. */
+export function helpersOf(
+  mode: Mode,
+  insn: Insn,
+  hasRegister: boolean,
+  segment: CallTarget,
+  lower: Lower,
+): readonly Callee[] {
+  const builder = new TemplateBuilder(mode, segment, insn, hasRegister);
+  builder.begin(insn);
+  lower(builder, insn);
+  return prune(builder.nodes, builder.end ?? { kind: 'left' })
+    .map(({ detail }) => detail.helper as Callee | undefined)
+    .filter((helper) => helper !== undefined);
 }

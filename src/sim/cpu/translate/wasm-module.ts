@@ -34,8 +34,16 @@ export class WasmModule {
   /** The state page's place is a global, which is imported. */
   readonly #global: boolean;
 
-  constructor({ global = false } = {}) {
+  /** Its functions are no exports but go into a table, which is imported, from a place on that is a global. */
+  readonly #placed: boolean;
+
+  constructor({ global = false, placed = false } = {}) {
     this.#global = global;
+    this.#placed = placed;
+  }
+  /** How many functions there are. */
+  get count(): number {
+    return this.#functions.length;
   }
 
   /** Another function, with these locals; its body. */
@@ -79,32 +87,38 @@ export class WasmModule {
         .u(results.length)
         .op(...results);
     }
-    const imports = new Bytes().u(1 + SLOW + this.#helpers.length + (this.#global ? 1 : 0));
+    const imports = new Bytes().u(
+      1 + SLOW + this.#helpers.length + (this.#global ? 1 : 0) + (this.#placed ? 2 : 0),
+    );
     // limits: shared, with a maximum
     imports.name('e').name('m').op(2, 3).u(1).u(65_536);
     const imported = (name: string, type: number) => imports.name('e').name(name).op(0).u(type);
     for (let i = 0; i < SLOW; i++) imported(`s${i}`, i + 1);
     for (const [index, { type }] of this.#helpers.entries()) imported(`h${index}`, type);
     if (this.#global) imports.name('e').name('b').op(3, Wasm.i32, 0);
+    if (this.#placed) imports.name('e').name('t').op(1, 0x70, 0, 0).name('e').name('p').op(3, Wasm.i32, 0);
     const functions = new Bytes().u(this.#functions.length);
     const exports = new Bytes().u(this.#functions.length);
+    const elements = new Bytes()
+      .u(1)
+      .op(0, Wasm.globalGet)
+      .u(this.#global ? 1 : 0)
+      .op(Wasm.end);
+    elements.u(this.#functions.length);
     const bodies = new Bytes().u(this.#functions.length);
     for (const [index, { code, locals }] of this.#functions.entries()) {
       functions.u(0);
-      exports
-        .name(`r${index}`)
-        .op(0)
-        .u(SLOW + this.#helpers.length + index);
+      const at = SLOW + this.#helpers.length + index;
+      exports.name(`r${index}`).op(0).u(at);
+      elements.u(at);
       const body = declarations(locals).append(code).op(Wasm.end);
       bodies.u(body.length).append(body);
     }
     const module = new Bytes().op(0, 0x61, 0x73, 0x6d, 1, 0, 0, 0);
-    module
-      .section(1, typeSection)
-      .section(2, imports)
-      .section(3, functions)
-      .section(7, exports)
-      .section(10, bodies);
+    module.section(1, typeSection).section(2, imports).section(3, functions);
+    if (this.#placed) module.section(9, elements);
+    else module.section(7, exports);
+    module.section(10, bodies);
     return module.all;
   }
 }

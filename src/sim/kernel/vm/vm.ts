@@ -84,7 +84,10 @@ export class KvmVm extends Counted {
     if (known !== undefined && lent.has(known) && known.share!.isUnused) known.reap();
     else if (known !== undefined) return known.retain();
     if (!VM_TYPES.includes(token.type)) return -Errno.EBADF;
-    const vm = new KvmVm(new Host({ ...token.host, iced: host.options.iced }, arena, host), token.type);
+    const vm = new KvmVm(
+      new Host({ ...token.host, iced: host.options.iced, prepared: host.options.prepared }, arena, host),
+      token.type,
+    );
     vm.share = VmShare.open(vm, token);
     if (vm.share === undefined) return -Errno.ESTALE;
     here.set(key, vm);
