@@ -40,7 +40,12 @@ const steps = [
   {
     title: 'compiling the TypeScript',
     stamp: at('dist', '.vmexit-bundled'),
-    inputs: [at('src'), at('scripts', 'bundle.mjs'), at('scripts', 'pack-iced.mjs')],
+    inputs: [
+      at('src'),
+      at('scripts', 'bundle.mjs'),
+      at('scripts', 'pack-iced.mjs'),
+      at('scripts', 'prepare-templates.mjs'),
+    ],
     command: [process.execPath, at('scripts', 'bundle.mjs')],
   },
   {

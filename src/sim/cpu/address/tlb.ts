@@ -71,8 +71,14 @@ export class Tlb {
 
   constructor(cpu: Processor) {
     this.#cpu = cpu;
+    // An entry of zeroes is one of page 0, which is looked for in the first, and in the last for an access that begins in the
+    // last page and ends there.
     const start = cpu.state.base + State.tlb;
-    for (let i = 0; i < Tables.entries * 4; i++) this.#forget(start + i * Tables.entryBytes);
+    for (let table = 0; table < 4; table++) {
+      const first = start + table * Tables.tableBytes;
+      this.#forget(first);
+      this.#forget(first + (Tables.entries - 1) * Tables.entryBytes);
+    }
   }
 
   #forget(entry: number): void {

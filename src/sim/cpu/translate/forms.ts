@@ -30,6 +30,10 @@ const MEMORY = 8192;
 /** In 64-bit mode, in all others. */
 const LONG = 16_384;
 const LEGACY = 32_768;
+/** The register field of ModRM is one of another file, which the form has; REX.R would make it another. */
+const FILE = 131_072;
+/** An offset of the operand's size, and a selector. */
+const FAR = 262_144;
 /** The x87's: a register in ModRM is a part of the opcode, and what FOP gets takes the place of an immediate. */
 const X87 = 65_536;
 
@@ -56,11 +60,13 @@ const oneByte: Rows = {
   '81': MODRM | GROUP | IMMZ,
   '83': MODRM | GROUP | IMM8,
   '84-8b': MODRM,
+  '8c-8c': MODRM | GROUP | FILE,
   '8d': MODRM | MEMORY,
+  '8e': MODRM | GROUP | FILE,
   '90': 0,
   '91-97': LOW,
   '98-99': 0,
-  '9c-9d': 0,
+  '9b-9d': 0,
   'a4-a7': 0,
   a8: IMM8,
   a9: IMMZ,
@@ -74,12 +80,14 @@ const oneByte: Rows = {
   c7: MODRM | GROUP | IMMZ,
   c9: 0,
   'cc-cc': 0,
+  'cd-cd': IMM8,
   cf: 0,
   'd0-d3': MODRM | GROUP,
   'd8-df': MODRM | GROUP | X87,
   'e0-e3': REL8,
   'e4-e7': IMM8,
   'e8-e9': RELZ,
+  ea: IMMZ | FAR | LEGACY,
   eb: REL8,
   'ec-ef': 0,
   'f4-f5': 0,
@@ -90,10 +98,13 @@ const oneByte: Rows = {
 };
 /** Behind 0F. */
 const twoBytes: Rows = {
+  '00-00': MODRM | GROUP,
+  '01': MODRM | GROUP | MEMORY,
   '05': 0,
   '07': 0,
   '0b': 0,
   '18-1f': MODRM | GROUP,
+  '20-23': MODRM | GROUP | REGISTER | FILE,
   '30-32': 0,
   '34-35': 0,
   '40-4f': MODRM,
@@ -161,7 +172,7 @@ export class Encoding {
   /** Displacement, with RIP where it is relative to that. */
   low = 0;
   high = 0;
-  /** Immediate, sign-extended; or where a branch goes; or the opcode as the x87 keeps it. */
+  /** Immediate, sign-extended; or where a branch goes; or a far one's offset and selector; or the opcode as the x87 keeps it. */
   immLow = 0;
   immHigh = 0;
   /** ModRM's register field is an operand; the immediate is where a near branch goes. */
@@ -242,6 +253,7 @@ export class Encoding {
       const mod = modrm >> 6;
       const field = (modrm >> 3) & 7;
       if ((flags & GROUP) !== 0) extra = field;
+      if ((flags & FILE) !== 0 && (rex & 4) !== 0) return false;
       this.register = field | ((rex & 4) << 1);
       if (mod === 3) {
         if ((flags & MEMORY) !== 0) return false;
@@ -317,6 +329,10 @@ export class Encoding {
     if ((flags & IMMV) !== 0 && size === 3) {
       this.immHigh = bytes[pos]! | (bytes[pos + 1]! << 8) | (bytes[pos + 2]! << 16) | (bytes[pos + 3]! << 24);
       pos += 4;
+    }
+    if ((flags & FAR) !== 0) {
+      this.immHigh = bytes[pos]! | (bytes[pos + 1]! << 8);
+      pos += 2;
     }
     if (pos > limit) return false;
     this.length = pos - at;

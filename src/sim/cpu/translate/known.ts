@@ -50,10 +50,18 @@ export class KnownForms {
   readonly #own = new Map<number, Known>();
   readonly #shared: Map<number, Form>;
   readonly #prepared: PreparedFamily | undefined;
+  readonly #x87: boolean;
   readonly #interpreter: Interpreter;
 
-  constructor(shared: Map<number, Form>, prepared: PreparedFamily | undefined, interpreter: Interpreter) {
+  /** @param x87 it may be used in the mode */
+  constructor(
+    shared: Map<number, Form>,
+    prepared: PreparedFamily | undefined,
+    x87: boolean,
+    interpreter: Interpreter,
+  ) {
     this.#shared = shared;
+    this.#x87 = x87;
     this.#prepared = prepared;
     this.#interpreter = interpreter;
   }
@@ -67,17 +75,19 @@ export class KnownForms {
     if (!vectors && known !== NO_TEMPLATE) this.#shared.set(form, known);
   }
   #elsewhere(form: number): Form | undefined {
-    const known = this.#shared.get(form) ?? this.#ahead(form);
-    if (known !== undefined) this.set(form, known, false);
+    let known = this.#shared.get(form);
+    let vectors = false;
+    if (known === undefined) [known, vectors] = this.#ahead(form);
+    if (known !== undefined) this.set(form, known, vectors);
     return known;
   }
 
   /** One that was prepared. */
-  #ahead(form: number): Form | undefined {
+  #ahead(form: number): [form: Form | undefined, vectors: boolean] {
     const family = this.#prepared;
-    const prepared = family?.form(form);
+    const prepared = family?.form(form, this.#x87);
     const all = prepared && this.#interpreter.placeOfAll(family!);
-    if (prepared === undefined || all === undefined) return undefined;
+    if (prepared === undefined || all === undefined) return [undefined, false];
     const { shape, counts, first } = prepared;
     const compares = (shape & Shape.compares) !== 0;
     const several = new Map<string, Placed>();
@@ -89,7 +99,7 @@ export class KnownForms {
         place++;
       }
     }
-    return {
+    const known = {
       byteRm: (shape & Shape.byteRm) !== 0,
       byteRegister: (shape & Shape.byteRegister) !== 0,
       registers: false,
@@ -99,6 +109,7 @@ export class KnownForms {
       one: several.size === 1 ? several.get('/false') : undefined,
       several,
     };
+    return [known, (shape & Shape.x87) !== 0];
   }
 }
 
@@ -119,7 +130,7 @@ export class Forms {
       const key = familyKey(mode);
       const shared = this.#shared.get(key) ?? new Map<number, Form>();
       this.#shared.set(key, shared);
-      known = new KnownForms(shared, this.#prepared?.family(mode), this.#interpreter);
+      known = new KnownForms(shared, this.#prepared?.family(mode), mode.x87, this.#interpreter);
       this.#modes.set(mode, known);
     }
     return known;

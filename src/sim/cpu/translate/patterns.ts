@@ -16,6 +16,7 @@ type Part =
   /** Sign-extended to 64 bits, or so many bits without a sign. */
   | { readonly from: 'immediate'; readonly bits: number; readonly signed: boolean }
   | { readonly from: 'branch' }
+  | { readonly from: 'far'; readonly bits: number }
   /** The form says which. */
   | { readonly from: 'form'; readonly operand: Exclude<Operand, { kind: 'mem' | 'imm' | 'near' | 'far' }> }
   /** Of string instructions. */
@@ -114,7 +115,11 @@ function partOf(
     }
     case 'near':
       return operand.target === joined(encoding.immLow, encoding.immHigh) ? { from: 'branch' } : undefined;
-    case 'far':
+    case 'far': {
+      const part = { from: 'far', bits: bits(i) } as const;
+      const { selector, offset } = far(encoding, part);
+      return selector === operand.selector && offset === operand.offset ? part : undefined;
+    }
     case 'held':
       return undefined;
     default:
@@ -128,6 +133,10 @@ function immediate(
 ): bigint {
   const value = joined(immLow, immHigh);
   return signed ? BigInt.asIntN(64, value) : BigInt.asUintN(bits, value);
+}
+
+function far({ immLow, immHigh }: Encoding, { bits }: { bits: number }) {
+  return { kind: 'far', selector: immHigh, offset: bits === 16 ? immLow & 0xffff : immLow >>> 0 } as const;
 }
 
 /** The instruction at RIP that the encoding was read of. */
@@ -176,6 +185,8 @@ function operandOf(part: Part, encoding: Encoding): Operand {
       return { kind: 'imm', value: immediate(encoding, part) };
     case 'branch':
       return { kind: 'near', target: joined(encoding.immLow, encoding.immHigh) };
+    case 'far':
+      return far(encoding, part);
     case 'string': {
       const { segment, base, size } = part;
       return { kind: 'mem', segment, base, index: undefined, scale: 1, displacement: 0n, size };

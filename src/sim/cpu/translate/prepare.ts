@@ -38,7 +38,7 @@ const opcodesOf = (text: string): readonly number[] =>
     const [first, last = first] = range.split('-').map((digits) => Number.parseInt(digits, 16));
     return Array.from({ length: last! - first! + 1 }, (_, i) => first! + i);
   });
-const ALL = opcodesOf('0-d7 e0-117 11f-1ff');
+const ALL = opcodesOf('0-117 11f-1ff');
 /** With REX.W: what has operands of several sizes. */
 const WIDE = opcodesOf(
   '1 3 5 9 b d 11 13 15 19 1b 1d 21 23 25 29 2b 2d 31 33 35 39 3b 3d 63 69 6b 81 83 85 87 89 8b 8d 90-99 a5 a7 a9 ' +
@@ -51,6 +51,8 @@ const SIZED = opcodesOf(
 );
 const BY_SEGMENT = opcodesOf('1 3 2b 33 39 3b 80 81 83 88-8b c6-c7 ff 1b1 1b6 1c1');
 const LOCKED = opcodesOf('1 9 21 29 80-81 83 ff 1ab 1b0-1b1 1b3 1ba-1bb 1c1 1c7');
+/** As assemblers fill with it. */
+const NOP = opcodesOf('11f');
 const REPEATED = opcodesOf('6c-6f 90 a4-a7 aa-af c3 11e 1b8');
 /** What is prepared: prefixes, and the opcodes behind them. */
 const PREFIXES: {
@@ -60,6 +62,7 @@ const PREFIXES: {
     [[], ALL],
     [[0x48], WIDE],
     [[0x66], SIZED],
+    [[0x66, 0x2e], NOP],
     [[0x65], BY_SEGMENT],
     [[0x65, 0x48], BY_SEGMENT],
     [[0x64], BY_SEGMENT],
@@ -104,13 +107,18 @@ function* encodings(bits: 16 | 32 | 64): Generator<Uint8Array> {
     }
   }
 }
-/** Each value of the register field, with the register 1, with itself, and with memory. */
-const MODRMS: readonly number[] = Array.from({ length: 8 }, (_, field) => [
-  0xc0 | (field << 3) | 1,
-  0xc0 | (field << 3) | 2,
-  MEMORY.plain | (field << 3),
-  MEMORY.stack | (field << 3),
-]).flat();
+/** Each value of the register field, with two registers, of which one may be the same, and with memory; and the x87's controls. */
+const MODRMS: readonly number[] = [
+  0xe0,
+  0xe2,
+  0xe3,
+  ...Array.from({ length: 8 }, (_, field) => [
+    0xc0 | (field << 3) | 1,
+    0xc0 | (field << 3) | 2,
+    MEMORY.plain | (field << 3),
+    MEMORY.stack | (field << 3),
+  ]).flat(),
+];
 
 interface Found {
   readonly pattern: Pattern;
@@ -163,15 +171,18 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
     const [first] = samples.values();
     const template = make(first!, trial());
     if (template === undefined || !isPrepared(template)) continue;
-    const { compares, counts, ends } = template;
+    const { compares, counts, ends, vectors } = template;
+    // No form has vectors: where it depends on what may be used, that is the x87.
+    if (vectors && !isX87(form)) continue;
     const wanted = [compares ? [0, 2] : [undefined], counts === 0 ? [undefined] : [0, 1]] as const;
     const chosen = wanted[0].flatMap((same) =>
       wanted[1].map(
         (count) =>
+          // Of shifts by one there is no other count.
           [...samples].find(
             ([variant]) =>
               (same === undefined || (variant & 2) === same) &&
-              (count === undefined || (variant & 1) === count),
+              (count === undefined || isByOne(form) || (variant & 1) === count),
           )?.[1],
       ),
     );
@@ -188,7 +199,8 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
       (bytePlace(first!, 'rm') ? Shape.byteRm : 0) |
         (bytePlace(first!, 'register') ? Shape.byteRegister : 0) |
         (compares ? Shape.compares : 0) |
-        (ends ? Shape.ends : 0),
+        (ends ? Shape.ends : 0) |
+        (vectors ? Shape.x87 : 0),
       counts,
       module.count,
     );
@@ -201,9 +213,10 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
   return { rows, helpers, module };
 }
 const trial = (): WasmModule => new WasmModule({ global: true });
-/** It is for operands of all values, whatever may be used of vectors. */
-const isPrepared = ({ registers, immediate, vectors }: Template): boolean =>
-  !registers && !immediate && !vectors;
+/** It is for operands of all values. */
+const isPrepared = ({ registers, immediate }: Template): boolean => !registers && !immediate;
+const isByOne = (form: number): boolean => (form & 0x1fe) === 0xd0;
+const isX87 = (form: number): boolean => (form & 0x1f8) === 0xd8;
 
 /**
  * @param decoders of the processors that it is for: what they do not agree on is left out

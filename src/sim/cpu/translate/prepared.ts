@@ -31,9 +31,9 @@ export const FamilyRow = {
   functions: 11,
   length: 12,
 } as const;
-/** A form: what of it is in Shape, the mask of counts, and its first function. */
+/** A form: what of it is in Shape (`x87`: only where that may be used), the mask of counts, and its first function. */
 export const FormRow = { form: 0, shape: 1, counts: 2, first: 3, length: 4 } as const;
-export const Shape = { byteRm: 1, byteRegister: 2, compares: 4, ends: 8 } as const;
+export const Shape = { byteRm: 1, byteRegister: 2, compares: 4, ends: 8, x87: 16 } as const;
 /** Patterns of code of so many bits: rows in the order of forms, each with where its JSON begins; one more where the last ends. */
 export const PatternsRow = { bits: 0, rows: 1, count: 2, length: 3 } as const;
 export const PatternRow = { form: 0, text: 1, length: 2 } as const;
@@ -88,12 +88,14 @@ export class PreparedFamily {
     return this.#words.subarray(start, start + this.#field('helperCount'));
   }
 
-  form(form: number): PreparedForm | undefined {
+  form(form: number, x87: boolean): PreparedForm | undefined {
     const words = this.#words;
     const row = found(words, this.#field('forms') / 4, this.#field('formCount'), FormRow.length, form);
     if (row === undefined) return undefined;
+    const shape = words[row + FormRow.shape]!;
+    if (!x87 && (shape & Shape.x87) !== 0) return undefined;
     return {
-      shape: words[row + FormRow.shape]!,
+      shape,
       counts: words[row + FormRow.counts]!,
       first: words[row + FormRow.first]!,
     };

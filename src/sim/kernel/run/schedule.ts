@@ -29,18 +29,19 @@ interface Channel {
   readonly port1: { onmessage: () => void };
   readonly port2: { postMessage(message: unknown): void };
 }
-const { setImmediate, MessageChannel } = globalThis as unknown as {
+/** Not looked at where nobody asks: Node loads it then. */
+const host = globalThis as unknown as {
   readonly setImmediate?: (call: () => void) => void;
   readonly MessageChannel?: new () => Channel;
 };
 
 /** Calls back from the event loop, as soon as it has looked at all else. */
-const soon: (call: () => void) => void = setImmediate ?? bySending() ?? ((call) => void setTimeout(call, 0));
+const soon: (call: () => void) => void = host.setImmediate ?? bySending() ?? ((call) => void setTimeout(call, 0));
 
 /** Browsers let a timer wait for some milliseconds, and a message not. */
 function bySending(): ((call: () => void) => void) | undefined {
-  if (MessageChannel === undefined) return undefined;
-  const { port1, port2 } = new MessageChannel();
+  if (host.MessageChannel === undefined) return undefined;
+  const { port1, port2 } = new host.MessageChannel();
   const calls: (() => void)[] = [];
   port1.onmessage = () => calls.shift()?.();
   return (call) => {

@@ -66,11 +66,10 @@ const scan =
     const size = b.sizeOf(0);
     const source = b.read(1);
     const zero = b.isZero(size, source);
-    const { index } = b.operand(0) as { index: number };
     // A 4-byte destination that stays keeps its upper half.
     if (size === 4) {
       const found = b.op('zext', [find(b, size, source)]);
-      b.setGpr(index, 8, b.select(8, zero, b.gpr(index, 8), found));
+      b.write(0, b.select(8, zero, b.read(0, 8), found), 8);
     } else b.write(0, b.select(size, zero, b.read(0), find(b, size, source)));
     b.flagsOf(size, source);
   };
