@@ -36,7 +36,8 @@ const host = globalThis as unknown as {
 };
 
 /** Calls back from the event loop, as soon as it has looked at all else. */
-const soon: (call: () => void) => void = host.setImmediate ?? bySending() ?? ((call) => void setTimeout(call, 0));
+const soon: (call: () => void) => void =
+  host.setImmediate ?? bySending() ?? ((call) => void setTimeout(call, 0));
 
 /** Browsers let a timer wait for some milliseconds, and a message not. */
 function bySending(): ((call: () => void) => void) | undefined {
