@@ -1,5 +1,5 @@
 /** The one place that chooses a backend. */
-import { readFileSync } from 'node:fs';
+import { closeSync, openSync, readSync } from 'node:fs';
 import { getEnvironmentData, setEnvironmentData, threadId } from 'node:worker_threads';
 import { connectDiagnostics } from './diagnostics.ts';
 import { object } from './hypervisor/args.ts';
@@ -14,6 +14,7 @@ import { recordingBackend } from './replay/record.ts';
 import {
   type KickTable,
   makeKickTable,
+  Prepared,
   type SimBackend,
   type SimOptions,
   type SimulatedHost,
@@ -140,22 +141,34 @@ function warnOfAddon({ message }: UnavailableError): void {
  * The simulator as a backend, for tests and for what only it can do.
  * @throws UnavailableError when its decoder is not installed; RangeError ERR_KVM_INVALID_ARG
  */
-export function simulator(host: SimulatedHost = {}, prepared = preparedTemplates()): SimBackend {
+export function simulator(host: SimulatedHost = {}, templates = preparedTemplates()): SimBackend {
   ofIced(() => packageRequire.resolve('iced-x86'));
-  return simBackend({ ...host, iced: loadIced, prepared, kicks: kickTable() });
+  return simBackend({ ...host, iced: loadIced, prepared: templates, kicks: kickTable() });
 }
 
 /** The decoder, loaded when it is needed first: it takes some tens of milliseconds. @throws UnavailableError */
 export const loadIced: SimOptions['iced'] = () =>
   ofIced(() => packageRequire('iced-x86') as ReturnType<SimOptions['iced']>);
 
-let preparedFile: Uint8Array | undefined;
+let prepared: Prepared | undefined;
 /** What was prepared of the simulator, beside the code that it was made of: only compiled code has it. */
-function preparedTemplates(): Uint8Array | undefined {
+function preparedTemplates(): Prepared | undefined {
+  const file = new URL('../sim/templates.bin', import.meta.url);
+  const read = (start: number, length: number): Uint8Array => {
+    const opened = openSync(file, 'r');
+    try {
+      const bytes = new Uint8Array(length);
+      const count = readSync(opened, bytes, 0, length, start);
+      if (count !== length) throw new RangeError(`${file} ends too early`);
+      return bytes;
+    } finally {
+      closeSync(opened);
+    }
+  };
   try {
-    preparedFile ??= readFileSync(new URL('../sim/templates.bin', import.meta.url));
-  } catch {} // it is made as it is needed
-  return preparedFile;
+    prepared ??= new Prepared(read);
+  } catch {} // all is made as it is needed
+  return prepared;
 }
 
 function ofIced<T>(what: () => T): T {

@@ -36,6 +36,7 @@ import { checkFallocate, Falloc, Mapping } from './memory/host-memory.ts';
 import { RamFile } from './memory/ram.ts';
 import { SharedFile } from './memory/sharing.ts';
 
+export { Prepared } from './cpu/translate/prepared.ts';
 export type { SimOptions, SimulatedHost } from './kernel/host/host.ts';
 export { type KickTable, makeKickTable } from './kernel/threads/kicks.ts';
 

@@ -6,6 +6,7 @@ import { readdirSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { Hypervisor, openHypervisor } from '../../src/index.ts';
 import { loadIced, simulator } from '../../src/open.ts';
+import { Prepared } from '../../src/sim/index.ts';
 import { templates } from '../../src/sim/prepare.ts';
 import { on } from '../support/host.ts';
 import { formatCase } from './case.ts';
@@ -43,10 +44,13 @@ function replay(runner: Runner, url: URL, { oracle }: About, every: number): str
 /** Who executes the instructions: the simulator in a tier, or KVM where it is the oracle. */
 export type Way = 'closures' | 'templates' | 'prepared' | 'wasm' | 'kvm';
 
+let file: Uint8Array | undefined;
 /** The simulator in a tier; `prepared`: by templates, most of which were made before. */
 function simulated(way: Exclude<Way, 'kvm'>, vendor: 'amd' | 'intel'): Hypervisor {
   if (way !== 'prepared') return openHypervisor({ backend: 'sim', simulated: { tier: way, vendor } });
-  return new Hypervisor(simulator({ tier: 'templates', vendor }, templates(loadIced())));
+  file ??= templates(loadIced());
+  const prepared = new Prepared((start, length) => file!.slice(start, start + length));
+  return new Hypervisor(simulator({ tier: 'templates', vendor }, prepared));
 }
 
 /** Instructions, one of `every` recorded cases. */

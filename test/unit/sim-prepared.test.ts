@@ -15,7 +15,7 @@ import { randomOf } from './sim-fp-machine.ts';
 const SEED = Number(process.env.VMEXIT_SEED ?? 1);
 const RIP = 0x12_3456_7000n;
 const file = templates(loadIced());
-const prepared = new Prepared(file);
+const prepared = new Prepared((start, length) => file.slice(start, start + length));
 
 /** Bytes of which most are an instruction of a common form. */
 function randomBytes({ below, pick }: ReturnType<typeof randomOf>, bits: number): Uint8Array {
@@ -63,7 +63,7 @@ describe('a guest', () => {
     const refuses = (): Iced => {
       throw new Error('iced-x86 was asked for');
     };
-    using hv = new Hypervisor(simBackend({ iced: refuses, prepared: file }));
+    using hv = new Hypervisor(simBackend({ iced: refuses, prepared }));
     const vm = hv.createVm();
     const memory = vm.allocate(65_536);
     vm.setUserMemoryRegion({ slot: 0, guestPhysAddr: 0, memory });

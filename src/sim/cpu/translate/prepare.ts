@@ -6,7 +6,7 @@ import type { Decoder } from './decode.ts';
 import { Encoding } from './forms.ts';
 import type { Lower } from './lowering.ts';
 import { fieldOf, type Pattern } from './patterns.ts';
-import { type Family, FamilyRow, FormRow, PatternRow, PatternsRow, Shape, Sizes } from './prepared.ts';
+import { type Family, FamilyRow, FormRow, HEAD_BYTES, PatternRow, PatternsRow, Shape } from './prepared.ts';
 import { type Template, templateOf } from './template.ts';
 import { WasmModule } from './wasm-module.ts';
 
@@ -223,80 +223,63 @@ const isX87 = (form: number): boolean => (form & 0x1f8) === 0xd8;
  * @param lower as the processor has it
  */
 export function prepare(decoders: readonly Decoder[], lower: Lower): Uint8Array {
-  const file = new File();
   const sizes = [...new Set(FAMILIES.map(({ bits }) => bits))];
-  const head = Sizes.rows + FAMILIES.length * FamilyRow.length + sizes.length * PatternsRow.length;
-  const words = new Int32Array(head);
-  words[Sizes.families] = FAMILIES.length;
-  words[Sizes.patterns] = sizes.length;
-  file.add(new Uint8Array(words.buffer));
   const found = new Map(sizes.map((bits) => [bits, formsOf(bits, decoders)]));
-  let at: number = Sizes.rows;
   const used = new Map(sizes.map((bits) => [bits, new Set<number>()]));
+  const head: number[] = [FAMILIES.length, sizes.length];
+  const parts: Uint8Array[] = [];
+  let start = HEAD_BYTES;
+  /** A row of the head, with where its part is. */
+  const add = (part: Uint8Array, fields: { readonly [name: string]: number }, places: typeof fields) => {
+    const row: number[] = new Array(places.length).fill(0);
+    for (const [name, value] of Object.entries({ ...fields, start, bytes: part.length }))
+      row[places[name]!] = value;
+    head.push(...row);
+    parts.push(part);
+    start += whole(part.length);
+  };
   for (const family of FAMILIES) {
     const { rows, helpers, module } = templatesOf(family, found.get(family.bits)!, lower);
-    const bytes = module.bytes();
-    const set = (name: keyof typeof FamilyRow, value: number) => {
-      words[at + FamilyRow[name]] = value;
-    };
-    set('bits', family.bits);
-    set('stackBits', family.stackBits);
-    set('user', family.user ? 1 : 0);
-    set('flat', family.flat);
-    set('codeLimit', family.codeLimit === Number.POSITIVE_INFINITY ? 0 : family.codeLimit);
-    set('forms', file.words(rows));
-    set('formCount', rows.length / FormRow.length);
-    set('helpers', file.words(helpers));
-    set('helperCount', helpers.length);
-    set('module', file.add(bytes));
-    set('moduleBytes', bytes.length);
-    set('functions', module.count);
     for (let i = 0; i < rows.length; i += FormRow.length) used.get(family.bits)!.add(rows[i]!);
-    at += FamilyRow.length;
+    const fields = {
+      bits: family.bits,
+      stackBits: family.stackBits,
+      user: family.user ? 1 : 0,
+      flat: family.flat,
+      codeLimit: family.codeLimit === Number.POSITIVE_INFINITY ? 0 : family.codeLimit,
+      forms: rows.length / FormRow.length,
+      helpers: helpers.length,
+      functions: module.count,
+    };
+    add(joined(wordsOf([...rows, ...helpers]), module.bytes()), fields, FamilyRow);
   }
-  for (const [bits, forms] of found) {
-    const texts = [...forms]
-      .filter(([form]) => used.get(bits)!.has(form))
-      .map(([form, { pattern }]) => ({ form, text: JSON.stringify(pattern) }));
-    let text = file.add(new TextEncoder().encode(texts.map((one) => one.text).join('')));
+  for (const bits of sizes) {
+    const forms = [...found.get(bits)!].filter(([form]) => used.get(bits)!.has(form));
+    const texts = forms.map(([, { pattern }]) => JSON.stringify(pattern));
+    let at = (forms.length + 1) * PatternRow.length * 4;
     const rows: number[] = [];
-    for (const one of texts) {
-      rows.push(one.form, text);
-      text += one.text.length;
+    for (const [i, [form]] of forms.entries()) {
+      rows.push(form, at);
+      at += texts[i]!.length; // ASCII
     }
-    words[at + PatternsRow.bits] = bits;
-    words[at + PatternsRow.count] = texts.length;
-    words[at + PatternsRow.rows] = file.words([...rows, 0, text]);
-    at += PatternsRow.length;
+    const text = new TextEncoder().encode(texts.join(''));
+    add(joined(wordsOf([...rows, 0, at]), text), { bits, count: forms.length }, PatternsRow);
   }
-  if (PatternRow.length !== 2 || at !== head) throw new Error('the file is not as its readers have it');
-  return file.all(words);
+  const file = new Uint8Array(start);
+  if (head.length * 4 > HEAD_BYTES) throw new Error('the head has no room');
+  file.set(wordsOf(head));
+  let at = HEAD_BYTES;
+  for (const part of parts) {
+    file.set(part, at);
+    at += whole(part.length);
+  }
+  return file;
 }
-
-/** Bytes one after the other, each at a multiple of 4. */
-class File {
-  readonly #parts: Uint8Array[] = [];
-  #length = 0;
-
-  /** Where it begins. */
-  add(part: Uint8Array): number {
-    const at = this.#length;
-    this.#parts.push(part);
-    this.#length += Math.ceil(part.length / 4) * 4;
-    return at;
-  }
-  words(numbers: readonly number[]): number {
-    return this.add(new Uint8Array(Int32Array.from(numbers).buffer));
-  }
-  /** @param head what stands at its beginning by now */
-  all(head: Int32Array): Uint8Array {
-    const bytes = new Uint8Array(this.#length);
-    let at = 0;
-    for (const part of this.#parts) {
-      bytes.set(part, at);
-      at += Math.ceil(part.length / 4) * 4;
-    }
-    bytes.set(new Uint8Array(head.buffer));
-    return bytes;
-  }
+const whole = (length: number): number => Math.ceil(length / 4) * 4;
+const wordsOf = (numbers: readonly number[]): Uint8Array => new Uint8Array(Int32Array.from(numbers).buffer);
+function joined(first: Uint8Array, second: Uint8Array): Uint8Array {
+  const bytes = new Uint8Array(first.length + second.length);
+  bytes.set(first);
+  bytes.set(second, first.length);
+  return bytes;
 }

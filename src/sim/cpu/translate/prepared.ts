@@ -12,30 +12,36 @@ export type Family = Pick<Mode, 'bits' | 'stackBits' | 'user' | 'flat' | 'codeLi
 export const familyKey = ({ bits, stackBits, user, flat, codeLimit }: Family): string =>
   [bits, stackBits, user, flat, codeLimit].join();
 
-/** The file in numbers of 32 bits: how many there are of each, then their rows. Places are bytes from its start. */
-export const Sizes = { families: 0, patterns: 1, rows: 2 } as const;
+/** Bytes of the file, from a place on: it is read as far as it is needed. */
+export type Read = (start: number, length: number) => Uint8Array;
+
+/** The head of the file in numbers of 32 bits: how many there are of each, then their rows. */
+const Sizes = { families: 0, patterns: 1, rows: 2 } as const;
+export const HEAD_BYTES = 1024;
+/** What is read at once: where it begins, and how many bytes it has. */
+const Part = { start: 0, bytes: 1 } as const;
+/** A family, whose part has rows of forms, in their order; words for the imports that are helpers; and the module. */
 export const FamilyRow = {
-  bits: 0,
-  stackBits: 1,
-  user: 2,
-  flat: 3,
+  ...Part,
+  bits: 2,
+  stackBits: 3,
+  user: 4,
+  flat: 5,
   /** 0: without a limit. */
-  codeLimit: 4,
-  /** Rows of forms, in their order; and of the imports that are helpers. */
-  forms: 5,
-  formCount: 6,
-  helpers: 7,
-  helperCount: 8,
-  module: 9,
-  moduleBytes: 10,
-  functions: 11,
-  length: 12,
+  codeLimit: 6,
+  forms: 7,
+  helpers: 8,
+  functions: 9,
+  length: 10,
 } as const;
 /** A form: what of it is in Shape (`x87`: only where that may be used), the mask of counts, and its first function. */
 export const FormRow = { form: 0, shape: 1, counts: 2, first: 3, length: 4 } as const;
 export const Shape = { byteRm: 1, byteRegister: 2, compares: 4, ends: 8, x87: 16 } as const;
-/** Patterns of code of so many bits: rows in the order of forms, each with where its JSON begins; one more where the last ends. */
-export const PatternsRow = { bits: 0, rows: 1, count: 2, length: 3 } as const;
+/**
+ * Patterns of code of so many bits: the part has rows in the order of forms, each with where its JSON begins in the part, and
+ * one more for where the last ends.
+ */
+export const PatternsRow = { ...Part, bits: 2, count: 3, length: 4 } as const;
 export const PatternRow = { form: 0, text: 1, length: 2 } as const;
 
 export interface PreparedForm {
@@ -47,20 +53,24 @@ export interface PreparedForm {
   readonly first: number;
 }
 
+/** Numbers of 32 bits. */
+const wordsOf = (bytes: Uint8Array, start = 0, count = bytes.length >> 2) =>
+  new Int32Array(bytes.buffer, bytes.byteOffset + start, count);
+
 export class PreparedFamily {
-  readonly #words: Int32Array;
-  readonly #bytes: Uint8Array;
-  /** Where its row begins. */
-  readonly #at: number;
+  readonly #read: Read;
+  /** Of FamilyRow. */
+  readonly #row: Int32Array;
+  #part: Uint8Array | undefined;
+  #forms: Int32Array | undefined;
   #module: Module | undefined;
 
-  constructor(bytes: Uint8Array, words: Int32Array, at: number) {
-    this.#bytes = bytes;
-    this.#words = words;
-    this.#at = at;
+  constructor(read: Read, row: Int32Array) {
+    this.#read = read;
+    this.#row = row;
   }
   #field(name: keyof typeof FamilyRow): number {
-    return this.#words[this.#at + FamilyRow[name]]!;
+    return this.#row[FamilyRow[name]]!;
   }
 
   get key(): string {
@@ -73,10 +83,18 @@ export class PreparedFamily {
       codeLimit: limit === 0 ? Number.POSITIVE_INFINITY : limit >>> 0,
     });
   }
+  get #bytes(): Uint8Array {
+    this.#part ??= this.#read(this.#field('start'), this.#field('bytes'));
+    return this.#part;
+  }
+  get #formBytes(): number {
+    return this.#field('forms') * FormRow.length * 4;
+  }
   /** All of its templates. Their imports are those of any template, and the table and the place in it where they go. */
   get module(): Module {
-    const start = this.#field('module');
-    this.#module ??= new WebAssembly.Module(this.#bytes.subarray(start, start + this.#field('moduleBytes')));
+    this.#module ??= new WebAssembly.Module(
+      this.#bytes.subarray(this.#formBytes + this.#field('helpers') * 4),
+    );
     return this.#module;
   }
   get functions(): number {
@@ -84,72 +102,77 @@ export class PreparedFamily {
   }
   /** For each helper among the imports, which of its template's it is. */
   get helpers(): Int32Array {
-    const start = this.#field('helpers') / 4;
-    return this.#words.subarray(start, start + this.#field('helperCount'));
+    return wordsOf(this.#bytes, this.#formBytes, this.#field('helpers'));
   }
 
+  /** @param x87 whether that may be used */
   form(form: number, x87: boolean): PreparedForm | undefined {
-    const words = this.#words;
-    const row = found(words, this.#field('forms') / 4, this.#field('formCount'), FormRow.length, form);
+    this.#forms ??= wordsOf(this.#bytes, 0, this.#field('forms') * FormRow.length);
+    const words = this.#forms;
+    const row = found(words, this.#field('forms'), FormRow.length, form);
     if (row === undefined) return undefined;
     const shape = words[row + FormRow.shape]!;
     if (!x87 && (shape & Shape.x87) !== 0) return undefined;
-    return {
-      shape,
-      counts: words[row + FormRow.counts]!,
-      first: words[row + FormRow.first]!,
-    };
+    return { shape, counts: words[row + FormRow.counts]!, first: words[row + FormRow.first]! };
+  }
+}
+
+class PreparedPatterns {
+  readonly #read: Read;
+  /** Of PatternsRow. */
+  readonly #row: Int32Array;
+  #part: Uint8Array | undefined;
+
+  constructor(read: Read, row: Int32Array) {
+    this.#read = read;
+    this.#row = row;
+  }
+  pattern(form: number): Pattern | undefined {
+    const count = this.#row[PatternsRow.count]!;
+    this.#part ??= this.#read(this.#row[PatternsRow.start]!, this.#row[PatternsRow.bytes]!);
+    const words = wordsOf(this.#part, 0, (count + 1) * PatternRow.length);
+    const row = found(words, count, PatternRow.length, form);
+    if (row === undefined) return undefined;
+    const [start, end] = [words[row + PatternRow.text]!, words[row + PatternRow.length + PatternRow.text]!];
+    return JSON.parse(String.fromCharCode(...this.#part.subarray(start, end)));
   }
 }
 
 export class Prepared {
-  readonly #words: Int32Array;
-  readonly #bytes: Uint8Array;
   readonly #families = new Map<string, PreparedFamily>();
-  /** By bits: where rows begin, and how many there are. */
-  readonly #patterns = new Map<number, readonly [at: number, count: number]>();
+  readonly #patterns = new Map<number, PreparedPatterns>();
 
-  constructor(bytes: Uint8Array) {
-    const words = new Int32Array(bytes.buffer, bytes.byteOffset, bytes.length >> 2);
-    this.#bytes = bytes;
-    this.#words = words;
+  constructor(read: Read) {
+    const head = wordsOf(read(0, HEAD_BYTES));
     let at: number = Sizes.rows;
-    for (let i = 0; i < words[Sizes.families]!; i++, at += FamilyRow.length) {
-      const family = new PreparedFamily(bytes, words, at);
+    const row = (length: number) => {
+      at += length;
+      return head.subarray(at - length, at);
+    };
+    for (let i = 0; i < head[Sizes.families]!; i++) {
+      const family = new PreparedFamily(read, row(FamilyRow.length));
       this.#families.set(family.key, family);
     }
-    for (let i = 0; i < words[Sizes.patterns]!; i++, at += PatternsRow.length)
-      this.#patterns.set(words[at + PatternsRow.bits]!, [
-        words[at + PatternsRow.rows]! / 4,
-        words[at + PatternsRow.count]!,
-      ]);
+    for (let i = 0; i < head[Sizes.patterns]!; i++) {
+      const patterns = row(PatternsRow.length);
+      this.#patterns.set(patterns[PatternsRow.bits]!, new PreparedPatterns(read, patterns));
+    }
   }
 
   family(mode: Family): PreparedFamily | undefined {
     return this.#families.get(familyKey(mode));
   }
   pattern(bits: number, form: number): Pattern | undefined {
-    const [at, count] = this.#patterns.get(bits) ?? [0, 0];
-    const words = this.#words;
-    const row = found(words, at, count, PatternRow.length, form);
-    if (row === undefined) return undefined;
-    const [start, end] = [words[row + PatternRow.text]!, words[row + PatternRow.length + PatternRow.text]!];
-    return JSON.parse(String.fromCharCode(...this.#bytes.subarray(start, end)));
+    return this.#patterns.get(bits)?.pattern(form);
   }
 }
 
 /** The row of a form, among rows in the order of forms. */
-function found(
-  words: Int32Array,
-  at: number,
-  count: number,
-  length: number,
-  form: number,
-): number | undefined {
+function found(words: Int32Array, count: number, length: number, form: number): number | undefined {
   let [first, last] = [0, count];
   while (first < last) {
     const middle = (first + last) >>> 1;
-    const row = at + middle * length;
+    const row = middle * length;
     const there = words[row]!;
     if (there === form) return row;
     if (there < form) first = middle + 1;

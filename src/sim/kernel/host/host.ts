@@ -7,7 +7,7 @@ import { type Arena, PAGE } from '../../arena.ts';
 import type { GuestChoice } from '../../cpu/processor/stage.ts';
 import type { Tier } from '../../cpu/translate/code.ts';
 import { Decoder, type Iced } from '../../cpu/translate/decode.ts';
-import { Prepared } from '../../cpu/translate/prepared.ts';
+import type { Prepared } from '../../cpu/translate/prepared.ts';
 import { Sharing } from '../../memory/sharing.ts';
 import { Kicks, type KickTable } from '../threads/kicks.ts';
 import { absentFeatures } from './cpu-model.ts';
@@ -48,8 +48,8 @@ export interface SimulatedHost {
 export interface SimOptions extends SimulatedHost {
   /** Gives the module `iced-x86` when it is needed first: its npm build needs Node to load. */
   readonly iced: () => Iced;
-  /** What the build has prepared (prepare.ts), which makes a start faster; one array for all of a thread's. */
-  readonly prepared?: Uint8Array | undefined;
+  /** What the build has prepared (prepare.ts), which makes a start faster: one for all of a thread. */
+  readonly prepared?: Prepared | undefined;
   /** Where kicks from other threads arrive; only this thread's without it. */
   readonly kicks?: KickTable;
 }
@@ -70,15 +70,6 @@ function choiceBit(name: string, bit: number): number {
 /** As a token carries it. */
 export function hostOf({ iced: _, kicks: __, prepared: ___, ...host }: SimOptions): SimulatedHost {
   return host;
-}
-
-const prepared = new WeakMap<Uint8Array, Prepared>();
-/** It has what is compiled of it, so there is one. */
-function preparedOf(bytes: Uint8Array | undefined): Prepared | undefined {
-  if (bytes === undefined) return undefined;
-  const known = prepared.get(bytes) ?? new Prepared(bytes);
-  prepared.set(bytes, known);
-  return known;
 }
 
 export class Host {
@@ -119,9 +110,7 @@ export class Host {
     this.arena = arena;
     const isLike = like !== undefined && like.vendor === vendor && (like.options.cpu ?? 'max') === cpu;
     this.absent = isLike ? like.absent : absentFeatures(cpu, vendor);
-    this.decoder = isLike
-      ? like.decoder
-      : new Decoder(options.iced, vendor, this.absent, preparedOf(options.prepared));
+    this.decoder = isLike ? like.decoder : new Decoder(options.iced, vendor, this.absent, options.prepared);
     this.vendor = vendor;
     this.dialect = dialects[dialect];
     this.faultSize = faultSize;
