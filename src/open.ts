@@ -152,22 +152,20 @@ export const loadIced: SimOptions['iced'] = () =>
 
 let prepared: Prepared | undefined;
 /** What was prepared of the simulator, beside the code that it was made of: only compiled code has it. */
-function preparedTemplates(): Prepared | undefined {
+function preparedTemplates(): Prepared {
   const file = new URL('../sim/templates.bin', import.meta.url);
-  const read = (start: number, length: number): Uint8Array => {
-    const opened = openSync(file, 'r');
+  prepared ??= new Prepared((start, length) => {
+    let opened: number | undefined;
     try {
+      opened = openSync(file, 'r');
       const bytes = new Uint8Array(length);
-      const count = readSync(opened, bytes, 0, length, start);
-      if (count !== length) throw new RangeError(`${file} ends too early`);
-      return bytes;
+      return readSync(opened, bytes, 0, length, start) === length ? bytes : undefined;
+    } catch {
+      return undefined; // all is made as it is needed
     } finally {
-      closeSync(opened);
+      if (opened !== undefined) closeSync(opened);
     }
-  };
-  try {
-    prepared ??= new Prepared(read);
-  } catch {} // all is made as it is needed
+  });
   return prepared;
 }
 

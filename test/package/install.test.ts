@@ -60,6 +60,7 @@ describe('the package', () => {
       expect.arrayContaining([
         'dist/index.js',
         'dist/index.d.ts',
+        'dist/sim/templates.bin',
         'dist/cli/main.js',
         'dist/examples/hello-real-mode.js',
         'examples/hello-real-mode.ts',

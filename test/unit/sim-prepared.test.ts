@@ -17,6 +17,14 @@ const RIP = 0x12_3456_7000n;
 const file = templates(loadIced());
 const prepared = new Prepared((start, length) => file.slice(start, start + length));
 
+/** The form of MOV of 64 bits between registers. */
+const MOV = formOf(Uint8Array.of(0x48, 0x8b, 0xc1));
+function formOf(bytes: Uint8Array): number {
+  const encoding = new Encoding();
+  encoding.read(bytes, 0, bytes.length, 64, 0, 0);
+  return encoding.form;
+}
+
 /** Bytes of which most are an instruction of a common form. */
 function randomBytes({ below, pick }: ReturnType<typeof randomOf>, bits: number): Uint8Array {
   const bytes = new Uint8Array(24);
@@ -83,5 +91,20 @@ describe('what is prepared', () => {
       expect(found.functions).toBeGreaterThan(500);
       expect(found.module).toBeDefined();
     }
+  });
+
+  it('is nothing where there is no file, and no more where another is in its place', () => {
+    const none = new Prepared(() => undefined);
+    expect(none.family(FAMILIES[0]!)).toBeUndefined();
+    expect(none.pattern(64, MOV)).toBeUndefined();
+
+    const replaced = file.slice();
+    const other = new Prepared((start, length) => replaced.slice(start, start + length));
+    expect(other.pattern(64, MOV)?.code).toBe('Mov_r64_rm64');
+    expect(other.family(FAMILIES[0]!)?.form(MOV, true)).toBeDefined();
+    replaced[0]! ^= 1;
+    expect(other.family(FAMILIES[1]!)?.form(MOV, true)).toBeUndefined();
+    expect(other.pattern(32, MOV)).toBeUndefined();
+    expect(other.pattern(64, MOV)?.code).toBe('Mov_r64_rm64');
   });
 });

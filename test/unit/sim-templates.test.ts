@@ -5,6 +5,8 @@ import { DEADLINE_MS, TEST_MS } from '../support/limits.ts';
 
 const START = 0x1000;
 const MEMORY = 2 ** 20;
+/** CR4.FSGSBASE. */
+const FSGSBASE = 0x1_0000n;
 /** More than there may be at once. */
 const FORMS = 4200;
 
@@ -37,4 +39,17 @@ describe('templates', () => {
     },
     TEST_MS,
   );
+
+  it('know that a register is in r/m where the register field is a part of the opcode', () => {
+    using hv = openHypervisor({ backend: 'sim', simulated: { tier: 'templates' } });
+    using machine = new Machine(hv, { memory: MEMORY });
+    // rdgsbase rcx (whose number is the opcode's extension); rdgsbase rdx; hlt
+    const code = [0xf3, 0x48, 0x0f, 0xae, 0xc9, 0xf3, 0x48, 0x0f, 0xae, 0xca, 0xf4];
+    machine.load(flatImage(Uint8Array.from(code), 'long', 'registers', { at: START }));
+    const { vcpu } = machine;
+    const { cr4, gs } = vcpu.getSregs();
+    vcpu.changeSregs({ cr4: cr4 | FSGSBASE, gs: { ...gs, base: 0x1234_5678n } });
+    expect(vcpu.run(DEADLINE_MS)).toBe(Exit.HLT);
+    expect(vcpu.getRegs()).toMatchObject({ rcx: 0x1234_5678n, rdx: 0x1234_5678n });
+  });
 });

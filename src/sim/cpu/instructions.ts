@@ -125,7 +125,13 @@ const exactX87 = new Map<string, Exact>(
   }),
 );
 
-const avxLowered = avxLowerings({ misaligned });
+let avxTable: ReturnType<typeof avxLowerings> | undefined;
+/** Made when a guest has one of these: all names begin with a V. */
+function avxLowered(name: string) {
+  if (name[0] !== 'v') return undefined;
+  avxTable ??= avxLowerings({ misaligned });
+  return Object.hasOwn(avxTable, name) ? avxTable[name] : undefined;
+}
 
 function unknown(cpu: Processor, insn: Insn): never {
   cpu.lacks(insn.code);
@@ -165,8 +171,9 @@ export const instructions = {
     const short = privileged && !single ? interruptFlag[name] : undefined;
     const lowering = short ?? (isVector(b, insn, name) ? vectors[name] : micro.get(name));
     const helper = called.get(name);
-    if (Object.hasOwn(avxLowered, name) && usesYmm(b, insn))
-      avxLowered[name]!(b, insn, avxAnswers[name] ?? called.get(name)!);
+    const avxLowering = avxLowered(name);
+    if (avxLowering !== undefined && usesYmm(b, insn))
+      avxLowering(b, insn, avxAnswers[name] ?? called.get(name)!);
     else if (exact.has(name) && usesXmm(b, insn)) floats[name]!(b, insn, exact.get(name)!);
     else if (exactX87.has(name) && usesX87(b, insn)) x87Lowerings[name]!(b, insn, exactX87.get(name)!);
     else if (lowering !== undefined) lowering(b, insn);

@@ -226,7 +226,7 @@ export function prepare(decoders: readonly Decoder[], lower: Lower): Uint8Array 
   const sizes = [...new Set(FAMILIES.map(({ bits }) => bits))];
   const found = new Map(sizes.map((bits) => [bits, formsOf(bits, decoders)]));
   const used = new Map(sizes.map((bits) => [bits, new Set<number>()]));
-  const head: number[] = [FAMILIES.length, sizes.length];
+  const head: number[] = [0, FAMILIES.length, sizes.length];
   const parts: Uint8Array[] = [];
   let start = HEAD_BYTES;
   /** A row of the head, with where its part is. */
@@ -267,13 +267,20 @@ export function prepare(decoders: readonly Decoder[], lower: Lower): Uint8Array 
   }
   const file = new Uint8Array(start);
   if (head.length * 4 > HEAD_BYTES) throw new Error('the head has no room');
-  file.set(wordsOf(head));
   let at = HEAD_BYTES;
   for (const part of parts) {
     file.set(part, at);
     at += whole(part.length);
   }
+  head[0] = checksum(file.subarray(HEAD_BYTES));
+  file.set(wordsOf(head));
   return file;
+}
+/** FNV-1a. */
+function checksum(bytes: Uint8Array): number {
+  let sum = 0x811c_9dc5;
+  for (const byte of bytes) sum = Math.imul(sum ^ byte, 0x0100_0193);
+  return sum;
 }
 const whole = (length: number): number => Math.ceil(length / 4) * 4;
 const wordsOf = (numbers: readonly number[]): Uint8Array => new Uint8Array(Int32Array.from(numbers).buffer);

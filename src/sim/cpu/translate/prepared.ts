@@ -12,11 +12,11 @@ export type Family = Pick<Mode, 'bits' | 'stackBits' | 'user' | 'flat' | 'codeLi
 export const familyKey = ({ bits, stackBits, user, flat, codeLimit }: Family): string =>
   [bits, stackBits, user, flat, codeLimit].join();
 
-/** Bytes of the file, from a place on: it is read as far as it is needed. */
-export type Read = (start: number, length: number) => Uint8Array;
+/** Bytes of the file, from a place on, or undefined where they cannot be had: it is read as far as it is needed. */
+export type Read = (start: number, length: number) => Uint8Array | undefined;
 
-/** The head of the file in numbers of 32 bits: how many there are of each, then their rows. */
-const Sizes = { families: 0, patterns: 1, rows: 2 } as const;
+/** The head of the file in numbers of 32 bits: a checksum of all that follows it, how many there are of each, then their rows. */
+const Sizes = { checksum: 0, families: 1, patterns: 2, rows: 3 } as const;
 export const HEAD_BYTES = 1024;
 /** What is read at once: where it begins, and how many bytes it has. */
 const Part = { start: 0, bytes: 1 } as const;
@@ -57,6 +57,9 @@ export interface PreparedForm {
 const wordsOf = (bytes: Uint8Array, start = 0, count = bytes.length >> 2) =>
   new Int32Array(bytes.buffer, bytes.byteOffset + start, count);
 
+/** Of a part that cannot be had. */
+const NOTHING = new Uint8Array();
+
 export class PreparedFamily {
   readonly #read: Read;
   /** Of FamilyRow. */
@@ -84,7 +87,7 @@ export class PreparedFamily {
     });
   }
   get #bytes(): Uint8Array {
-    this.#part ??= this.#read(this.#field('start'), this.#field('bytes'));
+    this.#part ??= this.#read(this.#field('start'), this.#field('bytes')) ?? NOTHING;
     return this.#part;
   }
   get #formBytes(): number {
@@ -107,6 +110,7 @@ export class PreparedFamily {
 
   /** @param x87 whether that may be used */
   form(form: number, x87: boolean): PreparedForm | undefined {
+    if (this.#bytes === NOTHING) return undefined;
     this.#forms ??= wordsOf(this.#bytes, 0, this.#field('forms') * FormRow.length);
     const words = this.#forms;
     const row = found(words, this.#field('forms'), FormRow.length, form);
@@ -129,7 +133,8 @@ class PreparedPatterns {
   }
   pattern(form: number): Pattern | undefined {
     const count = this.#row[PatternsRow.count]!;
-    this.#part ??= this.#read(this.#row[PatternsRow.start]!, this.#row[PatternsRow.bytes]!);
+    this.#part ??= this.#read(this.#row[PatternsRow.start]!, this.#row[PatternsRow.bytes]!) ?? NOTHING;
+    if (this.#part === NOTHING) return undefined;
     const words = wordsOf(this.#part, 0, (count + 1) * PatternRow.length);
     const row = found(words, count, PatternRow.length, form);
     if (row === undefined) return undefined;
@@ -142,8 +147,16 @@ export class Prepared {
   readonly #families = new Map<string, PreparedFamily>();
   readonly #patterns = new Map<number, PreparedPatterns>();
 
-  constructor(read: Read) {
-    const head = wordsOf(read(0, HEAD_BYTES));
+  constructor(file: Read) {
+    const first = file(0, HEAD_BYTES);
+    if (first === undefined) return;
+    const head = wordsOf(first);
+    // Another file may have come into its place since, with another version of the package.
+    const read: Read = (start, length) => {
+      const part = file(start, length);
+      const now = file(0, HEAD_BYTES);
+      return now !== undefined && wordsOf(now).every((word, i) => word === head[i]) ? part : undefined;
+    };
     let at: number = Sizes.rows;
     const row = (length: number) => {
       at += length;
