@@ -226,7 +226,7 @@ async function runInTheLab(style: Style, signal: AbortSignal): Promise<number> {
   }
   const { status: result } = await runInLab({
     command: process.execPath,
-    args: [join(packageRoot, 'dist', 'cli', 'main.js'), 'demo', '--backend', 'kvm'],
+    args: [join(packageRoot(), 'dist', 'cli', 'main.js'), 'demo', '--backend', 'kvm'],
     kernel,
     timeoutMs: 3 * TIMEOUT_MS,
     env: isColourful(process.stdout) ? { FORCE_COLOR: '1' } : {},

@@ -38,7 +38,7 @@ export async function setup(argv: string[]): Promise<number> {
 
 /** Loads the addon in a process of its own, as what is loaded here would stay: its path, or why there is none. */
 function tryAddon(): { readonly path: string | undefined; readonly why: string } {
-  const native = pathToFileURL(join(packageRoot, 'dist', 'kvm', 'native.js')).href;
+  const native = pathToFileURL(join(packageRoot(), 'dist', 'kvm', 'native.js')).href;
   const program = `import { loadNative } from ${JSON.stringify(native)};
     try { console.log(loadNative().path); } catch (error) { console.error(error.message); process.exitCode = 1; }`;
   const { status, stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], {

@@ -145,7 +145,7 @@ function load(): Native {
       // With module_root given, bindings does not walk stack traces to find it.
       return bindings({
         bindings: 'vmexit',
-        module_root: packageRoot,
+        module_root: packageRoot(),
         try: [['module_root', ...place(), 'bindings']],
       });
     } catch (error) {

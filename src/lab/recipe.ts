@@ -13,7 +13,7 @@ import { packageRoot } from '../package.ts';
 import { LabError } from './errors.ts';
 
 /** The folder that holds kernel.fragment, patches/ and init: `lab/` of the package. */
-export const labFolder = join(packageRoot, 'lab');
+export const labFolder = join(packageRoot(), 'lab');
 
 /** The Debian package whose source is built, and the archive that it installs. */
 export const SOURCE_PACKAGE = 'linux-source-6.12';

@@ -29,7 +29,7 @@ export interface BuildOptions {
  *   the build fails
  */
 export async function buildAddon(options: BuildOptions = {}): Promise<string> {
-  const { folder = packageRoot, report = () => {} } = options;
+  const { folder = packageRoot(), report = () => {} } = options;
   const env = {
     ...process.env,
     // binding.gyp asks `node` where node-addon-api is.

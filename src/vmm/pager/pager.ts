@@ -35,7 +35,7 @@ const pagesOf = (base: number, offset: number, size: number): [first: number, en
 ];
 
 /** The pager's thread, as it is compiled: worker threads cannot run TypeScript. */
-const THREAD = join(packageRoot, 'dist', 'vmm', 'pager', 'thread.js');
+const thread = () => join(packageRoot(), 'dist', 'vmm', 'pager', 'thread.js');
 
 interface Waiter {
   readonly resolve: () => void;
@@ -196,7 +196,7 @@ export class Pager implements ExitHandler, Disposable {
   /** By a port of its own, which can be read in the middle of a run too. */
   #begin(orders: Orders): { worker: Worker; port: MessagePort } {
     const { port1, port2: port } = new MessageChannel();
-    const worker = new Worker(THREAD, { workerData: { orders, port: port1 }, transferList: [port1] });
+    const worker = new Worker(thread(), { workerData: { orders, port: port1 }, transferList: [port1] });
     port.on('message', (notice: Notice) => this.#notice(notice));
     worker.on('error', (cause) =>
       this.#fail(
