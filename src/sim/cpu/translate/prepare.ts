@@ -16,10 +16,10 @@ const FLAT_32 = { bits: 32, stackBits: 32, flat: FLAT, codeLimit: 0xffff_ffff } 
 const REAL = { bits: 16, stackBits: 16, flat: 0, codeLimit: 0xffff } as const;
 /** What guests are in most. */
 export const FAMILIES: readonly Family[] = [
-  { ...LONG, user: false },
-  { ...LONG, user: true },
-  { ...FLAT_32, user: false },
-  { ...REAL, user: false },
+  { ...LONG, user: false, privileged: true },
+  { ...LONG, user: true, privileged: false },
+  { ...FLAT_32, user: false, privileged: true },
+  { ...REAL, user: false, privileged: true },
 ];
 
 const modeOf = (family: Family): Mode => ({
@@ -245,6 +245,7 @@ export function prepare(decoders: readonly Decoder[], lower: Lower): Uint8Array 
       bits: family.bits,
       stackBits: family.stackBits,
       user: family.user ? 1 : 0,
+      privileged: family.privileged ? 1 : 0,
       flat: family.flat,
       codeLimit: family.codeLimit === Number.POSITIVE_INFINITY ? 0 : family.codeLimit,
       forms: rows.length / FormRow.length,

@@ -8,9 +8,9 @@ import type { Mode } from '../processor/modes.ts';
 import type { Pattern } from './patterns.ts';
 
 /** The modes that a template is for which has not looked at whether vectors and the x87 may be used. */
-export type Family = Pick<Mode, 'bits' | 'stackBits' | 'user' | 'flat' | 'codeLimit'>;
-export const familyKey = ({ bits, stackBits, user, flat, codeLimit }: Family): string =>
-  [bits, stackBits, user, flat, codeLimit].join();
+export type Family = Pick<Mode, 'bits' | 'stackBits' | 'user' | 'privileged' | 'flat' | 'codeLimit'>;
+export const familyKey = ({ bits, stackBits, user, privileged, flat, codeLimit }: Family): string =>
+  [bits, stackBits, user, privileged, flat, codeLimit].join();
 
 /** Bytes of the file, from a place on, or undefined where they cannot be had: it is read as far as it is needed. */
 export type Read = (start: number, length: number) => Uint8Array | undefined;
@@ -32,7 +32,8 @@ export const FamilyRow = {
   forms: 7,
   helpers: 8,
   functions: 9,
-  length: 10,
+  privileged: 10,
+  length: 11,
 } as const;
 /** A form: what of it is in Shape (`x87`: only where that may be used), the mask of counts, and its first function. */
 export const FormRow = { form: 0, shape: 1, counts: 2, first: 3, length: 4 } as const;
@@ -82,6 +83,7 @@ export class PreparedFamily {
       bits: this.#field('bits') as 16 | 32 | 64,
       stackBits: this.#field('stackBits') as 16 | 32 | 64,
       user: this.#field('user') !== 0,
+      privileged: this.#field('privileged') !== 0,
       flat: this.#field('flat'),
       codeLimit: limit === 0 ? Number.POSITIVE_INFINITY : limit >>> 0,
     });
