@@ -256,7 +256,8 @@ const FIRST_RETURN = BigInt(FLAT_ADDRESS + RETURNS.IRETQ);
 
 conformance('ways between privilege levels', ({ needs }) => {
   const it = needs('hardware-virtualization');
-  for (const [name, way] of Object.entries(ways)) {
+  for (const name of ['IRETQ', 'SYSRETQ'] as const) {
+    const way = ways[name];
     it(`SYSCALL behind ${name} goes where LSTAR says now`, (hv) =>
       played(hv, { way, change: msr(Msr.LSTAR), rdx: BigInt(At.other) }, ({ vcpu }) =>
         expect(vcpu.getRegs().rip).toBe(BigInt(At.other + 1)),
@@ -287,10 +288,13 @@ conformance('ways between privilege levels', ({ needs }) => {
         expect(vcpu.getRegs().r14).toBe(BigInt(USER_STACK - 8)),
       ));
 
+    // AMD's SYSRET goes there, and faults at its first fetch.
     it(`${name} to an address that is not canonical faults`, (hv) =>
-      played(hv, { way, change: change(otherPlace), rdx: 1n << 47n }, ({ vector, frame }) =>
-        expect([vector, frame[0]]).toEqual([Vector.GP, 0n]),
-      ));
+      played(hv, { way, change: change(otherPlace), rdx: 1n << 47n }, ({ vector, frame }) => {
+        expect([vector, frame[0]]).toEqual([Vector.GP, 0n]);
+        const places = [BigInt(FLAT_ADDRESS + RETURNS[name]), ...(name === 'IRETQ' ? [] : [1n << 47n])];
+        expect(places).toContain(frame[1]);
+      }));
 
     // The trap of SYSRET's own TF comes at once; IRET's lets an instruction through.
     it(`${name} with TF is one step`, (hv) =>

@@ -10,7 +10,7 @@ const [PD, PT] = [0x3000, 0x4000];
 const GLOBAL = 0x100n;
 const EPOCHS = 2 ** 32 / MODES;
 
-/** At each physical page a loop of two blocks that gives another number: mov eax; jmp; dec ecx; jnz; hlt. */
+/** At each physical page a loop of two blocks that gives another number: jmp; mov eax; dec ecx; jnz; hlt. */
 function machine(global: bigint): Machine {
   const made = new Machine().long(0);
   const { cpu } = made;
@@ -21,7 +21,7 @@ function machine(global: bigint): Machine {
     [FIRST, '01'],
     [SECOND, '02'],
   ] as const)
-    made.bytes(place, `b8 ${number} 00 00 00 eb 00 ff c9 75 f5 f4`);
+    made.bytes(place, `eb 00 b8 ${number} 00 00 00 ff c9 75 f5 f4`);
   made.set64(PT + (CODE >> 12) * 8, BigInt(FIRST) | 7n | global);
   cpu.cr4 |= 0x80;
   cpu.flushTlb();
