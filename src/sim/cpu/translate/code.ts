@@ -7,7 +7,7 @@ import { PAGE } from '../../arena.ts';
 import { segmentLinear } from '../address/addressing.ts';
 import { notEmulated, raise, Vector } from '../processor/fault.ts';
 import { LONGEST } from '../processor/insn.ts';
-import { MODES, type Mode } from '../processor/modes.ts';
+import type { Mode } from '../processor/modes.ts';
 import type { Processor } from '../processor/processor.ts';
 import type { TranslatedCode } from '../processor/services.ts';
 import { Access, MMIO } from '../processor/stage.ts';
@@ -19,9 +19,10 @@ import { CodePage as PageOf } from './code-page.ts';
 import { BLOCK, Cold } from './cold.ts';
 import type { Decoder } from './decode.ts';
 import { type CodePage, Entry, keyOf, type MadeUnit } from './entry.ts';
+import { Generations, NEVER } from './generations.ts';
 import type { Block, End } from './ir.ts';
 import type { Lower } from './lowering.ts';
-import { ENTRIES, forgetTargets, revoke, slotOf } from './targets.ts';
+import { ENTRIES, revoke, slotOf } from './targets.ts';
 import { Units } from './units.ts';
 import { WasmUnit } from './wasm.ts';
 
@@ -38,10 +39,6 @@ const PLACES = 4096;
 const DIFFERENT: ReadonlySet<string> = new Set(['call', 'jmp', 'ret', 'lss', 'lfs', 'lgs', 'lzcnt', 'tzcnt']);
 
 const LOW = 0xffff_ffffn;
-/** What the table by RIP tells apart (settle()). */
-const EPOCHS = 2 ** 32 / MODES;
-/** No epoch. */
-const NEVER = -1;
 /** Thrown where more bytes are needed. */
 const short = new RangeError('the bytes end in the middle of an instruction');
 
@@ -59,10 +56,7 @@ export class Code implements TranslatedCode {
   /** What was found last by RIP: blocks, and single instructions. */
   #jumps: (Entry | undefined)[] = new Array(PLACES);
   readonly #singles: (Entry | undefined)[] = new Array(PLACES);
-  /** The last numbers that were given: of what holds while nothing is forgotten, and, of global pages, while they are not. */
-  #epoch = 0;
-  #globals = 0;
-  #epochs = 0;
+  readonly #generations: Generations;
   /** Linear pages that code was fetched from since all was forgotten, by the lower 32 bits. */
   readonly #fetched = new Set<number>();
   /** To be forgotten, when what executes has come to its end. */
@@ -90,10 +84,11 @@ export class Code implements TranslatedCode {
     this.#cpu = cpu;
     this.#decoder = decoder;
     this.#lower = lower;
+    this.#generations = new Generations(cpu);
     this.#cold = Cold.create(cpu, decoder, lower, segmentLinear, Hot.records);
     this.#units = new Units(cpu, this.#cold?.interpreter, {
       near: (rip, from) => this.#near(rip, from),
-      isCurrent: ({ epoch }) => epoch === this.#epoch || epoch === this.#globals,
+      isCurrent: ({ epoch }) => this.#generations.holds(epoch),
     });
   }
 
@@ -102,16 +97,7 @@ export class Code implements TranslatedCode {
     this.#advance();
   }
   flushLocal(): void {
-    this.#epoch = this.#number();
-    this.settle();
-  }
-  /** The next number. Those of the table have fewer bits: where they begin again nothing may have one of before. */
-  #number(): number {
-    if (++this.#epochs % EPOCHS !== 0) return this.#epochs;
-    forgetTargets(this.#cpu.state);
-    this.#fetched.clear();
-    this.#globals = ++this.#epochs;
-    return ++this.#epochs;
+    this.#generations.advanceLocal();
   }
   flushPage(low: number): void {
     if (this.#fetched.has(low >>> 12)) this.#advance();
@@ -119,18 +105,10 @@ export class Code implements TranslatedCode {
   /** What was found by RIP does not hold any more, in no executor. */
   #advance(): void {
     this.#fetched.clear();
-    this.#globals = this.#number();
-    this.flushLocal();
+    this.#generations.advance();
   }
-  /** What was found for the page of the last fetch holds while it is this. */
-  get #current(): number {
-    return this.#cpu.memory.global ? this.#globals : this.#epoch;
-  }
-  /** One number for the epoch and the mode: a block of templates is gone to only in both. */
   settle(): void {
-    const { state, mode } = this.#cpu;
-    state.setU32(State.generation, Math.imul(this.#epoch, MODES) + mode.key);
-    state.setU32(State.globals, Math.imul(this.#globals, MODES) + mode.key);
+    this.#generations.settle();
   }
   /**
    * A run begins. Where somebody may have written to guest memory since the last, pages are compared once before they are
@@ -187,7 +165,7 @@ export class Code implements TranslatedCode {
       known.low === low &&
       known.high === high &&
       known.mode === mode.key &&
-      (known.epoch === this.#epoch || known.epoch === this.#globals || this.#isStill(known))
+      (this.#generations.holds(known.epoch) || this.#isStill(known))
     )
       return known;
     const entry = this.#look(mode, state.rip);
@@ -237,7 +215,7 @@ export class Code implements TranslatedCode {
       this.#jumps = new Array(ENTRIES);
     if (Number(rip) > mode.codeLimit) raise(Vector.GP, 0);
     const first = this.#pageAt(rip);
-    const current = this.#current;
+    const current = this.#generations.current;
     const key = keyOf(rip, mode.key);
     let entry = first.entries.get(key);
     if (entry === undefined || entry.rip !== rip || !this.#holds(entry, rip)) {
@@ -245,7 +223,7 @@ export class Code implements TranslatedCode {
       first.entries.set(key, entry);
       for (const page of entry.pages) page.made.push(entry);
     }
-    entry.epoch = entry.pages.length > 1 ? this.#epoch : current;
+    entry.epoch = entry.pages.length > 1 ? this.#generations.local : current;
     return entry;
   }
 
@@ -254,7 +232,7 @@ export class Code implements TranslatedCode {
     const { pages, low, high } = entry;
     const first = pages[0]!;
     if (pages.length > 1 || first.stale || this.#fetch(low, high) !== first.host) return false;
-    const current = this.#current;
+    const current = this.#generations.current;
     if (first.checked !== this.#run && this.#page(first.host) !== first) return false;
     entry.epoch = current;
     return true;
@@ -379,7 +357,7 @@ export class Code implements TranslatedCode {
       // From there on it goes on by itself.
       cpu.current = interpreter;
       this.settle();
-      interpreter.remember(entry.low, entry.high, entry.cold, entry.epoch === this.#globals);
+      interpreter.remember(entry.low, entry.high, entry.cold, entry.epoch === this.#generations.global);
       if (!interpreter.run(entry.cold)) return false;
     } else {
       cpu.current = unit;
@@ -429,7 +407,7 @@ export class Code implements TranslatedCode {
     try {
       for (const [{ low, high }, page] of unit.places) {
         holds &&= !page.stale && this.#page(this.#fetch(low, high)) === page;
-        if (!this.#cpu.memory.global) current = this.#epoch;
+        if (!this.#cpu.memory.global) current = this.#generations.local;
       }
     } catch {
       holds = false; // it faults if it is executed
