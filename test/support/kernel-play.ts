@@ -197,7 +197,8 @@ function innerOnly(random: Random, a: Assembler): void {
   const choices: readonly (() => void)[] = [
     () => a.put(0xfa),
     () => a.put(0xfb),
-    () => a.put(0xfb, 0x90),
+    () => a.put(0xfa, 0xfb, 0x90),
+    () => a.put(0xfa, ...push(0x202), 0x9d),
     () => a.put(0x9c, 0x8f, 0x04, ...at(Page.data + 0x100)), // pushfq; pop [data]
     () => a.put(...push(random.pick(FLAGS) | 2), 0x9d),
     () => a.put(...push(random.pick(FLAGS) | 2), 0x66, 0x9d),
