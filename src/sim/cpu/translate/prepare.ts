@@ -165,6 +165,8 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
   const module = new WasmModule({ global: true, placed: true });
   const rows: number[] = [];
   const helpers: number[] = [];
+  /** Their patterns are of use without a template. */
+  const others: number[] = [];
   for (const [form, { samples }] of forms) {
     const make = (sample: { insn: Insn; hasRegister: boolean }, into: WasmModule) =>
       templateOf(mode, sample.insn, sample.hasRegister, segmentLinear, lower, into);
@@ -187,13 +189,16 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
       ),
     );
     if (chosen.includes(undefined)) continue;
-    // What x87 code calls is made for each processor.
+    // What is made for each processor cannot be called: the x87's functions, and transitions.
     const hasQuick = chosen.some((sample) => {
       const alone = trial();
       make(sample!, alone);
       return alone.helpers.some((helper) => typeof helper !== 'function');
     });
-    if (hasQuick) continue;
+    if (hasQuick) {
+      if (!isX87(form)) others.push(form);
+      continue;
+    }
     rows.push(
       form,
       (bytePlace(first!, 'rm') ? Shape.byteRm : 0) |
@@ -210,7 +215,7 @@ function templatesOf(family: Family, forms: Map<number, Found>, lower: Lower) {
       for (let i = before; i < module.helpers.length; i++) helpers.push(i - before);
     }
   }
-  return { rows, helpers, module };
+  return { rows, helpers, others, module };
 }
 const trial = (): WasmModule => new WasmModule({ global: true });
 /** It is for operands of all values. */
@@ -239,8 +244,9 @@ export function prepare(decoders: readonly Decoder[], lower: Lower): Uint8Array 
     start += whole(part.length);
   };
   for (const family of FAMILIES) {
-    const { rows, helpers, module } = templatesOf(family, found.get(family.bits)!, lower);
+    const { rows, helpers, others, module } = templatesOf(family, found.get(family.bits)!, lower);
     for (let i = 0; i < rows.length; i += FormRow.length) used.get(family.bits)!.add(rows[i]!);
+    for (const form of others) used.get(family.bits)!.add(form);
     const fields = {
       bits: family.bits,
       stackBits: family.stackBits,

@@ -63,6 +63,9 @@ function watched(insn: Insn, seen: Seen): Insn {
       case 'far':
         return notes(operand, ['selector', 'offset'], 'place', seen);
       case 'st':
+      case 'segment':
+      case 'cr':
+      case 'dr':
         return operand; // the form says which
       default:
         return notes(operand, ['index'], 'place', seen);
