@@ -17,6 +17,7 @@ import { Quirk } from '../../src/uapi/index.ts';
 import { Agent, breakAt, Layout } from './agent.ts';
 import { noPoison } from './hwpoison.ts';
 import { message, nextVector, servicing, waitingGuest } from './interrupts.ts';
+import { inLab } from './limits.ts';
 import { errnoOf } from './run.ts';
 import { loadsOne, nops } from './snippets.ts';
 import { Tap } from './tap.ts';
@@ -43,6 +44,11 @@ const others = {
       ? "this KVM executes privilege 0 in its emulator: PVM, without the processor's virtualization"
       : undefined;
   },
+  /** No processor of QEMU's raises #AC. */
+  'alignment-checks': (hv) =>
+    hv.backend === 'kvm' && inLab
+      ? 'the processor under this KVM is emulated, by QEMU, which checks no alignment'
+      : undefined,
   'interrupts-in-service'(hv) {
     using agent = waitingGuest(hv);
     agent.vm.signalMsi(message(0x71));

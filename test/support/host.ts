@@ -25,6 +25,7 @@ export const backends: readonly BackendName[] = inLab ? ['kvm'] : ['kvm', 'sim']
  * the lab must have, unless its kernel was booted with parameters of a test's own.
  */
 const beyondLab: readonly Condition[] = [
+  'alignment-checks',
   'guest-memfd-mmap',
   'hardware-breakpoint',
   ...(process.env.VMEXIT_LAB_KERNEL === 'userfault'
