@@ -43,6 +43,7 @@ const steps = [
     inputs: [
       at('src'),
       at('scripts', 'bundle.mjs'),
+      at('scripts', 'builtins.mjs'),
       at('scripts', 'pack-iced.mjs'),
       at('scripts', 'prepare-templates.mjs'),
     ],
