@@ -168,7 +168,7 @@ function options() {
 const kept = [];
 const plants = {
   fd: () => kept.push(openSync('/dev/null')),
-  heap: () => kept.push(Array.from({ length: 300_000 }, (_, i) => i + 0.5)),
+  heap: () => kept.push(Array.from({ length: 600_000 }, (_, i) => i + 0.5)),
 };
 
 const tell = (line) => process.stdout.write(`soak: ${line}\n`);

@@ -39,9 +39,10 @@ const sibling = (vm, id) => {
   vcpu.setRegs({ rip: 0x1000, rflags: 2 });
   return vcpu;
 };
-/** A worker that has said that it is there. */
-async function worker(does, data) {
+/** A worker that has said that it is there. What it throws may come before anybody has heard that. */
+async function worker(does, data, hears) {
   const thread = new Worker(self, { workerData: { does, ...data } });
+  if (hears !== undefined) thread.on('error', hears);
   const ended = new Promise((done) => thread.once('exit', done));
   const [said] = await once(thread, 'message');
   return { thread, said, ended };
@@ -174,8 +175,8 @@ const scenarios = {
     vcpu.start([{ handle }]);
     while (heard.length < 1) await tick();
     vcpu.complete(() => {});
-    const { thread, ended } = await worker('throws', { vcpu: vcpu.share() });
-    thread.on('error', ({ message }) => heard.push(message));
+    const hears = ({ message }) => heard.push(message);
+    const { ended } = await worker('throws', { vcpu: vcpu.share() }, hears);
     await ended;
     // In the simulator the access belongs to the processor of a thread until that is known to be gone.
     while (codeOf(() => vcpu.run(DEADLINE_MS)) === 'EBUSY') await tick();
