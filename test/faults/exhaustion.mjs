@@ -137,6 +137,8 @@ await main({
   /** No address space for guest memory, nor for a thread's stack; the simulator has as much as it was made with. */
   async memory() {
     const { hv, vm, ram, vcpu } = boot(code.out);
+    // The simulator's decoder is loaded when a vCPU is started first. One of KVM's would have its thread then.
+    if (hv.backend === 'sim') await vcpu.start([], { timeoutMs: DEADLINE_MS });
     const before = ours();
     limit(`--as=${addressBytes() + 2 ** 30}:`, `--stack=${2 ** 40}:unlimited`);
     const fill = () => {
