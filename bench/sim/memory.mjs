@@ -1,6 +1,5 @@
 // Memory: private pages that a guest touches and what serves them, guest memory that nobody touches, and what is held of
 // code that is new each time.
-import { readFileSync } from 'node:fs';
 import { Exit, enterLongMode, guest, MemoryFaultService, openHypervisor, VmType } from '../../dist/index.js';
 import { expect, MIB, median, resident } from '../support.mjs';
 import { turn, watch } from './children.mjs';
@@ -87,14 +86,9 @@ export function untouched() {
 
 /** The most that the process of a program had resident, in MiB, before the program ended. */
 async function most(name, folder) {
-  let kb;
-  const peak = (pid) => Number(/VmHWM:\s+(\d+)/.exec(readFileSync(`/proc/${pid}/status`, 'utf8'))[1]);
-  // Looked at while the process still waits to write its end.
-  await watch(machines.sim64.command(image(name, 64, folder)), LIMIT_MS, (output, _, pid) => {
-    if (!output.includes('E')) return false;
-    kb = peak(pid);
-    return true;
-  });
+  const command = [...machines.sim64.command(image(name, 64, folder)), 'peak'];
+  const { output } = await watch(command, LIMIT_MS, () => false);
+  const [, kb] = /^peak (\d+)$/m.exec(output) ?? [];
   expect(kb !== undefined, `${name} came to no end`);
   return kb / 1024;
 }

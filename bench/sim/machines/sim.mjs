@@ -1,4 +1,5 @@
-// A program of the benchmarks on the simulator: node sim.mjs IMAGE MIB. What it writes to port 0xe9 comes out at once.
+// A program of the benchmarks on the simulator: node sim.mjs IMAGE MIB [peak]. What it writes to port 0xe9 comes out at once; `peak`
+// has the process tell at the end how much it had resident at most, in KiB.
 import { readFileSync, writeSync } from 'node:fs';
 import { Exit, enterProtectedMode, openHypervisor } from '../../../dist/index.js';
 import { LOADED, place } from './multiboot.mjs';
@@ -7,7 +8,7 @@ const MARKS = 0xe9;
 const END = 0xf4;
 const LIMIT_MS = 600_000;
 
-const [path, mib] = process.argv.slice(2);
+const [path, mib, peak] = process.argv.slice(2);
 const size = Number(mib) * 2 ** 20;
 const hv = openHypervisor({ backend: 'sim' });
 const vm = hv.createVm();
@@ -35,6 +36,7 @@ for (;;) {
     byte[0] = io.value;
     writeSync(1, byte);
   } else if (io.port === END) {
+    if (peak !== undefined) writeSync(1, `peak ${process.resourceUsage().maxRSS}\n`);
     process.exit(0);
   }
 }
