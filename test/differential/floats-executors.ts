@@ -48,7 +48,7 @@ export class Executors {
     this.cpu = cpu;
     this.state = cpu.state;
     cpu.cr4 |= 0x600;
-    cpu.state.limit = 2n ** 62n;
+    cpu.state.setLimit(2 ** 52);
     cpu.state.setGpr(3, BigInt(DATA));
     this.#mode = { ...cpu.mode, bits: 64, stackBits: 64, x87: true, sse: true, single: false };
   }

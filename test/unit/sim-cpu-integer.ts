@@ -56,7 +56,7 @@ export class Machine {
     if (mode !== 'real') cpu.cr0 |= PE;
     if (mode === 'long') cpu.efer |= EFER_LMA;
     cpu.changed();
-    cpu.state.limit = 2n ** 62n;
+    cpu.state.setLimit(2 ** 52);
     this.flat = mode === 'long' || mode === 'protected32';
     this.set(R.sp, this.flat ? BigInt(Place.stack + 0x800) : 0x800n);
   }

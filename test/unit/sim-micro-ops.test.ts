@@ -18,7 +18,7 @@ function processor(): Cpu {
   const ram = arena.allocate(RAM)!;
   const stage = { page: (gpa: number) => ram + (gpa % RAM), sharedPage: (gpa: number) => ram + (gpa % RAM) };
   const cpu = new Cpu(arena, stage, { vendor: 'intel', decoder: new Decoder(() => iced as unknown as Iced) });
-  cpu.state.limit = 2n ** 62n;
+  cpu.state.setLimit(2 ** 52);
   return cpu;
 }
 

@@ -84,7 +84,7 @@ const ways = Object.entries({ syscall: 'SYSCALL', sysretq: 'SYSRET', iretq: 'IRE
     return [name, lowering] as const;
   },
 );
-/** The same, and userspace may have something to do. */
+/** A string instruction on ports: userspace may have something to do. */
 const repeatsPorts =
   (helper: Helper): Lower =>
   (b, insn) => {

@@ -200,7 +200,7 @@ export abstract class Processor extends Registers {
     this.changed();
     this.numberContext();
     this.code.settle();
-    if (this.mode.single || this.isAwaited) this.state.limit = 0n; // no block begins
+    if (this.mode.single || this.isAwaited) this.state.setLimit(0); // no block begins
   }
   /** Somebody is to come before the next instruction, or as soon as interrupts can be taken. */
   get isAwaited(): boolean {

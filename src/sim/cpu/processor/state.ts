@@ -53,6 +53,8 @@ export const State = {
   /** Of what is in `targets`, that holds which has this number; or, as long as global pages are what they were, the other one. */
   generation: 0x3c8,
   globals: 0x3d0,
+  /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
+  unit: 0x3cc,
   /** IF where somebody waits until interrupts can be taken, or an NMI is being served; else 0. */
   awaited: 0x3d4,
   /** What `count` was after STI: its shadow is over by itself when another instruction was begun. */
@@ -62,8 +64,6 @@ export const State = {
   /** Where the upper 16 of 32 bytes of an operand in memory wait for a vector op. */
   vectorHigh: 0x3f0,
   transitions: 0x400,
-  /** The unit of WebAssembly that is executing: State.at is its number then; 0 where it is a record. */
-  unit: 0x3cc,
   /** The translation lookaside buffers: see tlb.ts. */
   tlb: 0x1000,
   /** Where execution may go on, by RIP: see targets.ts. */
@@ -186,9 +186,6 @@ export class CpuState {
   }
   set count(value: bigint) {
     this.arena.views.u64[(this.base + State.count) / 8] = value;
-  }
-  set limit(value: bigint) {
-    this.arena.views.u64[(this.base + State.limit) / 8] = value;
   }
   /** The same as numbers, for what each run does: a guest does not come to 2^53 instructions. */
   get counted(): number {

@@ -3,10 +3,10 @@
  * alike, and copies that do not reach into themselves. Anything else is the helpers' (integer/strings.ts).
  */
 import { PAGE } from '../../../arena.ts';
-import { Tables } from '../../address/tlb.ts';
 import { Flag, State } from '../../processor/state.ts';
 import { type Body, i, type Local, l, select, statePage, type Value } from './code.ts';
 import { Functions } from './module.ts';
+import { placeOf } from './pages.ts';
 
 const [RAX, RCX, RSI, RDI] = [0, 8, 48, 56];
 
@@ -17,15 +17,7 @@ function bytesOf(f: Body, base: Local, size: Local, repeats: Local): Local {
   f.giveUpIf(l.gtu(count, BigInt(PAGE)));
   return f.i(i.mul(i.wrap(count), size));
 }
-/** Where in the arena the bytes at an index register are, by a table of the TLB. */
-function placeOf(f: Body, base: Local, linear: Local, bytes: Local, table: Value): Local {
-  const inside = i.and(i.wrap(linear), PAGE - 1);
-  f.giveUpIf(i.gtu(i.add(inside, bytes), PAGE));
-  const index = i.and(i.wrap(l.shr(linear, 8n)), (Tables.entries - 1) * Tables.entryBytes);
-  const entry = f.i(i.add(i.add(base, table), index));
-  f.giveUpIf(l.ne(l.load(entry, 0), l.and(linear, BigInt(-PAGE))));
-  return f.i(i.add(i.wrap(linear), i.load(entry, 8)));
-}
+const lastOf = (bytes: Local): Value => l.sub(l.extendU(bytes), 1n);
 /** The index register has moved, and nothing is left to repeat. */
 function move(f: Body, base: Local, register: number, linear: Local, bytes: Local): void {
   f.store64(base, register, l.add(linear, l.extendU(bytes)));
@@ -51,7 +43,7 @@ export const stringFunctions = {
       const alike = l.mul(l.and(rax, 0xffn), 0x0101_0101_0101_0101n);
       f.giveUpIf(l.ne(l.shl(rax, above), l.shl(alike, above)));
       const linear = f.l(l.load(base, RDI));
-      const to = placeOf(f, base, linear, bytes, table!);
+      const to = placeOf(f, base, table!, linear, lastOf(bytes));
       f.fill(to, i.wrap(rax), bytes);
       move(f, base, RDI, linear, bytes);
       done(f, base, repeats!);
@@ -64,8 +56,8 @@ export const stringFunctions = {
       const base = f.i(statePage);
       const bytes = bytesOf(f, base, size!, repeats!);
       const [source, destination] = [f.l(l.load(base, RSI)), f.l(l.load(base, RDI))];
-      const from = placeOf(f, base, source, bytes, reads!);
-      const to = placeOf(f, base, destination, bytes, table!);
+      const from = placeOf(f, base, reads!, source, lastOf(bytes));
+      const to = placeOf(f, base, table!, destination, lastOf(bytes));
       f.giveUpIf(i.ltu(i.sub(to, from), bytes));
       f.copy(to, from, bytes);
       move(f, base, RSI, source, bytes);

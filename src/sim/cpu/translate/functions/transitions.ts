@@ -2,12 +2,13 @@
  * SYSCALL, SYSRET and IRET as the processor has done them before (system/transitions.ts): from the same context, with all that it
  * looked at as it was. Anything else is the helpers'.
  */
-import { Tables, tableFor } from '../../address/tlb.ts';
+import { tableFor } from '../../address/tlb.ts';
 import { Seg } from '../../processor/descriptors.ts';
 import { ARITHMETIC, Flag, FlagKind, State } from '../../processor/state.ts';
 import { Transition, Way } from '../../processor/ways.ts';
 import { type Body, i, type Local, l, select, statePage, type Value } from './code.ts';
 import { Functions } from './module.ts';
+import { placeOf } from './pages.ts';
 
 const RCX = 1 * 8;
 const RSP = 4 * 8;
@@ -31,10 +32,7 @@ const checkCanonical = (f: Body, address: Value) =>
 /** A descriptor is what it was, as the supervisor reads it. */
 function checkDescriptor(f: Body, base: Local, address: Value, value: Value): void {
   const linear = f.l(address);
-  const index = i.and(i.wrap(l.shr(linear, 8n)), (Tables.entries - 1) * Tables.entryBytes);
-  const entry = f.i(i.add(i.add(base, tableFor(false, false)), index));
-  f.giveUpIf(l.ne(l.load(entry, 0), l.and(l.add(linear, 7n), -4096n)));
-  f.giveUpIf(l.ne(l.load(i.add(i.wrap(linear), i.load(entry, 8)), 0), value));
+  f.giveUpIf(l.ne(l.load(placeOf(f, base, tableFor(false, false), linear, 7n), 0), value));
 }
 
 /** Flags, RIP, segments and mode. */
